@@ -1,0 +1,1 @@
+"""Pretrain, fine-tune, evaluate, convert and serve encoders and encoder-decoders with JAX."""

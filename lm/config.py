@@ -1,0 +1,401 @@
+"""Every setting of a run: typed dataclasses, validated where they are built.
+
+A config file is a Python function `get_config()` that returns a `Config`; a flag such as
+`--config.model.num_layers=6` changes one field of it. Families (BERT, ModernBERT, T5, ...) are
+combinations of `ModelConfig` fields, never a name that other code asks for.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# Sections that a rerun in the same working directory may change: a longer run, another pod.
+RERUN_MAY_CHANGE = ("train", "checkpoint", "mesh")
+
+
+class InputError(Exception):
+    """The user's input is wrong: one line that says what was given, what is accepted, what to do."""
+
+
+def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise InputError(f"{name} is {value!r}; accepted: {', '.join(accepted)}.")
+
+
+def _at_least(name: str, value: float, minimum: float) -> None:
+    if not value >= minimum:
+        raise InputError(f"{name} is {value}; it must be at least {minimum}.")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name} is {value}; it must lie between {low} and {high}.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class DataConfig:
+    """From which text, with which tokenizer, in which rows.
+
+    Attributes:
+        source: `installed-docs` (docstrings of this Python installation, no download), `text`,
+            `jsonl` or `parquet`.
+        path: a file, a folder or a glob; several separated by commas. Unused by `installed-docs`.
+        field: the JSON or Parquet field that holds a document's text.
+        store: the folder of the token store; empty means `WORKDIR/store`.
+        tokenizer: an existing sentencepiece model to use; empty means: train one on the corpus.
+        tokenizer_kind: `unigram` or `bpe`, when one is trained.
+        vocab_size: pieces of the tokenizer to train, special ids and byte pieces included.
+        heldout_fraction: the share of documents kept for evaluation.
+        seq_length: tokens in a row, special tokens included.
+        batch_size: rows in a global batch, over all processes and micro-batches.
+        max_segments: the most examples (NSP pairs, MLM segments) that share a row.
+        short_seq_prob: how often an NSP pair gets a random, shorter target length (BERT: 0.1).
+    """
+
+    source: str = "installed-docs"
+    path: str = ""
+    field: str = "text"
+    store: str = ""
+    tokenizer: str = ""
+    tokenizer_kind: str = "unigram"
+    vocab_size: int = 8192
+    heldout_fraction: float = 0.02
+    seq_length: int = 128
+    batch_size: int = 32
+    max_segments: int = 8
+    short_seq_prob: float = 0.1
+
+    def validate(self) -> None:
+        _one_of("data.source", self.source, ("installed-docs", "text", "jsonl", "parquet"))
+        if self.source != "installed-docs" and not self.path:
+            raise InputError(f"data.path is empty; data.source={self.source} needs a file, folder or glob.")
+        _one_of("data.tokenizer_kind", self.tokenizer_kind, ("unigram", "bpe"))
+        _at_least("data.vocab_size", self.vocab_size, 400)
+        _within("data.heldout_fraction", self.heldout_fraction, 0.0, 0.5)
+        _at_least("data.seq_length", self.seq_length, 8)
+        _at_least("data.batch_size", self.batch_size, 1)
+        _at_least("data.max_segments", self.max_segments, 1)
+        _within("data.short_seq_prob", self.short_seq_prob, 0.0, 1.0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ModelConfig:
+    """One Transformer. The defaults are BERT's (Devlin et al., 2019) at a small size.
+
+    Attributes:
+        vocab_size: rows of the token embedding; at least the tokenizer's size.
+        d_model, num_layers, num_heads, d_ff: width, depth, heads, feed-forward width.
+        head_dim: width of a head; 0 means d_model / num_heads.
+        norm: `layernorm` or `rmsnorm`; norm_position: `post` (BERT, BART) or `pre` (ModernBERT, T5).
+        norm_eps, norm_bias: added to the variance; whether a layernorm has a bias.
+        embedding_norm: a norm after the embeddings.
+        first_attention_norm: whether layer 0 normalises before attention (ModernBERT: no).
+        final_norm: a norm after the last layer (pre-norm models).
+        activation: `relu`, `gelu` (erf), `gelu_tanh` or `silu`; gated: multiply by a second projection.
+        attention_bias, mlp_bias: biases of the linear maps.
+        position: `learned`, `rotary`, `relative` (T5 buckets) or `none`.
+        max_length: rows of the learned position table.
+        token_types: rows of the token type table; 0 for none.
+        rope_theta, rope_theta_local: base of the rotary frequencies, for global and local layers.
+        global_every: layer i attends globally when i % global_every == 0; the rest see `window`
+            tokens to either side. 1 means that every layer is global.
+        attention_scale: divide the scores by sqrt(head_dim) at run time (T5: no).
+        head_bias, head_activation: the bias of the MLM head's dense layer, and what follows it.
+        tie_embeddings: the output projection is the token embedding.
+        pooler: the tanh layer on [CLS] that the NSP head reads.
+        dropout, attention_dropout: rates; on embeddings and sublayer outputs, and on attention weights.
+        init_std: standard deviation of the (truncated normal) initial weights.
+    """
+
+    vocab_size: int = 8192
+    d_model: int = 256
+    num_layers: int = 4
+    num_heads: int = 4
+    head_dim: int = 0
+    d_ff: int = 1024
+    norm: str = "layernorm"
+    norm_position: str = "post"
+    norm_eps: float = 1e-12
+    norm_bias: bool = True
+    embedding_norm: bool = True
+    first_attention_norm: bool = True
+    final_norm: bool = False
+    activation: str = "gelu"
+    gated: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    position: str = "learned"
+    max_length: int = 512
+    token_types: int = 2
+    rope_theta: float = 10_000.0
+    rope_theta_local: float = 10_000.0
+    global_every: int = 1
+    window: int = 64
+    attention_scale: bool = True
+    head_bias: bool = True
+    head_activation: str = "gelu"
+    tie_embeddings: bool = True
+    pooler: bool = True
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    init_std: float = 0.02
+
+    @property
+    def width_per_head(self) -> int:
+        """K: `head_dim`, or d_model / num_heads where it is 0."""
+        return self.head_dim or self.d_model // self.num_heads
+
+    def validate(self) -> None:
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_length", "global_every"):
+            _at_least(f"model.{name}", getattr(self, name), 1)
+        if not self.head_dim and self.d_model % self.num_heads:
+            raise InputError(
+                f"model.d_model is {self.d_model}, which model.num_heads={self.num_heads} does not divide; "
+                "change one of them or set model.head_dim."
+            )
+        if self.position == "rotary" and self.width_per_head % 2:
+            raise InputError(f"model.head_dim is {self.width_per_head}; rotary positions need an even number.")
+        _one_of("model.norm", self.norm, ("layernorm", "rmsnorm"))
+        _one_of("model.norm_position", self.norm_position, ("pre", "post"))
+        activations = ("relu", "gelu", "gelu_tanh", "silu")
+        _one_of("model.activation", self.activation, activations)
+        _one_of("model.head_activation", self.head_activation, activations)
+        _one_of("model.position", self.position, ("learned", "rotary", "none"))
+        _within("model.dropout", self.dropout, 0.0, 0.99)
+        _within("model.attention_dropout", self.attention_dropout, 0.0, 0.99)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ObjectiveConfig:
+    """What the model is asked to predict.
+
+    Attributes:
+        name: `mlm`, the masked language model.
+        nsp: rows hold sentence pairs and the next-sentence loss is added (BERT); otherwise rows hold
+            running text (RoBERTa, ModernBERT).
+        mask_rate: the share of tokens to predict.
+        mask_token_rate, random_token_rate: of those, the shares replaced by [MASK] and by a random
+            token; the rest stay as they are.
+        whole_word: mask all pieces of a word together.
+    """
+
+    name: str = "mlm"
+    nsp: bool = True
+    mask_rate: float = 0.15
+    mask_token_rate: float = 0.8
+    random_token_rate: float = 0.1
+    whole_word: bool = False
+
+    def validate(self) -> None:
+        _one_of("objective.name", self.name, ("mlm",))
+        _within("objective.mask_rate", self.mask_rate, 0.001, 0.999)
+        _within("objective.mask_token_rate", self.mask_token_rate, 0.0, 1.0)
+        _within("objective.random_token_rate", self.random_token_rate, 0.0, 1.0 - self.mask_token_rate + 1e-9)
+
+
+@dataclasses.dataclass(kw_only=True)
+class OptimConfig:
+    """The optimizer and its schedule.
+
+    Attributes:
+        name: `adamw`, `stable_adamw` (AdamW with Adafactor's update clipping), `lamb` or `adafactor`.
+        learning_rate: the peak; schedule: `linear`, `cosine`, `rsqrt`, `wsd` (warmup-stable-decay) or
+            `constant`, each after `warmup_steps` of linear warm-up.
+        decay_fraction: the share of the run that `wsd` spends decaying; final_fraction: the rate at the
+            last step over the peak (linear, cosine, wsd).
+        b1, b2, eps: Adam's; bias_correction: BERT's original AdamW has none.
+        weight_decay: applied to every weight of rank two or more a layer, never to norms and biases.
+        clip_norm: the largest global gradient norm; 0 for no clipping.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-4
+    schedule: str = "linear"
+    warmup_steps: int = 100
+    decay_fraction: float = 0.1
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    bias_correction: bool = True
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    def validate(self) -> None:
+        _one_of("optim.name", self.name, ("adamw", "stable_adamw", "lamb", "adafactor"))
+        _one_of("optim.schedule", self.schedule, ("linear", "cosine", "rsqrt", "wsd", "constant"))
+        _at_least("optim.learning_rate", self.learning_rate, 0.0)
+        _at_least("optim.warmup_steps", self.warmup_steps, 0)
+        _within("optim.decay_fraction", self.decay_fraction, 0.0, 1.0)
+        _within("optim.final_fraction", self.final_fraction, 0.0, 1.0)
+        _within("optim.b1", self.b1, 0.0, 0.99999)
+        _within("optim.b2", self.b2, 0.0, 0.99999)
+        _at_least("optim.clip_norm", self.clip_norm, 0.0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: whatever is left.
+
+    Attributes:
+        data: replicas of the model, each with its share of the batch.
+        fsdp: batch and parameters are both split over this axis.
+        tensor: heads, feed-forward and vocabulary are split over this axis.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def validate(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size != -1 and size < 1:
+                raise InputError(f"mesh.{name} is {size}; accepted: a positive number of devices, or -1 for the rest.")
+        if list(sizes.values()).count(-1) > 1:
+            raise InputError(f"mesh is {sizes}; at most one axis may be -1.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig:
+    """How the run is carried out; nothing here changes which batches are seen.
+
+    Attributes:
+        steps: the last step of the run.
+        accumulation: micro-batches that a step adds up before it updates the weights.
+        dtype: `float32` or `bfloat16` compute; the master weights are always float32.
+        remat: `none` keeps all activations, `dots` keeps the matrix products, `full` keeps a layer's input.
+        unroll: layers in one iteration of the scan over layers; 0 unrolls all.
+        log_every, eval_every, eval_batches: steps between metric lines and between evaluations
+            (0: only at the end), and held-out batches in one.
+        max_bad_steps: non-finite losses in a row that stop the run; each is skipped and counted.
+    """
+
+    steps: int = 1000
+    accumulation: int = 1
+    dtype: str = "float32"
+    remat: str = "none"
+    unroll: int = 1
+    log_every: int = 10
+    eval_every: int = 0
+    eval_batches: int = 16
+    max_bad_steps: int = 10
+
+    def validate(self) -> None:
+        for name in ("steps", "accumulation", "log_every", "eval_batches", "max_bad_steps"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("unroll", "eval_every"):
+            _at_least(f"train.{name}", getattr(self, name), 0)
+        _one_of("train.dtype", self.dtype, ("float32", "bfloat16"))
+        _one_of("train.remat", self.remat, ("none", "dots", "full"))
+
+
+@dataclasses.dataclass(kw_only=True)
+class CheckpointConfig:
+    """When a checkpoint is written and how many are kept.
+
+    Attributes:
+        every: steps between checkpoints; the last step is always saved.
+        keep: the newest checkpoints that stay.
+        asynchronous: write while training goes on.
+    """
+
+    every: int = 1000
+    keep: int = 3
+    asynchronous: bool = True
+
+    def validate(self) -> None:
+        _at_least("checkpoint.every", self.every, 1)
+        _at_least("checkpoint.keep", self.keep, 1)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config:
+    """A whole run. `seed` decides the initial weights, the order of the data, masking and dropout."""
+
+    seed: int = 0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Checks every section and what must agree between them; called again after flags changed a field.
+
+        Raises:
+            InputError: naming the field, its value and what is accepted.
+        """
+        for field in dataclasses.fields(self):
+            section = getattr(self, field.name)
+            if dataclasses.is_dataclass(section):
+                section.validate()  # type: ignore[union-attr]
+        if self.model.vocab_size < self.data.vocab_size:
+            raise InputError(
+                f"model.vocab_size is {self.model.vocab_size}, smaller than data.vocab_size={self.data.vocab_size}; "
+                "set both to the same number (or the model's to the next multiple of 128)."
+            )
+        if self.model.position == "learned" and self.model.max_length < self.data.seq_length:
+            raise InputError(
+                f"data.seq_length is {self.data.seq_length}, more than model.max_length={self.model.max_length} "
+                "learned positions; raise model.max_length or shorten the rows."
+            )
+        if self.data.batch_size % self.train.accumulation:
+            raise InputError(
+                f"data.batch_size is {self.data.batch_size}, which train.accumulation={self.train.accumulation} "
+                "does not divide; change one of them."
+            )
+        if self.objective.nsp and not (self.model.pooler and self.model.token_types >= 2):
+            raise InputError(
+                "objective.nsp is True, but the model cannot do it; set model.pooler=True and model.token_types=2, "
+                "or objective.nsp=False."
+            )
+
+
+def to_json(config: Config) -> str:
+    """The whole config as indented JSON, as kept in `WORKDIR/config.json`."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The inverse of `dataclasses.asdict`, for a config read from JSON.
+
+    Raises:
+        InputError: for a field that `Config` does not have, or a value that it does not accept.
+    """
+    sections: dict[str, Any] = {}
+    known = {field.name: field for field in dataclasses.fields(Config)}
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"config has the unknown field {name!r}; accepted: {', '.join(known)}.")
+        if not isinstance(value, Mapping):
+            sections[name] = value
+            continue
+        section_type = type(getattr(Config(), name))
+        accepted = [field.name for field in dataclasses.fields(section_type)]
+        for key in value:
+            if key not in accepted:
+                raise InputError(f"config has the unknown field {name}.{key}; accepted: {', '.join(accepted)}.")
+        sections[name] = section_type(**value)
+    return Config(**sections)
+
+
+def changed_fields(old: Config, new: Config) -> list[str]:
+    """Fields outside `RERUN_MAY_CHANGE` that differ, each as `section.field (old -> new)`."""
+    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
+    changes = []
+    for name, value in before.items():
+        if name in RERUN_MAY_CHANGE:
+            continue
+        if not isinstance(value, dict):
+            value, after[name] = {"": value}, {"": after[name]}
+        for key in value:
+            if value[key] != after[name][key]:
+                changes.append(f"{name}{'.' if key else ''}{key} ({value[key]!r} -> {after[name][key]!r})")
+    return changes

@@ -1,0 +1,1 @@
+"""A trained model becomes answers: prediction and evaluation."""

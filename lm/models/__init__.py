@@ -1,0 +1,1 @@
+"""Batches become numbers: one Transformer whose families are settings."""

@@ -1,0 +1,1 @@
+"""Numbers become a model: objectives, optimizers and the training loop."""
