@@ -1,1 +1,41 @@
 """Batches become numbers: one Transformer whose families are settings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from lm.config import ModelConfig
+from lm.models.encoder import Encoder
+from lm.models.layers import Execution
+
+Params = dict[str, Any]
+
+
+class Model:
+    """A module as pure functions of its parameters, so that jit, grad, remat and checkpoints are JAX's own.
+
+    Attributes:
+        init: key -> parameters, a nested dict of arrays.
+        merge: parameters -> the module, ready to be called.
+    """
+
+    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
+        self._build = build
+        self._graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
+
+    def init(self, key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(params=key)), nnx.Param))
+
+    def merge(self, params: Params) -> Any:
+        return nnx.merge(self._graph, params)
+
+
+def build(config: ModelConfig, execution: Execution | None = None) -> Model:
+    """The model that a config describes."""
+    execution = execution or Execution()
+    return Model(lambda rngs: Encoder(config, execution, rngs=rngs))
+
+
+__all__ = ["Encoder", "Execution", "Model", "Params", "build"]

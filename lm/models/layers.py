@@ -1,0 +1,148 @@
+"""The parts of a layer: linear maps, norms, dropout, the feed-forward network.
+
+Array names carry their shape: B batch, L length, D model, F feed-forward.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.config import ModelConfig
+from lm.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model is computed, as opposed to what it is.
+
+    Attributes:
+        dtype: of activations and of the weights while they are used; norms and softmax stay float32.
+        remat: `none`, `dots` or `full`; see `TrainConfig`.
+        unroll: layers in one iteration of the scan over layers; 0 unrolls all.
+    """
+
+    dtype: str = "float32"
+    remat: str = "none"
+    unroll: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Inverted dropout with its key: zeroes a share `rate` of the entries and scales up the rest.
+
+    Masks come from 16 random bits an entry, half of what a uniform float costs; the rate is rounded to
+    a multiple of 2^-16 and the scale follows the rounded rate.
+    """
+
+    rate: float
+    key: jax.Array
+
+    def __call__(self, array: jax.Array) -> jax.Array:
+        threshold = round(self.rate * 2**16)
+        if threshold == 0:
+            return array
+        pairs = (*array.shape[:-1], -(-array.shape[-1] // 2))
+        bits = jax.lax.bitcast_convert_type(jax.random.bits(self.key, pairs, jnp.uint32), jnp.uint16)
+        bits = bits.reshape(*array.shape[:-1], -1)[..., : array.shape[-1]]
+        return jnp.where(bits >= threshold, array / (1 - threshold / 2**16), 0).astype(array.dtype)
+
+
+def make_dropout(rate: float, key: jax.Array | None, *folds: jax.Array | int) -> Dropout | None:
+    """A `Dropout` whose key is folded with what tells its use apart; None where there is nothing to drop."""
+    if key is None or rate == 0:
+        return None
+    for fold in folds:
+        key = jax.random.fold_in(key, fold)
+    return Dropout(rate, key)
+
+
+def drop(array: jax.Array, dropout: Dropout | None) -> jax.Array:
+    """Applies a dropout that may be absent."""
+    return array if dropout is None else dropout(array)
+
+
+def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
+    """BERT's initialiser: a normal cut at two standard deviations, not rescaled."""
+    return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32))
+
+
+def activate(name: str, array: jax.Array) -> jax.Array:
+    """The activation function of that name; `gelu` is the erf form, `gelu_tanh` its approximation."""
+    match name:
+        case "relu":
+            return jax.nn.relu(array)
+        case "gelu":
+            return jax.nn.gelu(array, approximate=False)
+        case "gelu_tanh":
+            return jax.nn.gelu(array, approximate=True)
+        case "silu":
+            return jax.nn.silu(array)
+    raise ValueError(f"unknown activation {name!r}")
+
+
+class Dense(nnx.Module):
+    """A linear map of the last axes. The kernel's first `inputs` axes are contracted with the input's last."""
+
+    def __init__(self, shape: tuple[int, ...], *, inputs: int = 1, bias: bool, std: float, rngs: nnx.Rngs):
+        self.kernel = truncated_normal(rngs, shape, std)
+        self.bias = nnx.Param(jnp.zeros(shape[inputs:])) if bias else None
+        self.inputs = inputs
+
+    def __call__(self, array: jax.Array) -> jax.Array:
+        out = jnp.tensordot(array, self.kernel[...].astype(array.dtype), axes=self.inputs)
+        if self.bias is not None:
+            bias = self.bias[...].astype(array.dtype)
+            out = out + bias.reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
+        return out
+
+
+class Norm(nnx.Module):
+    """Layer norm (Ba et al., 2016) or RMS norm (Zhang and Sennrich, 2019) over D, statistics in float32."""
+
+    def __init__(self, config: ModelConfig):
+        self.scale = nnx.Param(jnp.ones(config.d_model))
+        with_bias = config.norm == "layernorm" and config.norm_bias
+        self.bias = nnx.Param(jnp.zeros(config.d_model)) if with_bias else None
+        self.centred = config.norm == "layernorm"
+        self.eps = config.norm_eps
+
+    def __call__(self, array: jax.Array) -> jax.Array:
+        wide = array.astype(jnp.float32)
+        if self.centred:
+            wide = wide - wide.mean(axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.eps)
+        wide = wide * _broadcast(self.scale[...], wide.ndim)
+        if self.bias is not None:
+            wide = wide + _broadcast(self.bias[...], wide.ndim)
+        return wide.astype(array.dtype)
+
+
+def _broadcast(vector_D: jax.Array, ndim: int) -> jax.Array:
+    return vector_D.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector_D.shape)
+
+
+class FeedForward(nnx.Module):
+    """FFN(x) = f(x W1 + b1) W2 + b2 (Vaswani et al., 2017, equation 2); gated: f(x W1) * (x W3), then W2."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        width, hidden = config.d_model, config.d_ff
+        make = lambda shape: Dense(shape, bias=config.mlp_bias, std=config.init_std, rngs=rngs)  # noqa: E731
+        self.up = make((width, hidden))
+        self.gate = make((width, hidden)) if config.gated else None
+        self.down = make((hidden, width))
+        self.activation = config.activation
+
+    def __call__(self, inputs_BLD: jax.Array) -> jax.Array:
+        hidden_BLF = activate(self.activation, constrain(self.up(inputs_BLD), "BLF"))
+        if self.gate is not None:
+            hidden_BLF = hidden_BLF * constrain(self.gate(inputs_BLD), "BLF")
+        return constrain(self.down(hidden_BLF), "BLD")
+
+
+def rotary_angles(positions_BL: jax.Array, theta: float, head_dim: int) -> jax.Array:
+    """Angles p * theta^(-2k / K) of rotary positions, float32 [B, L, K / 2]."""
+    frequencies = jnp.exp(-math.log(theta) * jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return positions_BL[:, :, None].astype(jnp.float32) * frequencies[None, None]
