@@ -1,0 +1,186 @@
+"""What every launch script shares: the config flag, one line for a user's mistake, the exit code.
+
+A launch script defines its flags, then hands its `main` to `run`:
+
+    _config = cli.define_config()
+    _workdir = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
+
+    def main() -> int | None:
+        return train(_config(), _workdir.value)
+
+    if __name__ == "__main__":
+        cli.run(main)
+"""
+
+import dataclasses
+import difflib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from lm.config import Config, InputError
+
+EXIT_DONE = 0
+EXIT_INPUT = 2  # the user's input is wrong: change it before running again
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a complete checkpoint is saved, run the same command again
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+
+_ACCEPTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+flags.disclaim_key_flags()  # --help lists the config flag with the script's own
+
+
+def define_config() -> Callable[[], Config]:
+    """Defines `--config=FILE` and its overrides, `--config.section.field=value`.
+
+    Returns:
+        A function to call in `main`: the config of FILE with the overrides applied, validated as a whole.
+    """
+    try:
+        holder = config_flags.DEFINE_config_file("config", None, "The Python file whose get_config() returns the run.")
+    except flags.Error as error:  # a --flagfile that cannot be read: ml_collections looks into it here already
+        _fail(error)
+    flags.FLAGS["config"].parser = _ConfigFileParser()
+    flags.mark_flag_as_required("config")
+
+    def config() -> Config:
+        holder.value.validate()
+        return holder.value
+
+    return config
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Parses the command line, calls `main` and exits with what it returns (None: 0).
+
+    Wrong input, in the flags or raised by `main` as `InputError`, is one line on stderr and exit code 2. Any
+    other exception is a fault: it leaves with its traceback and exit code 1.
+    """
+    try:
+        app.run(lambda _: main(), flags_parser=_parse_flags)
+    except InputError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_DONE)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(EXIT_INPUT)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses `argv`; every way to write it wrongly becomes an `InputError`."""
+    flags.FLAGS.set_gnu_getopt()  # a stray argument must not hide the flags behind it
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(_unknown_flag(error.flagname)) from None
+    except flags.IllegalFlagValueError as error:
+        raise InputError(_illegal_value(str(error))) from None
+    except (flags.Error, ValueError) as error:
+        raise InputError(str(error)) from None
+    except SystemExit:  # --help has printed what it had to say
+        sys.exit(EXIT_DONE)
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}; every setting is a flag: --name=value.")
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # app.run would choose INFO, at which libraries chatter
+    return argv[:1]
+
+
+def _unknown_flag(name: str) -> str:
+    if name.startswith(("config.", "noconfig.")) and "config" in flags.FLAGS:
+        if flags.FLAGS["config"].present:
+            return f"--{name} is not accepted; only a true-or-false field has the short form --noconfig.FIELD."
+        return f"--{name} has no config to change; give --config=FILE before it."
+    near = difflib.get_close_matches(name, list(flags.FLAGS))
+    hint = f"did you mean {' or '.join(f'--{match}' for match in near)}?" if near else "--help lists the flags."
+    return f"unknown flag --{name}; {hint}"
+
+
+def _illegal_value(message: str) -> str:
+    """Says what a flag accepts where absl only repeats Python's conversion error."""
+    if missing := re.search(r"Flag --(\w+) must have a value other than None", message):
+        return f"--{missing[1]} is missing; --help says what it takes."
+    conversion = r"flag --([\w.]+)=(.*): (?:invalid literal|could not convert|Non-boolean)"
+    if not (match := re.match(conversion, message, re.DOTALL)):
+        return message
+    name, value = match.groups()
+    return f"--{name} is {value!r}; accepted: {_ACCEPTED[flags.FLAGS[name].flag_type()]}."
+
+
+class _ConfigFileParser(flags.ArgumentParser):
+    """Loads a config file; what is wrong with it, or with an override of it, is an `InputError`.
+
+    ml_collections' own parser hides a missing file until the config is read, and answers an unknown field with
+    a KeyError from its internals.
+    """
+
+    def parse(self, argument: str) -> Config:
+        if flags.FLAGS["config"].present:
+            raise InputError("--config is given twice; give it once, before the settings that change it.")
+        config = _load_config(argument)
+        _check_overrides(config, flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False))
+        return config
+
+    def flag_type(self) -> str:
+        return "config file"
+
+
+def _load_config(path: str) -> Config:
+    if not os.path.isfile(path):
+        near = difflib.get_close_matches(path, [str(file) for file in Path(path).parent.glob("*.py")])
+        hint = f"did you mean {' or '.join(near)}?" if near else "accepted: a Python file with a get_config()."
+        raise InputError(f"--config is {path!r}, which is no file; {hint}")
+    loader = importlib.machinery.SourceFileLoader("config_file", path)
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError("there is no get_config() in this file.")
+        config = module.get_config()
+    except SyntaxError as error:
+        raise InputError(f"{error.filename or path}:{error.lineno or 1}: {error.msg}.") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        place = f"{path}:{lines[-1]}" if lines else path
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        raise InputError(f"{place}: {kind}{error}") from error
+    if not isinstance(config, Config):
+        raise InputError(f"{path}: get_config() returned {type(config).__name__}; accepted: an lm.config.Config.")
+    return config
+
+
+def _check_overrides(config: Config, argv: list[str]) -> None:
+    """Refuses the first `--config.section.field` of `argv` that `config` does not have."""
+    accepted = {}  # section -> its fields; a field beside the sections has none
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+        accepted[field.name] = [f"{field.name}.{each.name}" for each in inner]
+    leaves = [leaf for section, names in accepted.items() for leaf in names or [section]]
+    for argument in argv:
+        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if not override or override[1] in leaves:
+            continue
+        name = override[1]
+        if name in accepted:
+            raise InputError(f"--config.{name} is a section; set one of its fields: {', '.join(accepted[name])}.")
+        if near := difflib.get_close_matches(name, leaves):
+            raise InputError(f"--config.{name} is not a field of the config; nearest: {', '.join(near)}.")
+        choices = accepted.get(name.split(".")[0]) or list(accepted)
+        raise InputError(f"--config.{name} is not a field of the config; accepted: {', '.join(choices)}.")
