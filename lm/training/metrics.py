@@ -1,0 +1,141 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, a progress bar and loss.png."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from lm.config import ModelConfig
+
+# Dense bfloat16 peak of one device, FLOP/s, by the device kind that JAX reports. Sources: the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12 / 2,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def model_flops(model: ModelConfig, seq_length: int, predicted: int) -> float:
+    """FLOPs of one row, forward and backward, counting what the model needs and not what is recomputed.
+
+    Two a multiply-add and three passes: forward, and the gradients of inputs and of weights. Attention is
+    counted whole in global layers and over the window in local ones.
+
+    Args:
+        seq_length: tokens in the row; predicted: positions that reach the vocabulary projection.
+    """
+    width, inner = model.d_model, model.num_heads * model.width_per_head
+    per_token = 4 * width * inner + (3 if model.gated else 2) * width * model.d_ff
+    seen = sum(
+        seq_length if layer % model.global_every == 0 else min(seq_length, 2 * model.window + 1)
+        for layer in range(model.num_layers)
+    )
+    layers = model.num_layers * seq_length * per_token + 2 * seq_length * seen * inner
+    head = predicted * (width * width + width * model.vocab_size)
+    return 6.0 * (layers + head)
+
+
+class MetricWriter:
+    """Writes one process's metrics; the others construct it with `enabled=False`.
+
+    A resumed run continues the files where the checkpoint stands: lines after `start_step` are dropped, so
+    that the joined curve is the unbroken one.
+    """
+
+    def __init__(self, workdir: epath.PathLike, start_step: int, steps: int, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._workdir = epath.Path(workdir)
+        self._path = self._workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(self._workdir) if line["step"] <= start_step]
+        temporary = self._workdir / ".metrics.jsonl.partial"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.rename(self._path)
+        self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start_step + 1)
+        self._bar = tqdm(
+            total=steps, initial=start_step, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr
+        )
+
+    def progress(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        if self._enabled:
+            self._bar.update(step - self._bar.n)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, and the same numbers to TensorBoard and the bar."""
+        if not self._enabled:
+            return
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        shown = {name: metrics[name] for name in ("loss", "eval/loss", "tokens_per_second") if name in metrics}
+        self._bar.set_postfix({name: f"{value:,.4g}" for name, value in shown.items()})
+
+    def close(self) -> None:
+        """Closes the files and draws loss.png."""
+        if not self._enabled:
+            return
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+        plot_loss(self._workdir)
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def plot_loss(workdir: epath.PathLike) -> None:
+    """Draws WORKDIR/loss.png: each loss over steps, training thin and smoothed, evaluation as points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = read_metrics(workdir)
+    names = sorted({name for line in lines for name in line if name.endswith("_loss") and "/" not in name})
+    if not names:
+        return
+    figure, axes = plt.subplots(1, len(names), figsize=(6.4 * len(names), 4), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        steps, values = zip(*points, strict=True)
+        axis.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=1)
+        axis.plot(steps, _smooth(values), color="tab:blue", label="training (smoothed)")
+        held = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
+        if held:
+            axis.plot(*zip(*held, strict=True), "o-", color="tab:orange", markersize=4, label="held out")
+        axis.set(title=name.removesuffix("_loss").upper() + " loss", xlabel="step", ylabel="nats per prediction")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(str(epath.Path(workdir) / "loss.png"), dpi=120)
+    plt.close(figure)
+
+
+def _smooth(values: tuple[float, ...], decay: float = 0.9) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    smoothed, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
+        smoothed.append(total / weight)
+    return smoothed

@@ -1,0 +1,158 @@
+"""Learning-rate schedules and the optax chain.
+
+Layers are stacked on a leading axis, so a statistic "of a tensor" (LAMB's trust ratio, Adafactor's factors
+and scale, StableAdamW's clipping) is taken of each layer by mapping the transformation over that axis.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm.config import OptimConfig
+from lm.sharding import path_name
+
+STACKED = "layers"  # parameter groups with a leading layer axis
+
+
+def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
+    """The rate of update number `step` (counted from 0) in a run of `steps`.
+
+    Linear warm-up to the peak over `warmup_steps`, then: `linear` and `cosine` fall to `final_fraction` of the
+    peak at the end; `rsqrt` is peak * sqrt(warmup / step) (Vaswani et al., 2017); `wsd` stays, then falls
+    linearly over the last `decay_fraction` of the run (Hu et al., 2024).
+    """
+    step = jnp.asarray(step, jnp.float32)
+    warmup = config.warmup_steps
+    rising = jnp.minimum(1.0, step / warmup) if warmup else jnp.float32(1.0)
+    remaining = jnp.clip((steps - step) / max(1, steps - warmup), 0.0, 1.0)
+    floor = config.final_fraction
+    match config.schedule:
+        case "linear":
+            falling = floor + (1 - floor) * remaining
+        case "cosine":
+            falling = floor + (1 - floor) * 0.5 * (1 - jnp.cos(math.pi * remaining))
+        case "rsqrt":
+            falling = jnp.sqrt(max(1, warmup) / jnp.maximum(step, max(1, warmup)))
+        case "wsd":
+            falling = floor + (1 - floor) * jnp.clip((steps - step) / max(1.0, config.decay_fraction * steps), 0.0, 1.0)
+        case _:
+            falling = jnp.float32(1.0)
+    return config.learning_rate * rising * falling
+
+
+def decays(params: Any) -> Any:
+    """True for the weights that weight decay applies to: all but norms and biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).rsplit("/", 1)[-1] not in ("scale", "bias"), params
+    )
+
+
+class AdamState(NamedTuple):
+    count: jax.Array
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.GradientTransformation:
+    """Adam's direction m / (sqrt(v) + eps) (Kingma and Ba, 2015), as BERT's AdamW without bias correction if so set.
+
+    Args:
+        config: b1, b2, eps and bias_correction.
+        clip_update: divide each tensor's direction by max(1, RMS(g / sqrt(v))), which is StableAdamW
+            (Wortsman et al., 2023, algorithm 2).
+    """
+
+    def init(params: optax.Params) -> AdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return AdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(grads: optax.Updates, state: AdamState, params: optax.Params | None = None):
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: config.b1 * m + (1 - config.b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: config.b2 * v + (1 - config.b2) * g * g, state.nu, grads)
+        correction = config.bias_correction
+        mu_scale = 1 / (1 - config.b1 ** count.astype(jnp.float32)) if correction else 1.0
+        nu_scale = 1 / (1 - config.b2 ** count.astype(jnp.float32)) if correction else 1.0
+
+        def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
+            step = m * mu_scale / (jnp.sqrt(v * nu_scale) + config.eps)
+            if clip_update:
+                rms = jnp.sqrt(jnp.mean(g * g / jnp.maximum(v * nu_scale, config.eps**2)))
+                step = step / jnp.maximum(1.0, rms)
+            return step
+
+        return jax.tree.map(direction, mu, nu, grads), AdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies a transformation to each layer of the stacked groups on its own, and to the rest as it is."""
+
+    def split(tree: Any) -> tuple[Any, Any]:
+        stacked = {name: value for name, value in tree.items() if name.endswith(STACKED)}
+        return stacked, {name: value for name, value in tree.items() if name not in stacked}
+
+    def init(params: Any) -> Any:
+        stacked, rest = split(params)
+        return {"stacked": jax.vmap(transformation.init)(stacked), "rest": transformation.init(rest)}
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        stacked_grads, rest_grads = split(grads)
+        stacked_params, rest_params = split(params)
+        stacked, stacked_state = jax.vmap(transformation.update)(stacked_grads, state["stacked"], stacked_params)
+        rest, rest_state = transformation.update(rest_grads, state["rest"], rest_params)
+        return {**stacked, **rest}, {"stacked": stacked_state, "rest": rest_state}
+
+    return optax.GradientTransformation(init, update)
+
+
+def as_matrices(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Shows a transformation the attention kernels [D, H, K] and [H, K, D] as matrices.
+
+    Adafactor factors the two largest axes; of a kernel split into heads these are not inputs and outputs.
+    """
+
+    def flatten(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if leaf.ndim != 3:
+            return leaf
+        inputs_last = path_name(path).endswith("out/kernel")
+        return leaf.reshape((-1, leaf.shape[-1]) if inputs_last else (leaf.shape[0], -1))
+
+    def flat(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(flatten, tree)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = transformation.update(flat(grads), state, flat(params))
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), updates, grads), state
+
+    return optax.GradientTransformation(lambda params: transformation.init(flat(params)), update)
+
+
+def create(config: OptimConfig) -> optax.GradientTransformation:
+    """The chain that turns gradients into a step of size one; `train_step` multiplies it by minus the rate.
+
+    `adamw` is Loshchilov and Hutter, 2019; `lamb` You et al., 2020; `adafactor` Shazeer and Stern, 2018, with
+    T5's settings (decay 0.8, clipping at 1, steps relative to the weights' scale).
+    """
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
+    match config.name:
+        case "lamb":
+            chain = [per_layer(optax.chain(scale_by_adam(config), decay, optax.scale_by_trust_ratio()))]
+        case "adafactor":
+            factored = optax.chain(
+                optax.scale_by_factored_rms(decay_rate=0.8),
+                optax.clip_by_block_rms(1.0),
+                optax.scale_by_param_block_rms(),
+            )
+            chain = [per_layer(as_matrices(factored)), decay]
+        case "stable_adamw":
+            chain = [per_layer(scale_by_adam(config, clip_update=True)), decay]
+        case _:
+            chain = [scale_by_adam(config), decay]
+    return optax.chain(clip, *chain)

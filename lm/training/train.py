@@ -1,0 +1,360 @@
+"""The training loop: a state `{params, opt, step}`, a step that changes it, and what happens around it."""
+
+import contextlib
+import dataclasses
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lm import checkpoint, models, sharding
+from lm.config import Config, InputError
+from lm.data import batches, prepare
+from lm.data.store import Store
+from lm.models import Model
+from lm.training import metrics as metrics_lib
+from lm.training import objectives, optim
+from lm.training.objectives import MaskedLM
+
+State = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+# Uses of the run's seed, folded into its key so that none repeats another's random numbers.
+INIT, MASKING, DROPOUT, EVALUATION = range(4)
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved everything; running the same command again continues it."""
+
+
+class Diverged(Exception):
+    """Too many losses in a row were not finite."""
+
+
+def run_key(seed: int, use: int) -> jax.Array:
+    """The random key of one use of the run's seed."""
+    return jax.random.fold_in(jax.random.key(seed), use)
+
+
+def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """A new state. Called under jit with `out_shardings`, so that every array is born in its place."""
+    params = model.init(run_key(seed, INIT))
+    return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+
+
+def gradients(
+    model: Model, objective: MaskedLM, params: models.Params, examples: objectives.Examples, key: jax.Array, parts: int
+) -> tuple[models.Params, Metrics]:
+    """The gradient of the batch's loss and its metrics, added up over `parts` micro-batches.
+
+    Each micro-batch's sums are divided by the weights of the whole batch, so the result is that of one
+    large batch whatever the parts.
+    """
+    weights = objective.weights(examples)
+
+    def loss(params: models.Params, examples: objectives.Examples, key: jax.Array):
+        sums = objective.sums(model.merge(params), examples, key)
+        return objectives.total_loss(sums, weights), sums
+
+    compute = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        grads, sums = compute(params, examples, key)
+    else:
+        # Row r goes to part r % parts: every device keeps its rows.
+        split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), examples)
+
+        def add(carry: Any, part: tuple[objectives.Examples, jax.Array]) -> tuple[Any, None]:
+            examples, index = part
+            return jax.tree.map(jnp.add, carry, compute(params, examples, jax.random.fold_in(key, index))), None
+
+        shapes = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], split), key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (grads, sums), _ = jax.lax.scan(add, zeros, (split, jnp.arange(parts)))
+    return grads, means(sums, weights)
+
+
+def means(sums: dict[str, dict[str, jax.Array]], weights: dict[str, jax.Array]) -> Metrics:
+    """The total loss and every mean metric."""
+    return {"loss": objectives.total_loss(sums, weights), **objectives.mean_metrics(sums, weights)}
+
+
+def train_step(
+    config: Config,
+    model: Model,
+    objective: MaskedLM,
+    optimizer: optax.GradientTransformation,
+    state: State,
+    batch: objectives.Batch,
+) -> tuple[State, Metrics]:
+    """One update. A step whose loss or gradient is not finite changes nothing but the step's number.
+
+    Args:
+        state: `{params, opt, step}`.
+        batch: the global batch of this step.
+
+    Returns:
+        The new state, and scalar metrics: `loss`, its parts, `gradient_norm`, `learning_rate`, `skipped`.
+    """
+    step = state["step"]
+    dropout = config.model.dropout or config.model.attention_dropout
+    dropout_key = jax.random.fold_in(run_key(config.seed, DROPOUT), step) if dropout else None
+    examples = objective.prepare(batch, jax.random.fold_in(run_key(config.seed, MASKING), step))
+    grads, metrics = gradients(model, objective, state["params"], examples, dropout_key, config.train.accumulation)
+    norm = optax.global_norm(grads)
+    rate = optim.learning_rate(config.optim, config.train.steps, step)
+    updates, opt = optimizer.update(grads, state["opt"], state["params"])
+    params = jax.tree.map(lambda param, update: param - rate * update, state["params"], updates)
+
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+    state = {"params": keep(params, state["params"]), "opt": keep(opt, state["opt"]), "step": step + 1}
+    skipped = 1.0 - finite.astype(jnp.float32)
+    return state, {**metrics, "gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
+
+
+def eval_step(
+    config: Config, model: Model, objective: MaskedLM, params: models.Params, batch: objectives.Batch, index: jax.Array
+) -> tuple[dict[str, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """Sums and weights of one held-out batch, masked the same way at every evaluation."""
+    key = jax.random.fold_in(run_key(config.seed, EVALUATION), index)
+    examples = objective.prepare(batch, key)
+    return objective.sums(model.merge(params), examples, None), objective.weights(examples)
+
+
+@dataclasses.dataclass
+class Program:
+    """What a config becomes on a mesh: compiled once, then only called.
+
+    Attributes:
+        mesh, model, objective: as built from the config.
+        abstract_state: shapes, dtypes and shardings of the state.
+        init, step, evaluate, means: compiled functions; `step` reuses the memory of the state it is given.
+        rows: the rows of a global batch that belong to this process.
+    """
+
+    mesh: Mesh
+    model: Model
+    objective: MaskedLM
+    abstract_state: State
+    init: Callable[[], State]
+    step: Callable[[State, objectives.Batch], tuple[State, Metrics]]
+    evaluate: Callable[..., Any]
+    means: Callable[..., Metrics]
+    rows: slice
+
+    def put(self, batch: dict[str, np.ndarray]) -> objectives.Batch:
+        """Places this process's rows of a batch on its devices."""
+        place = sharding.batch_sharding(self.mesh)
+        return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}
+
+
+def compile_program(config: Config, objective: MaskedLM, mesh: Mesh, example: dict[str, np.ndarray]) -> Program:
+    """Builds and compiles the training step ahead of time: it cannot be compiled a second time by accident.
+
+    Args:
+        example: a batch of this process, for its shapes.
+    """
+    sharding.check_divisible(mesh, config)
+    execution = models.Execution(config.train.dtype, config.train.remat, config.train.unroll)
+    model = models.build(config.model, execution)
+    optimizer = optim.create(config.optim)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    rows = config.data.batch_size
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=sharding.batch_sharding(mesh))
+        for name, array in example.items()
+    }
+    with jax.set_mesh(mesh):
+        init = functools.partial(init_state, model, optimizer, config.seed)
+        abstract = jax.eval_shape(init)
+        shardings = sharding.state_shardings(mesh, abstract)
+        state = checkpoint.abstract_like(abstract, shardings)
+        step = jax.jit(
+            functools.partial(train_step, config, model, objective, optimizer),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+        )
+        evaluate = jax.jit(functools.partial(eval_step, config, model, objective), out_shardings=replicated)
+        index = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+        return Program(
+            mesh=mesh,
+            model=model,
+            objective=objective,
+            abstract_state=state,
+            init=jax.jit(init, out_shardings=shardings).lower().compile(),
+            step=step.lower(state, batch).compile(),
+            evaluate=evaluate.lower(state["params"], batch, index).compile(),
+            means=jax.jit(means),
+            rows=sharding.process_rows(mesh, rows),
+        )
+
+
+def evaluate(program: Program, params: models.Params, heldout: batches.Batches, count: int) -> dict[str, float]:
+    """Mean metrics over the first `count` held-out batches, as `eval/mlm_loss` and so on."""
+    replicated = NamedSharding(program.mesh, PartitionSpec())
+    totals = None
+    for index in range(count):
+        batch = program.put(heldout(index, program.rows))
+        results = program.evaluate(params, batch, jax.device_put(np.int32(index), replicated))
+        totals = results if totals is None else jax.tree.map(jnp.add, totals, results)
+    return {f"eval/{name}": float(value) for name, value in jax.device_get(program.means(*totals)).items()}
+
+
+def open_store(config: Config, workdir: epath.Path) -> Store:
+    """The token store of a run; prepared first when it is missing."""
+    path = epath.Path(config.data.store) if config.data.store else workdir / "store"
+    return prepare.prepare(config.data, str(path))
+
+
+def train(config: Config, workdir: str) -> dict[str, float]:
+    """Trains until `train.steps`, from the newest checkpoint of `workdir` if there is one.
+
+    Returns:
+        The last metrics, the final evaluation among them.
+
+    Raises:
+        InputError: when config, workdir, data and devices do not fit together.
+        Preempted: after SIGTERM, everything saved.
+        Diverged: after `train.max_bad_steps` losses in a row that were not finite.
+    """
+    root = epath.Path(workdir)
+    primary = jax.process_index() == 0
+
+    # ---- Devices and data -------------------------------------------------------------------
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_divisible(mesh, config)
+    checkpoint.claim_workdir(root, config)
+    store = open_store(config, root)
+    tokenizer = store.tokenizer
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise InputError(
+            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {store.path} has "
+            f"{tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
+        )
+    if primary:
+        checkpoint.write_atomically(root / "tokenizer.model", tokenizer.serialized)
+    source = batches.Batches(store.split("train"), tokenizer, config.data, config.objective, config.seed)
+    heldout = batches.Batches(store.split("heldout"), tokenizer, config.data, config.objective, config.seed)
+    objective = objectives.create(config, tokenizer)
+
+    # ---- Program and state ------------------------------------------------------------------
+    logging.info("Compiling for %s", dict(mesh.shape))
+    program = compile_program(config, objective, mesh, source(0, sharding.process_rows(mesh, config.data.batch_size)))
+    saved = checkpoint.Checkpoints(root, config.checkpoint)
+    latest = saved.latest_step()
+    if latest is None:
+        state = program.init()
+    else:
+        logging.info("Resuming from step %d", latest)
+        state = saved.restore(latest, program.abstract_state)
+    start = latest or 0
+    if start > config.train.steps:
+        raise InputError(f"train.steps is {config.train.steps}, but {workdir} has been trained for {start} steps.")
+
+    # ---- Loop -------------------------------------------------------------------------------
+    writer = metrics_lib.MetricWriter(root, start, config.train.steps, enabled=primary)
+    report = _Report(config, program, writer)
+    every, last = config.train.eval_every, config.train.steps
+    try:
+        with _stop_signal() as stop_asked, jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+            for step, rows in zip(range(start + 1, last + 1), batches.loader(source, start, program.rows)):  # noqa: B905
+                state, metrics = program.step(state, program.put(rows))
+                report.add(step, metrics, rows)
+                if step == last or (every and step % every == 0):
+                    report.extend(evaluate(program, state["params"], heldout, config.train.eval_batches))
+                if step == last or step % config.checkpoint.every == 0 or stop_asked():
+                    report.flush()
+                    with jax.transfer_guard("allow"):
+                        saved.save(step, state)
+                if stop_asked() and step < last:
+                    raise Preempted(f"stopped at step {step}, saved; run the same command again to go on.")
+            report.flush()
+    finally:
+        saved.close()
+        writer.close()
+    return report.last
+
+
+class _Report:
+    """Reads a step's metrics while the next step computes, and writes the lines that are due."""
+
+    def __init__(self, config: Config, program: Program, writer: metrics_lib.MetricWriter):
+        self._config = config
+        self._writer = writer
+        self._pending: tuple[int, Metrics] | None = None
+        self._extra: dict[str, float] = {}
+        self._bad = 0
+        self._began = time.monotonic()
+        self._tokens = self._slots = 0
+        self.last: dict[str, float] = {}
+        predicted = program.objective.max_positions
+        self._flops_per_slot = metrics_lib.model_flops(config.model, config.data.seq_length, predicted)
+        self._flops_per_slot /= config.data.seq_length
+        peak = metrics_lib.PEAK_FLOPS.get(program.mesh.devices.flat[0].device_kind)
+        self._peak = peak and peak * program.mesh.size
+        self._shards = config.data.batch_size / (program.rows.stop - program.rows.start)
+
+    def add(self, step: int, metrics: Metrics, rows: dict[str, np.ndarray]) -> None:
+        """Takes the metrics of a step just dispatched; reads those of the one before."""
+        self.flush()
+        self._pending = (step, metrics)
+        self._tokens += int((rows["segments"] > 0).sum() * self._shards)
+        self._slots += int(rows["segments"].size * self._shards)
+
+    def extend(self, metrics: dict[str, float]) -> None:
+        """Adds an evaluation to the line of the step last added."""
+        self._extra = metrics
+
+    def flush(self) -> None:
+        """Waits for the pending step and writes its line if one is due.
+
+        Raises:
+            Diverged: after `train.max_bad_steps` skipped steps in a row.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._pending = None
+        self._writer.progress(step)
+        self._bad = self._bad + 1 if values["skipped"] else 0
+        if self._extra or step % self._config.train.log_every == 0 or step == self._config.train.steps:
+            self.last = {**values, **self._rates(), **self._extra}
+            self._extra = {}
+            self._writer.write(step, self.last)
+        if self._bad >= self._config.train.max_bad_steps:
+            raise Diverged(
+                f"the loss or its gradient was not finite for {self._bad} steps in a row, up to step {step}; lower "
+                "optim.learning_rate, lengthen optim.warmup_steps, or look at the data of these steps."
+            )
+
+    def _rates(self) -> dict[str, float]:
+        """Throughput since the line before."""
+        now = time.monotonic()
+        seconds, self._began = now - self._began, now
+        rates = {"tokens_per_second": self._tokens / seconds, "padding_fraction": 1 - self._tokens / self._slots}
+        if self._peak:
+            rates["mfu"] = self._slots * self._flops_per_slot / seconds / self._peak
+        self._tokens = self._slots = 0
+        return rates
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM, a preemption notice, into a question that the loop asks between steps."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
