@@ -1,0 +1,20 @@
+"""Convert to and from Hugging Face folders: settings, weights, pooling; the tokenizer's files are pointed at.
+
+Each family is one table of settings and one of weights, from which both directions derive. Neither torch nor
+transformers is needed.
+"""
+
+from lm.huggingface.convert import FAMILIES, from_tensors, read_config, to_tensors, write_config
+from lm.huggingface.folder import Imported, Pooling, export_folder, import_folder
+
+__all__ = [
+    "FAMILIES",
+    "Imported",
+    "Pooling",
+    "export_folder",
+    "from_tensors",
+    "import_folder",
+    "read_config",
+    "to_tensors",
+    "write_config",
+]

@@ -1,0 +1,72 @@
+"""BERT (Devlin et al., 2019) as transformers writes it."""
+
+from lm.huggingface.family import Family, Setting, Weight, activation, linear, norm, table
+
+_EMBEDDINGS = "bert.embeddings"
+_LAYER = "bert.encoder.layer.*"
+_HEAD = "cls.predictions"
+
+BERT = Family(
+    model_type="bert",
+    settings=(
+        Setting("vocab_size", "vocab_size", 30522),
+        Setting("d_model", "hidden_size", 768),
+        Setting("num_layers", "num_hidden_layers", 12),
+        Setting("num_heads", "num_attention_heads", 12),
+        Setting("d_ff", "intermediate_size", 3072),
+        activation("activation", "hidden_act"),
+        activation("head_activation", "hidden_act"),
+        Setting("max_length", "max_position_embeddings", 512),
+        Setting("token_types", "type_vocab_size", 2),
+        Setting("norm_eps", "layer_norm_eps", 1e-12),
+        Setting("init_std", "initializer_range", 0.02),
+        Setting("dropout", "hidden_dropout_prob", 0.1, float),
+        Setting("attention_dropout", "attention_probs_dropout_prob", 0.1, float),
+        Setting("tie_embeddings", "tie_word_embeddings", True),
+    ),
+    fixed={
+        "norm": "layernorm",
+        "norm_position": "post",
+        "norm_bias": True,
+        "embedding_norm": True,
+        "final_norm": False,
+        "gated": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "position": "learned",
+        "global_every": 1,
+        "attention_scale": True,
+        "head_bias": True,
+    },
+    required={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
+    weights=(
+        *table(f"{_EMBEDDINGS}.word_embeddings", "embedding/token"),
+        *table(f"{_EMBEDDINGS}.position_embeddings", "embedding/position"),
+        *table(f"{_EMBEDDINGS}.token_type_embeddings", "embedding/token_type"),
+        *norm(f"{_EMBEDDINGS}.LayerNorm", "embedding/norm"),
+        *linear(f"{_LAYER}.attention.self.query", "layers/attention/query"),
+        *linear(f"{_LAYER}.attention.self.key", "layers/attention/key"),
+        *linear(f"{_LAYER}.attention.self.value", "layers/attention/value"),
+        *linear(f"{_LAYER}.attention.output.dense", "layers/attention/out", inputs=2),
+        *norm(f"{_LAYER}.attention.output.LayerNorm", "layers/attention_norm"),
+        *linear(f"{_LAYER}.intermediate.dense", "layers/mlp/up"),
+        *linear(f"{_LAYER}.output.dense", "layers/mlp/down"),
+        *norm(f"{_LAYER}.output.LayerNorm", "layers/mlp_norm"),
+        *linear("bert.pooler.dense", "pooler"),
+        *linear("cls.seq_relationship", "nsp"),
+        *linear(f"{_HEAD}.transform.dense", "mlm/dense"),
+        *norm(f"{_HEAD}.transform.LayerNorm", "mlm/norm"),
+        Weight(f"{_HEAD}.decoder.weight", ("mlm/decoder/kernel",), "kernel"),
+        Weight(f"{_HEAD}.bias", ("mlm/decoder/bias",), "vector"),
+    ),
+    renames=(
+        (r"^(?=(embeddings|encoder|pooler)\.)", "bert."),  # a plain BertModel
+        (r"LayerNorm\.gamma$", "LayerNorm.weight"),  # converted from TensorFlow
+        (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    ),
+    ignored=r"embeddings\.position_ids$",  # a buffer that old versions saved
+    tied={f"{_HEAD}.decoder.weight": f"{_EMBEDDINGS}.word_embeddings.weight"},
+    repeated={f"{_HEAD}.decoder.bias": f"{_HEAD}.bias"},
+    read=lambda settings: {"pooler": True},
+    write=lambda config: {"architectures": ["BertForPreTraining" if config.pooler else "BertForMaskedLM"]},
+)

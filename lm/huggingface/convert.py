@@ -1,0 +1,231 @@
+"""Settings and weights between transformers' terms and ours, in memory, derived from the tables of the families."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm.config import InputError, ModelConfig
+from lm.huggingface.bert import BERT
+from lm.huggingface.family import Family, Setting, Weight
+from lm.huggingface.modernbert import MODERNBERT
+from lm.models import Params, build
+from lm.sharding import path_name
+
+FAMILIES = {family.model_type: family for family in (BERT, MODERNBERT)}
+
+# The heads of lm.models.Encoder. A checkpoint may lack one of them as a whole; the body must be complete.
+HEADS = ("mlm", "pooler", "nsp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a checkpoint: its shape, and a function that reads it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def read_config(settings: Mapping[str, Any]) -> ModelConfig:
+    """The model that the content of a `config.json` describes.
+
+    Raises:
+        InputError: naming a setting that we do not compute.
+    """
+    family = _family(settings)
+    for name, accepted in family.required.items():
+        if settings.get(name, accepted) != accepted:
+            raise InputError(f"config.json has {name} {settings[name]!r}; accepted: {accepted!r}.")
+    values = {each.ours: each.read(settings.get(each.theirs, each.default)) for each in family.settings}
+    config = ModelConfig(**family.fixed, **values, **family.read(settings))
+    config.validate()
+    return config
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """The content of the `config.json` of a model.
+
+    Raises:
+        InputError: naming the fields that keep the model out of the nearest family.
+    """
+    obstacles = {name: _obstacles(family, config) for name, family in FAMILIES.items()}
+    nearest = min(obstacles, key=lambda name: len(obstacles[name]))
+    if obstacles[nearest]:
+        reasons = "; ".join(obstacles[nearest])
+        raise InputError(f"the model has no equal in transformers; the nearest, {nearest}, needs {reasons}.")
+    family = FAMILIES[nearest]
+    values = {each.theirs: each.write(getattr(config, each.ours)) for each in family.settings}
+    return {"model_type": nearest, "torch_dtype": "float32", **values, **family.required, **family.write(config)}
+
+
+def to_tensors(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
+    """Parameters, or their gradients, as transformers names and shapes them.
+
+    A tied weight appears once, under the name of the embedding.
+    """
+    family = _family(write_config(config))
+    flat = {path: np.asarray(array) for path, array in _flatten(params).items()}
+    tensors = {}
+    for weight in family.weights:
+        if weight.ours[0] not in flat:
+            continue
+        arrays = [flat.pop(path) for path in weight.ours]
+        for layer, name in enumerate(weight.names(config.num_layers), start=weight.first_layer):
+            tensors[name] = weight.pack([array[layer] for array in arrays] if weight.stacked else arrays)
+    if flat:
+        raise KeyError(f"no row of {family.model_type}'s table holds the parameters {sorted(flat)}; add one")
+    if not config.tie_embeddings:  # then transformers reads the copy
+        tensors |= {copy: tensors[name] for copy, name in family.repeated.items()}
+    return tensors
+
+
+def from_tensors(
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], *, seed: int = 0
+) -> tuple[ModelConfig, Params, tuple[str, ...]]:
+    """The inverse of `to_tensors` and `write_config`.
+
+    Args:
+        settings: the content of `config.json`.
+        tensors: by name, as any version of transformers wrote them.
+        seed: of the heads that are missing.
+
+    Returns:
+        The config, float32 parameters, and the heads of `HEADS` that were missing and are initialised.
+
+    Raises:
+        InputError: where settings are not supported, or tensors missing, unexpected or ill-shaped.
+    """
+    family, config = _family(settings), read_config(settings)
+    model = build(config)
+    shapes = {path: leaf.shape for path, leaf in _flatten(jax.eval_shape(model.init, jax.random.key(0))).items()}
+    rows = {
+        weight: [shapes[path][1:] if weight.stacked else shapes[path] for path in weight.ours]
+        for weight in family.weights
+        if weight.ours[0] in shapes
+    }
+    tensors = _canonical(family, tensors, config.tie_embeddings)
+    fresh = _check(rows, config.num_layers, tensors)
+
+    kept = [path for weight in rows if weight.first_layer for path in weight.ours]
+    flat = _initial(model, seed, [path for path in shapes if _head(path) in fresh] + kept)
+    for weight, ours in rows.items():
+        if _head(weight.ours[0]) in fresh:
+            continue
+        layers = [
+            weight.unpack(tensors[name].read().astype(np.float32), ours) for name in weight.names(config.num_layers)
+        ]
+        for path, *arrays in zip(weight.ours, *layers, strict=True):
+            first = flat[path][: weight.first_layer] if weight.first_layer else ()
+            flat[path] = np.stack([*first, *arrays]) if weight.stacked else np.ascontiguousarray(arrays[0])
+    return config, _nest(flat), fresh
+
+
+def _family(settings: Mapping[str, Any]) -> Family:
+    model_type = settings.get("model_type")
+    if model_type not in FAMILIES:
+        raise InputError(f"config.json has model_type {model_type!r}; accepted: {', '.join(FAMILIES)}.")
+    return FAMILIES[model_type]
+
+
+def _obstacles(family: Family, config: ModelConfig) -> list[str]:
+    """What a config would have to change to be of a family, one item each."""
+    changes = [
+        f"model.{name}={value!r} (not {getattr(config, name)!r})"
+        for name, value in family.fixed.items()
+        if getattr(config, name) != value
+    ]
+    if config.width_per_head * config.num_heads != config.d_model:
+        changes.append(f"model.head_dim={config.d_model // config.num_heads} (not {config.head_dim})")
+    if "token_types" not in family.fixed and config.token_types < 1:
+        changes.append("model.token_types=1 or more (not 0)")
+    shared: dict[str, Setting] = {}
+    for each in family.settings:
+        other = shared.setdefault(each.theirs, each)
+        if getattr(config, other.ours) != getattr(config, each.ours):
+            changes.append(f"model.{other.ours} and model.{each.ours} to be equal")
+    return changes
+
+
+def _canonical(family: Family, tensors: Mapping[str, Tensor], tied: bool) -> dict[str, Tensor]:
+    """The tensors under the names of the family's table, each once.
+
+    Raises:
+        InputError: where a weight that should be tied was saved twice with different values.
+    """
+    named = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in family.renames:
+            name = re.sub(pattern, replacement, name)
+        if not re.search(family.ignored, name):
+            named[name] = tensor
+    for copy, name in {**family.repeated, **(family.tied if tied else {})}.items():
+        if copy not in named:
+            continue
+        duplicate = named.pop(copy)
+        if tied and name in named:
+            if not np.array_equal(duplicate.read(), named[name].read()):
+                raise InputError(
+                    f"{copy} differs from {name}, but config.json ties them; set tie_word_embeddings to false there."
+                )
+        else:
+            named[name] = duplicate
+    return named
+
+
+def _check(
+    rows: Mapping[Weight, Sequence[tuple[int, ...]]], num_layers: int, tensors: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """The heads that are missing.
+
+    Raises:
+        InputError: where anything else is missing, unexpected or ill-shaped.
+    """
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}  # head, or "" for the body -> tensor -> shape
+    for weight, ours in rows.items():
+        shape = weight.shape(ours)
+        groups.setdefault(_head(weight.ours[0]), {}).update(dict.fromkeys(weight.names(num_layers), shape))
+    fresh = tuple(head for head in HEADS if head in groups and not groups[head].keys() & tensors.keys())
+    needed = {name: shape for head, group in groups.items() if head not in fresh for name, shape in group.items()}
+    for problem, names in (
+        ("lacks", needed.keys() - tensors.keys()),
+        ("has the unexpected", tensors.keys() - needed.keys()),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise InputError(
+                f"the checkpoint {problem} {', '.join(sorted(names)[:3])}{more}; accepted: the {num_layers} layers "
+                "that config.json describes, with or without the heads of pretraining."
+            )
+    for name, shape in needed.items():
+        if tuple(tensors[name].shape) != shape:
+            raise InputError(f"{name} has shape {tuple(tensors[name].shape)}, but config.json implies {shape}.")
+    return fresh
+
+
+def _head(path: str) -> str:
+    first = path.split("/")[0]
+    return first if first in HEADS else ""
+
+
+def _initial(model: Any, seed: int, paths: Sequence[str]) -> dict[str, np.ndarray]:
+    """Initial values of these parameters; the others are not computed."""
+    select = jax.jit(lambda key: {path: array for path, array in _flatten(model.init(key)).items() if path in paths})
+    return {path: np.array(array) for path, array in select(jax.random.key(seed)).items()} if paths else {}
+
+
+def _flatten(params: Params) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _nest(flat: Mapping[str, np.ndarray]) -> Params:
+    nested: Params = {}
+    for path, array in flat.items():
+        *parents, leaf = path.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return nested

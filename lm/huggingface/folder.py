@@ -1,0 +1,172 @@
+"""Hugging Face folders on disk: `config.json`, safetensors, the tokenizer's files, sentence-transformers' pooling."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lm.config import InputError, ModelConfig
+from lm.huggingface.convert import Tensor, from_tensors, to_tensors, write_config
+from lm.models import Params
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+# The bias of vocabulary rows that only pad: no softmax gives them any weight.
+_NEVER = -1e4
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """How a sentence-transformers folder makes one vector of a sentence's tokens."""
+
+    mode: Literal["mean", "cls"]
+    normalize: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What a Hugging Face folder holds.
+
+    Attributes:
+        config: of the model.
+        params: float32 NumPy arrays in the tree of `lm.models.build(config).init`.
+        fresh: heads that the folder lacks and that are initialised: of `mlm`, `pooler` and `nsp`.
+        tokenizer: the tokenizer's files, as far as the folder has them.
+        pooling: of a sentence-transformers folder; None elsewhere.
+    """
+
+    config: ModelConfig
+    params: Params
+    fresh: tuple[str, ...]
+    tokenizer: tuple[Path, ...]
+    pooling: Pooling | None
+
+
+def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, seed: int = 0) -> Imported:
+    """Reads a BERT or ModernBERT: for pretraining, for masked language modelling, or without heads.
+
+    Args:
+        folder: with `config.json` and `model.safetensors`, or shards of it and their index.
+        vocab_multiple: pad the vocabulary to a multiple of this, so that a mesh can split it; the rows that
+            pad are zero and never predicted.
+        seed: of the heads that the folder lacks.
+
+    Raises:
+        InputError: naming what is missing, unexpected, ill-shaped or not supported.
+    """
+    folder = Path(folder)
+    try:
+        config, params, fresh = from_tensors(_read_json(folder, CONFIG_FILE), _open_tensors(folder), seed=seed)
+        pooling = _read_pooling(folder)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    if config.vocab_size % vocab_multiple:
+        config = _pad_vocabulary(config, params, -config.vocab_size % vocab_multiple)
+    tokenizer = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
+    return Imported(config, params, fresh, tokenizer, pooling)
+
+
+def export_folder(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Params,
+    *,
+    tokenizer: Iterable[str | os.PathLike[str]] = (),
+    token_ids: Mapping[str, int] | None = None,
+) -> None:
+    """Writes a folder that transformers loads.
+
+    Args:
+        folder: a new one, or one without a `config.json`.
+        config: of a model whose settings are those of a family in `FAMILIES`.
+        params: as `lm.models.build(config).init` makes them.
+        tokenizer: files to copy beside the weights.
+        token_ids: more fields of `config.json`, such as `cls_token_id`; `pad_token_id` is 0 if not given.
+
+    Raises:
+        InputError: where no family has such a model, or the folder holds one already.
+    """
+    folder = Path(folder)
+    settings = {**write_config(config), "pad_token_id": 0, **(token_ids or {})}
+    if (folder / CONFIG_FILE).exists():
+        raise InputError(f"{folder} already holds a {CONFIG_FILE}; choose a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in tokenizer:
+        shutil.copy(file, folder)
+    save_file(to_tensors(config, params), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _open_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of all shards, not yet read."""
+    tensors = {}
+    for file in _weight_files(folder):
+        try:
+            handle = safe_open(folder / file, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} cannot be read as safetensors: {error}.") from None
+        for name in handle.keys():  # noqa: SIM118 - no mapping
+            read = lambda handle=handle, name=name: handle.get_tensor(name)  # noqa: E731
+            tensors[name] = Tensor(tuple(handle.get_slice(name).get_shape()), read)
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[str]:
+    if (folder / WEIGHTS_FILE).is_file():
+        return [WEIGHTS_FILE]
+    if (folder / INDEX_FILE).is_file():
+        return sorted(set(_read_json(folder, INDEX_FILE)["weight_map"].values()))
+    if list(folder.glob("pytorch_model*.bin")):
+        raise InputError(
+            f"there is only pytorch_model.bin; convert it to {WEIGHTS_FILE} "
+            "(with transformers: from_pretrained, then save_pretrained)."
+        )
+    raise InputError(f"there is neither {WEIGHTS_FILE} nor {INDEX_FILE}; give a folder saved by transformers.")
+
+
+def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConfig:
+    """Adds rows to the parameters in place."""
+    params["embedding"]["token"] = np.pad(params["embedding"]["token"], ((0, rows), (0, 0)))
+    decoder = params["mlm"]["decoder"]
+    decoder["bias"] = np.pad(decoder["bias"], (0, rows), constant_values=_NEVER)
+    if "kernel" in decoder:
+        decoder["kernel"] = np.pad(decoder["kernel"], ((0, 0), (0, rows)))
+    return dataclasses.replace(config, vocab_size=config.vocab_size + rows)
+
+
+def _read_pooling(folder: Path) -> Pooling | None:
+    """The pooling of a sentence-transformers folder, with a flag for each mode or (from version 6) their names."""
+    if not (folder / "modules.json").is_file():
+        return None
+    modules = {str(entry["type"]).rsplit(".", 1)[-1]: entry["path"] for entry in _read_json(folder, "modules.json")}
+    if not {"Transformer", "Pooling"} <= modules.keys() <= {"Transformer", "Pooling", "Normalize"}:
+        given = ", ".join(modules)
+        raise InputError(f"modules.json lists {given}; accepted: Transformer and Pooling, with or without Normalize.")
+    pooling = _read_json(folder, f"{modules['Pooling']}/{CONFIG_FILE}")
+    flags = [name for name, value in pooling.items() if name.startswith("pooling_mode_") and value]
+    modes = pooling.get("pooling_mode", flags)
+    match [modes] if isinstance(modes, str) else modes:
+        case ["mean" | "pooling_mode_mean_tokens"]:
+            return Pooling("mean", "Normalize" in modules)
+        case ["cls" | "pooling_mode_cls_token"]:
+            return Pooling("cls", "Normalize" in modules)
+    raise InputError(f"the sentence vector is pooled by {modes}; accepted: mean or cls.")
+
+
+def _read_json(folder: Path, name: str) -> Any:
+    try:
+        return json.loads((folder / name).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{name} does not exist; give a folder saved by transformers.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} cannot be read as JSON: {error}.") from None
