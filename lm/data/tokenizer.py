@@ -1,0 +1,330 @@
+"""Text to ids and back, with special ids that never move.
+
+A tokenizer trained here is a sentencepiece model with byte fallback: every string has ids, and its
+ids decode to the same string. The first ids are fixed:
+
+    0 [PAD]   1 [UNK]   2 [CLS]   3 [SEP]   4 [MASK]   5..104 <extra_id_99>..<extra_id_0>
+
+Sentinel k is 104 - k, so the sentinels descend as T5's do. All but [UNK] are control symbols, which no
+text can produce; [UNK] cannot appear because of the byte fallback.
+
+Tokenizers of imported models (`tokenizer.json`, `vocab.txt`) go through the `tokenizers` library
+behind the same interface; there the special ids are looked up by name.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import sentencepiece
+
+from lm.config import InputError
+
+NUM_SENTINELS = 100
+FIRST_ORDINARY_ID = 5 + NUM_SENTINELS
+
+# Characters that a training sample needs for each piece to learn; more only takes longer.
+SAMPLE_CHARACTERS_PER_PIECE = 1200
+
+_CONTROL = ["[CLS]", "[SEP]", "[MASK]", *(f"<extra_id_{k}>" for k in reversed(range(NUM_SENTINELS)))]
+_MASK = re.compile(r" ?\[MASK\]")
+_PLACEHOLDER = "\x01"  # stands for [MASK] inside text; a byte piece, so no other piece contains it
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialIds:
+    """Ids with a meaning of their own."""
+
+    pad: int = 0
+    unk: int = 1
+    cls: int = 2
+    sep: int = 3
+    mask: int = 4
+
+
+class Tokenizer(Protocol):
+    """What the rest of the code asks of a tokenizer.
+
+    Attributes:
+        special: the ids of [PAD], [UNK], [CLS], [SEP] and [MASK].
+        special_ids: int32, sorted: every id that is no ordinary piece, sentinels included.
+        vocab_size: ids run from 0 to vocab_size - 1.
+        fingerprint: hex SHA-256 of the model file.
+        file_name: what the model file is called inside a store or a checkpoint.
+    """
+
+    special: SpecialIds
+    special_ids: np.ndarray
+    vocab_size: int
+    fingerprint: str
+    file_name: str
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, int32, without [CLS] and [SEP]; markup in the text stays text."""
+        ...
+
+    def encode_with_masks(self, text: str) -> np.ndarray:
+        """As `encode`, but each literal "[MASK]" (with the space before it) becomes the mask id."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of the ids, special ids left out."""
+        ...
+
+    def id_to_piece(self, index: int) -> str:
+        """The piece, with its word mark (`▁`, `##`, `Ġ`) as the model file has it."""
+        ...
+
+    def starts_word(self) -> np.ndarray:
+        """bool [V]: whether a piece begins a word, for whole-word masking."""
+        ...
+
+    def to_bytes(self) -> bytes:
+        """The model file."""
+        ...
+
+
+def _is_cjk(character: str) -> bool:
+    code = ord(character)
+    return (
+        0x2E80 <= code <= 0x9FFF or 0xAC00 <= code <= 0xD7AF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF
+    )
+
+
+class SentencePiece:
+    """A sentencepiece model with the fixed special ids; see `Tokenizer` for the methods."""
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, model: bytes):
+        """Loads a serialized model.
+
+        Raises:
+            InputError: the bytes are no sentencepiece model, or one without this module's special ids.
+        """
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"the tokenizer is no sentencepiece model ({error}); give a .model file.") from error
+        self._model = model
+        self.special = SpecialIds()
+        self.vocab_size = self._processor.get_piece_size()
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self.special_ids = np.arange(FIRST_ORDINARY_ID, dtype=np.int32)
+        expected = ["[PAD]", "[UNK]", *_CONTROL]
+        pieces = [self.id_to_piece(i) for i in range(min(len(expected), self.vocab_size))]
+        if pieces != expected:
+            raise InputError(
+                f"the tokenizer's first pieces are {', '.join(pieces[:6])}, ...; accepted: models that lm trained, "
+                f"which begin with {', '.join(expected[:6])}, .... Leave data.tokenizer empty to train one."
+            )
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, vocab_size: int, kind: str = "unigram") -> "SentencePiece":
+        """Trains on sentences (no line breaks); the result depends on the texts alone.
+
+        Text is taken as it is: no Unicode normalisation, which would turn `，` into `,`, and no
+        whitespace removed, so that decoding gives back the text. A small corpus gives fewer pieces
+        than `vocab_size`.
+
+        Args:
+            texts: sentences; longer than 16 KiB are ignored.
+            vocab_size: pieces wanted, with the 105 special and 256 byte pieces.
+            kind: `unigram` or `bpe`.
+
+        Raises:
+            InputError: there is too little text for any piece.
+        """
+        buffer = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=buffer,
+                model_type=kind,
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                pad_id=0,
+                unk_id=1,
+                bos_id=-1,
+                eos_id=-1,
+                pad_piece="[PAD]",
+                unk_piece="[UNK]",
+                control_symbols=_CONTROL,
+                byte_fallback=True,
+                character_coverage=0.9995,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                max_sentence_length=1 << 14,
+                num_threads=16,  # fixed: the number of threads enters the rounding, and so the model
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise InputError(f"no tokenizer can be trained on this corpus ({error}); give more text.") from error
+        return cls(buffer.getvalue())
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
+
+    def encode_with_masks(self, text: str) -> np.ndarray:
+        marked = _MASK.sub(_PLACEHOLDER, text.replace(_PLACEHOLDER, ""))
+        (ids,) = self.encode([marked])
+        masked = np.where(ids == self._placeholder_id, self.special.mask, ids).astype(np.int32)
+        # A text that begins with [MASK] leaves the word mark of the missing word.
+        return masked[1:] if marked.startswith(_PLACEHOLDER) else masked
+
+    @functools.cached_property
+    def _placeholder_id(self) -> int:
+        return int(self.encode([_PLACEHOLDER])[0][-1])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._processor.decode([int(i) for i in ids])
+
+    def id_to_piece(self, index: int) -> str:
+        return self._processor.id_to_piece(int(index))
+
+    def starts_word(self) -> np.ndarray:
+        """bool [V]: `▁...`, special ids, punctuation, and CJK pieces, since CJK text has no spaces.
+
+        Byte pieces spell a character that has no piece. ASCII bytes and the first byte of three or
+        four (most are CJK or symbols) begin a word; the first of two (Latin, Greek, Cyrillic, ...)
+        and continuation bytes go on with the word before.
+        """
+        starts = np.ones(self.vocab_size, bool)
+        for index in range(FIRST_ORDINARY_ID, self.vocab_size):
+            piece = self.id_to_piece(index)
+            if self._processor.is_byte(index):
+                byte = int(piece[1:-1], 16)
+                starts[index] = byte < 0x80 or byte >= 0xE0
+            else:
+                starts[index] = piece[0] == "▁" or _is_cjk(piece[0]) or not any(map(str.isalnum, piece))
+        return starts
+
+    def to_bytes(self) -> bytes:
+        return self._model
+
+
+# What the special tokens are called in imported models: BERT's names, then RoBERTa's and BART's.
+_SPECIAL_NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
+class HuggingFace:
+    """A tokenizer of the `tokenizers` library; see `Tokenizer` for the methods."""
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, model: bytes):
+        """Loads the text of a `tokenizer.json`.
+
+        Raises:
+            InputError: it cannot be read, or lacks a special token.
+        """
+        import tokenizers  # not needed to pretrain
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"the tokenizer is no tokenizer.json ({error}).") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._model = model
+        ids: dict[str, int] = {}
+        for field, names in _SPECIAL_NAMES.items():
+            known = [self._tokenizer.token_to_id(name) for name in names]
+            index = next((i for i in known if i is not None), None)
+            if index is None:
+                raise InputError(f"the tokenizer has no {' or '.join(names)}; an encoder needs it.")
+            ids[field] = index
+        self.special = SpecialIds(**ids)
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {index for index, token in added.items() if token.special} | set(ids.values())
+        self.special_ids = np.array(sorted(special), np.int32)
+        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+
+    @classmethod
+    def from_wordpiece(cls, vocabulary: bytes, lowercase: bool = True) -> "HuggingFace":
+        """BERT's tokenizer from a `vocab.txt`: one piece a line, the line number is the id."""
+        from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+        pieces = {piece: index for index, piece in enumerate(vocabulary.decode().splitlines())}
+        tokenizer: Any = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        special = [name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in pieces]
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+        return cls(tokenizer.to_str().encode())
+
+    def _encode(self, texts: Sequence[str], parse_special: bool) -> list[np.ndarray]:
+        self._tokenizer.encode_special_tokens = not parse_special
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return self._encode(texts, parse_special=False)
+
+    def encode_with_masks(self, text: str) -> np.ndarray:
+        name = self.id_to_piece(self.special.mask)
+        return self._encode([_MASK.sub(lambda match: match[0].replace("[MASK]", name), text)], parse_special=True)[0]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def id_to_piece(self, index: int) -> str:
+        return self._tokenizer.id_to_token(int(index)) or ""
+
+    def starts_word(self) -> np.ndarray:
+        """bool [V]: WordPiece marks what continues a word (`##`); byte-level BPE what begins one (`Ġ`)."""
+        pieces = [self.id_to_piece(i) for i in range(self.vocab_size)]
+        if any(piece.startswith("##") for piece in pieces):
+            starts = np.array([not piece.startswith("##") for piece in pieces])
+        else:
+            starts = np.array([piece.startswith(("Ġ", "▁")) or not any(map(str.isalnum, piece)) for piece in pieces])
+        starts[self.special_ids] = True
+        return starts
+
+    def to_bytes(self) -> bytes:
+        return self._model
+
+
+def load(model: bytes, name: str) -> Tokenizer:
+    """The tokenizer in a model file's bytes, its kind told by the file's name.
+
+    Raises:
+        InputError: see the classes.
+    """
+    if name.endswith(".json"):
+        return HuggingFace(model)
+    if name.endswith(".txt"):
+        return HuggingFace.from_wordpiece(model)
+    return SentencePiece(model)
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of a local file, or of a folder that holds one.
+
+    Args:
+        path: `tokenizer.model`, `tokenizer.json`, `vocab.txt`, or a folder with one of them.
+
+    Raises:
+        InputError: there is none, or it cannot be used.
+    """
+    accepted = ("tokenizer.model", "tokenizer.json", "vocab.txt")
+    if os.path.isdir(path):
+        path = next((os.path.join(path, name) for name in accepted if os.path.exists(os.path.join(path, name))), path)
+    if not os.path.isfile(path):
+        raise InputError(f"no tokenizer at {path!r}; give one of {', '.join(accepted)}, or a folder that holds one.")
+    with open(path, "rb") as file:
+        return load(file.read(), os.path.basename(path))
