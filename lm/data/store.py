@@ -186,7 +186,7 @@ def finish(
     """
     arrays = _open_arrays(path, [(_shard_name(i), "token_counts") for i in range(len(markers))], ts.Context())
     pending = [array.read() for array in arrays]
-    counts = np.sum([future.result() for future in pending], axis=0, dtype=np.int64)
+    counts = np.stack([future.result() for future in pending]).astype(np.int64).sum(axis=0)
     total = int(counts.sum())
     counts[tokenizer.special_ids] = 0
     most_frequent = int(counts.argmax())

@@ -1,0 +1,29 @@
+"""Makes a token store ahead of training: python launch/prepare.py --config=FILE --out=DIR.
+
+DIR is local, gs://... or s3://...; set data.store to it. Rerun the same command to go on after a kill.
+"""
+
+from absl import flags
+
+from lm import cli
+
+_config = cli.define_config()
+_out = flags.DEFINE_string("out", None, "Folder of the token store.", required=True)
+_workers = flags.DEFINE_integer("workers", None, "Processes; by default one for each core.", lower_bound=1)
+
+
+def main() -> int:
+    from lm.data import prepare
+
+    made = prepare.prepare(_config().data, _out.value, num_workers=_workers.value)
+    counts = made.manifest["splits"]
+    print(
+        f"{_out.value}: {counts['train']['tokens']:,} tokens of {counts['train']['documents']:,} documents to train on, "
+        f"{counts['heldout']['tokens']:,} of {counts['heldout']['documents']:,} held out, "
+        f"{made.tokenizer.vocab_size:,} pieces"
+    )
+    return cli.EXIT_DONE
+
+
+if __name__ == "__main__":
+    cli.run(main)

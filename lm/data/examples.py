@@ -1,0 +1,176 @@
+"""What an epoch shows, as spans of the corpus; made from lengths alone, without a look at a token."""
+
+import dataclasses
+
+import numpy as np
+
+from lm.data.store import Split
+
+# A document is simulated in pieces of this many sentences, side by side: a corpus that is one long
+# document takes no longer than one of many.
+_LANE_SENTENCES = 512
+
+
+@dataclasses.dataclass
+class Examples:
+    """N examples of K spans each: `[CLS] span [SEP] span [SEP] ...`.
+
+    Attributes:
+        starts: int64 [N, K], the first token of each span in its split.
+        lengths: int32 [N, K], tokens in each span.
+        labels: int8 [N]: 0 the second span follows the first, 1 it is from elsewhere, -1 no pair.
+    """
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        """int64 [N], tokens in a row, [CLS] and [SEP]s included."""
+        return self.lengths.sum(1, dtype=np.int64) + 1 + self.lengths.shape[1]
+
+    def __getitem__(self, index: np.ndarray) -> "Examples":
+        return Examples(self.starts[index], self.lengths[index], self.labels[index])
+
+
+def running_text(split: Split, seq_length: int, rng: np.random.Generator) -> Examples:
+    """Documents cut into pieces of `seq_length - 2` tokens, for rows without sentence pairs.
+
+    Each token is in exactly one piece. A longer document is cut at a random phase, so that every epoch
+    cuts it elsewhere. Whole short documents leave gaps in their rows, so as many first pieces as there
+    are such documents get the length that fills a row beside one of them: at L = 128 that left 0.5%
+    padding where uniform phases left 2.4%.
+    """
+    most = seq_length - 2
+    bounds = split.sentence_offsets[split.document_offsets]
+    starts, sizes = bounds[:-1], np.diff(bounds)
+    is_long = sizes > most
+    first = rng.integers(1, most + 1, len(sizes))
+    beside = sizes[sizes < most - 2]  # leaves room for [CLS], a token and [SEP]
+    if len(beside):
+        fills = rng.random(len(sizes)) < len(beside) / max(is_long.sum(), 1)
+        first = np.where(fills, most - 2 - rng.choice(beside, len(sizes)), first)
+    first = np.where(is_long, first, sizes)
+    pieces = 1 + -(-(sizes - first) // most)
+    nth = _ranks(pieces)
+    document = np.repeat(np.arange(len(sizes)), pieces)
+    begin = np.where(nth == 0, 0, first[document] + (nth - 1) * most)
+    end = np.minimum(first[document] + nth * most, sizes[document])
+    return Examples(
+        (starts[document] + begin)[:, None],
+        (end - begin).astype(np.int32)[:, None],
+        np.full(len(document), -1, np.int8),
+    )
+
+
+def _ranks(counts: np.ndarray) -> np.ndarray:
+    """0..c-1 for each count c, one after the other."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np.random.Generator) -> Examples:
+    """Next-sentence pairs by BERT's rule, `create_instances_from_document` of google-research/bert.
+
+    Sentences of a document are collected until a target length, `seq_length - 3` or, with
+    `short_seq_prob`, a random shorter one for the document. A random prefix of them is the first
+    segment. The rest is the second; or, for half of the chunks and whenever there is no rest, a run of
+    sentences from a random place in another document, and the rest is put back to begin the next chunk.
+    A pair that is too long loses tokens at random from both ends of its longer segment.
+
+    Every document advances by one chunk at a time, all side by side. Two details differ: the other
+    document is always another one if there is one (BERT tries ten times), and very long documents are
+    cut into lanes of 512 sentences first.
+    """
+    tokens, documents = split.sentence_offsets, split.document_offsets
+    most = seq_length - 3
+    num_documents = len(documents) - 1
+    lanes = -(-np.diff(documents) // _LANE_SENTENCES)
+    document = np.repeat(np.arange(num_documents), lanes)
+    cursor = documents[document] + _ranks(lanes) * _LANE_SENTENCES
+    end = np.minimum(cursor + _LANE_SENTENCES, documents[document + 1])
+    target = np.full(num_documents, most)
+    short = rng.random(num_documents) < short_seq_prob
+    target[short] = rng.integers(2, most + 1, short.sum())
+    target = target[document]
+
+    found: list[Examples] = []
+    while len(cursor):
+        chunk_end = np.minimum(np.searchsorted(tokens, tokens[cursor] + target), end)
+        size = chunk_end - cursor
+        split_at = cursor + np.where(size > 1, rng.integers(1, np.maximum(size, 2)), 1)
+        is_random = (size == 1) | (rng.random(len(cursor)) < 0.5)
+        first = tokens[cursor], tokens[split_at]
+        other_begin, other_end = _other_document(split, document, target - (first[1] - first[0]), rng)
+        second = (
+            np.where(is_random, other_begin, tokens[split_at]),
+            np.where(is_random, other_end, tokens[chunk_end]),
+        )
+        found.append(_truncated(*first, *second, is_random, most, rng))
+        cursor = np.where(is_random, split_at, chunk_end)
+        goes_on = cursor < end
+        cursor, end, document, target = (values[goes_on] for values in (cursor, end, document, target))
+    return _concatenate(found)
+
+
+def _other_document(
+    split: Split, document: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token bounds of a run of sentences from a random place in another document.
+
+    Args:
+        split: the corpus.
+        document: int [N], not to be taken.
+        wanted: int [N], tokens after which the run ends; it has one sentence at least.
+        rng: decides.
+    """
+    tokens, documents = split.sentence_offsets, split.document_offsets
+    num_documents = len(documents) - 1
+    other = document
+    if num_documents > 1:
+        other = rng.integers(0, num_documents - 1, len(document))
+        other += other >= document
+    begin = rng.integers(documents[other], documents[other + 1])
+    end = np.searchsorted(tokens, tokens[begin] + np.maximum(wanted, 1))
+    return tokens[begin], tokens[np.minimum(end, documents[other + 1])]
+
+
+def _truncated(
+    first_begin: np.ndarray,
+    first_end: np.ndarray,
+    second_begin: np.ndarray,
+    second_end: np.ndarray,
+    is_random: np.ndarray,
+    most: int,
+    rng: np.random.Generator,
+) -> Examples:
+    """Pairs of at most `most` tokens, as BERT's `truncate_seq_pair` leaves them.
+
+    BERT takes one token at a time from the longer segment, from the second when they are equal, from
+    the front or the back with equal odds. In closed form: first the longer one shrinks until both are
+    equal, then they take turns; of the tokens that a segment loses, a binomial number is its front's.
+    """
+    lengths = np.stack([first_end - first_begin, second_end - second_begin], axis=1)
+    excess = np.maximum(lengths.sum(1) - most, 0)
+    difference = lengths[:, 0] - lengths[:, 1]
+    to_equal = np.minimum(np.abs(difference), excess)
+    rest = excess - to_equal
+    cut = np.stack(
+        [np.where(difference > 0, to_equal, 0) + rest // 2, np.where(difference < 0, to_equal, 0) + (rest + 1) // 2],
+        axis=1,
+    )
+    starts = np.stack([first_begin, second_begin], axis=1) + rng.binomial(cut, 0.5)
+    return Examples(starts, (lengths - cut).astype(np.int32), is_random.astype(np.int8))
+
+
+def _concatenate(parts: list[Examples]) -> Examples:
+    if not parts:
+        return Examples(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int32), np.zeros(0, np.int8))
+    return Examples(
+        np.concatenate([part.starts for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )

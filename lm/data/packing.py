@@ -1,0 +1,95 @@
+"""Fits examples into rows, from their lengths alone."""
+
+import bisect
+import collections
+
+import numpy as np
+
+
+def pack(
+    lengths: np.ndarray, capacity: int, max_per_row: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best-fit decreasing on the histogram of lengths (Krell et al., 2021, arXiv:2107.02027).
+
+    Rows with the same lengths in them are handled as one group, so the work depends on the number of
+    distinct lengths and groups, not on the number of examples. Which examples of a length go together
+    is random, and so is the order of the rows.
+
+    Args:
+        lengths: int [N], each between 1 and `capacity`.
+        capacity: tokens in a row.
+        max_per_row: the most examples in a row.
+        rng: decides members and order.
+
+    Returns:
+        order: int64 [N], the examples row by row.
+        row_offsets: int64 [R+1]; row r holds `order[row_offsets[r]:row_offsets[r+1]]`.
+    """
+    counts = np.bincount(lengths, minlength=capacity + 1)
+    groups = _fill(counts.tolist(), capacity, max_per_row)
+    # Examples sorted by length, in random order within a length: a group takes the next ones.
+    shuffled = rng.permutation(len(lengths))
+    by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
+    taken = np.cumsum(counts) - counts
+    sizes = np.array([len(pattern) for pattern, _ in groups], np.int64)
+    repeats = np.array([count for _, count in groups], np.int64)
+    members = []
+    for pattern, count in groups:
+        columns = []
+        for length in pattern:
+            columns.append(by_length[taken[length] : taken[length] + count])
+            taken[length] += count
+        members.append(np.stack(columns, axis=1).ravel())
+    if not groups:
+        return np.zeros(0, np.int64), np.zeros(1, np.int64)
+    row_sizes = np.repeat(sizes, repeats)
+    return _shuffle_rows(np.concatenate(members), row_sizes, rng)
+
+
+def _fill(counts: list[int], capacity: int, max_per_row: int) -> list[tuple[tuple[int, ...], int]]:
+    """Rows as (the lengths in a row, how many rows are like that)."""
+    open_groups: dict[int, list[tuple[tuple[int, ...], int]]] = collections.defaultdict(list)
+    rooms: list[int] = []  # the keys of open_groups with any group, ascending
+    closed: list[tuple[tuple[int, ...], int]] = []
+
+    def put(pattern: tuple[int, ...], count: int, room: int) -> None:
+        if not room or len(pattern) == max_per_row:
+            closed.append((pattern, count))
+            return
+        if not open_groups[room]:
+            bisect.insort(rooms, room)
+        open_groups[room].append((pattern, count))
+
+    for length in range(capacity, 0, -1):
+        left = counts[length]
+        while left:
+            at = bisect.bisect_left(rooms, length)
+            if at == len(rooms):
+                break
+            room = rooms[at]
+            pattern, count = open_groups[room].pop()
+            if not open_groups[room]:
+                rooms.pop(at)
+            used = min(left, count)
+            if count > used:
+                put(pattern, count - used, room)
+            put((*pattern, length), used, room - length)
+            left -= used
+        each = min(capacity // length, max_per_row)
+        if left >= each:
+            put((length,) * each, left // each, capacity - each * length)
+        if left % each:
+            put((length,) * (left % each), 1, capacity - left % each * length)
+    return closed + [group for room in rooms for group in open_groups[room]]
+
+
+def _shuffle_rows(
+    members: np.ndarray, row_sizes: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.cumsum(row_sizes) - row_sizes
+    rows = rng.permutation(len(row_sizes))
+    sizes = row_sizes[rows]
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    index = np.repeat(starts[rows] - offsets[:-1], sizes) + np.arange(len(members))
+    return members[index], offsets
