@@ -8,7 +8,7 @@ combinations of `ModelConfig` fields, never a name that other code asks for.
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 # Sections that a rerun in the same working directory may change: a longer run, another pod.
 RERUN_MAY_CHANGE = ("train", "checkpoint", "mesh")
@@ -31,6 +31,15 @@ def _at_least(name: str, value: float, minimum: float) -> None:
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise InputError(f"{name} is {value}; it must lie between {low} and {high}.")
+
+
+def _check_types(prefix: str, values: Any) -> None:
+    """Refuses a field whose value is not of the annotated type; an int may stand for a float, a bool for no number."""
+    for name, expected in get_type_hints(type(values)).items():
+        value = getattr(values, name)
+        accepted = (int, float) if expected is float else expected
+        if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+            raise InputError(f"{prefix}{name} is {value!r}; accepted: a value of type {expected.__name__}.")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -332,9 +341,11 @@ class Config:
         Raises:
             InputError: naming the field, its value and what is accepted.
         """
+        _check_types("", self)
         for field in dataclasses.fields(self):
             section = getattr(self, field.name)
             if dataclasses.is_dataclass(section):
+                _check_types(f"{field.name}.", section)
                 section.validate()  # type: ignore[union-attr]
         if self.model.vocab_size < self.data.vocab_size:
             raise InputError(
@@ -370,19 +381,21 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         InputError: for a field that `Config` does not have, or a value that it does not accept.
     """
     sections: dict[str, Any] = {}
-    known = {field.name: field for field in dataclasses.fields(Config)}
+    known = get_type_hints(Config)
     for name, value in values.items():
         if name not in known:
             raise InputError(f"config has the unknown field {name!r}; accepted: {', '.join(known)}.")
-        if not isinstance(value, Mapping):
+        section = known[name]
+        if section in (bool, int, float, str):
             sections[name] = value
             continue
-        section_type = type(getattr(Config(), name))
-        accepted = [field.name for field in dataclasses.fields(section_type)]
+        accepted = [field.name for field in dataclasses.fields(section)]
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name} is {value!r}; accepted: an object with fields among {', '.join(accepted)}.")
         for key in value:
             if key not in accepted:
                 raise InputError(f"config has the unknown field {name}.{key}; accepted: {', '.join(accepted)}.")
-        sections[name] = section_type(**value)
+        sections[name] = section(**value)
     return Config(**sections)
 
 
