@@ -30,6 +30,7 @@ from ml_collections import config_flags
 from lm.config import Config, InputError
 
 EXIT_DONE = 0
+EXIT_FAULT = 1
 EXIT_INPUT = 2  # the user's input is wrong: change it before running again
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a complete checkpoint is saved, run the same command again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -114,7 +115,7 @@ def _illegal_value(message: str) -> str:
     """Says what a flag accepts where absl only repeats Python's conversion error."""
     if missing := re.search(r"Flag --(\w+) must have a value other than None", message):
         return f"--{missing[1]} is missing; --help says what it takes."
-    conversion = r"flag --([\w.]+)=(.*): (?:invalid literal|could not convert|Non-boolean)"
+    conversion = r"flag --([\w.]+)=(.*): (?:invalid literal|could not convert|\('Non-boolean)"
     if not (match := re.match(conversion, message, re.DOTALL)):
         return message
     name, value = match.groups()

@@ -1,0 +1,42 @@
+"""What every test runs under. Subprocesses that a test starts inherit it: all of it is environment."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SKIPPED = "needs --peers"
+
+# JAX reads these when it is first imported, which is after this file.
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    JAX_NUMPY_RANK_PROMOTION="raise",
+    JAX_COMPILATION_CACHE_DIR=str(ROOT / ".jax_cache"),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    HF_HUB_OFFLINE="1",  # a comparison builds its reference or finds it installed; it never downloads one
+    MPLBACKEND="agg",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--peers", action="store_true", help="also compare with transformers (the [peers] extra)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--peers"):
+        return
+    for item in items:
+        if item.get_closest_marker("peers"):
+            item.add_marker(pytest.mark.skip(reason=SKIPPED))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.stats.get("skipped", [])
+    comparisons = sum(SKIPPED in str(report.longrepr) for report in reports)
+    if comparisons:
+        terminalreporter.write_line(
+            f"{comparisons} comparisons with transformers skipped; add them with: bash launch/test.sh --peers"
+        )

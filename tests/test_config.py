@@ -1,0 +1,113 @@
+"""The config refuses what cannot be run, by name, and comes back from JSON as it was."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from lm.config import (
+    Config,
+    DataConfig,
+    InputError,
+    MeshConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TrainConfig,
+    changed_fields,
+    from_dict,
+    to_json,
+)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        # one field
+        ({"data": DataConfig(source="web")}, "data.source is 'web'; accepted: installed-docs, text, jsonl"),
+        ({"data": DataConfig(source="text")}, "data.path is empty; data.source=text needs a file"),
+        ({"data": DataConfig(heldout_fraction=0.6)}, "data.heldout_fraction is 0.6; it must lie between 0.0 and 0.5"),
+        ({"model": ModelConfig(norm="batchnorm")}, "model.norm is 'batchnorm'; accepted: layernorm, rmsnorm"),
+        ({"model": ModelConfig(num_layers=0)}, "model.num_layers is 0; it must be at least 1"),
+        ({"model": ModelConfig(dropout=float("nan"))}, "model.dropout is nan"),
+        ({"optim": OptimConfig(b2=1.0)}, "optim.b2 is 1.0"),
+        ({"mesh": MeshConfig(tensor=0)}, "mesh.tensor is 0; accepted: a positive number of devices, or -1"),
+        ({"train": TrainConfig(dtype="float16")}, "train.dtype is 'float16'; accepted: float32, bfloat16"),
+        # fields that must agree
+        ({"model": ModelConfig(d_model=10, num_heads=3)}, "model.d_model is 10, which model.num_heads=3"),
+        (
+            {"model": ModelConfig(position="rotary", d_model=9, num_heads=3)},
+            "model.head_dim is 3; rotary positions need an even number",
+        ),
+        ({"objective": ObjectiveConfig(random_token_rate=0.3)}, "objective.random_token_rate is 0.3"),
+        ({"mesh": MeshConfig(data=-1, fsdp=-1)}, "at most one axis may be -1"),
+        # sections that must agree
+        ({"model": ModelConfig(vocab_size=8000)}, "smaller than data.vocab_size=8192"),
+        ({"data": DataConfig(seq_length=513)}, "more than model.max_length=512"),
+        ({"train": TrainConfig(accumulation=3)}, "data.batch_size is 32, which train.accumulation=3"),
+        ({"model": ModelConfig(pooler=False)}, "objective.nsp is True, but the model cannot do it"),
+        # the type of a value
+        ({"train": TrainConfig(steps="7")}, "train.steps is '7'; accepted: a value of type int"),
+        ({"train": TrainConfig(steps=True)}, "train.steps is True; accepted: a value of type int"),
+        ({"model": ModelConfig(gated=1)}, "model.gated is 1; accepted: a value of type bool"),
+        ({"seed": 0.5}, "seed is 0.5; accepted: a value of type int"),
+        ({"model": {"d_model": 8}}, "accepted: a value of type ModelConfig"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused_where_it_is_built(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        Config(**sections)
+    assert message in str(error.value)
+
+
+def test_what_is_accepted_at_the_edge() -> None:
+    Config(data=DataConfig(seq_length=512, batch_size=6), train=TrainConfig(accumulation=3))
+    Config(model=ModelConfig(pooler=False, token_types=0), objective=ObjectiveConfig(nsp=False))
+    Config(model=ModelConfig(position="rotary", max_length=1), data=DataConfig(seq_length=4096))
+    Config(optim=OptimConfig(learning_rate=1))  # an int where a float is meant
+    assert ModelConfig(d_model=256, num_heads=4).width_per_head == 64
+    assert ModelConfig(d_model=256, num_heads=4, head_dim=32).width_per_head == 32
+
+
+def test_validate_sees_a_field_changed_after_it_was_built() -> None:
+    config = Config()
+    config.model.num_heads = 3
+    with pytest.raises(InputError, match="num_heads=3"):
+        config.validate()
+
+
+def test_json_round_trip() -> None:
+    config = Config(seed=3, data=DataConfig(batch_size=64), model=ModelConfig(gated=True, rope_theta=160_000.0))
+    assert from_dict(json.loads(to_json(config))) == config
+    assert from_dict({}) == Config()
+    assert from_dict({"seed": 3, "model": {"gated": True}}).model == ModelConfig(gated=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modle": {}}, "unknown field 'modle'; accepted: seed, data, model"),
+        ({"mesh": {"dat": 1}}, "unknown field mesh.dat; accepted: data, fsdp, tensor"),
+        ({"mesh": 8}, "mesh is 8; accepted: an object with fields among data, fsdp, tensor"),
+        ({"seed": {"data": 1}}, "seed is {'data': 1}; accepted: a value of type int"),
+        ({"train": {"steps": "7"}}, "train.steps is '7'; accepted: a value of type int"),
+        ({"train": {"steps": 0}}, "train.steps is 0; it must be at least 1"),
+    ],
+)
+def test_from_dict_refuses_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        from_dict(values)
+    assert message in str(error.value)
+
+
+def test_a_rerun_may_change_the_length_and_the_machine_but_not_the_experiment() -> None:
+    old = Config()
+    longer = dataclasses.replace(old, train=TrainConfig(steps=5), mesh=MeshConfig(fsdp=2))
+    assert changed_fields(old, longer) == []
+    other = dataclasses.replace(longer, seed=1, model=ModelConfig(d_ff=512), optim=OptimConfig(schedule="wsd"))
+    assert changed_fields(old, other) == [
+        "seed (0 -> 1)",
+        "model.d_ff (1024 -> 512)",
+        "optim.schedule ('linear' -> 'wsd')",
+    ]
