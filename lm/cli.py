@@ -31,6 +31,7 @@ from lm.config import Config, InputError
 
 EXIT_DONE = 0
 EXIT_FAULT = 1
+EXIT_FAULT = 1  # a bug, a broken machine, a diverged run
 EXIT_INPUT = 2  # the user's input is wrong: change it before running again
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a complete checkpoint is saved, run the same command again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
