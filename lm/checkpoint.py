@@ -138,3 +138,9 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
     )
+
+
+def load_params(workdir: epath.PathLike, step: int) -> State:
+    """The parameters of a checkpoint on the default device, shapes and dtypes as they were saved."""
+    directory = epath.Path(workdir).resolve() / "checkpoints" / str(step) / "params"
+    return ocp.StandardCheckpointer().restore(directory)

@@ -10,27 +10,18 @@ P segments of a row.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm.config import Config
+from lm.data.tokenizer import Tokenizer
 from lm.models import Encoder
 from lm.sharding import constrain
 
 Batch = Mapping[str, jax.Array]
 Examples = dict[str, jax.Array]
-
-
-class Vocabulary(Protocol):
-    """What masking must know of a tokenizer."""
-
-    mask_id: int
-    special_ids: tuple[int, ...]
-
-    def starts_word(self) -> np.ndarray: ...
 
 
 def cross_entropy(logits_BNV: jax.Array, labels_BN: jax.Array) -> jax.Array:
@@ -78,11 +69,11 @@ class MaskedLM:
     starts_word_V: np.ndarray
 
     @classmethod
-    def create(cls, config: Config, vocabulary: Vocabulary) -> "MaskedLM":
+    def create(cls, config: Config, tokenizer: Tokenizer) -> "MaskedLM":
         objective, data = config.objective, config.data
-        starts_word = np.asarray(vocabulary.starts_word(), bool)
+        starts_word = tokenizer.starts_word()
         special = np.zeros(len(starts_word), bool)
-        special[list(vocabulary.special_ids)] = True
+        special[tokenizer.special_ids] = True
         return cls(
             mask_rate=objective.mask_rate,
             mask_token_rate=objective.mask_token_rate,
@@ -91,7 +82,7 @@ class MaskedLM:
             nsp=objective.nsp,
             max_segments=data.max_segments,
             max_positions=max_masked(data.seq_length, data.max_segments, objective.mask_rate),
-            mask_id=vocabulary.mask_id,
+            mask_id=tokenizer.special.mask,
             special_V=special,
             ordinary_ids=np.flatnonzero(~special).astype(np.int32),
             starts_word_V=starts_word,
@@ -228,6 +219,6 @@ def mean_metrics(sums: dict[str, dict[str, jax.Array]], weights: dict[str, jax.A
     }
 
 
-def create(config: Config, vocabulary: Vocabulary) -> MaskedLM:
+def create(config: Config, tokenizer: Tokenizer) -> MaskedLM:
     """The objective that a config names."""
-    return MaskedLM.create(config, vocabulary)
+    return MaskedLM.create(config, tokenizer)

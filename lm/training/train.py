@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import checkpoint, models, sharding
 from lm.config import Config, InputError
 from lm.data import batches, prepare
-from lm.data.store import Store
 from lm.models import Model
 from lm.training import metrics as metrics_lib
 from lm.training import objectives, optim
@@ -39,6 +38,12 @@ class Preempted(Exception):
 
 class Diverged(Exception):
     """Too many losses in a row were not finite."""
+
+
+def say(message: str) -> None:
+    """One line of progress on stderr, from the first process only."""
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr, flush=True)
 
 
 def run_key(seed: int, use: int) -> jax.Array:
@@ -210,10 +215,9 @@ def evaluate(program: Program, params: models.Params, heldout: batches.Batches, 
     return {f"eval/{name}": float(value) for name, value in jax.device_get(program.means(*totals)).items()}
 
 
-def open_store(config: Config, workdir: epath.Path) -> Store:
-    """The token store of a run; prepared first when it is missing."""
-    path = epath.Path(config.data.store) if config.data.store else workdir / "store"
-    return prepare.prepare(config.data, str(path))
+def store_path(config: Config, workdir: epath.Path) -> str:
+    """Where the token store of a run is."""
+    return config.data.store or str(workdir / "store")
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
@@ -234,7 +238,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(mesh, config)
     checkpoint.claim_workdir(root, config)
-    store = open_store(config, root)
+    store = prepare.prepare(config.data, store_path(config, root))
     tokenizer = store.tokenizer
     if tokenizer.vocab_size > config.model.vocab_size:
         raise InputError(
@@ -242,20 +246,20 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             f"{tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
         )
     if primary:
-        checkpoint.write_atomically(root / "tokenizer.model", tokenizer.serialized)
-    source = batches.Batches(store.split("train"), tokenizer, config.data, config.objective, config.seed)
-    heldout = batches.Batches(store.split("heldout"), tokenizer, config.data, config.objective, config.seed)
+        checkpoint.write_atomically(root / tokenizer.file_name, tokenizer.to_bytes())
+    source = batches.Batches(store.train, tokenizer.special, config.data, config.objective, config.seed)
+    heldout = batches.Batches(store.heldout, tokenizer.special, config.data, config.objective, config.seed)
     objective = objectives.create(config, tokenizer)
 
     # ---- Program and state ------------------------------------------------------------------
-    logging.info("Compiling for %s", dict(mesh.shape))
+    say(f"compiling the training step for {mesh.size} device(s)")
     program = compile_program(config, objective, mesh, source(0, sharding.process_rows(mesh, config.data.batch_size)))
     saved = checkpoint.Checkpoints(root, config.checkpoint)
     latest = saved.latest_step()
     if latest is None:
         state = program.init()
     else:
-        logging.info("Resuming from step %d", latest)
+        say(f"resuming from step {latest}")
         state = saved.restore(latest, program.abstract_state)
     start = latest or 0
     if start > config.train.steps:
