@@ -16,12 +16,11 @@ def main() -> int:
     from lm.data import prepare
 
     made = prepare.prepare(_config().data, _out.value, num_workers=_workers.value)
-    counts = made.manifest["splits"]
-    print(
-        f"{_out.value}: {counts['train']['tokens']:,} tokens of {counts['train']['documents']:,} documents to train on, "
-        f"{counts['heldout']['tokens']:,} of {counts['heldout']['documents']:,} held out, "
-        f"{made.tokenizer.vocab_size:,} pieces"
+    splits = ", ".join(
+        f"{name} {counts['tokens']:,} tokens of {counts['documents']:,} documents"
+        for name, counts in made.manifest["splits"].items()
     )
+    print(f"{_out.value}: {splits}; {made.tokenizer.vocab_size:,} pieces")
     return cli.EXIT_DONE
 
 

@@ -145,7 +145,7 @@ class Batches:
         segments, positions, token_types = (np.zeros(size, np.int32) for _ in range(3))
 
         total = found.row_lengths
-        within = _ranks(total)
+        within = examples.ranks(total)
         places = np.repeat(at, total) + within
         segments[places] = np.repeat(nth + 1, total)
         positions[places] = within
@@ -159,16 +159,12 @@ class Batches:
         tokens[separators] = self._special.sep
         span_places = (separators - found.lengths).ravel()
         lengths = found.lengths.ravel()
-        tokens[np.repeat(span_places, lengths) + _ranks(lengths)] = self._split.read(found.starts.ravel(), lengths)
+        tokens[np.repeat(span_places, lengths) + examples.ranks(lengths)] = self._split.read(
+            found.starts.ravel(), lengths
+        )
 
         flat = {"tokens": tokens, "segments": segments, "positions": positions, "token_types": token_types}
         return {name: array.reshape(rows, -1) for name, array in flat.items()}
-
-
-def _ranks(counts: np.ndarray) -> np.ndarray:
-    """0..c-1 for each count c, one after the other."""
-    ends = np.cumsum(counts, dtype=np.int64)
-    return np.arange(ends[-1]) - np.repeat(ends - counts, counts)
 
 
 def padding_fraction(batch: dict[str, np.ndarray]) -> float:
@@ -185,8 +181,8 @@ class _Steps:
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        return self._batches(int(step), self._rows)
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self._batches(int(index), self._rows)
 
 
 def loader(

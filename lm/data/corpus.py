@@ -1,4 +1,4 @@
-"""Readers: files become documents, and documents become sentences.
+"""Readers: files become documents.
 
 A corpus is a list of `Shard`s in a fixed order, each readable by itself in any process. A document
 is a `str`; where one ends depends on the source:
@@ -334,58 +334,3 @@ def _docstrings_of(path: str) -> list[str]:
         blocks = [getattr(node, name, ()) for name in ("body", "handlers", "orelse", "finalbody")]
         pending += reversed([child for block in blocks if isinstance(block, list) for child in block])
     return found
-
-
-# --- sentences
-
-_BULLET = re.compile(r"([-*+•>#|=~`.:]|\d+[.)]|\w+ ?:)(\s|$)|>>>|\.\. |:\w")
-_FULL_LINE = 60  # columns; a writer's editor wraps at 72 or more, a shorter line ended on purpose
-_CJK_END = r"(?:[。！？]|……)+[”’」』）】》\"']*"
-_LATIN_END = (
-    r"(?<!\b[A-Z])(?<!\be\.g)(?<!\bi\.e)(?<!\b[MD]r)(?<!\bMrs)(?<!\bSt)(?<!\bvs)(?<!\bcf)[.!?]+[\"'”’)\]]*(?=\s)"
-)
-_SENTENCE_END = re.compile(f"{_CJK_END}|{_LATIN_END}")
-
-
-def sentences(text: str) -> list[str]:
-    """Cuts a document into sentence-like segments, the units of next-sentence pairs.
-
-    A line break ends a segment, unless the text is hard-wrapped there: the line is so full that the
-    next word would not have fit into 60 columns, the next line is indented alike and is no list item.
-    Within the joined lines a segment ends after `. ! ?` before a space (not after initials and a few
-    abbreviations) and after `。！？……`, with their closing quotes. Runs of whitespace become one space.
-
-    Returns:
-        Segments without surrounding whitespace, none empty.
-    """
-    found: list[str] = []
-    for paragraph in _unwrapped(text):
-        start = 0
-        for end in _SENTENCE_END.finditer(paragraph):
-            found.append(paragraph[start : end.end()].strip())
-            start = end.end()
-        found.append(paragraph[start:].strip())
-    return [segment for segment in found if segment]
-
-
-def _unwrapped(text: str) -> Iterator[str]:
-    """Lines, with hard-wrapped ones joined and whitespace collapsed."""
-    paragraph: list[str] = []
-    previous_indent, previous_width = 0, 0
-    for line in text.splitlines():
-        words = line.split()
-        indent = len(line) - len(line.lstrip())
-        wrapped = (
-            bool(paragraph)
-            and bool(words)
-            and indent == previous_indent
-            and previous_width + 1 + len(words[0]) > _FULL_LINE
-            and not _BULLET.match(line, indent)
-        )
-        if paragraph and not wrapped:
-            yield " ".join(paragraph)
-            paragraph = []
-        paragraph += words
-        previous_indent, previous_width = indent, len(line.rstrip())
-    if paragraph:
-        yield " ".join(paragraph)

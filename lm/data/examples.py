@@ -56,7 +56,7 @@ def running_text(split: Split, seq_length: int, rng: np.random.Generator) -> Exa
         first = np.where(fills, most - 2 - rng.choice(beside, len(sizes)), first)
     first = np.where(is_long, first, sizes)
     pieces = 1 + -(-(sizes - first) // most)
-    nth = _ranks(pieces)
+    nth = ranks(pieces)
     document = np.repeat(np.arange(len(sizes)), pieces)
     begin = np.where(nth == 0, 0, first[document] + (nth - 1) * most)
     end = np.minimum(first[document] + nth * most, sizes[document])
@@ -67,9 +67,10 @@ def running_text(split: Split, seq_length: int, rng: np.random.Generator) -> Exa
     )
 
 
-def _ranks(counts: np.ndarray) -> np.ndarray:
-    """0..c-1 for each count c, one after the other."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+def ranks(counts: np.ndarray) -> np.ndarray:
+    """0..c-1 for each count c, one after the other: int64 [sum(counts)]."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
 
 
 def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np.random.Generator) -> Examples:
@@ -90,7 +91,7 @@ def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np
     num_documents = len(documents) - 1
     lanes = -(-np.diff(documents) // _LANE_SENTENCES)
     document = np.repeat(np.arange(num_documents), lanes)
-    cursor = documents[document] + _ranks(lanes) * _LANE_SENTENCES
+    cursor = documents[document] + ranks(lanes) * _LANE_SENTENCES
     end = np.minimum(cursor + _LANE_SENTENCES, documents[document + 1])
     target = np.full(num_documents, most)
     short = rng.random(num_documents) < short_seq_prob

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lm.config import DataConfig, InputError
 from lm.data import corpus, store
 from lm.data import tokenizer as tokenizers
+from lm.data.sentences import sentences
 
 # What the content of a store depends on; a store made with other values is refused by name.
 _SETTINGS = ("source", "path", "field", "tokenizer", "tokenizer_kind", "vocab_size", "heldout_fraction")
@@ -51,7 +52,7 @@ def prepare(config: DataConfig, out: str, *, num_workers: int | None = None, pro
     if manifest is not None:
         _refuse_changes(out, manifest["settings"], settings)
         return store.Store.open(out)
-    num_workers = num_workers or len(os.sched_getaffinity(0))
+    num_workers = num_workers or _available_cores()
     with _executor(num_workers) as executor:
         shards = corpus.shards(config, executor.map)
         tokenizer = _tokenizer(config, out, settings, shards)
@@ -82,6 +83,11 @@ def _refuse_changes(out: str, made_with: dict[str, Any], wanted: dict[str, Any])
 # --- processes
 
 
+def _available_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only; knows the limits of a container or job
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def _executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
     """Worker processes, or one thread for one worker.
@@ -95,7 +101,7 @@ def _executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
         executor = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=_exit_with_parent)
     try:
         yield executor
-    except concurrent.futures.process.BrokenProcessPool as error:
+    except concurrent.futures.BrokenExecutor as error:
         raise RuntimeError("a worker process died, perhaps for want of memory; run again to go on.") from error
     finally:
         executor.shutdown(cancel_futures=True)
@@ -146,7 +152,7 @@ def _sample(shards: list[corpus.Shard], characters: int) -> Iterator[str]:
     for shard in shards:
         taken = 0
         for document in corpus.read(shard):
-            for sentence in corpus.sentences(document):
+            for sentence in sentences(document):
                 yield sentence
                 taken += len(sentence)
             if taken >= share:
@@ -202,7 +208,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
         segmented: dict[str, list[list[str]]] = {split: [] for split in store.SPLITS}
         for document in batch:
             hashes.append(_hash(document))
-            segmented["heldout" if hashes[-1] < job.threshold else "train"].append(corpus.sentences(document))
+            segmented["heldout" if hashes[-1] < job.threshold else "train"].append(sentences(document))
         for split, found in segmented.items():
             parts[split].append(_encode(tokenizer, found))
     splits = {split: _concatenate(texts) for split, texts in parts.items()}

@@ -233,11 +233,14 @@ class HuggingFace:
         import tokenizers  # not needed to pretrain
 
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
+            # Two, since whether "[MASK]" in a text is markup is a setting of the object, not of a call.
+            self._tokenizer, self._literal = (tokenizers.Tokenizer.from_str(model.decode()) for _ in range(2))
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"the tokenizer is no tokenizer.json ({error}).") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        for tokenizer in (self._tokenizer, self._literal):
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+        self._literal.encode_special_tokens = True
         self._model = model
         ids: dict[str, int] = {}
         for field, names in _SPECIAL_NAMES.items():
@@ -267,17 +270,13 @@ class HuggingFace:
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
         return cls(tokenizer.to_str().encode())
 
-    def _encode(self, texts: Sequence[str], parse_special: bool) -> list[np.ndarray]:
-        self._tokenizer.encode_special_tokens = not parse_special
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
-
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self._encode(texts, parse_special=False)
+        return _arrays(self._literal.encode_batch_fast(list(texts), add_special_tokens=False))
 
     def encode_with_masks(self, text: str) -> np.ndarray:
         name = self.id_to_piece(self.special.mask)
-        return self._encode([_MASK.sub(lambda match: match[0].replace("[MASK]", name), text)], parse_special=True)[0]
+        marked = _MASK.sub(lambda match: match[0].replace("[MASK]", name), text)
+        return _arrays([self._tokenizer.encode(marked, add_special_tokens=False)])[0]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -297,6 +296,10 @@ class HuggingFace:
 
     def to_bytes(self) -> bytes:
         return self._model
+
+
+def _arrays(encodings: Sequence[Any]) -> list[np.ndarray]:
+    return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
 def load(model: bytes, name: str) -> Tokenizer:
