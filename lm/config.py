@@ -158,6 +158,8 @@ class ModelConfig:
     def validate(self) -> None:
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_length", "global_every"):
             _at_least(f"model.{name}", getattr(self, name), 1)
+        for name in ("head_dim", "window", "token_types", "norm_eps", "rope_theta", "rope_theta_local", "init_std"):
+            _at_least(f"model.{name}", getattr(self, name), 0)
         if not self.head_dim and self.d_model % self.num_heads:
             raise InputError(
                 f"model.d_model is {self.d_model}, which model.num_heads={self.num_heads} does not divide; "
@@ -234,7 +236,8 @@ class OptimConfig:
     def validate(self) -> None:
         _one_of("optim.name", self.name, ("adamw", "stable_adamw", "lamb", "adafactor"))
         _one_of("optim.schedule", self.schedule, ("linear", "cosine", "rsqrt", "wsd", "constant"))
-        _at_least("optim.learning_rate", self.learning_rate, 0.0)
+        for name in ("learning_rate", "eps", "weight_decay"):
+            _at_least(f"optim.{name}", getattr(self, name), 0.0)
         _at_least("optim.warmup_steps", self.warmup_steps, 0)
         _within("optim.decay_fraction", self.decay_fraction, 0.0, 1.0)
         _within("optim.final_fraction", self.final_fraction, 0.0, 1.0)
@@ -342,6 +345,7 @@ class Config:
             InputError: naming the field, its value and what is accepted.
         """
         _check_types("", self)
+        _at_least("seed", self.seed, 0)
         for field in dataclasses.fields(self):
             section = getattr(self, field.name)
             if dataclasses.is_dataclass(section):
