@@ -12,6 +12,7 @@ setup(
     packages=find_packages(include=["lm", "lm.*"]),
     install_requires=[
         "absl-py>=2.5",  # command-line flags
+        "etils[epath]>=1.13",  # paths: local, gs://, s3://
         "flax>=0.12.8",  # NNX: module definitions
         "grain>=0.2.18",  # random access to batches from worker threads
         "jax>=0.10.2",  # arrays, compiler, distributed runtime
