@@ -1,7 +1,7 @@
 """Text to ids and back, with special ids that never move.
 
 A tokenizer trained here is a sentencepiece model with byte fallback: every string has ids, and its
-ids decode to the same string. The first ids are fixed:
+ids decode to the same string (but for U+2581, which stands for a space). The first ids are fixed:
 
     0 [PAD]   1 [UNK]   2 [CLS]   3 [SEP]   4 [MASK]   5..104 <extra_id_99>..<extra_id_0>
 

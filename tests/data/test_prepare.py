@@ -1,0 +1,186 @@
+"""A preparation is complete or absent, goes on after a kill, and holds out whole documents."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lm.config import DataConfig, InputError
+from lm.data import corpus, prepare
+from lm.data.sentences import sentences
+from lm.data.store import Split, Store
+
+ROOT = Path(__file__).parents[2]
+
+# Prepares with many small shards and, told so, kills itself before a shard's marker is written:
+# with several processes the worker kills its parent, as an operator or the kernel might.
+SCRIPT = """
+import json, multiprocessing, os, signal, sys
+from lm.config import DataConfig
+from lm.data import corpus, prepare, store
+
+fields, out, workers, kill_at = json.loads(sys.argv[1])
+corpus._SMALLEST_SHARD = 4096
+write_key = store.write_key
+
+def write_or_die(path, name, value):
+    if name == kill_at:
+        parent = multiprocessing.parent_process()
+        os.kill(parent.pid if parent else os.getpid(), signal.SIGKILL)
+    write_key(path, name, value)
+
+store.write_key = write_or_die
+if __name__ == "__main__":
+    prepare.prepare(DataConfig(**fields), out, num_workers=workers, progress=False)
+"""
+
+
+def run_script(tmp_path: Path, config: DataConfig, out: Path, workers: int = 1, kill_at: str = "") -> int:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    arguments = json.dumps([dataclasses.asdict(config), str(out), workers, kill_at])
+    # The pipes are read to their end: orphaned workers that live on would make this time out.
+    process = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), arguments],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        timeout=60,
+    )
+    return process.returncode
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file's hash."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def texts(store: Store, split: Split) -> list[str]:
+    bounds = split.sentence_offsets
+    ids = split.read(np.array([0]), np.array([split.num_tokens]))
+    segments = [store.tokenizer.decode(ids[start:end]) for start, end in itertools.pairwise(bounds)]
+    offsets = split.document_offsets
+    return [" ".join(segments[start:end]) for start, end in itertools.pairwise(offsets)]
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_SMALLEST_SHARD", 4096)
+
+
+def test_every_document_is_in_one_split(made: Store, documents: list[str]):
+    expected = [" ".join(sentences(document)) for document in documents]
+    train, heldout = texts(made, made.train), texts(made, made.heldout)
+    assert sorted(train + heldout) == sorted(expected)
+    assert not set(train) & set(heldout)
+    assert 0.04 < len(heldout) / len(expected) < 0.2
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_the_split_does_not_depend_on_the_shards(made: Store, data_config: DataConfig, tmp_path: Path):
+    cut = prepare.prepare(data_config, str(tmp_path), num_workers=1, progress=False)
+    assert len(cut.manifest["shards"]) > 5 > len(made.manifest["shards"])
+    assert texts(cut, cut.heldout) == texts(made, made.heldout)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_goes_on_where_it_was(
+    tmp_path: Path, data_config: DataConfig, workers: int, monkeypatch: pytest.MonkeyPatch
+):
+    assert run_script(tmp_path, data_config, tmp_path / "unbroken") == 0
+    killed = tmp_path / "killed"
+    assert run_script(tmp_path, data_config, killed, workers, kill_at="shards/00004/complete.json") == -9
+    complete = {path.parent.name for path in killed.glob("shards/*/complete.json")}
+    # The worker that shot its parent may finish its shard before it is gone itself.
+    assert {"00000", "00001", "00002"} <= complete
+    assert len(complete) < len(list((tmp_path / "unbroken").glob("shards/*")))
+    with pytest.raises(InputError, match="no complete token store"):
+        Store.open(str(killed))
+
+    written = []
+    write_shard = prepare._write_shard
+    monkeypatch.setattr(prepare, "_write_shard", lambda job: written.append(f"{job.index:05d}") or write_shard(job))
+    monkeypatch.setattr(prepare.tokenizers.SentencePiece, "train", None)  # the tokenizer is there already
+    prepare.prepare(data_config, str(killed), num_workers=1, progress=False)
+    assert not set(written) & complete
+    assert contents(killed) == contents(tmp_path / "unbroken")
+
+
+def test_a_complete_store_is_opened_without_its_corpus(made: Store, data_config: DataConfig):
+    again = prepare.prepare(dataclasses.replace(data_config, batch_size=2), made.path, num_workers=1, progress=False)
+    assert again.manifest == made.manifest
+
+
+def test_a_store_made_with_other_settings_is_refused_by_name(made: Store, data_config: DataConfig):
+    other = dataclasses.replace(data_config, vocab_size=700, heldout_fraction=0.2)
+    with pytest.raises(InputError, match=r"data.vocab_size \(600 -> 700\), data.heldout_fraction \(0.1 -> 0.2\)"):
+        prepare.prepare(other, made.path, num_workers=1, progress=False)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_an_unfinished_store_of_another_corpus_starts_afresh(tmp_path: Path, data_config: DataConfig):
+    out = tmp_path / "out"
+    assert run_script(tmp_path, data_config, out, kill_at="shards/00006/complete.json") == -9
+    path = tmp_path / "other.txt"
+    path.write_text("\n\n".join(f"Another document, number {i}." for i in range(30)))
+    other = dataclasses.replace(data_config, path=str(path))
+    made = prepare.prepare(other, str(out), num_workers=1, progress=False)
+    assert sum(split["documents"] for split in made.manifest["splits"].values()) == 30
+    assert len(list(out.glob("shards/*"))) == len(made.manifest["shards"]) == 1
+
+
+def test_a_given_tokenizer_is_used(made: Store, data_config: DataConfig, tmp_path: Path):
+    config = dataclasses.replace(data_config, tokenizer=f"{made.path}/tokenizer.model")
+    again = prepare.prepare(config, str(tmp_path), num_workers=1, progress=False)
+    assert again.tokenizer.fingerprint == made.tokenizer.fingerprint
+    assert again.manifest["splits"] == made.manifest["splits"]
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.5])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_documents_still_fill_both_splits(tmp_path: Path, count: int, fraction: float):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"Document number {i}." for i in range(count)))
+    config = DataConfig(source="text", path=str(tmp_path / "a.txt"), heldout_fraction=fraction)
+    made = prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
+    assert made.train.num_documents >= 1
+    assert made.heldout.num_documents >= 1
+    assert made.train.num_documents + made.heldout.num_documents == count
+
+
+def test_one_document_cannot_be_held_out(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("The only document.")
+    config = DataConfig(source="text", path=str(tmp_path / "a.txt"))
+    with pytest.raises(InputError, match=r"one document only.*data.heldout_fraction=0"):
+        prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
+    config.heldout_fraction = 0.0
+    made = prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
+    assert (made.train.num_documents, made.heldout.num_documents) == (1, 0)
+
+
+def test_an_error_in_a_worker_process_reaches_the_user(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "fine too"}\n{}\n')
+    config = DataConfig(source="jsonl", path=str(tmp_path / "a.jsonl"))
+    with pytest.raises(InputError, match="line 3 has no text"):
+        prepare.prepare(config, str(tmp_path / "store"), num_workers=2, progress=False)
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+def test_launch_script_prints_one_line(tmp_path: Path, data_config: DataConfig):
+    fields = {name: value for name, value in dataclasses.asdict(data_config).items() if name != "batch_size"}
+    (tmp_path / "config.py").write_text(
+        f"from lm.config import Config, DataConfig\ndef get_config(): return Config(data=DataConfig(**{fields!r}))\n"
+    )
+    command = [sys.executable, "launch/prepare.py", f"--config={tmp_path}/config.py", f"--out={tmp_path}/store"]
+    process = subprocess.run(
+        [*command, "--workers=1"], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    (line,) = process.stdout.splitlines()
+    assert line.startswith(f"{tmp_path}/store: train ")
+    assert line.endswith(" pieces")

@@ -1,0 +1,118 @@
+"""A store gives back what was written, wherever it is read from, and refuses what does not fit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lm.config import InputError
+from lm.data import store
+from lm.data.store import Split, Store
+
+
+@pytest.fixture
+def copied(made: Store, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made.path, tmp_path / "store"))
+
+
+def spans(split: Split, rng: np.random.Generator, count: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    starts = rng.integers(0, split.num_tokens, count)
+    return starts, rng.integers(0, np.minimum(40, split.num_tokens - starts) + 1)
+
+
+def test_reading_from_disk_equals_reading_from_memory(made: Store, rng: np.random.Generator):
+    on_disk = Store.open(made.path, memory_limit=0)
+    assert not isinstance(on_disk.train._tokens, np.ndarray)
+    starts, lengths = spans(made.train, rng)
+    expected = made.train.read(starts, lengths)
+    assert expected.dtype == np.uint16
+    np.testing.assert_array_equal(on_disk.train.read(starts, lengths), expected)
+    whole = made.train.read(np.array([0]), np.array([made.train.num_tokens]))
+    parts = [whole[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+    np.testing.assert_array_equal(expected, np.concatenate(parts))
+    assert on_disk.train.read(starts[:0], lengths[:0]).shape == (0,)
+
+
+def test_manifest_counts_what_is_there(made: Store):
+    for name in store.SPLITS:
+        split: Split = getattr(made, name)
+        counts = made.manifest["splits"][name]
+        assert counts == {
+            "documents": split.num_documents,
+            "sentences": len(split.sentence_offsets) - 1,
+            "tokens": split.num_tokens,
+        }
+        assert split.document_offsets[-1] == counts["sentences"]
+        assert (np.diff(split.sentence_offsets) > 0).all()
+        assert (np.diff(split.document_offsets) > 0).all()
+    tokens = made.train.read(np.array([0]), np.array([made.train.num_tokens]))
+    counts = np.bincount(tokens)
+    assert made.manifest["most_frequent_token"] == {
+        "id": int(counts.argmax()),
+        "piece": made.tokenizer.id_to_piece(int(counts.argmax())),
+        "share": pytest.approx(counts.max() / len(tokens)),
+    }
+    assert not np.isin(tokens, made.tokenizer.special_ids).any()
+
+
+def test_another_tokenizer_does_not_belong(made: Store):
+    other = type(made.tokenizer).train(["other words"], vocab_size=600)
+    with pytest.raises(InputError, match="tokenizer and store do not belong together"):
+        Store.open(made.path, other)
+    assert Store.open(made.path, made.tokenizer).tokenizer.fingerprint == made.tokenizer.fingerprint
+
+
+def test_an_exchanged_or_lost_tokenizer_is_noticed(made: Store, copied: Path):
+    (copied / "tokenizer.model").write_bytes(type(made.tokenizer).train(["other"], vocab_size=600).to_bytes())
+    with pytest.raises(InputError, match="do not belong together"):
+        Store.open(str(copied))
+    (copied / "tokenizer.model").unlink()
+    with pytest.raises(InputError, match=r"has lost tokenizer\.model"):
+        Store.open(str(copied))
+
+
+def test_a_store_without_manifest_is_absent(copied: Path):
+    (copied / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"no complete token store at .*; make one with launch/prepare.py --out="):
+        Store.open(str(copied))
+
+
+def test_another_format_version_is_refused(copied: Path):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    (copied / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    with pytest.raises(InputError, match="format version 99; this code reads 1"):
+        Store.open(str(copied))
+
+
+def test_ids_take_the_smallest_type_that_holds_them():
+    assert store.token_dtype(65536) == np.uint16
+    assert store.token_dtype(65537) == np.uint32
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("gs://bucket/a/b", {"driver": "gcs", "bucket": "bucket", "path": "a/b/x/"}),
+        ("gs://bucket", {"driver": "gcs", "bucket": "bucket", "path": "x/"}),
+        ("s3://bucket/a/", {"driver": "s3", "bucket": "bucket", "path": "a/x/"}),
+        ("/local/a/", {"driver": "file", "path": "/local/a/x/"}),
+    ],
+)
+def test_key_value_specs(path: str, expected: dict, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    assert store.kvstore(path, "x") == expected
+
+
+def test_s3_endpoint_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:8333")
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    spec = store.kvstore("s3://bucket/a")
+    assert (spec["endpoint"], spec["aws_region"]) == ("http://localhost:8333", "eu-north-1")
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(InputError, match=r"accepted: a local path, gs://\.\.\. or s3://"):
+        store.kvstore("ftp://host/a")

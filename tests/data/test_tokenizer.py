@@ -1,0 +1,170 @@
+"""Ids that never move, text that survives, and markup that text cannot produce."""
+
+import io
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from lm.config import InputError
+from lm.data import tokenizer as tokenizers
+from lm.data.sentences import sentences
+
+MARKUP = "[PAD] [UNK] [CLS] [SEP] [MASK] <extra_id_0> <extra_id_99> <0x41> ▁ ##a"
+
+
+def train(documents: list[str], kind: str = "unigram") -> tokenizers.SentencePiece:
+    texts = (sentence for document in documents for sentence in sentences(document))
+    return tokenizers.SentencePiece.train(texts, vocab_size=600, kind=kind)
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def trained(request: pytest.FixtureRequest, documents: list[str]) -> tokenizers.SentencePiece:
+    return train(documents, request.param)
+
+
+def pieces(tokenizer: tokenizers.Tokenizer, ids: np.ndarray) -> list[str]:
+    return [tokenizer.id_to_piece(i) for i in ids]
+
+
+def test_special_ids_are_fixed(trained: tokenizers.SentencePiece):
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert [trained.id_to_piece(i) for i in range(5)] == names
+    assert all(trained.id_to_piece(104 - k) == f"<extra_id_{k}>" for k in range(100))
+    assert trained.id_to_piece(tokenizers.FIRST_ORDINARY_ID) == "<0x00>"
+    assert trained.special_ids.tolist() == list(range(105))
+    assert 105 + 256 < trained.vocab_size <= 600
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Number of things, (said) the year.",
+        "天地玄黄，宇宙洪荒。龘靐！",
+        "  two  spaces and a tail  ",
+        "line\n\ttab\r\n",
+        "émigré ﬁ Ａ① 🙂 \u200b é",
+        MARKUP.replace("▁", "_"),
+        "\x01\x00",
+        "",
+    ],
+)
+def test_text_survives_byte_for_byte(trained: tokenizers.SentencePiece, text: str):
+    (ids,) = trained.encode([text])
+    assert trained.decode(ids) == text
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_text_produces_a_special_id(trained: tokenizers.SentencePiece, seed: int):
+    random_ = random.Random(seed)
+    anything = "".join(
+        chr(random_.choice([random_.randrange(0xD800), random_.randrange(0xE000, 0x110000)])) for _ in range(300)
+    )
+    for ids in trained.encode([MARKUP, MARKUP.replace(" ", ""), anything]):
+        assert len(ids)
+        assert not np.isin(ids, trained.special_ids).any()
+
+
+def test_training_is_deterministic(documents: list[str]):
+    assert train(documents).fingerprint == train(documents).fingerprint
+    assert train(documents).fingerprint != train(documents[1:200]).fingerprint
+
+
+def test_a_tiny_corpus_gives_a_small_tokenizer():
+    tokenizer = tokenizers.SentencePiece.train(["one two three", "four"], vocab_size=8192)
+    assert 361 < tokenizer.vocab_size < 500
+    assert tokenizer.decode(tokenizer.encode(["好 zwei"])[0]) == "好 zwei"
+
+
+def test_a_corpus_without_text_trains_no_tokenizer():
+    with pytest.raises(InputError, match="no tokenizer can be trained"):
+        tokenizers.SentencePiece.train([], vocab_size=600)
+
+
+def test_masks_in_text_become_the_mask_id(trained: tokenizers.SentencePiece):
+    def encoded(text: str) -> list[str]:
+        return pieces(trained, trained.encode_with_masks(text))
+
+    plain = pieces(trained, trained.encode(["the year of"])[0])
+    assert encoded("the year of") == plain
+    assert encoded("the year [MASK]") == [*pieces(trained, trained.encode(["the year"])[0]), "[MASK]"]
+    assert encoded("[MASK] year") == ["[MASK]", *pieces(trained, trained.encode(["year"])[0])]
+    assert encoded("[MASK][MASK] [MASK]") == ["[MASK]"] * 3
+    assert "▁" not in encoded("the [MASK].")[-1]
+    assert encoded("宇宙[MASK]荒")[-1] == "荒"
+    assert "[MASK]" not in encoded("a \x01 b")
+
+
+def test_words_start_where_whole_word_masking_may_begin(trained: tokenizers.SentencePiece):
+    starts = trained.starts_word()
+    assert starts.shape == (trained.vocab_size,)
+    assert starts[trained.special_ids].all()
+    for index in range(361, trained.vocab_size):
+        piece = trained.id_to_piece(index)
+        assert starts[index] == (not (piece[0].isascii() and any(map(str.isalnum, piece))))
+    rare = "龘é\n"
+    ids = trained.encode([rare])[0]
+    by_piece = dict(zip(pieces(trained, ids), starts[ids], strict=True))
+    assert by_piece == {
+        **{"▁": True, "<0xE9>": True, "<0xBE>": False, "<0x98>": False},
+        **{"<0xC3>": False, "<0xA9>": False, "<0x0A>": True},
+    }
+
+
+def test_a_saved_model_loads_and_a_foreign_one_is_refused(trained: tokenizers.SentencePiece, tmp_path: Path):
+    (tmp_path / "tokenizer.model").write_bytes(trained.to_bytes())
+    loaded = tokenizers.load_tokenizer(str(tmp_path))
+    assert loaded.fingerprint == trained.fingerprint
+    with pytest.raises(InputError, match="no sentencepiece model"):
+        tokenizers.SentencePiece(b"nonsense")
+    with pytest.raises(InputError, match=r"no tokenizer at .*; give one of tokenizer.model, tokenizer.json"):
+        tokenizers.load_tokenizer(str(tmp_path / "missing"))
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c", "d"]),
+        model_writer=buffer,
+        vocab_size=50,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(InputError, match=r"first pieces are <unk>, <s>, </s>"):
+        tokenizers.SentencePiece(buffer.getvalue())
+
+
+VOCABULARY = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "year", "##s", "[", "]", "mask", "天"]
+
+
+@pytest.fixture
+def wordpiece(tmp_path: Path) -> tokenizers.Tokenizer:
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
+    return tokenizers.load_tokenizer(str(tmp_path))
+
+
+def test_wordpiece_of_an_imported_model(wordpiece: tokenizers.Tokenizer):
+    assert wordpiece.special == tokenizers.SpecialIds(pad=0, unk=2, cls=3, sep=4, mask=5)
+    assert wordpiece.special_ids.tolist() == [0, 2, 3, 4, 5]
+    assert wordpiece.vocab_size == len(VOCABULARY)
+    assert pieces(wordpiece, wordpiece.encode(["The years 天[MASK] zzz"])[0]) == [
+        *["the", "year", "##s", "天", "[", "mask", "]", "[UNK]"]
+    ]
+    assert pieces(wordpiece, wordpiece.encode_with_masks("the [MASK] 天")) == ["the", "[MASK]", "天"]
+    assert np.flatnonzero(~wordpiece.starts_word()).tolist() == [VOCABULARY.index("##s")]
+    assert wordpiece.decode(np.array([3, 6, 7, 8, 4])) == "the years"
+
+
+def test_tokenizer_json_of_an_imported_model(wordpiece: tokenizers.Tokenizer, tmp_path: Path):
+    path = tmp_path / "json" / "tokenizer.json"
+    path.parent.mkdir()
+    path.write_bytes(wordpiece.to_bytes())
+    loaded = tokenizers.load_tokenizer(str(path))
+    assert loaded.fingerprint == wordpiece.fingerprint
+    assert loaded.encode(["the years"])[0].tolist() == [6, 7, 8]
+    content = json.loads(wordpiece.to_bytes())
+    content["model"]["vocab"].pop("[MASK]")
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[MASK]"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"no \[MASK\] or <mask>"):
+        tokenizers.load_tokenizer(str(path))
