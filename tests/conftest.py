@@ -1,11 +1,13 @@
 """What every test runs under. Subprocesses that a test starts inherit it: all of it is environment."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PEERS = ROOT / "tests" / "peers"
 SKIPPED = "needs --peers"
 
 # JAX reads these when it is first imported, which is after this file.
@@ -25,6 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peers", action="store_true", help="also compare with transformers (the [peers] extra)")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without --peers their folder is not even imported: torch and transformers may not be installed."""
+    return True if collection_path.is_relative_to(PEERS) and not config.getoption("--peers") else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--peers"):
         return
@@ -33,10 +40,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=SKIPPED))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = terminalreporter.stats.get("skipped", [])
-    comparisons = sum(SKIPPED in str(report.longrepr) for report in reports)
-    if comparisons:
-        terminalreporter.write_line(
-            f"{comparisons} comparisons with transformers skipped; add them with: bash launch/test.sh --peers"
-        )
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--peers"):
+        return
+    elsewhere = sum(SKIPPED in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    functions = sum(len(re.findall(r"^def test_", path.read_text(), re.M)) for path in PEERS.rglob("test_*.py"))
+    terminalreporter.write_line(
+        f"{functions + elsewhere} comparisons with transformers skipped; add them with: bash launch/test.sh --peers"
+    )
