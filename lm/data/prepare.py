@@ -98,7 +98,7 @@ def _executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
         executor: concurrent.futures.Executor = concurrent.futures.ThreadPoolExecutor(1)
     else:
         context = multiprocessing.get_context("spawn")
-        executor = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=_exit_with_parent)
+        executor = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=_start_worker)
     try:
         yield executor
     except concurrent.futures.BrokenExecutor as error:
@@ -107,16 +107,17 @@ def _executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
         executor.shutdown(cancel_futures=True)
 
 
+def _start_worker() -> None:
+    """Keeps this worker to one core, and ends it when its parent is killed: it would write on, or wait for ever."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
 def _exit_with_parent() -> None:
-    """Ends this worker when its parent is killed: it would wait for work for ever, or write on."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 # --- tokenizer

@@ -58,6 +58,8 @@ def kvstore(path: str, *names: str) -> dict[str, Any]:
             spec["endpoint"] = endpoint
         if region := os.environ.get("AWS_REGION"):
             spec["aws_region"] = region
+        if "AWS_ACCESS_KEY_ID" in os.environ:  # else it complains of every missing ~/.aws file, at every open
+            spec["aws_credentials"] = {"type": "environment"}
         return spec
     raise InputError(f"{path!r} is no folder that can be used; accepted: a local path, gs://... or s3://....")
 

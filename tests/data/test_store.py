@@ -101,8 +101,8 @@ def test_ids_take_the_smallest_type_that_holds_them():
     ],
 )
 def test_key_value_specs(path: str, expected: dict, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.delenv("AWS_REGION", raising=False)
+    for name in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
     assert store.kvstore(path, "x") == expected
 
 
