@@ -43,8 +43,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.getoption("--peers"):
         return
-    elsewhere = sum(SKIPPED in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
     functions = sum(len(re.findall(r"^def test_", path.read_text(), re.M)) for path in PEERS.rglob("test_*.py"))
-    terminalreporter.write_line(
-        f"{functions + elsewhere} comparisons with transformers skipped; add them with: bash launch/test.sh --peers"
-    )
+    elsewhere = sum(SKIPPED in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    if count := functions + elsewhere:
+        terminalreporter.write_line(
+            f"{count} comparisons with transformers skipped; add them with: bash launch/test.sh --peers"
+        )
