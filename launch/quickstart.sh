@@ -28,7 +28,7 @@ import json, sys
 for sentence, line in zip(open(sys.argv[1]), sys.stdin):
     print(" ", sentence.strip())
     for candidate in json.loads(line)["masks"][0]:
-        print("    {probability:6.1%}  {token}".format(**candidate))
+        print("    {probability:6.1%}  {token}".format(**candidate).replace("▁", ""))
 ' "$sentences"
 
 echo "The loss curve is in $ROOT/$workdir/loss.png"
