@@ -43,6 +43,7 @@ def make_objective(config: Config) -> MaskedLM:
 def random_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
     """Rows of [CLS] a [SEP] b [SEP] segments of random lengths, as `lm.data.batches` packs them."""
     rng = np.random.default_rng(seed)
+    ordinary = config.model.vocab_size - FIRST_ORDINARY
     B, L, P = config.data.batch_size, config.data.seq_length, config.data.max_segments
     batch = {name: np.zeros((B, L), np.int32) for name in ("tokens", "segments", "positions", "token_types")}
     batch["cls_positions"] = np.zeros((B, P), np.int32)
@@ -55,7 +56,7 @@ def random_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
                 break
             split = int(rng.integers(3, size - 2))
             span = slice(start, start + size)
-            tokens = rng.integers(FIRST_ORDINARY, config.model.vocab_size, size)
+            tokens = FIRST_ORDINARY + (ordinary * rng.random(size) ** 3).astype(np.int32)  # few are frequent
             tokens[[0, split - 1, -1]] = SPECIAL.cls, SPECIAL.sep, SPECIAL.sep
             batch["tokens"][row, span] = tokens
             batch["segments"][row, span] = segment + 1
