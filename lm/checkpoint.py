@@ -79,7 +79,7 @@ def write_atomically(path: epath.Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.partial"
     temporary.write_bytes(content)
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 def claim_workdir(workdir: epath.PathLike, config: Config) -> None:

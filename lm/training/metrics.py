@@ -61,7 +61,7 @@ class MetricWriter:
         kept = [line for line in read_metrics(self._workdir) if line["step"] <= start_step]
         temporary = self._workdir / ".metrics.jsonl.partial"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.rename(self._path)
+        temporary.replace(self._path)
         self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm(

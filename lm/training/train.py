@@ -58,7 +58,12 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int)
 
 
 def gradients(
-    model: Model, objective: MaskedLM, params: models.Params, examples: objectives.Examples, key: jax.Array, parts: int
+    model: Model,
+    objective: MaskedLM,
+    params: models.Params,
+    examples: objectives.Examples,
+    key: jax.Array | None,
+    parts: int,
 ) -> tuple[models.Params, Metrics]:
     """The gradient of the batch's loss and its metrics, added up over `parts` micro-batches.
 
@@ -67,7 +72,7 @@ def gradients(
     """
     weights = objective.weights(examples)
 
-    def loss(params: models.Params, examples: objectives.Examples, key: jax.Array):
+    def loss(params: models.Params, examples: objectives.Examples, key: jax.Array | None):
         sums = objective.sums(model.merge(params), examples, key)
         return objectives.total_loss(sums, weights), sums
 
@@ -80,7 +85,8 @@ def gradients(
 
         def add(carry: Any, part: tuple[objectives.Examples, jax.Array]) -> tuple[Any, None]:
             examples, index = part
-            return jax.tree.map(jnp.add, carry, compute(params, examples, jax.random.fold_in(key, index))), None
+            part_key = None if key is None else jax.random.fold_in(key, index)
+            return jax.tree.map(jnp.add, carry, compute(params, examples, part_key)), None
 
         shapes = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], split), key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -115,7 +121,7 @@ def train_step(
     dropout_key = jax.random.fold_in(run_key(config.seed, DROPOUT), step) if dropout else None
     examples = objective.prepare(batch, jax.random.fold_in(run_key(config.seed, MASKING), step))
     grads, metrics = gradients(model, objective, state["params"], examples, dropout_key, config.train.accumulation)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     rate = optim.learning_rate(config.optim, config.train.steps, step)
     updates, opt = optimizer.update(grads, state["opt"], state["params"])
     params = jax.tree.map(lambda param, update: param - rate * update, state["params"], updates)
@@ -252,18 +258,18 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     objective = objectives.create(config, tokenizer)
 
     # ---- Program and state ------------------------------------------------------------------
+    saved = checkpoint.Checkpoints(root, config.checkpoint)
+    start = saved.latest_step() or 0
+    if start >= config.train.steps:
+        say(f"{workdir} is already trained for {start} steps; raise train.steps to go on.")
+        return metrics_lib.read_metrics(root)[-1]
     say(f"compiling the training step for {mesh.size} device(s)")
     program = compile_program(config, objective, mesh, source(0, sharding.process_rows(mesh, config.data.batch_size)))
-    saved = checkpoint.Checkpoints(root, config.checkpoint)
-    latest = saved.latest_step()
-    if latest is None:
-        state = program.init()
+    if start:
+        say(f"resuming from step {start}")
+        state = saved.restore(start, program.abstract_state)
     else:
-        say(f"resuming from step {latest}")
-        state = saved.restore(latest, program.abstract_state)
-    start = latest or 0
-    if start > config.train.steps:
-        raise InputError(f"train.steps is {config.train.steps}, but {workdir} has been trained for {start} steps.")
+        state = program.init()
 
     # ---- Loop -------------------------------------------------------------------------------
     writer = metrics_lib.MetricWriter(root, start, config.train.steps, enabled=primary)
@@ -274,13 +280,14 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             for step, rows in zip(range(start + 1, last + 1), batches.loader(source, start, program.rows)):  # noqa: B905
                 state, metrics = program.step(state, program.put(rows))
                 report.add(step, metrics, rows)
+                stopping = stop_asked()
                 if step == last or (every and step % every == 0):
                     report.extend(evaluate(program, state["params"], heldout, config.train.eval_batches))
-                if step == last or step % config.checkpoint.every == 0 or stop_asked():
+                if step == last or step % config.checkpoint.every == 0 or stopping:
                     report.flush()
                     with jax.transfer_guard("allow"):
                         saved.save(step, state)
-                if stop_asked() and step < last:
+                if stopping and step < last:
                     raise Preempted(f"stopped at step {step}, saved; run the same command again to go on.")
             report.flush()
     finally:

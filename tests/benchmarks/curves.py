@@ -1,0 +1,159 @@
+"""Trains transformers on the very batches of a run of ours, and draws both curves in one picture.
+
+    python tests/benchmarks/curves.py --workdir=runs/mini --picture=curves.png
+
+Same initial weights (exported), same rows, same masks, same optimizer settings, dropout as the config says (the
+comparison means most at 0); transformers gets the packed rows with a block-diagonal mask, its vocabulary
+projection on the masked positions and its pooler on every [CLS], so it computes the same loss. Its losses go to
+WORKDIR/transformers.jsonl; an interrupted comparison goes on from its last saved step.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from absl import flags
+from tqdm import tqdm
+
+from lm import checkpoint, cli, huggingface, models
+from lm.config import Config
+from lm.data import batches
+from lm.data.store import Store
+from lm.training import metrics, objectives, optim
+from lm.training import train as training
+
+_workdir = flags.DEFINE_string("workdir", None, "A finished run of ours.", required=True)
+_picture = flags.DEFINE_string("picture", None, "Where to draw; default WORKDIR/curves.png.")
+_log_every = flags.DEFINE_integer("log_every", 10, "Steps between the lines of transformers.jsonl.")
+_save_every = flags.DEFINE_integer("save_every", 100, "Steps between the saves of the comparison's own state.")
+
+
+def masked_batches(config: Config, workdir: Path, start: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The batches of the run from `start` on, masked by the run's own keys."""
+    store = Store.open(training.store_path(config, workdir))
+    special = store.tokenizer.special
+    source = batches.Batches(store.train, special, config.data, config.objective, config.seed)
+    prepare = jax.jit(objectives.create(config, store.tokenizer).prepare)
+    for step, batch in enumerate(batches.loader(source, start), start):
+        key = jax.random.fold_in(training.run_key(config.seed, training.MASKING), step)
+        yield {name: torch.from_numpy(np.array(value)).long() for name, value in prepare(batch, key).items()}
+
+
+def initial_model(config: Config) -> torch.nn.Module:
+    """transformers' BERT with the weights that the run started from."""
+    model = models.build(config.model)
+    params = model.init(training.run_key(config.seed, training.INIT))
+    with tempfile.TemporaryDirectory() as folder:
+        huggingface.export_folder(folder, config.model, params)
+        return transformers.BertForPreTraining.from_pretrained(folder, attn_implementation="sdpa")
+
+
+def losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean MLM and NSP losses of a packed batch."""
+    visible = batch["segments"][:, None, :, None] == batch["segments"][:, None, None, :]
+    hidden_BLD = model.bert(
+        input_ids=batch["tokens"],
+        attention_mask=visible,
+        token_type_ids=batch["token_types"],
+        position_ids=batch["positions"],
+    ).last_hidden_state
+    rows, slots = torch.nonzero(batch["mlm_weights"], as_tuple=True)
+    logits = model.cls.predictions(hidden_BLD[rows, batch["masked_positions"][rows, slots]])
+    mlm = torch.nn.functional.cross_entropy(logits, batch["labels"][rows, slots])
+    rows, pairs = torch.nonzero(batch["nsp_labels"] >= 0, as_tuple=True)
+    first = hidden_BLD[rows, batch["cls_positions"][rows, pairs]]
+    pooled = model.bert.pooler.activation(model.bert.pooler.dense(first))
+    nsp = torch.nn.functional.cross_entropy(model.cls.seq_relationship(pooled), batch["nsp_labels"][rows, pairs])
+    return mlm, nsp
+
+
+def make_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """torch's AdamW with the run's settings."""
+    spared = [p for name, p in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
+    spared_ids = {id(parameter) for parameter in spared}
+    decayed = [parameter for parameter in model.parameters() if id(parameter) not in spared_ids]
+    groups = [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.optim.b1, config.optim.b2), eps=config.optim.eps)
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Trains transformers for as many steps as the run and writes its curve."""
+    model = initial_model(config).train()
+    optimizer = make_optimizer(config, model)
+    state_path, lines_path = workdir / "transformers.pt", workdir / "transformers.jsonl"
+    start, lines, seconds = 0, [], 0.0
+    if state_path.exists():
+        saved = torch.load(state_path, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start, lines, seconds = saved["step"], saved["lines"], saved["seconds"]
+    source = masked_batches(config, workdir, start)
+    for step in tqdm(range(start + 1, config.train.steps + 1), initial=start, total=config.train.steps):
+        began = time.monotonic()
+        mlm, nsp = losses(model, next(source))
+        optimizer.zero_grad(set_to_none=True)
+        (mlm + nsp).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = float(optim.learning_rate(config.optim, config.train.steps, jnp.int32(step - 1)))
+        optimizer.step()
+        seconds += time.monotonic() - began
+        if step % _log_every.value == 0 or step == config.train.steps:
+            line = {"step": step, "mlm_loss": mlm.item(), "nsp_loss": nsp.item(), "loss": (mlm + nsp).item()}
+            lines.append({**line, "seconds": seconds})
+        if step % _save_every.value == 0 or step == config.train.steps:
+            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            partial = state_path.with_suffix(".partial")
+            torch.save({**saved, "lines": lines, "seconds": seconds}, partial)
+            partial.rename(state_path)
+            lines_path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+
+
+def draw(workdir: Path, picture: Path) -> dict[str, float]:
+    """Draws both curves and their difference; returns the largest and mean absolute difference of the loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    theirs = {line["step"]: line for line in map(json.loads, (workdir / "transformers.jsonl").read_text().splitlines())}
+    ours = {line["step"]: line for line in metrics.read_metrics(workdir) if line["step"] in theirs}
+    steps = sorted(ours)
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
+    for axis, name in zip(axes, ("mlm_loss", "nsp_loss"), strict=False):
+        axis.plot(steps, [theirs[s][name] for s in steps], color="tab:orange", linewidth=2.5, label="transformers")
+        axis.plot(steps, [ours[s][name] for s in steps], color="tab:blue", linewidth=0.9, label="lm")
+        axis.set(title=name.removesuffix("_loss").upper() + " loss", xlabel="step", ylabel="nats per prediction")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    difference = np.array([ours[s]["loss"] - theirs[s]["loss"] for s in steps])
+    axes[2].plot(steps, difference, color="tab:gray", linewidth=0.9)
+    axes[2].set(title="lm minus transformers", xlabel="step", ylabel="total loss, nats")
+    axes[2].grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)
+    return {
+        "steps": steps[-1],
+        "mean_difference": float(difference.mean()),
+        "mean_absolute_difference": float(np.abs(difference).mean()),
+        "largest_difference": float(np.abs(difference).max()),
+        "first_100_largest": float(np.abs(difference[: max(1, 100 // _log_every.value)]).max()),
+        "transformers_seconds": theirs[steps[-1]]["seconds"],
+    }
+
+
+def main() -> None:
+    workdir = Path(_workdir.value)
+    config = checkpoint.read_config(workdir)
+    train(config, workdir)
+    print(json.dumps(draw(workdir, Path(_picture.value or workdir / "curves.png")), indent=2))
+
+
+if __name__ == "__main__":
+    cli.run(main)

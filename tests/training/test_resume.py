@@ -1,0 +1,112 @@
+"""A run that is killed and started again is the run that was never killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lm import config as config_lib
+from lm.config import Config
+
+from .conftest import changed
+
+ROOT = Path(__file__).parents[2]
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def command(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
+    """The training command of a config file, for a workdir."""
+    config = changed(tiny_config, train={"steps": STEPS}, checkpoint={"every": 5, "keep": 2})
+    file = tmp_path_factory.mktemp("config") / "tiny.py"
+    values = json.loads(config_lib.to_json(config))
+    file.write_text(f"from lm import config\n\ndef get_config():\n    return config.from_dict({values!r})\n")
+    script = str(ROOT / "launch" / "train.py")
+    return lambda workdir: [sys.executable, script, f"--config={file}", f"--workdir={workdir}"]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def curve(workdir: Path) -> list[tuple[int, float, float]]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines]
+
+
+def stop(command: list[str], when: Callable[[], bool], how: int) -> int:
+    """Starts the command, sends it a signal as soon as `when` is true, and returns its exit code."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not when():
+        time.sleep(0.001)
+    process.send_signal(how)
+    return process.wait()
+
+
+@pytest.fixture(scope="module")
+def unbroken(command, tmp_path_factory) -> list[tuple[int, float, float]]:
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    result = run(command(workdir))
+    assert result.returncode == 0, result.stderr
+    return curve(workdir)
+
+
+def reached(workdir: Path, step: int) -> Callable[[], bool]:
+    path = workdir / "metrics.jsonl"
+    return lambda: path.exists() and path.read_text().count("\n") >= step
+
+
+def saving(workdir: Path, step: int) -> Callable[[], bool]:
+    """True while checkpoint `step` is being written and has not got its final name."""
+    folder = workdir / "checkpoints"
+    return lambda: any(path.name.startswith(f"{step}.orbax") for path in folder.glob(f"{step}.*"))
+
+
+def test_kill_9_at_any_moment_leaves_the_curve_bitwise(command, unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    for moment in (reached(workdir, 3), saving(workdir, 10), reached(workdir, 23)):
+        assert stop(command(workdir), moment, signal.SIGKILL) == -signal.SIGKILL
+    result = run(command(workdir))
+    assert result.returncode == 0, result.stderr
+    assert "resuming from step" in result.stderr
+    assert len(unbroken) == STEPS
+    assert curve(workdir) == unbroken
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["25", "30"]
+
+
+def test_sigterm_saves_and_asks_to_be_run_again(command, unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    assert stop(command(workdir), reached(workdir, 7), signal.SIGTERM) == 75
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert saved >= 7
+    result = run(command(workdir))
+    assert f"resuming from step {saved}" in result.stderr
+    assert curve(workdir) == unbroken
+
+
+def test_a_finished_run_has_nothing_to_do_and_a_longer_one_goes_on(command, unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    short = [*command(workdir), "--config.train.steps=10", "--config.optim.schedule=constant"]
+    assert run(short).returncode == 0
+    before = curve(workdir)
+    again = run(short)
+    assert again.returncode == 0, again.stderr
+    assert curve(workdir) == before
+    longer = run([*command(workdir), "--config.train.steps=12", "--config.optim.schedule=constant"])
+    assert longer.returncode == 0, longer.stderr
+    assert [step for step, *_ in curve(workdir)] == list(range(1, 13))
+    assert curve(workdir)[:10] == before
+
+
+def test_another_config_is_refused_by_field(command, tmp_path):
+    workdir = tmp_path / "run"
+    assert run([*command(workdir), "--config.train.steps=1"]).returncode == 0
+    result = run([*command(workdir), "--config.model.d_ff=96"])
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "model.d_ff (64 -> 96)" in result.stderr

@@ -1,0 +1,140 @@
+"""The step: sharded equals unsharded, micro-batches equal one batch, one compilation, no hidden transfer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import sharding
+from lm.config import InputError, MeshConfig
+from lm.data.batches import Batches
+from lm.training import objectives
+from lm.training import train as training
+
+from .conftest import changed
+
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
+
+
+def start(config, store, devices=None):
+    """The compiled program of a config, its first state and its batches."""
+    mesh = sharding.make_mesh(config.mesh, devices)
+    source = Batches(store.train, store.tokenizer.special, config.data, config.objective, config.seed)
+    objective = objectives.create(config, store.tokenizer)
+    program = training.compile_program(config, objective, mesh, source(0))
+    return program, program.init(), source
+
+
+def losses(config, store, steps=5, devices=None):
+    program, state, source = start(config, store, devices)
+    found = []
+    for step in range(steps):
+        state, metrics = program.step(state, program.put(source(step, program.rows)))
+        found.append(float(metrics["loss"]))
+    return found, state
+
+
+@pytest.fixture(scope="module")
+def shardable(tiny_config):
+    """Dimensions that eight divides, dropout on."""
+    return changed(tiny_config, model={"d_model": 64, "num_heads": 8, "d_ff": 128})
+
+
+@pytest.fixture(scope="module")
+def unsharded(shardable, tiny_store):
+    return losses(shardable, tiny_store, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+def test_sharded_equals_unsharded(shardable, tiny_store, unsharded, sizes):
+    data, fsdp, tensor = sizes
+    config = changed(shardable, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+    found, state = losses(config, tiny_store)
+    np.testing.assert_allclose(found, unsharded[0], atol=1e-5)
+    for (path, one), other in zip(
+        jax.tree.leaves_with_path(state["params"]), jax.tree.leaves(unsharded[1]["params"]), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-4, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=str)
+def test_each_device_holds_only_its_share(shardable, tiny_store, sizes):
+    """Matrices and their Adam statistics are cut by fsdp x tensor; only vectors may be whole."""
+    data, fsdp, tensor = sizes
+    config = changed(shardable, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+    _, state, _ = start(config, tiny_store)
+    ways = fsdp * tensor
+    whole = held = 0
+    for path, leaf in jax.tree.leaves_with_path(state):
+        name = jax.tree_util.keystr(path)
+        share = max(shard.data.size for shard in leaf.addressable_shards)
+        whole, held = whole + leaf.size, held + share
+        if name.endswith(("['kernel']", "['token']")) and not name.endswith(
+            ("['pooler']['kernel']", "['nsp']['kernel']", "['dense']['kernel']")
+        ):
+            assert share * ways == leaf.size, name
+    assert held < 1.25 * whole / ways
+
+
+def test_micro_batches_equal_one_batch(shardable, tiny_store):
+    config = changed(shardable, model={"dropout": 0.0, "attention_dropout": 0.0})
+    one, _ = losses(config, tiny_store, devices=jax.devices()[:1])
+    four, _ = losses(changed(config, train={"accumulation": 4}), tiny_store, devices=jax.devices()[:1])
+    np.testing.assert_allclose(one, four, atol=1e-5)
+    sharded = changed(config, train={"accumulation": 2}, mesh={"data": 2, "fsdp": 2, "tensor": 2})
+    np.testing.assert_allclose(one, losses(sharded, tiny_store)[0], atol=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(tiny_config, tiny_store):
+    config = changed(tiny_config, mesh={"data": 1})
+    program, state, source = start(config, tiny_store, jax.devices()[:1])
+    params = jax.tree.map(np.asarray, state["params"])
+    poisoned = {**state, "params": {**state["params"], "nsp": {"bias": jnp.array([jnp.nan, 0.0]), **{}}}}
+    poisoned["params"]["nsp"]["kernel"] = state["params"]["nsp"]["kernel"]
+    state, metrics = program.step(poisoned, program.put(source(0)))
+    assert float(metrics["skipped"]) == 1
+    assert int(state["step"]) == 1
+    np.testing.assert_array_equal(state["params"]["embedding"]["token"], params["embedding"]["token"])
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state["opt"]))
+
+
+def test_divergence_stops_the_run(tiny_config, tmp_path):
+    config = changed(tiny_config, optim={"learning_rate": 1e30, "clip_norm": 0.0}, train={"max_bad_steps": 3})
+    config = changed(config, mesh={"data": 8})
+    with pytest.raises(training.Diverged, match="not finite for 3 steps in a row"):
+        training.train(config, str(tmp_path / "run"))
+
+
+def test_the_step_is_traced_once_and_transfers_nothing_unasked(tiny_config, tiny_store, tmp_path, monkeypatch):
+    traces = []
+    original = training.train_step
+
+    def counting(*args):
+        traces.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(training, "train_step", counting)
+    training.train(changed(tiny_config, train={"steps": 6, "eval_every": 2}), str(tmp_path / "run"))
+    assert len(traces) == 1
+
+
+def test_the_loop_runs_under_a_transfer_guard(tiny_config, tmp_path, monkeypatch):
+    """A batch that is not placed on the devices by hand stops the run."""
+    monkeypatch.setattr(training.Program, "put", lambda self, batch: batch)
+    with pytest.raises(Exception, match=r"(?i)transfer"):
+        training.train(changed(tiny_config, train={"steps": 2}), str(tmp_path / "run"))
+
+
+def test_eight_rows_do_not_fit_three_ways(tiny_config):
+    with pytest.raises(InputError, match="must multiply to 8"):
+        sharding.make_mesh(MeshConfig(data=3))
+    mesh = sharding.make_mesh(MeshConfig(data=8))
+    with pytest.raises(
+        InputError, match=r"batch_size .* is 12, which mesh data x fsdp = 8 does not divide; nearest: 8 or 16"
+    ):
+        sharding.check_divisible(mesh, changed(tiny_config, data={"batch_size": 12}))
+
+
+def test_every_parameter_has_a_row_in_the_table():
+    with pytest.raises(KeyError, match="layers/novelty/kernel"):
+        sharding.parameter_spec("layers/novelty/kernel", 3)
