@@ -22,7 +22,7 @@ setup(
         "optax>=0.2.8",  # optimizers and schedules
         "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints; bounded because s3:// goes through private names
         "safetensors>=0.6",  # weights of Hugging Face folders
-        "sentencepiece>=0.2.1",  # tokenizers that we train
+        "sentencepiece>=0.2.3",  # tokenizers that we train (0.2.1 crashes on a model given as bytes)
         "tensorboardX>=2.6.4",  # tensorboard/ without TensorFlow
         "tensorstore>=0.1.84",  # token store: local, gs://, s3://
         "tokenizers>=0.22",  # tokenizers of imported models
