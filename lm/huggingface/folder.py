@@ -21,16 +21,25 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 
+_LIMITS_FILE = "sentence_bert_config.json"
+
 # The bias of vocabulary rows that only pad: no softmax gives them any weight.
 _NEVER = -1e4
 
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """How a sentence-transformers folder makes one vector of a sentence's tokens."""
+    """How a sentence-transformers folder makes one vector of a sentence's tokens.
+
+    Attributes:
+        mode: their mean, or the first of them.
+        normalize: whether the vector is made one long.
+        max_length: tokens, special ones included, after which a text is cut; None where the folder sets no limit.
+    """
 
     mode: Literal["mean", "cls"]
     normalize: bool
+    max_length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +114,7 @@ def export_folder(
         shutil.copy(file, folder)
     save_file(to_tensors(config, params), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors writes for the owner alone
 
 
 def _open_tensors(folder: Path) -> dict[str, Tensor]:
@@ -155,11 +165,13 @@ def _read_pooling(folder: Path) -> Pooling | None:
     pooling = _read_json(folder, f"{modules['Pooling']}/{CONFIG_FILE}")
     flags = [name for name, value in pooling.items() if name.startswith("pooling_mode_") and value]
     modes = pooling.get("pooling_mode", flags)
+    limits = _read_json(folder, _LIMITS_FILE) if (folder / _LIMITS_FILE).is_file() else {}
+    rest = ("Normalize" in modules, limits.get("max_seq_length"))
     match [modes] if isinstance(modes, str) else modes:
         case ["mean" | "pooling_mode_mean_tokens"]:
-            return Pooling("mean", "Normalize" in modules)
+            return Pooling("mean", *rest)
         case ["cls" | "pooling_mode_cls_token"]:
-            return Pooling("cls", "Normalize" in modules)
+            return Pooling("cls", *rest)
     raise InputError(f"the sentence vector is pooled by {modes}; accepted: mean or cls.")
 
 

@@ -51,7 +51,7 @@ def random_batch(config: Config, seed: int) -> dict[str, np.ndarray]:
     for row in range(B):
         start = 0
         for segment in range(P):
-            size = int(rng.integers(6, max(8, 2 * L // P)))
+            size = int(rng.integers(6, min(L, 2 * L // P) + 1))
             if start + size > L:
                 break
             split = int(rng.integers(3, size - 2))

@@ -1,0 +1,44 @@
+"""Converts from and to Hugging Face folders.
+
+python launch/convert.py --from_huggingface=DIR --workdir=DIR
+python launch/convert.py --checkpoint=WORKDIR[/checkpoints/N] --to_huggingface=DIR
+"""
+
+from absl import flags
+
+from lm import cli
+from lm.config import InputError
+
+_from = flags.DEFINE_string("from_huggingface", None, "Folder with config.json and safetensors: BERT or ModernBERT.")
+_workdir = flags.DEFINE_string("workdir", None, "New folder for what --from_huggingface holds.")
+_vocab_multiple = flags.DEFINE_integer(
+    "vocab_multiple", 1, "Pad the vocabulary to a multiple, for a mesh to split.", lower_bound=1
+)
+_checkpoint = flags.DEFINE_string("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.")
+_to = flags.DEFINE_string("to_huggingface", None, "New folder for the model of --checkpoint.")
+
+
+def main() -> None:
+    match _from.value, _workdir.value, _checkpoint.value, _to.value:
+        case str(folder), str(workdir), None, None:
+            from lm.huggingface import import_workdir
+
+            imported = import_workdir(folder, workdir, vocab_multiple=_vocab_multiple.value)
+            print(f"{workdir}: {imported.config.num_layers} layers, vocabulary {imported.config.vocab_size}")
+            if imported.fresh:
+                print(f"heads that {folder} lacks, initialised at random: {', '.join(imported.fresh)}")
+        case None, None, str(checkpoint), str(folder):
+            from lm.huggingface import export_workdir
+
+            export_workdir(checkpoint, folder)
+            print(f"{folder}: written")
+        case _:
+            given = [f"--{flag.name}" for flag in (_from, _workdir, _checkpoint, _to) if flag.value is not None]
+            raise InputError(
+                f"given: {', '.join(given) or 'nothing'}; accepted: --from_huggingface with --workdir, or --checkpoint "
+                "with --to_huggingface."
+            )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,95 @@
+"""From a Hugging Face folder to a working directory, which every other script takes, and back."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from lm import checkpoint
+from lm.config import CheckpointConfig, Config, DataConfig, InputError, ObjectiveConfig, to_json
+from lm.data import tokenizer as tokenizers
+from lm.data.tokenizer import HuggingFace, Tokenizer
+from lm.huggingface.folder import Imported, export_folder, import_folder
+
+POOLING_FILE = "pooling.json"
+
+# The longest input of an imported model that names none; attention over more tokens takes much memory.
+_MAX_LENGTH = 1024
+
+
+def import_workdir(
+    folder: str | os.PathLike[str], workdir: epath.PathLike, *, vocab_multiple: int = 1, seed: int = 0
+) -> Imported:
+    """Writes `config.json`, the tokenizer and `checkpoints/0`, and `pooling.json` for a sentence encoder.
+
+    Args:
+        folder, vocab_multiple, seed: see `import_folder`.
+        workdir: a new working directory, local or remote.
+
+    Returns:
+        What was imported.
+
+    Raises:
+        InputError: where the folder cannot be read, lacks a tokenizer, or `workdir` is in use.
+    """
+    workdir = epath.Path(workdir)
+    if (workdir / "config.json").exists():
+        raise InputError(f"{workdir} already holds a config.json; choose a new --workdir.")
+    imported = import_folder(folder, vocab_multiple=vocab_multiple, seed=seed)
+    tokenizer = _read_tokenizer(imported.tokenizer, folder)
+    model, pooling = imported.config, imported.pooling
+    if tokenizer.vocab_size > model.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, but the model only {model.vocab_size} "
+            "embeddings; give the tokenizer that belongs to the weights."
+        )
+    longest = (pooling and pooling.max_length) or min(model.max_length, _MAX_LENGTH)
+    config = Config(
+        seed=seed,
+        data=DataConfig(vocab_size=tokenizer.vocab_size, seq_length=longest),
+        model=model,
+        objective=ObjectiveConfig(nsp=model.pooler),
+    )
+    checkpoint.write_atomically(workdir / tokenizer.file_name, tokenizer.to_bytes())
+    if pooling is not None:
+        checkpoint.write_atomically(workdir / POOLING_FILE, json.dumps(dataclasses.asdict(pooling)).encode())
+    saved = checkpoint.Checkpoints(workdir, CheckpointConfig(asynchronous=False))
+    saved.save(0, {"params": imported.params, "step": np.int32(0)})
+    saved.close()
+    checkpoint.write_atomically(workdir / "config.json", to_json(config).encode())  # last: now it is complete
+    return imported
+
+
+def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
+    """Writes the model and the tokenizer of `WORKDIR` or `WORKDIR/checkpoints/N` as a Hugging Face folder.
+
+    Raises:
+        InputError: where there is no such checkpoint, no family has such a model, or `folder` holds one.
+    """
+    workdir, step = checkpoint.locate(path)
+    config = checkpoint.read_config(workdir)
+    tokenizer = tokenizers.load_tokenizer(str(workdir))
+    special = tokenizer.special
+    token_ids = {
+        "pad_token_id": special.pad,
+        "bos_token_id": special.cls,
+        "eos_token_id": special.sep,
+        "cls_token_id": special.cls,
+        "sep_token_id": special.sep,
+    }
+    export_folder(folder, config.model, checkpoint.load_params(workdir, step), token_ids=token_ids)
+    (Path(folder) / tokenizer.file_name).write_bytes(tokenizer.to_bytes())
+
+
+def _read_tokenizer(files: tuple[Path, ...], folder: str | os.PathLike[str]) -> Tokenizer:
+    by_name = {file.name: file for file in files}
+    if "tokenizer.json" in by_name:
+        return HuggingFace(by_name["tokenizer.json"].read_bytes())
+    if "vocab.txt" in by_name:
+        settings = by_name.get("tokenizer_config.json")
+        lowercase = json.loads(settings.read_text()).get("do_lower_case", True) if settings else True
+        return HuggingFace.from_wordpiece(by_name["vocab.txt"].read_bytes(), lowercase)
+    raise InputError(f"{folder} has no tokenizer; accepted: tokenizer.json or vocab.txt beside the weights.")

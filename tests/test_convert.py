@@ -1,0 +1,85 @@
+"""From a Hugging Face folder to a working directory and back, through the launch script."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lm import checkpoint, models
+from lm.config import InputError, ModelConfig
+from lm.huggingface import export_folder, import_folder, import_workdir
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ModelConfig(vocab_size=400, d_model=16, num_layers=2, num_heads=2, d_ff=24, max_length=32)
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Hello", "world", "##s", *map("piece{}".format, range(392))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A cased BERT with WordPiece, which pools as a sentence encoder."""
+    folder = tmp_path / "bert"
+    (tmp_path / "vocab.txt").write_text("\n".join(PIECES))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    files = [tmp_path / "vocab.txt", tmp_path / "tokenizer_config.json"]
+    export_folder(folder, CONFIG, models.build(CONFIG).init(jax.random.key(0)), tokenizer=files)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
+    (folder / "modules.json").write_text(
+        '[{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"}]'
+    )
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')
+    return folder
+
+
+def convert(*flags):
+    command = [sys.executable, ROOT / "launch/convert.py", *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def test_there_and_back(folder, tmp_path):
+    done = convert(f"--from_huggingface={folder}", f"--workdir={tmp_path / 'run'}")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run'}: 2 layers, vocabulary 400\n")
+    config = checkpoint.read_config(tmp_path / "run")
+    assert (config.model, config.data.seq_length, config.data.vocab_size) == (CONFIG, 24, 400)
+    pooling = json.loads((tmp_path / "run/pooling.json").read_text())
+    assert pooling == {"mode": "cls", "normalize": False, "max_length": 24}
+
+    done = convert(f"--checkpoint={tmp_path / 'run'}", f"--to_huggingface={tmp_path / 'back'}")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'back'}: written\n")
+    there, back = import_folder(folder), import_folder(tmp_path / "back")
+    assert there.config == back.config
+    jax.tree.map(np.testing.assert_array_equal, there.params, back.params)
+    assert json.loads((tmp_path / "back/config.json").read_text())["sep_token_id"] == 3
+
+
+def test_the_case_of_a_word_piece_vocabulary_is_kept(folder, tmp_path):
+    import_workdir(folder, tmp_path / "run")
+    vocabulary = json.loads((tmp_path / "run/tokenizer.json").read_text())
+    assert vocabulary["normalizer"]["lowercase"] is False
+
+
+def test_wrong_combinations_of_flags_are_refused(folder):
+    done = convert(f"--from_huggingface={folder}", "--to_huggingface=elsewhere")
+    assert done.returncode == 2
+    assert "given: --from_huggingface, --to_huggingface; accepted: --from_huggingface with --workdir" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_working_directory_in_use_is_left_alone(folder, tmp_path):
+    import_workdir(folder, tmp_path / "run")
+    with pytest.raises(InputError, match=r"already holds a config.json; choose a new --workdir"):
+        import_workdir(folder, tmp_path / "run")
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(folder, tmp_path):
+    (folder / "vocab.txt").write_text("\n".join([*PIECES, "more"]))
+    with pytest.raises(InputError, match="the tokenizer has 401 pieces, but the model only 400"):
+        import_workdir(folder, tmp_path / "run")
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer; accepted: tokenizer.json or vocab.txt"):
+        import_workdir(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
