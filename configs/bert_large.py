@@ -15,7 +15,9 @@ from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimCo
 
 def get_config() -> Config:
     return Config(
-        data=DataConfig(source="jsonl", path="corpus/*.jsonl", vocab_size=30_522, seq_length=512, batch_size=256),
+        data=DataConfig(
+            source="jsonl", path="corpus/*.jsonl", vocab_size=30_522, seq_length=512, batch_size=256, max_segments=16
+        ),
         model=ModelConfig(
             vocab_size=30_592,  # the next multiple of 128
             d_model=1024,

@@ -25,6 +25,7 @@ def get_config() -> Config:
             tokenizer_kind="bpe",
             vocab_size=50_368,
             seq_length=1024,
+            max_segments=32,
             batch_size=4608,
         ),
         model=ModelConfig(

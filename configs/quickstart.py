@@ -1,11 +1,15 @@
-"""A small BERT from nothing to filled masks, on the docstrings of the installed Python packages.
+"""A small encoder from nothing to filled masks, on the docstrings of the installed Python packages.
 
     bash launch/quickstart.sh
     python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
+BERT's two objectives, masked language model and next sentence, on a body with pre-norm and rotary positions:
+at this size they leave the plateau of word frequencies after a few hundred steps, where BERT's own post-norm
+and learned positions take several times as many.
+
 Hardware: two CPU cores, no accelerator, no download beyond pip.
-Time:     about 10 minutes (planned, not yet measured).
-Score:    eval/mlm_accuracy 0.3 or more (planned, not yet measured).
+Time:     being measured.
+Score:    being measured.
 """
 
 from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -13,11 +17,21 @@ from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimCo
 
 def get_config() -> Config:
     return Config(
-        data=DataConfig(source="installed-docs", vocab_size=8192, seq_length=128, batch_size=32),
+        data=DataConfig(source="installed-docs", vocab_size=4096, seq_length=128, batch_size=16),
         model=ModelConfig(
-            vocab_size=8192, d_model=256, num_layers=4, num_heads=4, d_ff=1024, dropout=0.0, attention_dropout=0.0
+            vocab_size=4096,
+            d_model=192,
+            num_layers=3,
+            num_heads=3,
+            d_ff=768,
+            norm_position="pre",
+            final_norm=True,
+            position="rotary",
+            dropout=0.0,
+            attention_dropout=0.0,
+            init_std=0.06,
         ),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=60),
-        train=TrainConfig(steps=600, log_every=10, eval_every=200),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, b2=0.98),
+        train=TrainConfig(steps=1000, log_every=10, eval_every=200),
         checkpoint=CheckpointConfig(every=200, keep=2),
     )

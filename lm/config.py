@@ -58,7 +58,8 @@ class DataConfig:
         heldout_fraction: the share of documents kept for evaluation.
         seq_length: tokens in a row, special tokens included.
         batch_size: rows in a global batch, over all processes and micro-batches.
-        max_segments: the most examples (NSP pairs, MLM segments) that share a row.
+        max_segments: the most examples (NSP pairs, MLM segments) that share a row; seq_length / 32, and 8 at
+            least, keeps the padding under 1% on text of any kind that we measured.
         short_seq_prob: how often an NSP pair gets a random, shorter target length (BERT: 0.1).
     """
 
