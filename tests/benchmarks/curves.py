@@ -3,8 +3,8 @@
     python tests/benchmarks/curves.py --workdir=runs/mini --picture=curves.png
 
 Same initial weights (exported), same rows, same masks, same optimizer settings, dropout as the config says (the
-comparison means most at 0); transformers gets the packed rows with a block-diagonal mask, its vocabulary
-projection on the masked positions and its pooler on every [CLS], so it computes the same loss. Its losses go to
+comparison means most at 0); transformers gets the packed rows with a block-diagonal mask and its heads on
+the positions that count, so that it computes the same loss. Its losses go to
 WORKDIR/transformers.jsonl; an interrupted comparison goes on from its last saved step.
 """
 
@@ -47,36 +47,42 @@ def masked_batches(config: Config, workdir: Path, start: int) -> Iterator[dict[s
 
 
 def initial_model(config: Config) -> torch.nn.Module:
-    """transformers' BERT with the weights that the run started from."""
+    """transformers' BERT or ModernBERT with the weights that the run started from."""
     model = models.build(config.model)
     params = model.init(training.run_key(config.seed, training.INIT))
     with tempfile.TemporaryDirectory() as folder:
         huggingface.export_folder(folder, config.model, params)
-        return transformers.BertForPreTraining.from_pretrained(folder, attn_implementation="sdpa")
+        kind = transformers.AutoModelForPreTraining if config.objective.nsp else transformers.AutoModelForMaskedLM
+        return kind.from_pretrained(folder, attn_implementation="sdpa")
 
 
-def losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean MLM and NSP losses of a packed batch."""
+def losses(config: Config, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The mean losses of a packed batch, `mlm_loss` and perhaps `nsp_loss`."""
     visible = batch["segments"][:, None, :, None] == batch["segments"][:, None, None, :]
-    hidden_BLD = model.bert(
-        input_ids=batch["tokens"],
-        attention_mask=visible,
-        token_type_ids=batch["token_types"],
-        position_ids=batch["positions"],
-    ).last_hidden_state
+    inputs = {"input_ids": batch["tokens"], "position_ids": batch["positions"]}
+    if config.model.token_types:
+        inputs |= {"token_type_ids": batch["token_types"], "attention_mask": visible}
+    else:
+        place = torch.arange(visible.shape[-1])
+        near = (place[:, None] - place[None, :]).abs() <= config.model.window
+        inputs["attention_mask"] = {"full_attention": visible, "sliding_attention": visible & near}
+    hidden_BLD = model.base_model(**inputs).last_hidden_state
     rows, slots = torch.nonzero(batch["mlm_weights"], as_tuple=True)
-    logits = model.cls.predictions(hidden_BLD[rows, batch["masked_positions"][rows, slots]])
-    mlm = torch.nn.functional.cross_entropy(logits, batch["labels"][rows, slots])
-    rows, pairs = torch.nonzero(batch["nsp_labels"] >= 0, as_tuple=True)
-    first = hidden_BLD[rows, batch["cls_positions"][rows, pairs]]
-    pooled = model.bert.pooler.activation(model.bert.pooler.dense(first))
-    nsp = torch.nn.functional.cross_entropy(model.cls.seq_relationship(pooled), batch["nsp_labels"][rows, pairs])
-    return mlm, nsp
+    hidden_ND = hidden_BLD[rows, batch["masked_positions"][rows, slots]]
+    logits = model.cls.predictions(hidden_ND) if config.objective.nsp else model.decoder(model.head(hidden_ND))
+    found = {"mlm_loss": torch.nn.functional.cross_entropy(logits, batch["labels"][rows, slots])}
+    if config.objective.nsp:
+        rows, pairs = torch.nonzero(batch["nsp_labels"] >= 0, as_tuple=True)
+        pooler = model.bert.pooler
+        pooled = pooler.activation(pooler.dense(hidden_BLD[rows, batch["cls_positions"][rows, pairs]]))
+        logits = model.cls.seq_relationship(pooled)
+        found["nsp_loss"] = torch.nn.functional.cross_entropy(logits, batch["nsp_labels"][rows, pairs])
+    return found
 
 
 def make_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
     """torch's AdamW with the run's settings."""
-    spared = [p for name, p in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
+    spared = [p for name, p in model.named_parameters() if name.endswith("bias") or "norm" in name.lower()]
     spared_ids = {id(parameter) for parameter in spared}
     decayed = [parameter for parameter in model.parameters() if id(parameter) not in spared_ids]
     groups = [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": spared, "weight_decay": 0.0}]
@@ -97,17 +103,18 @@ def train(config: Config, workdir: Path) -> None:
     source = masked_batches(config, workdir, start)
     for step in tqdm(range(start + 1, config.train.steps + 1), initial=start, total=config.train.steps):
         began = time.monotonic()
-        mlm, nsp = losses(model, next(source))
+        found = losses(config, model, next(source))
+        total = torch.stack(list(found.values())).sum()
         optimizer.zero_grad(set_to_none=True)
-        (mlm + nsp).backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = float(optim.learning_rate(config.optim, config.train.steps, jnp.int32(step - 1)))
         optimizer.step()
         seconds += time.monotonic() - began
         if step % _log_every.value == 0 or step == config.train.steps:
-            line = {"step": step, "mlm_loss": mlm.item(), "nsp_loss": nsp.item(), "loss": (mlm + nsp).item()}
-            lines.append({**line, "seconds": seconds})
+            values = {name: loss.item() for name, loss in found.items()}
+            lines.append({"step": step, **values, "loss": total.item(), "seconds": seconds})
         if step % _save_every.value == 0 or step == config.train.steps:
             saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
             partial = state_path.with_suffix(".partial")
@@ -126,17 +133,18 @@ def draw(workdir: Path, picture: Path) -> dict[str, float]:
     theirs = {line["step"]: line for line in map(json.loads, (workdir / "transformers.jsonl").read_text().splitlines())}
     ours = {line["step"]: line for line in metrics.read_metrics(workdir) if line["step"] in theirs}
     steps = sorted(ours)
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
-    for axis, name in zip(axes, ("mlm_loss", "nsp_loss"), strict=False):
+    names = [name for name in ("mlm_loss", "nsp_loss") if name in theirs[steps[-1]]]
+    figure, axes = plt.subplots(1, len(names) + 1, figsize=(6 * len(names) + 6, 4.5), layout="constrained")
+    for axis, name in zip(axes, names, strict=False):
         axis.plot(steps, [theirs[s][name] for s in steps], color="tab:orange", linewidth=2.5, label="transformers")
         axis.plot(steps, [ours[s][name] for s in steps], color="tab:blue", linewidth=0.9, label="lm")
         axis.set(title=name.removesuffix("_loss").upper() + " loss", xlabel="step", ylabel="nats per prediction")
         axis.legend()
         axis.grid(alpha=0.3)
     difference = np.array([ours[s]["loss"] - theirs[s]["loss"] for s in steps])
-    axes[2].plot(steps, difference, color="tab:gray", linewidth=0.9)
-    axes[2].set(title="lm minus transformers", xlabel="step", ylabel="total loss, nats")
-    axes[2].grid(alpha=0.3)
+    axes[-1].plot(steps, difference, color="tab:gray", linewidth=0.9)
+    axes[-1].set(title="lm minus transformers", xlabel="step", ylabel="total loss, nats")
+    axes[-1].grid(alpha=0.3)
     figure.savefig(picture, dpi=110)
     return {
         "steps": steps[-1],
