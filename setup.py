@@ -16,7 +16,7 @@ setup(
         "flax>=0.12.8",  # NNX: module definitions
         "grain>=0.2.18",  # random access to batches from worker threads
         "jax>=0.10.2",  # arrays, compiler, distributed runtime
-        "matplotlib>=3.9",  # loss.png
+        "matplotlib>=3.11",  # loss.png
         "ml_collections>=1.1.0",  # --config.section.field=value on a dataclass
         "numpy>=2.0",  # host-side batches
         "optax>=0.2.8",  # optimizers and schedules
