@@ -18,6 +18,8 @@ from lm.config import CheckpointConfig, Config, InputError
 
 State = dict[str, Any]
 
+_CONFIG = "config.json"
+
 
 class Checkpoints:
     """The checkpoints of one working directory, written while training goes on.
@@ -26,19 +28,15 @@ class Checkpoints:
     the rest of the state. It appears under its final name only when it is complete.
     """
 
-    def __init__(self, workdir: epath.PathLike, config: CheckpointConfig | None = None):
-        """Opens (and creates, if need be) `workdir/checkpoints`; without a config it is opened for reading."""
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        if config is not None:
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
-                enable_async_checkpointing=config.asynchronous,
-                cleanup_tmp_directories=True,
-            )
-        directory = epath.Path(workdir).resolve() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            directory, options=options, item_names=("params", "training") if config is not None else None
+    def __init__(self, workdir: epath.PathLike, config: CheckpointConfig):
+        """Opens `workdir/checkpoints`, and creates it if need be."""
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep,
+            enable_async_checkpointing=config.asynchronous,
+            cleanup_tmp_directories=True,
         )
+        directory = epath.Path(workdir).resolve() / "checkpoints"
+        self._manager = ocp.CheckpointManager(directory, options=options, item_names=("params", "training"))
 
     def save(self, step: int, state: State) -> None:
         """Starts saving `state` as `step`; returns once the arrays are copied off the device."""
@@ -63,11 +61,6 @@ class Checkpoints:
         restored = self._manager.restore(step, args=items)
         return {"params": restored["params"], **restored["training"]}
 
-    def restore_params(self, step: int, abstract_params: State) -> State:
-        """Reads the parameters alone."""
-        items = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        return self._manager.restore(step, args=items)["params"]
-
     def close(self) -> None:
         """Waits until the last save is complete."""
         self._manager.wait_until_finished()
@@ -82,21 +75,25 @@ def write_atomically(path: epath.Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def claim_workdir(workdir: epath.PathLike, config: Config) -> None:
-    """Writes the config into a new working directory, or checks that an existing one belongs to it.
+def check_workdir(workdir: epath.PathLike, config: Config) -> None:
+    """Refuses a working directory that belongs to another config; a new one is left as it is.
 
     Raises:
         InputError: naming each field that a rerun may not change.
     """
-    path = epath.Path(workdir) / "config.json"
-    if path.exists():
-        changes = config_lib.changed_fields(read_config(workdir), config)
-        if changes:
-            raise InputError(
-                f"{workdir} belongs to another config: {'; '.join(changes)}. A rerun may change only "
-                f"{', '.join(name + '.*' for name in config_lib.RERUN_MAY_CHANGE)}; choose another --workdir."
-            )
-    write_atomically(path, config_lib.to_json(config).encode())
+    if not (epath.Path(workdir) / _CONFIG).exists():
+        return
+    changes = config_lib.changed_fields(read_config(workdir), config)
+    if changes:
+        raise InputError(
+            f"{workdir} belongs to another config: {'; '.join(changes)}. A rerun may change only "
+            f"{', '.join(name + '.*' for name in config_lib.RERUN_MAY_CHANGE)}; choose another --workdir."
+        )
+
+
+def write_config(workdir: epath.PathLike, config: Config) -> None:
+    """Keeps the config of a run; from here on the working directory belongs to it."""
+    write_atomically(epath.Path(workdir) / _CONFIG, config_lib.to_json(config).encode())
 
 
 def read_config(workdir: epath.PathLike) -> Config:
@@ -105,7 +102,7 @@ def read_config(workdir: epath.PathLike) -> Config:
     Raises:
         InputError: when it has none, or one that this version cannot read.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = epath.Path(workdir) / _CONFIG
     if not path.exists():
         raise InputError(f"{workdir} is no working directory: it has no config.json; give the --workdir of a run.")
     try:
@@ -140,7 +137,28 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
     )
 
 
-def load_params(workdir: epath.PathLike, step: int) -> State:
-    """The parameters of a checkpoint on the default device, shapes and dtypes as they were saved."""
+def load_params(workdir: epath.PathLike, step: int, abstract_params: State | None = None) -> State:
+    """The parameters of a checkpoint.
+
+    Args:
+        abstract_params: the shapes, dtypes and shardings to read them into; by default as they were saved, on
+            the default device.
+
+    Raises:
+        InputError: where a parameter is missing or has another shape.
+    """
     directory = epath.Path(workdir).resolve() / "checkpoints" / str(step) / "params"
-    return ocp.StandardCheckpointer().restore(directory)
+    checkpointer = ocp.StandardCheckpointer()
+    if abstract_params is None:
+        return checkpointer.restore(directory)
+    saved = jax.tree.map(lambda leaf: leaf.shape, dict(checkpointer.metadata(directory).item_metadata))
+    wanted = jax.tree.map(lambda leaf: leaf.shape, abstract_params)
+    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
+    flat = [dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_shape)) for tree in (saved, wanted)]
+    for path in flat[0].keys() | flat[1].keys():
+        if flat[0].get(path) != flat[1].get(path):
+            raise InputError(
+                f"{workdir}: the parameter {jax.tree_util.keystr(path)} has shape {flat[0].get(path)}, but the config "
+                f"makes {flat[1].get(path)}; give the model settings of {workdir}/{_CONFIG}."
+            )
+    return checkpointer.restore(directory, abstract_params)

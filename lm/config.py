@@ -312,11 +312,14 @@ class CheckpointConfig:
         every: steps between checkpoints; the last step is always saved.
         keep: the newest checkpoints that stay.
         asynchronous: write while training goes on.
+        init_from: weights for a new run to begin with: WORKDIR or WORKDIR/checkpoints/N of another run or of
+            an imported model. Empty: random ones.
     """
 
     every: int = 1000
     keep: int = 3
     asynchronous: bool = True
+    init_from: str = ""
 
     def validate(self) -> None:
         _at_least("checkpoint.every", self.every, 1)

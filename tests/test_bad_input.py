@@ -75,7 +75,7 @@ def test_training_refuses(config_file, tmp_path, case):
     workdir = tmp_path / "run"
     result = launch("train.py", f"--config={config_file}", f"--workdir={workdir}", *overrides)
     assert_refused(result, *fragments)
-    assert not (workdir / "checkpoints").exists()
+    assert not (workdir / "config.json").exists()  # the directory is not claimed: the corrected command may use it
     assert not (workdir / "store" / "manifest.json").exists()
 
 

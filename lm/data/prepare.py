@@ -55,6 +55,8 @@ def prepare(config: DataConfig, out: str, *, num_workers: int | None = None, pro
     num_workers = num_workers or _available_cores()
     with _executor(num_workers) as executor:
         shards = corpus.shards(config, executor.map)
+        if not any(True for shard in shards for _ in corpus.read(shard)):
+            raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no document.")
         tokenizer = _tokenizer(config, out, settings, shards)
         threshold = round(config.heldout_fraction * _HASHES)
         markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
@@ -62,7 +64,7 @@ def prepare(config: DataConfig, out: str, *, num_workers: int | None = None, pro
             threshold = other
             markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
     if not sum(marker["train"]["tokens"] for marker in markers):
-        raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no document.")
+        raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no token.")
     store.finish(out, tokenizer, settings, markers)
     return store.Store.open(out)
 

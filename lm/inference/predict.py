@@ -6,6 +6,7 @@ Array names carry their shape: B batch, L length, D model, V vocabulary, M maske
 import dataclasses
 import functools
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,18 +47,26 @@ class Predictor:
     `{"error": ...}`, one that was too long `"truncated": true`.
     """
 
-    def __init__(self, config: Config, params: models.Params, tokenizer: Tokenizer, pooling: str = "mean"):
+    def __init__(
+        self,
+        config: Config,
+        params: models.Params,
+        tokenizer: Tokenizer,
+        pooling: str = "mean",
+        normalize: bool = False,
+    ):
         """Takes a model that is already loaded.
 
         Args:
             config: of the run; `data.seq_length` is the longest input in tokens.
             params: as `models.build(config.model).init` returns them.
             tokenizer: the one that the model was trained with.
-            pooling: what `embed` does by default, `mean` or `cls`.
+            pooling, normalize: what `embed` does by default: `mean` or `cls`, and whether to length one.
         """
         self.config = config
         self.tokenizer = tokenizer
         self.pooling = pooling
+        self.normalize = normalize
         self._params = params
         self._model = models.build(config.model, models.Execution(dtype=config.train.dtype))
 
@@ -71,7 +80,15 @@ class Predictor:
         workdir, step = checkpoint.locate(path)
         config = checkpoint.read_config(workdir)
         params = checkpoint.load_params(workdir, step)
-        return cls(config, params, tokenizers.load_tokenizer(str(workdir)))
+        pooling = workdir / "pooling.json"  # an imported sentence encoder brings its own
+        options = json.loads(pooling.read_text()) if pooling.exists() else {}
+        return cls(
+            config,
+            params,
+            tokenizers.load_tokenizer(str(workdir)),
+            pooling=options.get("mode", "mean"),
+            normalize=options.get("normalize", False),
+        )
 
     def fill_mask(self, requests: Iterable[Any], top: int = 5) -> Iterator[Answer]:
         """`{"masks": [[{"token", "probability"}, ...], ...]}`: for each [MASK], in order, the `top` tokens."""
@@ -93,8 +110,14 @@ class Predictor:
         present = lambda row, probability: {"is_next": float(probability)}  # noqa: E731
         return self._answers(requests, self._pair_row, self._next_probability, present)
 
-    def embed(self, requests: Iterable[Any], pooling: str | None = None, normalize: bool = False) -> Iterator[Answer]:
-        """`{"embedding": [...]}`: the mean over a text's tokens, or [CLS]; of length one with `normalize`."""
+    def embed(
+        self, requests: Iterable[Any], pooling: str | None = None, normalize: bool | None = None
+    ) -> Iterator[Answer]:
+        """`{"embedding": [...]}`: the mean over a text's tokens, or [CLS]; of length one with `normalize`.
+
+        What is None is as the model was loaded.
+        """
+        normalize = self.normalize if normalize is None else normalize
 
         def present(row: Row, pooled_2D: np.ndarray) -> Answer:
             vector_D = pooled_2D[int((pooling or self.pooling) == "cls")]

@@ -1,7 +1,6 @@
 """How well a checkpoint predicts text that it was not trained on."""
 
 import contextlib
-import dataclasses
 import functools
 import tempfile
 from collections.abc import Iterator
@@ -15,15 +14,16 @@ from lm.config import Config, DataConfig
 from lm.data import batches, prepare
 from lm.data import tokenizer as tokenizers
 from lm.data.store import Split, Store
+from lm.data.tokenizer import Tokenizer
 from lm.training import objectives
 from lm.training import train as training
 
 
 def evaluate(path: str, input_path: str = "") -> dict[str, float]:
-    """Masked language model and next sentence on the whole held-out split, or on a file.
+    """Masked language model and next sentence on the held-out split, or on a file, in whole batches.
 
-    The baselines are what one gets without a model: always predicting the most frequent token of the
-    training text, and always the more frequent of next and random.
+    The baselines are what one gets without a model: always predicting the most frequent token (of the
+    training text, or of the file), and always the more frequent of next and random.
 
     Args:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
@@ -43,11 +43,8 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
     model = models.build(config.model, models.Execution(config.train.dtype))
     params = checkpoint.load_params(workdir, step)
 
-    store_path = training.store_path(config, workdir)
-    most_frequent = Store.open(store_path, tokenizer).manifest["most_frequent_token"]["id"]
-
     @jax.jit
-    def compute(params: models.Params, batch: objectives.Batch, index: jax.Array):
+    def compute(params: models.Params, batch: objectives.Batch, index: jax.Array, most_frequent: jax.Array):
         sums, weights = training.eval_step(config, model, objective, params, batch, index)
         key = jax.random.fold_in(training.run_key(config.seed, training.EVALUATION), index)
         examples = objective.prepare(batch, key)
@@ -56,10 +53,10 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
             hits["nsp"] = (examples["nsp_labels"] == 1).sum().astype(jnp.float32)
         return sums, weights, hits
 
-    with _split(config, store_path, input_path, workdir) as split:
+    with _text(config, workdir, tokenizer, input_path) as (split, most_frequent):
         source = batches.Batches(split, tokenizer.special, config.data, config.objective, config.seed)
         count = max(1, int(source.steps_per_epoch))
-        results = [compute(params, source(index), jnp.int32(index)) for index in range(count)]
+        results = [compute(params, source(index), jnp.int32(index), jnp.int32(most_frequent)) for index in range(count)]
     sums, weights, hits = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), results)
     means = {name: float(value) for name, value in objectives.mean_metrics(sums, weights).items()}
     metrics = {"step": step, "predictions": int(weights["mlm"]), **means}
@@ -72,14 +69,19 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _split(config: Config, store_path: str, input_path: str, workdir: epath.Path) -> Iterator[Split]:
-    """The held-out split of the run's store, or a file made into a split of its own for the while."""
+def _text(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_path: str) -> Iterator[tuple[Split, int]]:
+    """The held-out split of the run's store, or a file made into a store for the while; and the baseline's token."""
     if not input_path:
-        yield Store.open(store_path).heldout
+        store = Store.open(training.store_path(config, workdir), tokenizer)
+        yield store.heldout, store.manifest["most_frequent_token"]["id"]
         return
+    data = DataConfig(
+        source="jsonl" if input_path.endswith((".jsonl", ".jsonl.gz")) else "text",
+        path=input_path,
+        field=config.data.field,
+        tokenizer=str(workdir),
+        heldout_fraction=0.0,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = next(str(path) for path in workdir.iterdir() if path.name.startswith("tokenizer."))
-        source = "jsonl" if ".jsonl" in input_path else "text"
-        data = DataConfig(source=source, path=input_path, tokenizer=tokenizer, heldout_fraction=0.0)
-        data = dataclasses.replace(data, field=config.data.field)
-        yield prepare.prepare(data, folder, progress=False).train
+        store = prepare.prepare(data, folder, progress=False)
+        yield store.train, store.manifest["most_frequent_token"]["id"]

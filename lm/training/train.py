@@ -20,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import checkpoint, models, sharding
 from lm.config import Config, InputError
 from lm.data import batches, prepare
+from lm.data import tokenizer as tokenizers
+from lm.data.tokenizer import Tokenizer
 from lm.models import Model
 from lm.training import metrics as metrics_lib
 from lm.training import objectives, optim
@@ -226,6 +228,22 @@ def store_path(config: Config, workdir: epath.Path) -> str:
     return config.data.store or str(workdir / "store")
 
 
+def initial_params(path: str, tokenizer: Tokenizer, abstract_params: models.Params) -> models.Params:
+    """The parameters of another run or an imported model, to begin from instead of random ones.
+
+    Raises:
+        InputError: when there is no such checkpoint, or its tokenizer or shapes are not this run's.
+    """
+    workdir, step = checkpoint.locate(path)
+    if tokenizers.load_tokenizer(str(workdir)).fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            f"checkpoint.init_from={path} has another tokenizer than this run; set data.tokenizer={workdir} and "
+            "prepare the store with it."
+        )
+    say(f"starting from the weights of {path}")
+    return checkpoint.load_params(workdir, step, abstract_params)
+
+
 def train(config: Config, workdir: str) -> dict[str, float]:
     """Trains until `train.steps`, from the newest checkpoint of `workdir` if there is one.
 
@@ -243,7 +261,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     # ---- Devices and data -------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(mesh, config)
-    checkpoint.claim_workdir(root, config)
+    checkpoint.check_workdir(root, config)
     store = prepare.prepare(config.data, store_path(config, root))
     tokenizer = store.tokenizer
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -251,8 +269,6 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {store.path} has "
             f"{tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
         )
-    if primary:
-        checkpoint.write_atomically(root / tokenizer.file_name, tokenizer.to_bytes())
     source = batches.Batches(store.train, tokenizer.special, config.data, config.objective, config.seed)
     heldout = batches.Batches(store.heldout, tokenizer.special, config.data, config.objective, config.seed)
     objective = objectives.create(config, tokenizer)
@@ -270,6 +286,11 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         state = saved.restore(start, program.abstract_state)
     else:
         state = program.init()
+        if config.checkpoint.init_from:
+            state["params"] = initial_params(config.checkpoint.init_from, tokenizer, program.abstract_state["params"])
+    if primary:
+        checkpoint.write_atomically(root / tokenizer.file_name, tokenizer.to_bytes())
+        checkpoint.write_config(root, config)
 
     # ---- Loop -------------------------------------------------------------------------------
     writer = metrics_lib.MetricWriter(root, start, config.train.steps, enabled=primary)

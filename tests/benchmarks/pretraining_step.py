@@ -1,0 +1,250 @@
+"""One BERT pretraining step (forward, backward, AdamW; masked tokens and next sentences) beside transformers.
+
+    python -m tests.benchmarks.pretraining_step                      # BERT base on the CPU, about half an hour
+    python -m tests.benchmarks.pretraining_step --size=tiny --repetitions=1
+    python -m tests.benchmarks.pretraining_step --device=gpu --size=large --rows=64
+
+The contenders take turns in one process, repetition after repetition, so that what else the machine does
+meets them alike. The figure is real tokens a second: padding is computed, not counted. Dropout is 0.1 for all
+(`--dropout`), sdpa attention and fused AdamW are transformers' own best, and ours runs the whole `train_step`:
+masking, clipping and schedule are inside its time and outside of theirs.
+
+Two settings at each length:
+    full    rows of exactly that length; both sides compute the same tokens.
+    ragged  the NSP pairs of the embedded corpus: ours packs them into rows, theirs gets the very same pairs of
+            each step, one a row, padded to the longest of that step.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from lm.config import Config, DataConfig, ModelConfig
+from lm.data import batches, prepare
+from lm.data.store import Store
+from lm.huggingface import write_config
+from lm.sharding import make_mesh
+from lm.training import metrics, objectives
+from lm.training.train import compile_program
+
+SIZES = {
+    "tiny": {"d_model": 64, "num_layers": 2, "num_heads": 2, "d_ff": 256},
+    "base": {"d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072},
+    "large": {"d_model": 1024, "num_layers": 24, "num_heads": 16, "d_ff": 4096},
+}
+VOCAB_SIZE = 30_522
+
+_device = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "gpu: bfloat16, and MFU where the peak is known.")
+_size = flags.DEFINE_enum("size", "base", list(SIZES), "Of the model.")
+_settings = flags.DEFINE_list("settings", ["full", "ragged"], "Which to measure.")
+_lengths = flags.DEFINE_list("lengths", ["128", "512"], "Tokens in a row.")
+_rows = flags.DEFINE_integer("rows", 8, "Rows of one of our batches.", lower_bound=1)
+_steps = flags.DEFINE_integer("steps", 3, "Steps in one turn.", lower_bound=1)
+_repetitions = flags.DEFINE_integer("repetitions", 5, "Turns of each contender.", lower_bound=1)
+_dropout = flags.DEFINE_float("dropout", 0.1, "Of embeddings, sublayers and attention weights.")
+_unroll = flags.DEFINE_integer("unroll", 0, "Our train.unroll.")
+_peers = flags.DEFINE_bool("peers", True, "Also measure transformers (needs the [peers] extra).")
+_store = flags.DEFINE_string("store", "runs/benchmark/store", "Token store of the embedded corpus; made if missing.")
+_output = flags.DEFINE_string("output", None, "JSON lines to append the results to.")
+
+Batch = dict[str, np.ndarray]
+Step = Callable[[int], None]
+
+
+@dataclasses.dataclass
+class Case:
+    """What is computed: a model, some batches, and how many real tokens they hold."""
+
+    config: Config
+    batches: list[Batch]
+    objective: objectives.MaskedLM
+
+    @property
+    def tokens(self) -> int:
+        return sum(int((batch["segments"] > 0).sum()) for batch in self.batches)
+
+
+def make_config(length: int, max_segments: int) -> Config:
+    model = ModelConfig(
+        **SIZES[_size.value],
+        vocab_size=VOCAB_SIZE,
+        max_length=512,
+        dropout=_dropout.value,
+        attention_dropout=_dropout.value,
+    )
+    data = DataConfig(vocab_size=VOCAB_SIZE, seq_length=length, batch_size=_rows.value, max_segments=max_segments)
+    config = Config(model=model, data=data)
+    config.train.unroll = _unroll.value
+    config.train.dtype = "bfloat16" if _device.value == "gpu" else "float32"
+    return config
+
+
+def full_case(store: Store, length: int) -> Case:
+    """Rows of one pair that fills them."""
+    config = make_config(length, max_segments=1)
+    special = store.tokenizer.special
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(_steps.value):
+        tokens = rng.integers(int(store.tokenizer.special_ids.max()) + 1, VOCAB_SIZE, (_rows.value, length))
+        tokens[:, [0, length // 2, -1]] = special.cls, special.sep, special.sep
+        position = np.broadcast_to(np.arange(length), tokens.shape)
+        rows = {"tokens": tokens, "segments": np.ones_like(tokens), "positions": position}
+        rows["token_types"] = position > length // 2
+        rows["cls_positions"] = np.zeros((_rows.value, 1))
+        rows["nsp_labels"] = rng.integers(0, 2, (_rows.value, 1))
+        made.append({name: np.ascontiguousarray(array, np.int32) for name, array in rows.items()})
+    return Case(config, made, objectives.create(config, store.tokenizer))
+
+
+def ragged_case(store: Store, length: int) -> Case:
+    """Packed pairs of the embedded corpus."""
+    config = make_config(length, max_segments=DataConfig.max_segments)
+    source = batches.Batches(store.split("train"), store.tokenizer.special, config.data, config.objective, seed=0)
+    return Case(config, [source(step) for step in range(_steps.value)], objectives.create(config, store.tokenizer))
+
+
+def our_step(case: Case) -> Step:
+    """The training step as `lm.training.train` runs it."""
+    mesh = make_mesh(case.config.mesh, jax.devices()[:1])
+    program = compile_program(case.config, case.objective, mesh, case.batches[0])
+    state = program.init()
+
+    def step(index: int) -> None:
+        nonlocal state
+        state, _ = program.step(state, program.put(case.batches[index]))
+        jax.block_until_ready(state)
+
+    return step
+
+
+def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
+    """The modes of transformers' BertForPreTraining, and the share of its input that is padding."""
+    import torch
+    import transformers
+
+    from tests.peers import ragged
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = torch.device("cuda" if _device.value == "gpu" else "cpu")
+    settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
+    hf_config = transformers.BertConfig(**settings, attn_implementation="sdpa")
+    model = transformers.BertForPreTraining(hf_config).train().to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    prepare_examples = jax.jit(case.objective.prepare)
+    inputs = []
+    for index, batch in enumerate(case.batches):
+        padded = ragged.padded(prepare_examples(batch, jax.random.key(index)))
+        if dynamic:
+            for name, tensor in padded.items():
+                for dim in range(tensor.ndim):
+                    torch._dynamo.mark_dynamic(padded[name], dim)
+        inputs.append({name: tensor.to(device) for name, tensor in padded.items()})
+    slots = sum(each["input_ids"].numel() for each in inputs)
+
+    def make(forward: Callable, context: Callable[[], contextlib.AbstractContextManager]) -> Step:
+        def step(index: int) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with context():
+                loss = forward(**inputs[index]).loss
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+        return step
+
+    bf16 = lambda: torch.autocast(device.type, dtype=torch.bfloat16)  # noqa: E731
+    compiled = torch.compile(model, dynamic=dynamic)
+    modes = {
+        "transformers float32": make(model, contextlib.nullcontext),
+        "transformers float32 compiled": make(compiled, contextlib.nullcontext),
+        "transformers bfloat16 compiled": make(compiled, bf16),
+    }
+    if device.type == "cuda":
+        modes = {"transformers bfloat16 compiled": modes["transformers bfloat16 compiled"]}
+    return modes, 1 - case.tokens / slots
+
+
+def measure(case: Case, contenders: dict[str, Step]) -> dict[str, list[float]]:
+    """Seconds of each turn of each contender, after one that compiles."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for name, step in contenders.items():
+        start = time.perf_counter()
+        for index in range(len(case.batches)):
+            step(index)
+        print(f"  {name}: ready after {time.perf_counter() - start:.0f} s", flush=True)
+    for _ in range(_repetitions.value):
+        for name, step in contenders.items():
+            time.sleep(0.5)  # until the threads of the contender before have stopped to wait for work
+            start = time.perf_counter()
+            for index in range(len(case.batches)):
+                step(index)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(setting: str, length: int, case: Case, padding: dict[str, float], seconds: dict[str, list[float]]) -> None:
+    """Prints a table, and appends a line of JSON for each contender."""
+    flops = (
+        len(case.batches) * _rows.value * metrics.model_flops(case.config.model, length, case.objective.max_positions)
+    )
+    peak = metrics.PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    ours = statistics.median(seconds["ours"])
+    print(f"\n{setting}, {length} tokens, {case.tokens / len(case.batches):.0f} real tokens a step")
+    print("| contender | padding | tokens/s, median | best | ours over it, median | best |")
+    print("|---|---|---|---|---|---|")
+    for name, times in seconds.items():
+        middle, best = statistics.median(times), min(times)
+        print(
+            f"| {name} | {padding[name]:.0%} | {case.tokens / middle:.0f} | {case.tokens / best:.0f} "
+            f"| {middle / ours:.2f} | {best / min(seconds['ours']):.2f} |"
+        )
+        result = {
+            "setting": setting,
+            "length": length,
+            "contender": name,
+            "tokens_per_second": case.tokens / middle,
+            "best_tokens_per_second": case.tokens / best,
+            "padding_fraction": padding[name],
+            "seconds": times,
+        }
+        if peak and name == "ours":
+            result["mfu"] = flops / middle / peak
+            print(f"\nMFU of ours: {result['mfu']:.1%}")
+        if _output.value:
+            with open(_output.value, "a") as file:
+                print(json.dumps(result), file=file)
+    print(flush=True)
+
+
+def main(_: list[str]) -> None:
+    data = DataConfig(source="installed-docs", vocab_size=VOCAB_SIZE)
+    Path(_store.value).parent.mkdir(parents=True, exist_ok=True)
+    store = prepare.prepare(data, _store.value)
+    device = jax.devices()[0].device_kind
+    print(f"BERT {_size.value} on {device}, {platform.machine()}, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}")
+    for length in map(int, _lengths.value):
+        for setting in _settings.value:
+            case = {"full": full_case, "ragged": ragged_case}[setting](store, length)
+            contenders = {"ours": our_step(case)}
+            slots = len(case.batches) * _rows.value * length
+            padding = {"ours": 1 - case.tokens / slots}
+            if _peers.value:
+                theirs, their_padding = their_steps(case, dynamic=setting == "ragged")
+                contenders |= theirs
+                padding |= dict.fromkeys(theirs, their_padding)
+            report(setting, length, case, padding, measure(case, contenders))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,67 @@
+"""The number of evaluate.py is that of the curve; a file can be evaluated; weights can be taken over."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from lm import checkpoint
+from lm.config import InputError
+from lm.training import evaluate, metrics
+from lm.training import train as training
+
+from .conftest import changed, make_corpus
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, tmp_path_factory):
+    """A finished run whose last evaluation covered every whole batch of the held-out split."""
+    workdir = str(tmp_path_factory.mktemp("run") / "run")
+    training.train(changed(tiny_config, train={"steps": 3, "eval_batches": 1}), workdir)
+    return workdir
+
+
+def test_held_out_numbers_are_those_of_the_curve(run):
+    found = evaluate.evaluate(run)
+    last = metrics.read_metrics(run)[-1]
+    assert found["step"] == last["step"] == 3
+    for name in ("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"):
+        assert found[name] == pytest.approx(last[f"eval/{name}"], abs=1e-5)
+    assert found["mlm_perplexity"] == pytest.approx(np.exp(found["mlm_loss"]), rel=1e-5)
+    assert 0 < found["mlm_baseline_accuracy"] < 0.5
+    assert 0.5 <= found["nsp_baseline_accuracy"] <= 1
+
+
+def test_a_file_can_be_evaluated(run, tmp_path):
+    text = make_corpus(tmp_path / "other.txt", documents=20, seed=5)
+    lines = [json.dumps({"text": document}) for document in text.read_text().split("\n\n")]
+    (tmp_path / "other.jsonl").write_text("\n".join(lines))
+    found = evaluate.evaluate(run, str(text))
+    assert np.isfinite(found["mlm_loss"])
+    assert evaluate.evaluate(run, str(tmp_path / "other.jsonl")) == found
+    with pytest.raises(InputError, match=r"nowhere\.txt"):
+        evaluate.evaluate(run, str(tmp_path / "nowhere.txt"))
+
+
+def test_a_run_can_begin_from_the_weights_of_another(run, tiny_config, tmp_path):
+    config = changed(tiny_config, train={"steps": 1}, checkpoint={"init_from": run}, optim={"learning_rate": 0.0})
+    training.train(config, str(tmp_path / "next"))
+    old, new = (checkpoint.load_params(*checkpoint.locate(path)) for path in (run, str(tmp_path / "next")))
+    np.testing.assert_array_equal(old["embedding"]["token"], new["embedding"]["token"])
+    np.testing.assert_array_equal(old["layers"]["mlp"]["up"]["kernel"], new["layers"]["mlp"]["up"]["kernel"])
+
+
+def test_weights_of_another_shape_are_refused(run, tiny_config, tmp_path):
+    config = changed(tiny_config, model={"d_ff": 128}, checkpoint={"init_from": run})
+    with pytest.raises(InputError, match=r"mlp.*has shape \(2, 64.*but the config makes \(2, 128"):
+        training.train(config, str(tmp_path / "next"))
+    assert not (tmp_path / "next" / "config.json").exists()
+
+
+def test_weights_with_another_tokenizer_are_refused(run, tiny_config, tmp_path):
+    corpus = make_corpus(tmp_path / "other.txt", documents=80, seed=9)
+    data = dataclasses.replace(tiny_config.data, path=str(corpus), store="")
+    config = changed(dataclasses.replace(tiny_config, data=data), checkpoint={"init_from": run})
+    with pytest.raises(InputError, match="another tokenizer"):
+        training.train(config, str(tmp_path / "next"))
