@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.layers import Dense, Dropout, Execution
+from lm.models.layers import Dense, Dropout
 from lm.sharding import constrain
 
 
@@ -67,7 +67,7 @@ def rotate(heads_BLHK: jax.Array, angles_BLK: jax.Array) -> jax.Array:
 class Attention(nnx.Module):
     """Projects to heads, attends, concatenates the heads and projects back (Vaswani et al., 3.2.2)."""
 
-    def __init__(self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, heads, depth = config.d_model, config.num_heads, config.width_per_head
         make = lambda shape, inputs: Dense(  # noqa: E731
             shape, inputs=inputs, bias=config.attention_bias, std=config.init_std, rngs=rngs

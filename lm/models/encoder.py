@@ -57,7 +57,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs):
         self.embedding = Embedding(config, execution, rngs=rngs)
-        self.layers = make_stack(lambda rngs: Layer(config, execution, rngs=rngs), config.num_layers, rngs)
+        self.layers = make_stack(lambda rngs: Layer(config, rngs=rngs), config.num_layers, rngs)
         self.final_norm = Norm(config) if config.final_norm else None
         self.mlm = MaskedLMHead(config, rngs=rngs)
         width = config.d_model

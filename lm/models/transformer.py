@@ -66,8 +66,8 @@ class Layer(nnx.Module):
     x + Sublayer(Norm(x)) (Xiong et al., 2020).
     """
 
-    def __init__(self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs):
-        self.attention = Attention(config, execution, rngs=rngs)
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.attention = Attention(config, rngs=rngs)
         self.attention_norm = Norm(config)
         self.mlp = FeedForward(config, rngs=rngs)
         self.mlp_norm = Norm(config)

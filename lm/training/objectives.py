@@ -46,7 +46,8 @@ class MaskedLM:
     """Masked language model, with next-sentence prediction where `nsp` is set (Devlin et al., 2019).
 
     L_MLM = -sum over masked positions of log P(x_i | X~), and for NSP
-    L_NSP = -y log y^ - (1 - y) log(1 - y^); each a mean over its own positions, and their sum.
+    L_NSP = -y log y^ - (1 - y) log(1 - y^), where y^ is the second class of a softmax over two, that is the
+    sigmoid of the difference of the logits; each a mean over its own positions, and their sum.
 
     Attributes:
         mask_rate, mask_token_rate, random_token_rate, whole_word: see `ObjectiveConfig`.

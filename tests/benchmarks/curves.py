@@ -32,6 +32,7 @@ from lm.training import train as training
 _workdir = flags.DEFINE_string("workdir", None, "A finished run of ours.", required=True)
 _picture = flags.DEFINE_string("picture", None, "Where to draw; default WORKDIR/curves.png.")
 _log_every = flags.DEFINE_integer("log_every", 10, "Steps between the lines of transformers.jsonl.")
+_dtype = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "bfloat16: transformers under autocast.")
 _save_every = flags.DEFINE_integer("save_every", 100, "Steps between the saves of the comparison's own state.")
 
 
@@ -103,7 +104,8 @@ def train(config: Config, workdir: Path) -> None:
     source = masked_batches(config, workdir, start)
     for step in tqdm(range(start + 1, config.train.steps + 1), initial=start, total=config.train.steps):
         began = time.monotonic()
-        found = losses(config, model, next(source))
+        with torch.autocast("cpu", torch.bfloat16, enabled=_dtype.value == "bfloat16"):
+            found = losses(config, model, next(source))
         total = torch.stack(list(found.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
