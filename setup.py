@@ -12,7 +12,7 @@ setup(
     packages=find_packages(include=["lm", "lm.*"]),
     install_requires=[
         "absl-py>=2.5",  # command-line flags
-        "etils[epath]>=1.13",  # paths: local, gs://, s3://
+        "etils[epath]>=1.13",  # paths, local or remote
         "flax>=0.12.8",  # NNX: module definitions
         "grain>=0.2.18",  # random access to batches from worker threads
         "jax>=0.10.2",  # arrays, compiler, distributed runtime
@@ -20,17 +20,17 @@ setup(
         "ml_collections>=1.1.0",  # --config.section.field=value on a dataclass
         "numpy>=2.0",  # host-side batches
         "optax>=0.2.8",  # optimizers and schedules
-        "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints; bounded because s3:// goes through private names
+        "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints; bounded: a minor release may change the API
         "safetensors>=0.6",  # weights of Hugging Face folders
         "sentencepiece>=0.2.3",  # tokenizers that we train (0.2.1 crashes on a model given as bytes)
         "tensorboardX>=2.6.4",  # tensorboard/ without TensorFlow
-        "tensorstore>=0.1.84",  # token store: local, gs://, s3://
+        "tensorstore>=0.1.84",  # token store
         "tokenizers>=0.22",  # tokenizers of imported models
         "tqdm>=4.66",  # progress
     ],
     extras_require={
         "gpu": ["jax[cuda12]>=0.10.2"],  # CUDA libraries from wheels; needs an NVIDIA driver >= 525
-        "tpu": ["jax[tpu]>=0.10.2"],  # libtpu, also for launch/plan.py on a machine without a TPU
+        "tpu": ["jax[tpu]>=0.10.2"],  # libtpu
         "parquet": ["pyarrow>=20"],  # data.source=parquet
         "test": [
             "basedpyright>=1.32",  # pyright with everything it needs in one wheel, node included
