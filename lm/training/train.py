@@ -1,4 +1,4 @@
-"""The training loop: a state `{params, opt, step}`, a step that changes it, and what happens around it."""
+"""The training loop: a state `{params, opt, step, skipped}`, a step that changes it, and what happens around it."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,8 @@ def run_key(seed: int, use: int) -> jax.Array:
 def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> State:
     """A new state. Called under jit with `out_shardings`, so that every array is born in its place."""
     params = model.init(run_key(seed, INIT))
-    return {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    zero = jnp.zeros((), jnp.int32)
+    return {"params": params, "opt": optimizer.init(params), "step": zero, "skipped": zero}
 
 
 def gradients(
@@ -109,14 +110,15 @@ def train_step(
     state: State,
     batch: objectives.Batch,
 ) -> tuple[State, Metrics]:
-    """One update. A step whose loss or gradient is not finite changes nothing but the step's number.
+    """One update. A step whose loss or gradient is not finite changes nothing but the counts.
 
     Args:
-        state: `{params, opt, step}`.
+        state: `{params, opt, step, skipped}`; the last two count all steps and those that changed nothing.
         batch: the global batch of this step.
 
     Returns:
-        The new state, and scalar metrics: `loss`, its parts, `gradient_norm`, `learning_rate`, `skipped`.
+        The new state, and scalar metrics: `loss`, its parts, `gradient_norm`, `learning_rate` and
+        `skipped_steps`, the count.
     """
     step = state["step"]
     dropout = config.model.dropout or config.model.attention_dropout
@@ -130,9 +132,10 @@ def train_step(
 
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+    skipped = state["skipped"] + 1 - finite.astype(jnp.int32)
     state = {"params": keep(params, state["params"]), "opt": keep(opt, state["opt"]), "step": step + 1}
-    skipped = 1.0 - finite.astype(jnp.float32)
-    return state, {**metrics, "gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
+    metrics = {**metrics, "gradient_norm": norm, "learning_rate": rate, "skipped_steps": skipped}
+    return {**state, "skipped": skipped}, metrics
 
 
 def eval_step(
@@ -270,12 +273,19 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             f"{tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
         )
     source = batches.Batches(store.train, tokenizer.special, config.data, config.objective, config.seed)
-    heldout = batches.Batches(store.heldout, tokenizer.special, config.data, config.objective, config.seed)
+    heldout = None  # where data.heldout_fraction is 0
+    if store.heldout.num_tokens:
+        heldout = batches.Batches(store.heldout, tokenizer.special, config.data, config.objective, config.seed)
     objective = objectives.create(config, tokenizer)
 
     # ---- Program and state ------------------------------------------------------------------
     saved = checkpoint.Checkpoints(root, config.checkpoint)
-    start = saved.latest_step() or 0
+    latest = saved.latest_step()
+    if latest == 0:
+        raise InputError(
+            f"{workdir} is an imported model; choose another --workdir and checkpoint.init_from={workdir}."
+        )
+    start = latest or 0
     if start >= config.train.steps:
         say(f"{workdir} is already trained for {start} steps; raise train.steps to go on.")
         return metrics_lib.read_metrics(root)[-1]
@@ -294,7 +304,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
 
     # ---- Loop -------------------------------------------------------------------------------
     writer = metrics_lib.MetricWriter(root, start, config.train.steps, enabled=primary)
-    report = _Report(config, program, writer)
+    report = _Report(config, program, writer, float(state["skipped"]))
     every, last = config.train.eval_every, config.train.steps
     try:
         with _stop_signal() as stop_asked, jax.set_mesh(mesh), jax.transfer_guard("disallow"):
@@ -302,8 +312,10 @@ def train(config: Config, workdir: str) -> dict[str, float]:
                 state, metrics = program.step(state, program.put(rows))
                 report.add(step, metrics, rows)
                 stopping = stop_asked()
-                if step == last or (every and step % every == 0):
-                    report.extend(evaluate(program, state["params"], heldout, config.train.eval_batches))
+                if heldout and (step == last or (every and step % every == 0)):
+                    jax.block_until_ready(metrics)
+                    with report.off_the_clock():
+                        report.extend(evaluate(program, state["params"], heldout, config.train.eval_batches))
                 if step == last or step % config.checkpoint.every == 0 or stopping:
                     report.flush()
                     with jax.transfer_guard("allow"):
@@ -320,12 +332,13 @@ def train(config: Config, workdir: str) -> dict[str, float]:
 class _Report:
     """Reads a step's metrics while the next step computes, and writes the lines that are due."""
 
-    def __init__(self, config: Config, program: Program, writer: metrics_lib.MetricWriter):
+    def __init__(self, config: Config, program: Program, writer: metrics_lib.MetricWriter, skipped: float):
         self._config = config
         self._writer = writer
         self._pending: tuple[int, Metrics] | None = None
         self._extra: dict[str, float] = {}
-        self._bad = 0
+        self._bad = 0  # steps in a row that were skipped
+        self._skipped = skipped  # the count before the pending step
         self._began = time.monotonic()
         self._tokens = self._slots = 0
         self.last: dict[str, float] = {}
@@ -359,7 +372,8 @@ class _Report:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._pending = None
         self._writer.progress(step)
-        self._bad = self._bad + 1 if values["skipped"] else 0
+        self._bad = self._bad + 1 if values["skipped_steps"] > self._skipped else 0
+        self._skipped = values["skipped_steps"]
         if self._extra or step % self._config.train.log_every == 0 or step == self._config.train.steps:
             self.last = {**values, **self._rates(), **self._extra}
             self._extra = {}
@@ -369,6 +383,13 @@ class _Report:
                 f"the loss or its gradient was not finite for {self._bad} steps in a row, up to step {step}; lower "
                 "optim.learning_rate, lengthen optim.warmup_steps, or look at the data of these steps."
             )
+
+    @contextlib.contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """What is done inside does not count as training time."""
+        began = time.monotonic()
+        yield
+        self._began += time.monotonic() - began
 
     def _rates(self) -> dict[str, float]:
         """Throughput since the line before."""

@@ -65,3 +65,11 @@ def test_weights_with_another_tokenizer_are_refused(run, tiny_config, tmp_path):
     config = changed(dataclasses.replace(tiny_config, data=data), checkpoint={"init_from": run})
     with pytest.raises(InputError, match="another tokenizer"):
         training.train(config, str(tmp_path / "next"))
+
+
+def test_a_run_without_held_out_text_is_not_evaluated(tiny_config, tmp_path):
+    data = dataclasses.replace(tiny_config.data, heldout_fraction=0.0, store="")
+    config = changed(dataclasses.replace(tiny_config, data=data), train={"steps": 1})
+    last = training.train(config, str(tmp_path / "run"))
+    assert np.isfinite(last["loss"])
+    assert not any(name.startswith("eval/") for name in last)
