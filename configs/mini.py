@@ -5,8 +5,9 @@
 Give `--config.data.source=text --config.data.path=FILES` for a corpus of your own.
 
 Hardware: two CPU cores, no accelerator.
-Time:     being measured.
-Score:    being measured.
+Time:     50 minutes on two cores that also did other work; 27 (0.8 s a step) where it had them to itself.
+Score:    on held-out documents eval/mlm_accuracy 0.461 with 30% of the tokens masked, mlm_loss 3.10; always
+          guessing the most frequent token scores 0.045. The corpus had 10.2 million tokens, seen 0.8 times.
 """
 
 from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig

@@ -132,7 +132,7 @@ def plot_loss(workdir: epath.PathLike) -> None:
     plt.close(figure)
 
 
-def _smooth(values: tuple[float, ...], decay: float = 0.9) -> list[float]:
+def _smooth(values: tuple[float, ...], decay: float = 0.8) -> list[float]:
     """Exponential moving average, corrected for its start."""
     smoothed, total, weight = [], 0.0, 0.0
     for value in values:
