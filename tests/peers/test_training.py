@@ -44,7 +44,8 @@ def test_fifty_steps_of_adamw_have_equal_losses(tmp_path, bias_correction):
 
     objective, optimizer = ragged.make_objective(config), optim.create(config.optim)
     params = jax.tree.map(jnp.asarray, imported.params)
-    state = {"params": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    zero = jnp.zeros((), jnp.int32)
+    state = {"params": params, "opt": optimizer.init(params), "step": zero, "skipped": zero}
     step = jax.jit(functools.partial(train_step, config, models.build(config.model), objective, optimizer))
     prepare = jax.jit(objective.prepare)
     their_optimizer, their_schedule = make_torch_optimizer(theirs, config)
