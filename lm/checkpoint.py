@@ -151,7 +151,8 @@ def load_params(workdir: epath.PathLike, step: int, abstract_params: State | Non
     checkpointer = ocp.StandardCheckpointer()
     if abstract_params is None:
         return checkpointer.restore(directory)
-    saved = jax.tree.map(lambda leaf: leaf.shape, dict(checkpointer.metadata(directory).item_metadata))
+    metadata: Any = checkpointer.metadata(directory)
+    saved = jax.tree.map(lambda leaf: leaf.shape, dict(metadata.item_metadata))
     wanted = jax.tree.map(lambda leaf: leaf.shape, abstract_params)
     is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
     flat = [dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_shape)) for tree in (saved, wanted)]

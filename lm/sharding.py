@@ -8,6 +8,7 @@ V vocabulary, M masked positions, P segments of a row.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
 ACTIVATIONS = {"B": BATCH, "H": "tensor", "F": "tensor", "V": "tensor"}
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays the devices out as the config says, an axis of -1 taking whatever is left.
 
     Args:

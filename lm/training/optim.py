@@ -101,11 +101,13 @@ def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTra
         stacked, rest = split(params)
         return {"stacked": jax.vmap(transformation.init)(stacked), "rest": transformation.init(rest)}
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        stacked_grads, rest_grads = split(grads)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        stacked_updates, rest_updates = split(updates)
         stacked_params, rest_params = split(params)
-        stacked, stacked_state = jax.vmap(transformation.update)(stacked_grads, state["stacked"], stacked_params)
-        rest, rest_state = transformation.update(rest_grads, state["rest"], rest_params)
+        stacked: Any
+        rest: Any
+        stacked, stacked_state = jax.vmap(transformation.update)(stacked_updates, state["stacked"], stacked_params)
+        rest, rest_state = transformation.update(rest_updates, state["rest"], rest_params)
         return {**stacked, **rest}, {"stacked": stacked_state, "rest": rest_state}
 
     return optax.GradientTransformation(init, update)
@@ -126,9 +128,9 @@ def as_matrices(transformation: optax.GradientTransformation) -> optax.GradientT
     def flat(tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(flatten, tree)
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = transformation.update(flat(grads), state, flat(params))
-        return jax.tree.map(lambda new, old: new.reshape(old.shape), updates, grads), state
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        directions, state = transformation.update(flat(updates), state, flat(params))
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), directions, updates), state
 
     return optax.GradientTransformation(lambda params: transformation.init(flat(params)), update)
 

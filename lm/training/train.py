@@ -218,11 +218,11 @@ def compile_program(config: Config, objective: MaskedLM, mesh: Mesh, example: di
 def evaluate(program: Program, params: models.Params, heldout: batches.Batches, count: int) -> dict[str, float]:
     """Mean metrics over the first `count` held-out batches, as `eval/mlm_loss` and so on."""
     replicated = NamedSharding(program.mesh, PartitionSpec())
-    totals = None
+    results = []
     for index in range(count):
         batch = program.put(heldout(index, program.rows))
-        results = program.evaluate(params, batch, jax.device_put(np.int32(index), replicated))
-        totals = results if totals is None else jax.tree.map(jnp.add, totals, results)
+        results.append(program.evaluate(params, batch, jax.device_put(np.int32(index), replicated)))
+    totals = functools.reduce(lambda one, other: jax.tree.map(jnp.add, one, other), results)
     return {f"eval/{name}": float(value) for name, value in jax.device_get(program.means(*totals)).items()}
 
 

@@ -125,7 +125,7 @@ def train(config: Config, workdir: Path) -> None:
             lines_path.write_text("".join(json.dumps(each) + "\n" for each in lines))
 
 
-def draw(workdir: Path, picture: Path) -> dict[str, float]:
+def draw(config: Config, workdir: Path, picture: Path) -> dict[str, float]:
     """Draws both curves and their difference; returns the largest and mean absolute difference of the loss."""
     import matplotlib
 
@@ -138,8 +138,16 @@ def draw(workdir: Path, picture: Path) -> dict[str, float]:
     names = [name for name in ("mlm_loss", "nsp_loss") if name in theirs[steps[-1]]]
     figure, axes = plt.subplots(1, len(names) + 1, figsize=(6 * len(names) + 6, 4.5), layout="constrained")
     for axis, name in zip(axes, names, strict=False):
-        axis.plot(steps, [theirs[s][name] for s in steps], color="tab:orange", linewidth=2.5, label="transformers")
-        axis.plot(steps, [ours[s][name] for s in steps], color="tab:blue", linewidth=0.9, label="lm")
+        axis.plot(
+            steps,
+            [theirs[s][name] for s in steps],
+            color="tab:orange",
+            linewidth=2.5,
+            label=f"transformers, {_dtype.value}",
+        )
+        axis.plot(
+            steps, [ours[s][name] for s in steps], color="tab:blue", linewidth=0.9, label=f"lm, {config.train.dtype}"
+        )
         axis.set(title=name.removesuffix("_loss").upper() + " loss", xlabel="step", ylabel="nats per prediction")
         axis.legend()
         axis.grid(alpha=0.3)
@@ -162,7 +170,8 @@ def main() -> None:
     workdir = Path(_workdir.value)
     config = checkpoint.read_config(workdir)
     train(config, workdir)
-    print(json.dumps(draw(workdir, Path(_picture.value or workdir / "curves.png")), indent=2))
+    picture = Path(_picture.value or workdir / "curves.png")
+    print(json.dumps(draw(config, workdir, picture), indent=2))
 
 
 if __name__ == "__main__":

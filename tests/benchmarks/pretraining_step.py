@@ -11,12 +11,13 @@ masking, clipping and schedule are inside its time and outside of theirs.
 
 Two settings at each length:
     full    rows of exactly that length; both sides compute the same tokens.
-    ragged  the NSP pairs of the embedded corpus: ours packs them into rows, theirs gets the very same pairs of
-            each step, one a row, padded to the longest of that step.
+    ragged  the NSP pairs of the embedded corpus: ours packs them into rows; theirs gets the very same pairs of
+            each step one a row, in micro-batches of at most `--rows`, each padded to its own longest.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -44,7 +45,7 @@ SIZES = {
 }
 VOCAB_SIZE = 30_522
 
-_device = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "gpu: bfloat16, and MFU where the peak is known.")
+_device = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Of both sides.")
 _size = flags.DEFINE_enum("size", "base", list(SIZES), "Of the model.")
 _settings = flags.DEFINE_list("settings", ["full", "ragged"], "Which to measure.")
 _lengths = flags.DEFINE_list("lengths", ["128", "512"], "Tokens in a row.")
@@ -53,6 +54,7 @@ _steps = flags.DEFINE_integer("steps", 3, "Steps in one turn.", lower_bound=1)
 _repetitions = flags.DEFINE_integer("repetitions", 5, "Turns of each contender.", lower_bound=1)
 _dropout = flags.DEFINE_float("dropout", 0.1, "Of embeddings, sublayers and attention weights.")
 _unroll = flags.DEFINE_integer("unroll", 0, "Our train.unroll.")
+_dtypes = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Our train.dtype.")
 _peers = flags.DEFINE_bool("peers", True, "Also measure transformers (needs the [peers] extra).")
 _store = flags.DEFINE_string("store", "runs/benchmark/store", "Token store of the embedded corpus; made if missing.")
 _output = flags.DEFINE_string("output", None, "JSON lines to append the results to.")
@@ -85,7 +87,6 @@ def make_config(length: int, max_segments: int) -> Config:
     data = DataConfig(vocab_size=VOCAB_SIZE, seq_length=length, batch_size=_rows.value, max_segments=max_segments)
     config = Config(model=model, data=data)
     config.train.unroll = _unroll.value
-    config.train.dtype = "bfloat16" if _device.value == "gpu" else "float32"
     return config
 
 
@@ -110,14 +111,15 @@ def full_case(store: Store, length: int) -> Case:
 def ragged_case(store: Store, length: int) -> Case:
     """Packed pairs of the embedded corpus."""
     config = make_config(length, max_segments=DataConfig.max_segments)
-    source = batches.Batches(store.split("train"), store.tokenizer.special, config.data, config.objective, seed=0)
+    source = batches.Batches(store.train, store.tokenizer.special, config.data, config.objective, seed=0)
     return Case(config, [source(step) for step in range(_steps.value)], objectives.create(config, store.tokenizer))
 
 
-def our_step(case: Case) -> Step:
+def our_step(case: Case, dtype: str) -> Step:
     """The training step as `lm.training.train` runs it."""
-    mesh = make_mesh(case.config.mesh, jax.devices()[:1])
-    program = compile_program(case.config, case.objective, mesh, case.batches[0])
+    config = dataclasses.replace(case.config, train=dataclasses.replace(case.config.train, dtype=dtype))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    program = compile_program(config, case.objective, mesh, case.batches[0])
     state = program.init()
 
     def step(index: int) -> None:
@@ -128,12 +130,21 @@ def our_step(case: Case) -> Step:
     return step
 
 
+def micro_batches(case: Case, index: int) -> list[dict]:
+    """The segments of one of our batches as transformers' inputs, as evenly spread as their number allows."""
+    from tests.peers import ragged
+
+    examples = jax.jit(case.objective.prepare)(case.batches[index], jax.random.key(index))
+    segments = len(ragged.places(examples))
+    parts = -(-segments // _rows.value)
+    bounds = [round(part * segments / parts) for part in range(parts + 1)]
+    return [ragged.padded(examples, slice(*pair)) for pair in itertools.pairwise(bounds)]
+
+
 def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
     """The modes of transformers' BertForPreTraining, and the share of its input that is padding."""
     import torch
     import transformers
-
-    from tests.peers import ragged
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = torch.device("cuda" if _device.value == "gpu" else "cpu")
@@ -141,23 +152,22 @@ def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
     hf_config = transformers.BertConfig(**settings, attn_implementation="sdpa")
     model = transformers.BertForPreTraining(hf_config).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
-    prepare_examples = jax.jit(case.objective.prepare)
-    inputs = []
-    for index, batch in enumerate(case.batches):
-        padded = ragged.padded(prepare_examples(batch, jax.random.key(index)))
-        if dynamic:
-            for name, tensor in padded.items():
+    inputs = [micro_batches(case, index) for index in range(len(case.batches))]
+    for micro_batch in itertools.chain(*inputs):
+        for name, tensor in micro_batch.items():
+            if dynamic:
                 for dim in range(tensor.ndim):
-                    torch._dynamo.mark_dynamic(padded[name], dim)
-        inputs.append({name: tensor.to(device) for name, tensor in padded.items()})
-    slots = sum(each["input_ids"].numel() for each in inputs)
+                    torch._dynamo.mark_dynamic(tensor, dim)
+            micro_batch[name] = tensor.to(device)
+    slots = sum(micro_batch["input_ids"].numel() for micro_batch in itertools.chain(*inputs))
 
     def make(forward: Callable, context: Callable[[], contextlib.AbstractContextManager]) -> Step:
         def step(index: int) -> None:
             optimizer.zero_grad(set_to_none=True)
-            with context():
-                loss = forward(**inputs[index]).loss
-            loss.backward()
+            for micro_batch in inputs[index]:
+                with context():
+                    loss = forward(**micro_batch).loss / len(inputs[index])
+                loss.backward()
             optimizer.step()
             loss.item()
 
@@ -195,20 +205,17 @@ def measure(case: Case, contenders: dict[str, Step]) -> dict[str, list[float]]:
 
 def report(setting: str, length: int, case: Case, padding: dict[str, float], seconds: dict[str, list[float]]) -> None:
     """Prints a table, and appends a line of JSON for each contender."""
-    flops = (
-        len(case.batches) * _rows.value * metrics.model_flops(case.config.model, length, case.objective.max_positions)
-    )
+    flops_per_row = metrics.model_flops(case.config.model, length, case.objective.max_positions)
+    flops = len(case.batches) * _rows.value * flops_per_row
     peak = metrics.PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    ours = statistics.median(seconds["ours"])
-    print(f"\n{setting}, {length} tokens, {case.tokens / len(case.batches):.0f} real tokens a step")
-    print("| contender | padding | tokens/s, median | best | ours over it, median | best |")
-    print("|---|---|---|---|---|---|")
+    ours = [name for name in seconds if name.startswith("ours")]
+    print(f"\n{setting}, {length} tokens in a row, {case.tokens / len(case.batches):.0f} real tokens a step")
+    print("| contender | padding | tokens/s, median | best |" + "".join(f" {name} over it |" for name in ours))
+    print("|---|---|---|---|" + "---|" * len(ours))
     for name, times in seconds.items():
         middle, best = statistics.median(times), min(times)
-        print(
-            f"| {name} | {padding[name]:.0%} | {case.tokens / middle:.0f} | {case.tokens / best:.0f} "
-            f"| {middle / ours:.2f} | {best / min(seconds['ours']):.2f} |"
-        )
+        ratios = "".join(f" {middle / statistics.median(seconds[each]):.2f} |" for each in ours)
+        print(f"| {name} | {padding[name]:.0%} | {case.tokens / middle:.0f} | {case.tokens / best:.0f} |{ratios}")
         result = {
             "setting": setting,
             "length": length,
@@ -218,9 +225,9 @@ def report(setting: str, length: int, case: Case, padding: dict[str, float], sec
             "padding_fraction": padding[name],
             "seconds": times,
         }
-        if peak and name == "ours":
+        if peak and name in ours:
             result["mfu"] = flops / middle / peak
-            print(f"\nMFU of ours: {result['mfu']:.1%}")
+            print(f"MFU of {name}: {result['mfu']:.1%}")
         if _output.value:
             with open(_output.value, "a") as file:
                 print(json.dumps(result), file=file)
@@ -228,6 +235,7 @@ def report(setting: str, length: int, case: Case, padding: dict[str, float], sec
 
 
 def main(_: list[str]) -> None:
+    jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_device.value])
     data = DataConfig(source="installed-docs", vocab_size=VOCAB_SIZE)
     Path(_store.value).parent.mkdir(parents=True, exist_ok=True)
     store = prepare.prepare(data, _store.value)
@@ -236,9 +244,8 @@ def main(_: list[str]) -> None:
     for length in map(int, _lengths.value):
         for setting in _settings.value:
             case = {"full": full_case, "ragged": ragged_case}[setting](store, length)
-            contenders = {"ours": our_step(case)}
-            slots = len(case.batches) * _rows.value * length
-            padding = {"ours": 1 - case.tokens / slots}
+            contenders = {f"ours {dtype}": our_step(case, dtype) for dtype in _dtypes.value}
+            padding = dict.fromkeys(contenders, 1 - case.tokens / (len(case.batches) * _rows.value * length))
             if _peers.value:
                 theirs, their_padding = their_steps(case, dynamic=setting == "ragged")
                 contenders |= theirs

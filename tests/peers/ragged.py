@@ -77,15 +77,15 @@ def places(examples) -> list[tuple[int, np.ndarray]]:
     return found
 
 
-def padded(examples) -> dict[str, torch.Tensor]:
-    """What BertForPreTraining takes, a segment a row."""
+def padded(examples, chosen: slice = slice(None)) -> dict[str, torch.Tensor]:
+    """What BertForPreTraining takes: the chosen segments of a packed batch, each a row."""
     examples = {name: np.asarray(array) for name, array in examples.items()}
     labels_BL = np.full(examples["tokens"].shape, -100)
     for row, (positions, labels, weights) in enumerate(
         zip(examples["masked_positions"], examples["labels"], examples["mlm_weights"], strict=True)
     ):
         labels_BL[row, positions[weights > 0]] = labels[weights > 0]
-    segments = places(examples)
+    segments = places(examples)[chosen]
     longest = max(len(columns) for _, columns in segments)
 
     def pad(array_BL: np.ndarray, fill: int) -> torch.Tensor:
@@ -99,7 +99,7 @@ def padded(examples) -> dict[str, torch.Tensor]:
         "attention_mask": pad(examples["segments"] > 0, 0),
         "token_type_ids": pad(examples["token_types"], 0),
         "labels": pad(labels_BL, -100),
-        "next_sentence_label": torch.from_numpy(examples["nsp_labels"][examples["nsp_labels"] >= 0]).long(),
+        "next_sentence_label": torch.from_numpy(examples["nsp_labels"][examples["nsp_labels"] >= 0][chosen]).long(),
     }
 
 

@@ -13,7 +13,7 @@ from lm import checkpoint, models
 from lm.config import InputError, ModelConfig
 from lm.huggingface import export_folder, import_folder, import_workdir
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(vocab_size=400, d_model=16, num_layers=2, num_heads=2, d_ff=24, max_length=32)
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Hello", "world", "##s", *map("piece{}".format, range(392))]
 
