@@ -13,7 +13,6 @@ from lm.config import CheckpointConfig, Config, DataConfig, InputError, Objectiv
 from lm.data import tokenizer as tokenizers
 from lm.data.tokenizer import HuggingFace, Tokenizer
 from lm.huggingface.folder import Imported, export_folder, import_folder
-from lm.huggingface.tokenizer import tokenizer_files
 
 POOLING_FILE = "pooling.json"
 
@@ -82,8 +81,7 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
         "sep_token_id": special.sep,
     }
     export_folder(folder, config.model, checkpoint.load_params(workdir, step), token_ids=token_ids)
-    for name, content in tokenizer_files(tokenizer, config.data.seq_length).items():
-        (Path(folder) / name).write_text(content, encoding="utf-8")
+    (Path(folder) / tokenizer.file_name).write_bytes(tokenizer.to_bytes())
 
 
 def _read_tokenizer(files: tuple[Path, ...], folder: str | os.PathLike[str]) -> Tokenizer:
