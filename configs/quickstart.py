@@ -32,6 +32,6 @@ def get_config() -> Config:
             init_std=0.06,
         ),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, b2=0.98),
-        train=TrainConfig(steps=1000, log_every=10, eval_every=200),
+        train=TrainConfig(steps=1500, log_every=10, eval_every=200),
         checkpoint=CheckpointConfig(every=200, keep=2),
     )

@@ -19,8 +19,8 @@ echo "Filling in masks"
 sentences="$workdir/sentences.txt"
 cat >"$sentences" <<'END'
 Return a [MASK] of strings.
-Raise an [MASK] if the file does not exist.
-The number of [MASK] in the array.
+Return True if the object [MASK] a string.
+Return the number [MASK] elements in the list.
 END
 python launch/predict.py --checkpoint="$workdir" --task=fill-mask --input="$sentences" |
   python -c '
