@@ -42,21 +42,33 @@ def _check_types(prefix: str, values: Any) -> None:
             raise InputError(f"{prefix}{name} is {value!r}; accepted: a value of type {expected.__name__}.")
 
 
+_DOCUMENT_SOURCES = ("installed-docs", "text", "jsonl", "parquet")
+_PAIR_SOURCES = ("tsv", "gettext", "dates", "docs-questions")
+
+
 @dataclasses.dataclass(kw_only=True)
 class DataConfig:
     """From which text, with which tokenizer, in which rows.
 
     Attributes:
-        source: `installed-docs` (docstrings of this Python installation, no download), `text`,
-            `jsonl` or `parquet`.
-        path: a file, a folder or a glob; several separated by commas. Unused by `installed-docs`.
-        field: the JSON or Parquet field that holds a document's text.
+        source: of documents: `installed-docs` (docstrings of this Python installation, no download), `text`,
+            `jsonl` or `parquet`. Of pairs, a source and its target: `tsv`, `gettext` (message catalogues),
+            `dates` (generated), `docs-questions` (made from installed docstrings), and `jsonl` or `parquet`
+            with `target_field`.
+        path: a file, a folder or a glob; several separated by commas. Unused by what is installed or generated;
+            `gettext` reads the catalogues of this machine when it is empty.
+        field: the JSON or Parquet field that holds a document's text, or the source of a pair.
+        target_field: the field that holds the target of a pair; empty where records are documents.
+        languages: the target languages of `gettext`, as its folders are called, separated by commas: `de,zh_CN`.
         store: the folder of the token store; empty means `WORKDIR/store`.
         tokenizer: an existing sentencepiece model to use; empty means: train one on the corpus.
         tokenizer_kind: `unigram` or `bpe`, when one is trained.
         vocab_size: pieces of the tokenizer to train, special ids and byte pieces included.
         heldout_fraction: the share of documents kept for evaluation.
-        seq_length: tokens in a row, special tokens included.
+        seq_length: tokens in a row, special tokens included; of an encoder-decoder, in a row of the encoder.
+        target_length: tokens in a row of an encoder-decoder's decoder.
+        begin_with_cls: whether what an encoder-decoder reads and writes begins with [CLS] (BART) or only ends
+            with [SEP] (T5). What an encoder reads always begins with it.
         batch_size: rows in a global batch, over all processes and micro-batches.
         max_segments: the most examples (NSP pairs, MLM segments) that share a row; seq_length / 32, and 8 at
             least, keeps the padding under 1% on text of any kind that we measured.
@@ -66,24 +78,41 @@ class DataConfig:
     source: str = "installed-docs"
     path: str = ""
     field: str = "text"
+    target_field: str = ""
+    languages: str = ""
     store: str = ""
     tokenizer: str = ""
     tokenizer_kind: str = "unigram"
     vocab_size: int = 8192
     heldout_fraction: float = 0.02
     seq_length: int = 128
+    target_length: int = 128
+    begin_with_cls: bool = False
     batch_size: int = 32
     max_segments: int = 8
     short_seq_prob: float = 0.1
 
+    @property
+    def pairs(self) -> bool:
+        """Whether the corpus is pairs of a source and a target, not documents."""
+        return self.source in _PAIR_SOURCES or bool(self.target_field)
+
     def validate(self) -> None:
-        _one_of("data.source", self.source, ("installed-docs", "text", "jsonl", "parquet"))
-        if self.source != "installed-docs" and not self.path:
+        _one_of("data.source", self.source, (*_DOCUMENT_SOURCES, *_PAIR_SOURCES))
+        if self.source in ("text", "jsonl", "parquet", "tsv") and not self.path:
             raise InputError(f"data.path is empty; data.source={self.source} needs a file, folder or glob.")
+        if self.target_field and self.source not in ("jsonl", "parquet"):
+            raise InputError(
+                f"data.target_field is {self.target_field!r}, but data.source={self.source} has no fields; leave it "
+                "empty, or use jsonl or parquet."
+            )
+        if self.source == "gettext" and not self.languages:
+            raise InputError("data.languages is empty; data.source=gettext needs target languages, such as 'de,zh_CN'.")
         _one_of("data.tokenizer_kind", self.tokenizer_kind, ("unigram", "bpe"))
         _at_least("data.vocab_size", self.vocab_size, 400)
         _within("data.heldout_fraction", self.heldout_fraction, 0.0, 0.5)
         _at_least("data.seq_length", self.seq_length, 8)
+        _at_least("data.target_length", self.target_length, 4)
         _at_least("data.batch_size", self.batch_size, 1)
         _at_least("data.max_segments", self.max_segments, 1)
         _within("data.short_seq_prob", self.short_seq_prob, 0.0, 1.0)
@@ -94,8 +123,10 @@ class ModelConfig:
     """One Transformer. The defaults are BERT's (Devlin et al., 2019) at a small size.
 
     Attributes:
+        architecture: `encoder` (BERT), `encoder-decoder` (T5, BART) or `decoder` (GPT).
         vocab_size: rows of the token embedding; at least the tokenizer's size.
         d_model, num_layers, num_heads, d_ff: width, depth, heads, feed-forward width.
+        num_decoder_layers: depth of the decoder beside an encoder; 0 means num_layers.
         head_dim: width of a head; 0 means d_model / num_heads.
         norm: `layernorm` or `rmsnorm`; norm_position: `post` (BERT, BART) or `pre` (ModernBERT, T5).
         norm_eps, norm_bias: added to the variance; whether a layernorm has a bias.
@@ -106,6 +137,8 @@ class ModelConfig:
         attention_bias, mlp_bias: biases of the linear maps.
         position: `learned`, `rotary`, `relative` (T5 buckets) or `none`.
         max_length: rows of the learned position table.
+        relative_buckets, relative_max_distance: rows of a stack's relative position table, and the distance from
+            which on all share the last (Raffel et al., 2020, section 2.1).
         token_types: rows of the token type table; 0 for none.
         rope_theta, rope_theta_local: base of the rotary frequencies, for global and local layers.
         global_every: layer i attends globally when i % global_every == 0; the rest see `window`
@@ -113,14 +146,21 @@ class ModelConfig:
         attention_scale: divide the scores by sqrt(head_dim) at run time (T5: no).
         head_bias, head_activation: the bias of the MLM head's dense layer, and what follows it.
         tie_embeddings: the output projection is the token embedding.
+        logits_bias: a bias of the output projection (BERT, BART).
+        scale_logits: divide by sqrt(d_model) what enters the output projection (T5 1.0, where it is tied).
+        decoder_start: the token that a decoder is given first: `pad` (T5) or `sep` (BART).
         pooler: the tanh layer on [CLS] that the NSP head reads.
-        dropout, attention_dropout: rates; on embeddings and sublayer outputs, and on attention weights.
-        init_std: standard deviation of the (truncated normal) initial weights.
+        dropout, attention_dropout, mlp_dropout: rates; on embeddings and sublayer outputs, on attention weights,
+            and on what the activation of the feed-forward network gives.
+        init: `normal`: truncated, of standard deviation `init_std`; `fan_in` (T5): 1 / sqrt(inputs) for linear maps,
+            a query's divided by sqrt(head_dim) too, where the scores are not scaled; 1 for the token embedding.
     """
 
+    architecture: str = "encoder"
     vocab_size: int = 8192
     d_model: int = 256
     num_layers: int = 4
+    num_decoder_layers: int = 0
     num_heads: int = 4
     head_dim: int = 0
     d_ff: int = 1024
@@ -137,6 +177,8 @@ class ModelConfig:
     mlp_bias: bool = True
     position: str = "learned"
     max_length: int = 512
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
     token_types: int = 2
     rope_theta: float = 10_000.0
     rope_theta_local: float = 10_000.0
@@ -146,9 +188,14 @@ class ModelConfig:
     head_bias: bool = True
     head_activation: str = "gelu"
     tie_embeddings: bool = True
+    logits_bias: bool = True
+    scale_logits: bool = False
+    decoder_start: str = "pad"
     pooler: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    mlp_dropout: float = 0.0
+    init: str = "normal"
     init_std: float = 0.02
 
     @property
@@ -156,10 +203,29 @@ class ModelConfig:
         """K: `head_dim`, or d_model / num_heads where it is 0."""
         return self.head_dim or self.d_model // self.num_heads
 
+    @property
+    def decoder_depth(self) -> int:
+        """Layers of the decoder, 0 where there is none."""
+        if self.architecture == "encoder":
+            return 0
+        return (self.architecture == "encoder-decoder" and self.num_decoder_layers) or self.num_layers
+
     def validate(self) -> None:
+        _one_of("model.architecture", self.architecture, ("encoder", "encoder-decoder", "decoder"))
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_length", "global_every"):
             _at_least(f"model.{name}", getattr(self, name), 1)
-        for name in ("head_dim", "window", "token_types", "norm_eps", "rope_theta", "rope_theta_local", "init_std"):
+        _at_least("model.relative_buckets", self.relative_buckets, 4)
+        _at_least("model.relative_max_distance", self.relative_max_distance, self.relative_buckets)
+        for name in (
+            "num_decoder_layers",
+            "head_dim",
+            "window",
+            "token_types",
+            "norm_eps",
+            "rope_theta",
+            "rope_theta_local",
+            "init_std",
+        ):
             _at_least(f"model.{name}", getattr(self, name), 0)
         if not self.head_dim and self.d_model % self.num_heads:
             raise InputError(
@@ -173,9 +239,21 @@ class ModelConfig:
         activations = ("relu", "gelu", "gelu_tanh", "silu")
         _one_of("model.activation", self.activation, activations)
         _one_of("model.head_activation", self.head_activation, activations)
-        _one_of("model.position", self.position, ("learned", "rotary", "none"))
-        _within("model.dropout", self.dropout, 0.0, 0.99)
-        _within("model.attention_dropout", self.attention_dropout, 0.0, 0.99)
+        _one_of("model.position", self.position, ("learned", "rotary", "relative", "none"))
+        _one_of("model.init", self.init, ("normal", "fan_in"))
+        _one_of("model.decoder_start", self.decoder_start, ("pad", "sep"))
+        for name in ("dropout", "attention_dropout", "mlp_dropout"):
+            _within(f"model.{name}", getattr(self, name), 0.0, 0.99)
+
+
+# Objective -> the architecture that it trains.
+_ARCHITECTURE = {
+    "mlm": "encoder",
+    "span_corruption": "encoder-decoder",
+    "infilling": "encoder-decoder",
+    "pairs": "encoder-decoder",
+    "causal_lm": "decoder",
+}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -183,13 +261,18 @@ class ObjectiveConfig:
     """What the model is asked to predict.
 
     Attributes:
-        name: `mlm`, the masked language model.
-        nsp: rows hold sentence pairs and the next-sentence loss is added (BERT); otherwise rows hold
+        name: of an encoder: `mlm`, the masked language model. Of an encoder-decoder: `span_corruption` (T5),
+            `infilling` (BART) or `pairs`, a source and its target. Of a decoder: `causal_lm`.
+        nsp: with `mlm`, rows hold sentence pairs and the next-sentence loss is added (BERT); otherwise rows hold
             running text (RoBERTa, ModernBERT).
-        mask_rate: the share of tokens to predict.
-        mask_token_rate, random_token_rate: of those, the shares replaced by [MASK] and by a random
-            token; the rest stay as they are.
-        whole_word: mask all pieces of a word together.
+        mask_rate: the share of tokens to predict; of `infilling`, to hide.
+        mask_token_rate, random_token_rate: of those that `mlm` predicts, the shares replaced by [MASK] and by a
+            random token; the rest stay as they are.
+        whole_word: with `mlm`, mask all pieces of a word together.
+        mean_span: tokens in a hidden span on average, of `span_corruption` and `infilling`.
+        permute_sentences: with `infilling`, show the sentences in random order.
+        label_smoothing: the share of a target's probability that is spread over the vocabulary.
+        z_loss: weight of the squared logarithm of the softmax's denominator (T5: 1e-4).
     """
 
     name: str = "mlm"
@@ -198,9 +281,16 @@ class ObjectiveConfig:
     mask_token_rate: float = 0.8
     random_token_rate: float = 0.1
     whole_word: bool = False
+    mean_span: float = 3.0
+    permute_sentences: bool = False
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
 
     def validate(self) -> None:
-        _one_of("objective.name", self.name, ("mlm",))
+        _one_of("objective.name", self.name, tuple(_ARCHITECTURE))
+        _at_least("objective.mean_span", self.mean_span, 1.0)
+        _within("objective.label_smoothing", self.label_smoothing, 0.0, 0.99)
+        _at_least("objective.z_loss", self.z_loss, 0.0)
         _within("objective.mask_rate", self.mask_rate, 0.001, 0.999)
         _within("objective.mask_token_rate", self.mask_token_rate, 0.0, 1.0)
         _within("objective.random_token_rate", self.random_token_rate, 0.0, 1.0 - self.mask_token_rate + 1e-9)
@@ -360,17 +450,33 @@ class Config:
                 f"model.vocab_size is {self.model.vocab_size}, smaller than data.vocab_size={self.data.vocab_size}; "
                 "set both to the same number (or the model's to the next multiple of 128)."
             )
-        if self.model.position == "learned" and self.model.max_length < self.data.seq_length:
+        needed = _ARCHITECTURE[self.objective.name]
+        if self.model.architecture != needed:
             raise InputError(
-                f"data.seq_length is {self.data.seq_length}, more than model.max_length={self.model.max_length} "
-                "learned positions; raise model.max_length or shorten the rows."
+                f"objective.name={self.objective.name} is for architecture {needed!r}, but model.architecture is "
+                f"{self.model.architecture!r}; change one of them."
             )
+        if self.data.pairs != (self.objective.name == "pairs"):
+            raise InputError(
+                f"objective.name is {self.objective.name!r}, but data.source={self.data.source} gives "
+                f"{'pairs' if self.data.pairs else 'documents'}; change one of them."
+            )
+        for name in ("seq_length", "target_length") if needed == "encoder-decoder" else ("seq_length",):
+            if self.model.position == "learned" and self.model.max_length < getattr(self.data, name):
+                raise InputError(
+                    f"data.{name} is {getattr(self.data, name)}, more than model.max_length={self.model.max_length} "
+                    "learned positions; raise model.max_length or shorten the rows."
+                )
         if self.data.batch_size % self.train.accumulation:
             raise InputError(
                 f"data.batch_size is {self.data.batch_size}, which train.accumulation={self.train.accumulation} "
                 "does not divide; change one of them."
             )
-        if self.objective.nsp and not (self.model.pooler and self.model.token_types >= 2):
+        if (
+            self.objective.name == "mlm"
+            and self.objective.nsp
+            and not (self.model.pooler and self.model.token_types >= 2)
+        ):
             raise InputError(
                 "objective.nsp is True, but the model cannot do it; set model.pooler=True and model.token_types=2, "
                 "or objective.nsp=False."
