@@ -32,9 +32,10 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"mlp/(up|gate)/kernel", P("fsdp", "tensor")),
     (r"mlp/(up|gate)/bias", P("tensor")),
     (r"mlp/down/kernel", P("tensor", "fsdp")),
+    (r"relative_bias", P(None, "tensor")),
     (r"(pooler|nsp|mlm/dense)/kernel", P("fsdp", None)),
-    (r"mlm/decoder/kernel", P("fsdp", "tensor")),
-    (r"mlm/decoder/bias", P("tensor")),
+    (r"logits/kernel", P("fsdp", "tensor")),
+    (r"logits/bias", P("tensor")),
     (r"(out|down|pooler|nsp|dense)/bias", P(None)),
     (r"norm/(scale|bias)", P(None)),
 )

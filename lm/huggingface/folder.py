@@ -146,11 +146,12 @@ def _weight_files(folder: Path) -> list[str]:
 
 def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConfig:
     """Adds rows to the parameters in place."""
-    params["embedding"]["token"] = np.pad(params["embedding"]["token"], ((0, rows), (0, 0)))
-    decoder = params["mlm"]["decoder"]
-    decoder["bias"] = np.pad(decoder["bias"], (0, rows), constant_values=_NEVER)
-    if "kernel" in decoder:
-        decoder["kernel"] = np.pad(decoder["kernel"], ((0, 0), (0, rows)))
+    embedding = params["encoder"]["embedding"]
+    embedding["token"] = np.pad(embedding["token"], ((0, rows), (0, 0)))
+    logits = params["mlm"]["logits"]
+    logits["bias"] = np.pad(logits["bias"], (0, rows), constant_values=_NEVER)
+    if "kernel" in logits:
+        logits["kernel"] = np.pad(logits["kernel"], ((0, 0), (0, rows)))
     return dataclasses.replace(config, vocab_size=config.vocab_size + rows)
 
 

@@ -7,6 +7,7 @@ from lm.config import InputError, ModelConfig
 from lm.huggingface.family import Family, Setting, activation, linear, norm, table
 
 _NUM_LAYERS = 22
+_ATTENTION = "encoder/layers/attention"
 # Kind of layer -> how transformers 4 calls the base of its rotary frequencies, and the default.
 _THETA = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
 
@@ -93,18 +94,18 @@ MODERNBERT = Family(
     },
     required={"decoder_bias": True},
     weights=(
-        *table("model.embeddings.tok_embeddings", "embedding/token"),
-        *norm("model.embeddings.norm", "embedding/norm"),
-        *norm("model.layers.*.attn_norm", "layers/attention_norm", first_layer=1),
-        *linear("model.layers.*.attn.Wqkv", *(f"layers/attention/{part}" for part in ("query", "key", "value"))),
-        *linear("model.layers.*.attn.Wo", "layers/attention/out", inputs=2),
-        *norm("model.layers.*.mlp_norm", "layers/mlp_norm"),
-        *linear("model.layers.*.mlp.Wi", "layers/mlp/up", "layers/mlp/gate"),
-        *linear("model.layers.*.mlp.Wo", "layers/mlp/down"),
-        *norm("model.final_norm", "final_norm"),
+        *table("model.embeddings.tok_embeddings", "encoder/embedding/token"),
+        *norm("model.embeddings.norm", "encoder/embedding/norm"),
+        *norm("model.layers.*.attn_norm", "encoder/layers/attention_norm", first_layer=1),
+        *linear("model.layers.*.attn.Wqkv", *(f"{_ATTENTION}/{part}" for part in ("query", "key", "value"))),
+        *linear("model.layers.*.attn.Wo", f"{_ATTENTION}/out", inputs=2),
+        *norm("model.layers.*.mlp_norm", "encoder/layers/mlp_norm"),
+        *linear("model.layers.*.mlp.Wi", "encoder/layers/mlp/up", "encoder/layers/mlp/gate"),
+        *linear("model.layers.*.mlp.Wo", "encoder/layers/mlp/down"),
+        *norm("model.final_norm", "encoder/final_norm"),
         *linear("head.dense", "mlm/dense"),
         *norm("head.norm", "mlm/norm"),
-        *linear("decoder", "mlm/decoder"),
+        *linear("decoder", "mlm/logits"),
     ),
     renames=((r"^(?=(embeddings|layers|final_norm)\.)", "model."),),  # a plain ModernBertModel
     ignored=r"\.inv_freq$",

@@ -9,6 +9,8 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.models.encoder import Encoder
 from lm.models.layers import Execution
+from lm.models.seq2seq import Seq2Seq
+from lm.models.transformer import Cache, Memory, Steps
 
 Params = dict[str, Any]
 
@@ -35,7 +37,8 @@ class Model:
 def build(config: ModelConfig, execution: Execution | None = None) -> Model:
     """The model that a config describes."""
     execution = execution or Execution()
-    return Model(lambda rngs: Encoder(config, execution, rngs=rngs))
+    kind = Encoder if config.architecture == "encoder" else Seq2Seq
+    return Model(lambda rngs: kind(config, execution, rngs=rngs))
 
 
-__all__ = ["Encoder", "Execution", "Model", "Params", "build"]
+__all__ = ["Cache", "Encoder", "Execution", "Memory", "Model", "Params", "Seq2Seq", "Steps", "build"]

@@ -4,6 +4,9 @@ Array names carry their shape: B batch, L length, S memory length (L in self-att
 H heads, K head dim.
 """
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,7 +23,10 @@ def attend(
     *,
     segments_BL: jax.Array,
     memory_segments_BS: jax.Array,
+    columns_L: jax.Array | None = None,
+    causal: bool = False,
     window: jax.Array | int | None = None,
+    bias_HLS: jax.Array | None = None,
     scale: float = 1.0,
     dropout: Dropout | None = None,
 ) -> jax.Array:
@@ -32,7 +38,10 @@ def attend(
     Args:
         query_BLHK, key_BSHK, value_BSHK: projections, any float dtype; the softmax is float32.
         segments_BL, memory_segments_BS: int32; segments of queries and of keys.
+        columns_L: int32, where in the row of keys each query stands; 0, 1, ... by default.
+        causal: hides the keys to the right of a query.
         window: how many tokens to either side are visible, possibly traced; None for all.
+        bias_HLS: float32, added to the scores.
         scale: what the scores are multiplied by, 1 / sqrt(d_k) in the paper.
         dropout: applied to the attention weights.
 
@@ -40,9 +49,14 @@ def attend(
         [B, L, H, K], the weighted values of each head.
     """
     scores_BHLS = jnp.einsum("BLHK,BSHK->BHLS", query_BLHK * scale, key_BSHK, preferred_element_type=jnp.float32)
+    if bias_HLS is not None:
+        scores_BHLS += bias_HLS[None]
     visible_BLS = segments_BL[:, :, None] == memory_segments_BS[:, None, :]
+    columns_L = jnp.arange(segments_BL.shape[1]) if columns_L is None else columns_L
+    distance_LS = columns_L[:, None] - jnp.arange(memory_segments_BS.shape[1])[None, :]
+    if causal:
+        visible_BLS &= (distance_LS >= 0)[None]
     if window is not None:
-        distance_LS = jnp.arange(segments_BL.shape[1])[:, None] - jnp.arange(memory_segments_BS.shape[1])[None, :]
         visible_BLS &= (jnp.abs(distance_LS) <= window)[None]
     scores_BHLS = jnp.where(visible_BLS[:, None], scores_BHLS, jnp.finfo(jnp.float32).min)
     weights_BHLS = jax.nn.softmax(scores_BHLS, axis=-1)
@@ -64,42 +78,57 @@ def rotate(heads_BLHK: jax.Array, angles_BLK: jax.Array) -> jax.Array:
     return rotated.astype(heads_BLHK.dtype)
 
 
+def relative_buckets(distance: jax.Array, *, causal: bool, num_buckets: int, max_distance: int) -> jax.Array:
+    """T5's bucket of each distance, key column minus query column (Raffel et al., 2020, section 2.1).
+
+    Half of the buckets hold one distance each, the other half ranges that grow logarithmically up to
+    `max_distance`. Where both directions are seen, the keys to the right have buckets of their own.
+    """
+    offset = jnp.zeros_like(distance)
+    if causal:
+        distance = jnp.maximum(-distance, 0)
+    else:
+        num_buckets //= 2
+        offset = jnp.where(distance > 0, num_buckets, 0)
+        distance = jnp.abs(distance)
+    exact = num_buckets // 2
+    octaves = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
+    far = jnp.minimum(exact + (octaves * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
+    return offset + jnp.where(distance < exact, distance, far)
+
+
 class Attention(nnx.Module):
     """Projects to heads, attends, concatenates the heads and projects back (Vaswani et al., 3.2.2)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, heads, depth = config.d_model, config.num_heads, config.width_per_head
-        make = lambda shape, inputs: Dense(  # noqa: E731
-            shape, inputs=inputs, bias=config.attention_bias, std=config.init_std, rngs=rngs
+        make = lambda shape, inputs, gain=1.0: Dense(  # noqa: E731
+            config, shape, inputs=inputs, bias=config.attention_bias, gain=gain, rngs=rngs
         )
-        self.query = make((width, heads, depth), 1)
+        # Scores that are not scaled at run time are scaled in the initial queries.
+        self.query = make((width, heads, depth), 1, 1.0 if config.attention_scale else depth**-0.5)
         self.key = make((width, heads, depth), 1)
         self.value = make((width, heads, depth), 1)
         self.out = make((heads, depth, width), 2)
         self.scale = depth**-0.5 if config.attention_scale else 1.0
 
+    def keys_values(self, memory_BSD: jax.Array, angles_BSK: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """What queries meet: keys and values [B, S, H, K] of a sequence, the keys rotated by `angles_BSK`."""
+        key_BSHK = constrain(self.key(memory_BSD), "BSHK")
+        value_BSHK = constrain(self.value(memory_BSD), "BSHK")
+        return key_BSHK if angles_BSK is None else rotate(key_BSHK, angles_BSK), value_BSHK
+
     def __call__(
         self,
         inputs_BLD: jax.Array,
+        keys_values_BSHK: tuple[jax.Array, jax.Array],
         *,
-        segments_BL: jax.Array,
-        window: jax.Array | int | None = None,
         angles_BLK: jax.Array | None = None,
-        dropout: Dropout | None = None,
+        **visibility: Any,
     ) -> jax.Array:
+        """[B, L, D]: what the inputs see of keys and values; `visibility` is handed on to `attend`."""
         query_BLHK = constrain(self.query(inputs_BLD), "BLHK")
-        key_BSHK = constrain(self.key(inputs_BLD), "BSHK")
-        value_BSHK = constrain(self.value(inputs_BLD), "BSHK")
         if angles_BLK is not None:
-            query_BLHK, key_BSHK = rotate(query_BLHK, angles_BLK), rotate(key_BSHK, angles_BLK)
-        mixed_BLHK = attend(
-            query_BLHK,
-            key_BSHK,
-            value_BSHK,
-            segments_BL=segments_BL,
-            memory_segments_BS=segments_BL,
-            window=window,
-            scale=self.scale,
-            dropout=dropout,
-        )
+            query_BLHK = rotate(query_BLHK, angles_BLK)
+        mixed_BLHK = attend(query_BLHK, *keys_values_BSHK, scale=self.scale, **visibility)
         return constrain(self.out(mixed_BLHK), "BLD")

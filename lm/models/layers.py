@@ -1,6 +1,6 @@
-"""The parts of a layer: linear maps, norms, dropout, the feed-forward network.
+"""The parts of a model: linear maps, norms, dropout, the feed-forward network, the output projection.
 
-Array names carry their shape: B batch, L length, D model, F feed-forward.
+Array names carry their shape: B batch, L length, D model, F feed-forward, V vocabulary.
 """
 
 import dataclasses
@@ -64,9 +64,15 @@ def drop(array: jax.Array, dropout: Dropout | None) -> jax.Array:
     return array if dropout is None else dropout(array)
 
 
-def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
-    """BERT's initialiser: a normal cut at two standard deviations, not rescaled."""
-    return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32))
+def initial(config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], fan_in_std: float) -> nnx.Param:
+    """Initial weights: BERT's normal of `init_std`, cut at two standard deviations and not rescaled, or T5's.
+
+    Args:
+        fan_in_std: the standard deviation where `config.init` is `fan_in`.
+    """
+    if config.init == "fan_in":
+        return nnx.Param(fan_in_std * jax.random.normal(rngs.params(), shape, jnp.float32))
+    return nnx.Param(config.init_std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32))
 
 
 def activate(name: str, array: jax.Array) -> jax.Array:
@@ -86,8 +92,18 @@ def activate(name: str, array: jax.Array) -> jax.Array:
 class Dense(nnx.Module):
     """A linear map of the last axes. The kernel's first `inputs` axes are contracted with the input's last."""
 
-    def __init__(self, shape: tuple[int, ...], *, inputs: int = 1, bias: bool, std: float, rngs: nnx.Rngs):
-        self.kernel = truncated_normal(rngs, shape, std)
+    def __init__(
+        self,
+        config: ModelConfig,
+        shape: tuple[int, ...],
+        *,
+        inputs: int = 1,
+        bias: bool,
+        gain: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        """`gain` scales the initial weights of `fan_in`."""
+        self.kernel = initial(config, rngs, shape, gain * math.prod(shape[:inputs]) ** -0.5)
         self.bias = nnx.Param(jnp.zeros(shape[inputs:])) if bias else None
         self.inputs = inputs
 
@@ -129,17 +145,37 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, hidden = config.d_model, config.d_ff
-        make = lambda shape: Dense(shape, bias=config.mlp_bias, std=config.init_std, rngs=rngs)  # noqa: E731
+        make = lambda shape: Dense(config, shape, bias=config.mlp_bias, rngs=rngs)  # noqa: E731
         self.up = make((width, hidden))
         self.gate = make((width, hidden)) if config.gated else None
         self.down = make((hidden, width))
         self.activation = config.activation
 
-    def __call__(self, inputs_BLD: jax.Array) -> jax.Array:
+    def __call__(self, inputs_BLD: jax.Array, dropout: Dropout | None = None) -> jax.Array:
         hidden_BLF = activate(self.activation, constrain(self.up(inputs_BLD), "BLF"))
         if self.gate is not None:
             hidden_BLF = hidden_BLF * constrain(self.gate(inputs_BLD), "BLF")
-        return constrain(self.down(hidden_BLF), "BLD")
+        return constrain(self.down(drop(hidden_BLF, dropout)), "BLD")
+
+
+class Logits(nnx.Module):
+    """softmax(W h + b) before the softmax: W is the tied token embedding or a kernel of its own. Float32."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        shape = (config.d_model, config.vocab_size)
+        self.kernel = None if config.tie_embeddings else Dense(config, shape, bias=False, rngs=rngs).kernel
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if config.logits_bias else None
+        self.scale = config.d_model**-0.5 if config.scale_logits else 1.0
+
+    def __call__(self, hidden_BLD: jax.Array, token_VD: jax.Array | None) -> jax.Array:
+        pattern, weights = ("BLD,VD->BLV", token_VD) if self.kernel is None else ("BLD,DV->BLV", self.kernel[...])
+        assert weights is not None
+        hidden_BLD = hidden_BLD * self.scale
+        weights = weights.astype(hidden_BLD.dtype)
+        logits_BLV = jnp.einsum(pattern, hidden_BLD, weights, preferred_element_type=jnp.float32)
+        if self.bias is not None:
+            logits_BLV = logits_BLV + self.bias[...][None, None]
+        return constrain(logits_BLV, "BLV")
 
 
 def rotary_angles(positions_BL: jax.Array, theta: float, head_dim: int) -> jax.Array:

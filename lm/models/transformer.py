@@ -1,8 +1,10 @@
 """One Transformer: the embedding, a layer, and the stack of layers that every family shares.
 
-Array names carry their shape: B batch, L length, D model, K head dim, V vocabulary.
+Array names carry their shape: B batch, L length, S memory length, T decoded length, D model, H heads, K head dim,
+V vocabulary, R relative position buckets.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,31 +13,35 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.attention import Attention
+from lm.models.attention import Attention, relative_buckets
 from lm.models.layers import (
+    Dropout,
     Execution,
     FeedForward,
     Norm,
     drop,
+    initial,
     make_dropout,
     rotary_angles,
-    truncated_normal,
 )
 from lm.sharding import constrain, gather_weights
 
-# What tells one use of dropout from another within a step.
-EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT = range(4)
+# What tells one use of dropout from another within a stack.
+EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT, MLP_HIDDEN, MEMORY_WEIGHTS, MEMORY_OUT = range(7)
+
+# (attention, inputs_BLD, index of the layer, dropout of the weights) -> [B, L, D]
+Attend = Callable[[Attention, jax.Array, jax.Array | int, Dropout | None], jax.Array]
 
 
 class Embedding(nnx.Module):
     """Tokens, learned positions and token types, summed, normalised and dropped out, as the config says."""
 
-    def __init__(self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs):
-        self.token = truncated_normal(rngs, (config.vocab_size, config.d_model), config.init_std)
-        learned = config.position == "learned"
-        table = lambda rows: truncated_normal(rngs, (rows, config.d_model), config.init_std)  # noqa: E731
-        self.position = table(config.max_length) if learned else None
-        self.token_type = table(config.token_types) if config.token_types else None
+    def __init__(self, config: ModelConfig, execution: Execution, *, shares_tokens: bool, rngs: nnx.Rngs):
+        """`shares_tokens` leaves the token table to another embedding, which is handed in at every call."""
+        table = lambda rows, std: initial(config, rngs, (rows, config.d_model), std)  # noqa: E731
+        self.token = None if shares_tokens else table(config.vocab_size, 1.0)
+        self.position = table(config.max_length, config.d_model**-0.5) if config.position == "learned" else None
+        self.token_type = table(config.token_types, config.d_model**-0.5) if config.token_types else None
         self.norm = Norm(config) if config.embedding_norm else None
         self.dtype = execution.dtype
         self.dropout = config.dropout
@@ -44,14 +50,19 @@ class Embedding(nnx.Module):
         self,
         tokens_BL: jax.Array,
         positions_BL: jax.Array,
-        token_types_BL: jax.Array,
+        token_types_BL: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        shared_VD: jax.Array | None = None,
     ) -> jax.Array:
         embedding = gather_weights({"embedding": self})["embedding"]
-        hidden_BLD = embedding.token[...].astype(self.dtype)[tokens_BL]
+        if embedding.token is None:
+            token_VD = gather_weights({"embedding": {"token": shared_VD}})["embedding"]["token"]
+        else:
+            token_VD = embedding.token[...]
+        hidden_BLD = token_VD.astype(self.dtype)[tokens_BL]
         if embedding.position is not None:
             hidden_BLD += embedding.position[...].astype(self.dtype)[positions_BL]
-        if embedding.token_type is not None:
+        if embedding.token_type is not None and token_types_BL is not None:
             hidden_BLD += embedding.token_type[...].astype(self.dtype)[token_types_BL]
         hidden_BLD = constrain(hidden_BLD, "BLD")
         if embedding.norm is not None:
@@ -60,15 +71,17 @@ class Embedding(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Self-attention and feed-forward, each with a residual and a norm.
+    """Self-attention, in a decoder beside an encoder attention to its output, and feed-forward.
 
-    Post-norm is LayerNorm(x + Sublayer(x)) (Vaswani et al., 2017, section 3.1); pre-norm is
-    x + Sublayer(Norm(x)) (Xiong et al., 2020).
+    Each has a residual and a norm. Post-norm is LayerNorm(x + Sublayer(x)) (Vaswani et al., 2017, section 3.1);
+    pre-norm is x + Sublayer(Norm(x)) (Xiong et al., 2020).
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, has_memory: bool, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs=rngs)
         self.attention_norm = Norm(config)
+        self.memory_attention = Attention(config, rngs=rngs) if has_memory else None
+        self.memory_attention_norm = Norm(config) if has_memory else None
         self.mlp = FeedForward(config, rngs=rngs)
         self.mlp_norm = Norm(config)
         self.config = config
@@ -76,36 +89,253 @@ class Layer(nnx.Module):
     def __call__(
         self,
         hidden_BLD: jax.Array,
-        index: jax.Array,
-        *,
-        segments_BL: jax.Array,
-        angles: Callable[[jax.Array], jax.Array | None],
-        dropout_key: jax.Array | None,
+        index: jax.Array | int,
+        attend_self: Attend,
+        attend_memory: Attend | None = None,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Computes layer number `index` (a traced scalar: the layers of a stack share one program)."""
+        """Computes layer number `index`, possibly traced: the layers of a stack share one program.
+
+        How it attends, to whole sequences or to a cache, is the stack's affair.
+        """
         config = self.config
         pre_norm = config.norm_position == "pre"
-        is_global = index % config.global_every == 0
         make = lambda rate, use: make_dropout(rate, dropout_key, index, use)  # noqa: E731
 
-        inputs_BLD = hidden_BLD
-        if pre_norm:
-            inputs_BLD = self.attention_norm(hidden_BLD)
-            if not config.first_attention_norm:
-                inputs_BLD = jnp.where(index == 0, hidden_BLD, inputs_BLD)
-        attended_BLD = self.attention(
-            inputs_BLD,
-            segments_BL=segments_BL,
-            window=None if config.global_every == 1 else jnp.where(is_global, segments_BL.shape[1], config.window),
-            angles_BLK=angles(is_global),
-            dropout=make(config.attention_dropout, ATTENTION_WEIGHTS),
+        def sublayer(hidden_BLD: jax.Array, norm: Callable, compute: Callable, use: int) -> jax.Array:
+            mapped_BLD = compute(norm(hidden_BLD) if pre_norm else hidden_BLD)
+            hidden_BLD = hidden_BLD + drop(mapped_BLD, make(config.dropout, use))
+            return hidden_BLD if pre_norm else norm(hidden_BLD)
+
+        def attention_norm(hidden_BLD: jax.Array) -> jax.Array:
+            normed_BLD = self.attention_norm(hidden_BLD)
+            return normed_BLD if config.first_attention_norm else jnp.where(index == 0, hidden_BLD, normed_BLD)
+
+        def attend(attention: Attention, how: Attend, use: int) -> Callable[[jax.Array], jax.Array]:
+            return lambda inputs_BLD: how(attention, inputs_BLD, index, make(config.attention_dropout, use))
+
+        compute = attend(self.attention, attend_self, ATTENTION_WEIGHTS)
+        hidden_BLD = sublayer(hidden_BLD, attention_norm, compute, ATTENTION_OUT)
+        if self.memory_attention is not None:
+            assert self.memory_attention_norm is not None
+            assert attend_memory is not None
+            compute = attend(self.memory_attention, attend_memory, MEMORY_WEIGHTS)
+            hidden_BLD = sublayer(hidden_BLD, self.memory_attention_norm, compute, MEMORY_OUT)
+        compute = lambda inputs_BLD: self.mlp(inputs_BLD, make(config.mlp_dropout, MLP_HIDDEN))  # noqa: E731
+        return sublayer(hidden_BLD, self.mlp_norm, compute, MLP_OUT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What a decoder reads of its encoder: hidden states [B, S, D] and their int32 segments [B, S]."""
+
+    hidden_BSD: jax.Array
+    segments_BS: jax.Array
+
+
+class Stack(nnx.Module):
+    """An embedding and layers, bidirectional (an encoder) or causal (a decoder)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        execution: Execution,
+        *,
+        num_layers: int,
+        causal: bool = False,
+        has_memory: bool = False,
+        shares_tokens: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """`has_memory` makes a decoder that attends to an encoder; for `shares_tokens` see `Embedding`."""
+        self.embedding = Embedding(config, execution, shares_tokens=shares_tokens, rngs=rngs)
+        shape = (config.relative_buckets, config.num_heads)
+        relative = config.position == "relative"
+        self.relative_bias = initial(config, rngs, shape, config.d_model**-0.5) if relative else None
+        self.layers = make_stack(lambda rngs: Layer(config, has_memory=has_memory, rngs=rngs), num_layers, rngs)
+        self.final_norm = Norm(config) if config.final_norm else None
+        self.config, self.execution = config, execution
+        self.num_layers, self.causal = num_layers, causal
+
+    def __call__(
+        self,
+        tokens_BL: jax.Array,
+        segments_BL: jax.Array,
+        positions_BL: jax.Array,
+        token_types_BL: jax.Array | None = None,
+        *,
+        memory: Memory | None = None,
+        dropout_key: jax.Array | None = None,
+        shared_VD: jax.Array | None = None,
+    ) -> jax.Array:
+        """Contextual representations of every token.
+
+        Args:
+            tokens_BL: int32 token ids.
+            segments_BL: int32; tokens attend within equal segments, and to equal segments of the memory; 0 is
+                padding.
+            positions_BL: int32, restarting in every segment.
+            token_types_BL: int32; ignored where the config has no token types.
+            memory: the encoder's output, for a decoder.
+            dropout_key: None computes without dropout.
+            shared_VD: the token table, where another stack owns it.
+
+        Returns:
+            [B, L, D] in the compute dtype.
+        """
+        hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, dropout_key, shared_VD)
+        angles = self._angles(positions_BL)
+        columns_L = jnp.arange(tokens_BL.shape[1])
+        bias_HLS = self._bias(columns_L, len(columns_L))
+
+        def attend_self(attention: Attention, inputs_BLD: jax.Array, index: Any, dropout: Any) -> jax.Array:
+            angles_BLK = angles(index)
+            return attention(
+                inputs_BLD,
+                attention.keys_values(inputs_BLD, angles_BLK),
+                angles_BLK=angles_BLK,
+                segments_BL=segments_BL,
+                memory_segments_BS=segments_BL,
+                causal=self.causal,
+                window=self._window(index, len(columns_L)),
+                bias_HLS=bias_HLS,
+                dropout=dropout,
+            )
+
+        def attend_memory(attention: Attention, inputs_BLD: jax.Array, index: Any, dropout: Any) -> jax.Array:
+            del index
+            assert memory is not None
+            return attention(
+                inputs_BLD,
+                attention.keys_values(memory.hidden_BSD),
+                segments_BL=segments_BL,
+                memory_segments_BS=memory.segments_BS,
+                dropout=dropout,
+            )
+
+        def apply(layer: Layer, hidden_BLD: jax.Array, index: jax.Array) -> jax.Array:
+            return layer(hidden_BLD, index, attend_self, attend_memory, dropout_key)
+
+        hidden_BLD = run_stack(self.layers, hidden_BLD, self.num_layers, self.execution, apply)
+        return hidden_BLD if self.final_norm is None else self.final_norm(hidden_BLD)
+
+    def steps(self, memory: Memory | None, length: int, shared_VD: jax.Array | None = None) -> "Steps":
+        """Prepares decoding token by token, up to `length` tokens."""
+        return Steps(self, memory, length, shared_VD)
+
+    def _window(self, index: jax.Array | int, length: int) -> jax.Array | int | None:
+        config = self.config
+        if config.global_every == 1:
+            return None
+        return jnp.where(index % config.global_every == 0, length, config.window)
+
+    def _angles(self, positions_BL: jax.Array) -> Callable[[jax.Array | int], jax.Array | None]:
+        """Rotary angles of a layer: global ones turn with `rope_theta`, local ones with `rope_theta_local`."""
+        config = self.config
+        if config.position != "rotary":
+            return lambda index: None
+        global_BLK = rotary_angles(positions_BL, config.rope_theta, config.width_per_head)
+        if config.global_every == 1:
+            return lambda index: global_BLK
+        local_BLK = rotary_angles(positions_BL, config.rope_theta_local, config.width_per_head)
+        return lambda index: jnp.where(index % config.global_every == 0, global_BLK, local_BLK)
+
+    def _bias(self, columns_L: jax.Array, length: int) -> jax.Array | None:
+        """The relative position bias of queries at some columns, which all layers share: float32 [H, L, S].
+
+        Columns tell the distance within a segment, and nothing is seen beyond it.
+        """
+        if self.relative_bias is None:
+            return None
+        config = self.config
+        buckets_LS = relative_buckets(
+            jnp.arange(length)[None, :] - columns_L[:, None],
+            causal=self.causal,
+            num_buckets=config.relative_buckets,
+            max_distance=config.relative_max_distance,
         )
-        hidden_BLD = hidden_BLD + drop(attended_BLD, make(config.dropout, ATTENTION_OUT))
-        if not pre_norm:
-            hidden_BLD = self.attention_norm(hidden_BLD)
-        mapped_BLD = self.mlp(self.mlp_norm(hidden_BLD) if pre_norm else hidden_BLD)
-        hidden_BLD = hidden_BLD + drop(mapped_BLD, make(config.dropout, MLP_OUT))
-        return hidden_BLD if pre_norm else self.mlp_norm(hidden_BLD)
+        # As a product, whose gradient is one too: adding up rows by index is slow on every device.
+        chosen_LSR = jax.nn.one_hot(buckets_LS, config.relative_buckets)
+        return jnp.einsum("LSR,RH->HLS", chosen_LSR, self.relative_bias[...])
+
+
+Cache = tuple[tuple[jax.Array, jax.Array], ...]
+
+
+class Steps:
+    """A decoder that takes one token at a time and keeps the keys and values of those before.
+
+    What no step changes is computed here, once, and stays out of the loop: each layer's weights as arrays of
+    their own, and the keys and values of the memory. N hypotheses of a sequence (beams) share its memory: they
+    are the rows `b * N ... b * N + N - 1`.
+
+    R rows, B * N.
+    """
+
+    def __init__(self, stack: Stack, memory: Memory | None, length: int, shared_VD: jax.Array | None):
+        self._stack, self._length, self._shared_VD = stack, length, shared_VD
+        self._layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stack.layers) for i in range(stack.num_layers)]
+        self._memory = []
+        if memory is not None:
+            self._memory_segments_BS = (memory.segments_BS > 0).astype(jnp.int32)
+            attentions = [gather_weights(layer).memory_attention for layer in self._layers]
+            self._memory = [attention.keys_values(memory.hidden_BSD) for attention in attentions]
+
+    def empty(self, rows: int) -> Cache:
+        """The cache before the first token: for each layer keys and values, [R, H, T, K]."""
+        config = self._stack.config
+        shape = (rows, config.num_heads, self._length, config.width_per_head)
+        zeros = constrain(jnp.zeros(shape, self._stack.execution.dtype), "BHTK")
+        return ((zeros, zeros),) * self._stack.num_layers
+
+    def __call__(self, tokens_R: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The hidden state [R, D] after the token at position `step` of every row, and the cache with it."""
+        stack = self._stack
+        rows = tokens_R.shape[0]
+        positions_R1 = jnp.broadcast_to(step, (rows, 1))
+        hidden_R1D = stack.embedding(tokens_R[:, None], positions_R1, shared_VD=self._shared_VD)
+        angles, columns = stack._angles(positions_R1), step[None]
+        bias_H1T = stack._bias(columns, self._length)
+        seen = [jnp.ones((rows, size), jnp.int32) for size in (1, self._length)]
+        grown = list(cache)
+
+        def attend_self(attention: Attention, inputs_R1D: jax.Array, index: Any, dropout: Any) -> jax.Array:
+            angles_R1K = angles(index)
+            new = attention.keys_values(inputs_R1D, angles_R1K)
+            write = lambda old_RHTK, new_R1HK: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
+                old_RHTK, new_R1HK.swapaxes(1, 2), step, axis=2
+            )
+            key_RHTK, value_RHTK = grown[index] = jax.tree.map(write, cache[index], new)
+            return attention(
+                inputs_R1D,
+                (key_RHTK.swapaxes(1, 2), value_RHTK.swapaxes(1, 2)),
+                angles_BLK=angles_R1K,
+                segments_BL=seen[0],
+                memory_segments_BS=seen[1],
+                columns_L=columns,
+                causal=True,
+                window=stack._window(index, self._length),
+                bias_HLS=bias_H1T,
+                dropout=dropout,
+            )
+
+        def attend_memory(attention: Attention, inputs_R1D: jax.Array, index: Any, dropout: Any) -> jax.Array:
+            segments_BS = self._memory_segments_BS
+            inputs_BND = inputs_R1D.reshape(segments_BS.shape[0], -1, inputs_R1D.shape[-1])
+            attended_BND = attention(
+                inputs_BND,
+                self._memory[index],
+                segments_BL=jnp.ones(inputs_BND.shape[:2], jnp.int32),
+                memory_segments_BS=segments_BS,
+                dropout=dropout,
+            )
+            return attended_BND.reshape(inputs_R1D.shape)
+
+        for index, layer in enumerate(self._layers):
+            hidden_R1D = gather_weights(layer)(hidden_R1D, index, attend_self, attend_memory)
+        if stack.final_norm is not None:
+            hidden_R1D = stack.final_norm(hidden_R1D)
+        return hidden_R1D[:, 0], tuple(grown)
 
 
 def make_stack(build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> Any:
@@ -138,14 +368,3 @@ def run_stack(
     unroll = execution.unroll or num_layers
     hidden, _ = jax.lax.scan(body, hidden, (layers, jnp.arange(num_layers)), unroll=min(unroll, num_layers))
     return hidden
-
-
-def layer_angles(config: ModelConfig, positions_BL: jax.Array) -> Callable[[jax.Array], jax.Array | None]:
-    """Rotary angles by kind of layer: global ones turn with `rope_theta`, local ones with `rope_theta_local`."""
-    if config.position != "rotary":
-        return lambda is_global: None
-    global_BLK = rotary_angles(positions_BL, config.rope_theta, config.width_per_head)
-    if config.global_every == 1:
-        return lambda is_global: global_BLK
-    local_BLK = rotary_angles(positions_BL, config.rope_theta_local, config.width_per_head)
-    return lambda is_global: jnp.where(is_global, global_BLK, local_BLK)

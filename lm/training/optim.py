@@ -5,6 +5,7 @@ and scale, StableAdamW's clipping) is taken of each layer by mapping the transfo
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import optax
 from lm.config import OptimConfig
 from lm.sharding import path_name
 
-STACKED = "layers"  # parameter groups with a leading layer axis
+STACKED = "layers"  # the part of a stack whose parameters have a leading layer axis
 
 
 def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
@@ -91,24 +92,34 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
 
 
 def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies a transformation to each layer of the stacked groups on its own, and to the rest as it is."""
+    """Applies a transformation to each layer of every stack on its own, and to the rest as it is."""
 
-    def split(tree: Any) -> tuple[Any, Any]:
-        stacked = {name: value for name, value in tree.items() if name.endswith(STACKED)}
-        return stacked, {name: value for name, value in tree.items() if name not in stacked}
+    def split(tree: Any) -> dict[str, Any]:
+        """The layers of each stack, `{"encoder": {"encoder": {"layers": ...}}}`, and everything else as `rest`."""
+        is_stack = lambda value: isinstance(value, dict) and STACKED in value  # noqa: E731
+        groups = {name: {name: {STACKED: value[STACKED]}} for name, value in tree.items() if is_stack(value)}
+        without = lambda value: {name: each for name, each in value.items() if name != STACKED}  # noqa: E731
+        return {**groups, "rest": {name: without(value) if is_stack(value) else value for name, value in tree.items()}}
+
+    def join(groups: dict[str, Any]) -> Any:
+        stacks = {name: {**groups["rest"][name], **groups[name][name]} for name in groups if name != "rest"}
+        return {**groups["rest"], **stacks}
+
+    def mapped(name: str, function: Callable) -> Callable:
+        return function if name == "rest" else jax.vmap(function)
 
     def init(params: Any) -> Any:
-        stacked, rest = split(params)
-        return {"stacked": jax.vmap(transformation.init)(stacked), "rest": transformation.init(rest)}
+        return {name: mapped(name, transformation.init)(group) for name, group in split(params).items()}
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        stacked_updates, rest_updates = split(updates)
-        stacked_params, rest_params = split(params)
-        stacked: Any
-        rest: Any
-        stacked, stacked_state = jax.vmap(transformation.update)(stacked_updates, state["stacked"], stacked_params)
-        rest, rest_state = transformation.update(rest_updates, state["rest"], rest_params)
-        return {**stacked, **rest}, {"stacked": stacked_state, "rest": rest_state}
+        groups, params = split(updates), split(params)
+        results = {
+            name: mapped(name, transformation.update)(group, state[name], params[name])
+            for name, group in groups.items()
+        }
+        return join({name: each[0] for name, each in results.items()}), {
+            name: each[1] for name, each in results.items()
+        }
 
     return optax.GradientTransformation(init, update)
 

@@ -45,9 +45,9 @@ def random_params(config: ModelConfig) -> models.Params:
     rng = np.random.default_rng(0)
     params = jax.tree.unflatten(tree, [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
     if not config.first_attention_norm:
-        params["layers"]["attention_norm"]["scale"][0] = 1
+        params["encoder"]["layers"]["attention_norm"]["scale"][0] = 1
         if config.norm_bias:
-            params["layers"]["attention_norm"]["bias"][0] = 0
+            params["encoder"]["layers"]["attention_norm"]["bias"][0] = 0
     return params
 
 
@@ -102,7 +102,7 @@ def test_import_inverts_export(tmp_path, config):
 def test_a_fused_projection_is_query_then_key_then_value():
     params = random_params(MODERNBERT)
     fused = to_tensors(MODERNBERT, params)["model.layers.1.attn.Wqkv.weight"]
-    key = params["layers"]["attention"]["key"]["kernel"][1]
+    key = params["encoder"]["layers"]["attention"]["key"]["kernel"][1]
     np.testing.assert_array_equal(fused[16:32], key.reshape(16, 16).T)
 
 

@@ -95,10 +95,11 @@ def test_nothing_leaks_between_segments(setup):
     first = slice(0, LENGTHS[0])
 
     def loss(table):
-        changed = {**params, "embedding": {**params["embedding"], "token": table}}
+        embedding = {**params["encoder"]["embedding"], "token": table}
+        changed = {**params, "encoder": {**params["encoder"], "embedding": embedding}}
         return jnp.square(model.merge(changed)(*row_of(texts))[0, first]).sum()
 
-    gradient = jax.grad(loss)(params["embedding"]["token"])
+    gradient = jax.grad(loss)(params["encoder"]["embedding"]["token"])
     others = np.setdiff1d(np.asarray(tokens[LENGTHS[0] :]), np.asarray(tokens[first]))
     assert len(others) > 10
     np.testing.assert_array_equal(np.asarray(gradient)[others], 0.0)
@@ -111,7 +112,7 @@ def test_execution_does_not_change_the_numbers(setup, execution):
     def loss(params, model):
         return jnp.square(outputs(model, params, texts)).sum()
 
-    other = models.build(model.merge(params).config, models.Execution(**execution))
+    other = models.build(model.merge(params).encoder.config, models.Execution(**execution))
     value, gradient = jax.value_and_grad(loss)(params, model)
     other_value, other_gradient = jax.value_and_grad(loss)(params, other)
     np.testing.assert_allclose(value, other_value, rtol=1e-6)

@@ -48,8 +48,10 @@ def test_a_run_can_begin_from_the_weights_of_another(run, tiny_config, tmp_path)
     config = changed(tiny_config, train={"steps": 1}, checkpoint={"init_from": run}, optim={"learning_rate": 0.0})
     training.train(config, str(tmp_path / "next"))
     old, new = (checkpoint.load_params(*checkpoint.locate(path)) for path in (run, str(tmp_path / "next")))
-    np.testing.assert_array_equal(old["embedding"]["token"], new["embedding"]["token"])
-    np.testing.assert_array_equal(old["layers"]["mlp"]["up"]["kernel"], new["layers"]["mlp"]["up"]["kernel"])
+    np.testing.assert_array_equal(old["encoder"]["embedding"]["token"], new["encoder"]["embedding"]["token"])
+    np.testing.assert_array_equal(
+        old["encoder"]["layers"]["mlp"]["up"]["kernel"], new["encoder"]["layers"]["mlp"]["up"]["kernel"]
+    )
 
 
 def test_weights_of_another_shape_are_refused(run, tiny_config, tmp_path):

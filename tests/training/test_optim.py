@@ -50,9 +50,10 @@ def grads(params):
 
 def unstacked(tree):
     """Every layer as a tree of its own, as a library sees a model that does not stack."""
-    rest = {name: value for name, value in tree.items() if name != "layers"}
-    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], tree["layers"]) for i in range(3)]
-    return rest | {f"layer_{i}": layer for i, layer in enumerate(layers)}
+    encoder = dict(tree["encoder"])
+    stacked = encoder.pop("layers")
+    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(3)]
+    return {**tree, "encoder": encoder} | {f"layer_{i}": layer for i, layer in enumerate(layers)}
 
 
 def two_steps(transformation, params, grads):
@@ -124,7 +125,7 @@ def test_stable_adamw_limits_a_sudden_gradient(params, grads):
         for _ in range(20):
             _, state = optimizer.update(grads, state, params)
         updates, _ = optimizer.update(jax.tree.map(lambda g: 100 * g, grads), state, params)
-        return float(jnp.sqrt(jnp.mean(updates["layers"]["mlp"]["up"]["kernel"] ** 2)))
+        return float(jnp.sqrt(jnp.mean(updates["encoder"]["layers"]["mlp"]["up"]["kernel"] ** 2)))
 
     assert jump("stable_adamw") < 0.25 * jump("adamw")
 
@@ -141,5 +142,5 @@ def test_without_bias_correction_the_first_step_is_berts(params, grads):
 def test_decay_spares_norms_and_biases(params):
     flags = {jax.tree_util.keystr(path): flag for path, flag in jax.tree.leaves_with_path(optim.decays(params))}
     assert all(flag == (not name.endswith(("['bias']", "['scale']"))) for name, flag in flags.items())
-    assert flags["['embedding']['token']"]
+    assert flags["['encoder']['embedding']['token']"]
     assert not flags["['layers']['attention']['query']['bias']"]

@@ -94,7 +94,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(tiny_config, t
     state, metrics = program.step(poisoned, program.put(source(0)))
     assert int(metrics["skipped_steps"]) == int(state["skipped"]) == 1
     assert int(state["step"]) == 1
-    np.testing.assert_array_equal(state["params"]["embedding"]["token"], params["embedding"]["token"])
+    np.testing.assert_array_equal(
+        state["params"]["encoder"]["embedding"]["token"], params["encoder"]["embedding"]["token"]
+    )
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state["opt"]))
 
 

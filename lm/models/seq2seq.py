@@ -1,0 +1,79 @@
+"""The encoder-decoder, and the decoder alone.
+
+Array names carry their shape: B batch, S source length, T target length, D model, V vocabulary, R rows decoded.
+"""
+
+import jax
+from flax import nnx
+
+from lm.config import ModelConfig
+from lm.models.layers import Execution, Logits
+from lm.models.transformer import Cache, Memory, Stack, Steps
+
+ENCODER, DECODER = range(2)  # stacks, told apart by their dropout
+
+
+class Seq2Seq(nnx.Module):
+    """P(y_t | y_<t, X) = softmax(W h_t^d + b), h^d attending to y_<t and, beside an encoder, to the whole of X.
+
+    Without an encoder it is a causal language model. The encoder, or the decoder alone, owns the token embedding.
+    """
+
+    def __init__(self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs):
+        reads = config.architecture == "encoder-decoder"
+        self.encoder = Stack(config, execution, num_layers=config.num_layers, rngs=rngs) if reads else None
+        self.decoder = Stack(
+            config,
+            execution,
+            num_layers=config.decoder_depth,
+            causal=True,
+            has_memory=reads,
+            shares_tokens=reads,
+            rngs=rngs,
+        )
+        self.logits = Logits(config, rngs=rngs)
+
+    @property
+    def _tokens_VD(self) -> jax.Array:
+        token = (self.encoder or self.decoder).embedding.token
+        assert token is not None
+        return token[...]
+
+    def encode(
+        self,
+        tokens_BS: jax.Array,
+        segments_BS: jax.Array,
+        positions_BS: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> Memory:
+        """What the decoder reads: hidden states [B, S, D] of the sources; arguments as in `Stack`."""
+        assert self.encoder is not None
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, ENCODER)
+        return Memory(self.encoder(tokens_BS, segments_BS, positions_BS, dropout_key=key), segments_BS)
+
+    def __call__(
+        self,
+        memory: Memory | None,
+        inputs_BT: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states [B, T, D] of the decoder when its inputs, the targets shifted right, are given."""
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, DECODER)
+        return self.decoder(
+            inputs_BT, segments_BT, positions_BT, memory=memory, dropout_key=key, shared_VD=self._tokens_VD
+        )
+
+    def predict(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Float32 logits [B, T, V] of the next token."""
+        return self.logits(hidden_BTD, self._tokens_VD)
+
+    def steps(self, memory: Memory | None, length: int) -> Steps:
+        """Prepares decoding token by token; see `Steps`."""
+        return self.decoder.steps(memory, length, self._tokens_VD)
+
+    def step(self, steps: Steps, tokens_R: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Float32 logits [R, V] of what follows the token at position `step` of every row, and the cache with it."""
+        hidden_RD, cache = steps(tokens_R, step, cache)
+        return self.predict(hidden_RD[:, None])[:, 0], cache
