@@ -1,10 +1,8 @@
 """A batch is a pure function of (seed, step).
 
-Three stages that know little of each other: `examples` plans an epoch as spans of the corpus, `packing`
-fits them into rows, and `Batches` reads the tokens of the rows that a step asks for. Nothing depends on
-which batches came before or on the number of processes, so resuming needs a step number and no more.
-
-B rows, L tokens in a row, P segments in a row at most.
+Stages that know little of each other: `examples` plans an epoch as spans of the corpus, `packing` fits them into
+rows, a layout writes the rows that a step asks for. Nothing depends on which batches came before or on the number
+of processes, so resuming needs a step number and no more.
 """
 
 import collections
@@ -16,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lm.config import DataConfig, InputError, ObjectiveConfig
-from lm.data import examples, packing
+from lm.data import corruption, examples, layouts, packing
 from lm.data.store import Split
 from lm.data.tokenizer import SpecialIds
 
@@ -48,15 +46,16 @@ class Batches:
 
         Args:
             split: where the tokens are.
-            special: ids of [PAD], [CLS] and [SEP].
-            data: row length, batch size, segments a row and the share of short pairs.
-            objective: `nsp` decides between sentence pairs and running text.
-            seed: decides pairs, packing and order.
+            special: ids with a meaning of their own.
+            data: row lengths, batch size and segments a row.
+            objective: what the rows are for.
+            seed: decides examples, packing, order and what is hidden on the host.
 
         Raises:
-            InputError: the split is empty.
+            InputError: the split is empty, or the tokenizer lacks what the objective needs.
         """
-        self._split, self._special, self._data, self._nsp, self._seed = split, special, data, objective.nsp, seed
+        self._split, self._special, self._data, self._seed = split, special, data, seed
+        self._layout = layouts.create(data, objective, special)
         self._plans: collections.OrderedDict[int, Plan] = collections.OrderedDict()
         self._lock = threading.Lock()
         self.rows_per_epoch = self._plan(0).num_rows
@@ -79,10 +78,7 @@ class Batches:
             rows: this process's part of the `data.batch_size` rows; by default all of them.
 
         Returns:
-            int32 arrays. [B, L]: `tokens`; `segments` (0 for padding, then 1..P); `positions`, which
-            begin again at 0 in every segment; `token_types` (1 in the second sentence of a pair and its
-            [SEP]). With NSP also [B, P]: `cls_positions`, the place of each pair's [CLS] in its row, and
-            `nsp_labels`, 0 for next, 1 for random, -1 for no pair there.
+            int32 arrays of B rows; which, the layout of the objective says.
         """
         size = self._data.batch_size
         row = step * size + np.arange(size)[rows or slice(None)]
@@ -90,7 +86,7 @@ class Batches:
         parts = []
         for number in np.unique(epoch):
             plan = self._plan(int(number))
-            parts.append(self._materialise(plan, row[epoch == number] % plan.num_rows))
+            parts.append(self._rows(plan, int(number), row[epoch == number] % plan.num_rows))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _plan(self, epoch: int) -> Plan:
@@ -104,72 +100,39 @@ class Batches:
 
     def _make_plan(self, epoch: int) -> Plan:
         rng = np.random.default_rng((self._seed, epoch))
-        length = self._data.seq_length
-        if self._nsp:
-            found = examples.sentence_pairs(self._split, length, self._data.short_seq_prob, rng)
-        else:
-            found = examples.running_text(self._split, length, rng)
-        order, row_offsets = packing.pack(found.row_lengths, length, self._data.max_segments, rng)
+        found = self._layout.plan(self._split, rng)
+        sizes = self._layout.sizes(found)
+        order, row_offsets = packing.pack(sizes, self._layout.capacities, self._data.max_segments, rng)
         return Plan(found[order], row_offsets)
 
-    def _materialise(self, plan: Plan, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _rows(self, plan: Plan, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Reads and lays out some rows of a plan."""
-        size = np.diff(plan.row_offsets)[rows]
-        first = np.cumsum(size) - size
-        row = np.repeat(np.arange(len(rows)), size)
+        per_row = np.diff(plan.row_offsets)[rows]
+        first = np.cumsum(per_row) - per_row
+        row = np.repeat(np.arange(len(rows)), per_row)
         nth = np.arange(len(row)) - first[row]
         found = plan.examples[plan.row_offsets[rows][row] + nth]
-        total = found.row_lengths
-        before = np.cumsum(total) - total
-        offset = before - before[first][row]
-        batch = self._lay_out(found, row * self._data.seq_length + offset, nth, len(rows))
-        if self._nsp:
-            shape = (len(rows), self._data.max_segments)
-            batch["cls_positions"] = np.zeros(shape, np.int32)
-            batch["nsp_labels"] = np.full(shape, -1, np.int32)
-            batch["cls_positions"][row, nth] = offset
-            batch["nsp_labels"][row, nth] = found.labels
+        sizes = self._layout.sizes(found)
+        before = np.cumsum(sizes, axis=0) - sizes
+        place = layouts.Placement(len(rows), row, nth, before - before[first][row])
+        keys = corruption.make_keys(self._seed, epoch, rows[row], nth)
+        batch = self._layout.arrays(self._split, found, place, keys)
+        for tokens, segments in (("tokens", "segments"), ("targets", "target_segments")):
+            if tokens in batch:
+                batch[tokens][batch[segments] == 0] = self._special.pad
         return batch
 
-    def _lay_out(self, found: examples.Examples, at: np.ndarray, nth: np.ndarray, rows: int) -> dict[str, np.ndarray]:
-        """The [B, L] arrays of N examples.
 
-        Args:
-            found: the examples.
-            at: int [N], where each begins in the flattened batch.
-            nth: int [N], its number in its row.
-            rows: B.
-        """
-        size = rows * self._data.seq_length
-        tokens = np.full(size, self._special.pad, np.int32)
-        segments, positions, token_types = (np.zeros(size, np.int32) for _ in range(3))
-
-        total = found.row_lengths
-        within = examples.ranks(total)
-        places = np.repeat(at, total) + within
-        segments[places] = np.repeat(nth + 1, total)
-        positions[places] = within
-        num_examples, num_spans = found.lengths.shape
-        runs = found.lengths + 1  # a span and its [SEP] ...
-        runs[:, 0] += 1  # ... and [CLS] before the first
-        token_types[places] = np.repeat(np.tile(np.arange(num_spans), num_examples), runs.ravel())
-
-        separators = at[:, None] + np.cumsum(runs, axis=1) - 1
-        tokens[at] = self._special.cls
-        tokens[separators] = self._special.sep
-        span_places = (separators - found.lengths).ravel()
-        lengths = found.lengths.ravel()
-        tokens[np.repeat(span_places, lengths) + examples.ranks(lengths)] = self._split.read(
-            found.starts.ravel(), lengths
-        )
-
-        flat = {"tokens": tokens, "segments": segments, "positions": positions, "token_types": token_types}
-        return {name: array.reshape(rows, -1) for name, array in flat.items()}
+def count_tokens(batch: dict[str, np.ndarray]) -> tuple[int, int]:
+    """How many places of a batch hold a token, over all its sides, and how many there are."""
+    sides = [array for name, array in batch.items() if name in ("segments", "target_segments")]
+    return sum(int((array > 0).sum()) for array in sides), sum(array.size for array in sides)
 
 
 def padding_fraction(batch: dict[str, np.ndarray]) -> float:
     """The share of a batch's places that hold no token."""
-    return float(np.mean(batch["segments"] == 0))
+    tokens, places = count_tokens(batch)
+    return (places - tokens) / places
 
 
 class _Steps:

@@ -5,25 +5,38 @@ import collections
 
 import numpy as np
 
+_GRID = 128
+
 
 def pack(
-    lengths: np.ndarray, capacity: int, max_per_row: int, rng: np.random.Generator
+    sizes: np.ndarray, capacities: tuple[int, ...], max_per_row: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Best-fit decreasing on the histogram of lengths (Krell et al., 2021, arXiv:2107.02027).
-
-    Rows with the same lengths in them are handled as one group, so the work depends on the number of
-    distinct lengths and groups, not on the number of examples. Which examples of a length go together
-    is random, and so is the order of the rows.
+    """Fits examples of one or two sides into rows. Which of equal size go together is random, as is the rows' order.
 
     Args:
-        lengths: int [N], each between 1 and `capacity`.
-        capacity: tokens in a row.
+        sizes: int [N, sides], each between 1 and its capacity.
+        capacities: tokens in a row of each side.
         max_per_row: the most examples in a row.
         rng: decides members and order.
 
     Returns:
         order: int64 [N], the examples row by row.
         row_offsets: int64 [R+1]; row r holds `order[row_offsets[r]:row_offsets[r+1]]`.
+    """
+    if not len(sizes):
+        return np.zeros(0, np.int64), np.zeros(1, np.int64)
+    if len(capacities) == 1:
+        return _pack_one(sizes[:, 0], capacities[0], max_per_row, rng)
+    return _pack_two(sizes, capacities, max_per_row, rng)
+
+
+def _pack_one(
+    lengths: np.ndarray, capacity: int, max_per_row: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best-fit decreasing on the histogram of lengths (Krell et al., 2021, arXiv:2107.02027).
+
+    Rows with the same lengths in them are handled as one group, so the work depends on the number of
+    distinct lengths and groups, not on the number of examples.
     """
     counts = np.bincount(lengths, minlength=capacity + 1)
     groups = _fill(counts.tolist(), capacity, max_per_row)
@@ -40,8 +53,6 @@ def pack(
             columns.append(by_length[taken[length] : taken[length] + count])
             taken[length] += count
         members.append(np.stack(columns, axis=1).ravel())
-    if not groups:
-        return np.zeros(0, np.int64), np.zeros(1, np.int64)
     row_sizes = np.repeat(sizes, repeats)
     return _shuffle_rows(np.concatenate(members), row_sizes, rng)
 
@@ -81,6 +92,65 @@ def _fill(counts: list[int], capacity: int, max_per_row: int) -> list[tuple[tupl
         if left % each:
             put((length,) * (left % each), 1, capacity - left % each * length)
     return closed + [group for room in rooms for group in open_groups[room]]
+
+
+def _pack_two(
+    sizes: np.ndarray, capacities: tuple[int, ...], max_per_row: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decreasing best fit on both sides: a row begins with the largest example left, and takes what fits best.
+
+    Best is what fills most and leaves both sides equally full, so that neither is closed while the other has room.
+    Examples of about the same size, on a grid of at most 128 x 128, are looked at together: some 8 microseconds
+    an example, whatever their number.
+    """
+    limits = np.array(capacities)
+    grid = np.minimum(limits, _GRID)
+    cells = -(-sizes * grid // limits)  # rounded up: what fits as a cell fits
+    width = int(grid[1]) + 1
+    flat = cells[:, 0] * width + cells[:, 1]
+    shuffled = rng.permutation(len(sizes))
+    by_cell = shuffled[np.argsort(flat[shuffled], kind="stable")].tolist()
+    counts = np.bincount(flat, minlength=(int(grid[0]) + 1) * width)
+    ends, left = np.cumsum(counts).tolist(), counts.tolist()
+
+    share = [np.arange(size + 1) / size for size in grid]
+    filled = (share[0][:, None] + share[1][None, :]).astype(np.float32)
+    skew = (share[0][:, None] - share[1][None, :]).astype(np.float32)
+    closed = np.where(counts > 0, 0.0, -np.inf).astype(np.float32).reshape(filled.shape)
+    largest = np.argsort(-np.maximum.outer(share[0], share[1]).ravel(), kind="stable")
+    largest = iter(largest[counts[largest] > 0].tolist())
+    lengths = sizes.tolist()
+    members: list[int] = []
+    row_sizes: list[int] = []
+
+    def take(cell: int) -> tuple[int, int]:
+        left[cell] -= 1
+        if not left[cell]:
+            closed.flat[cell] = -np.inf
+        members.append(by_cell[ends[cell] - 1 - left[cell]])
+        return lengths[members[-1]]
+
+    cell = next(largest)
+    while len(members) < len(lengths):
+        while not left[cell]:
+            cell = next(largest)
+        before = len(members)
+        first, second = take(cell)
+        room = [capacities[0] - first, capacities[1] - second]
+        while len(members) - before < max_per_row:
+            high, wide = (int(room[side] * grid[side] // limits[side]) for side in (0, 1))
+            if not (high and wide):
+                break
+            part = slice(1, high + 1), slice(1, wide + 1)
+            score = filled[part] + closed[part] - np.abs(room[0] / capacities[0] - room[1] / capacities[1] - skew[part])
+            row, column = divmod(int(score.argmax()), wide)
+            best = (row + 1) * width + column + 1
+            if not left[best]:
+                break
+            first, second = take(best)
+            room = [room[0] - first, room[1] - second]
+        row_sizes.append(len(members) - before)
+    return _shuffle_rows(np.array(members), np.array(row_sizes), rng)
 
 
 def _shuffle_rows(

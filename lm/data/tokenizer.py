@@ -39,13 +39,20 @@ _PLACEHOLDER = "\x01"  # stands for [MASK] inside text; a byte piece, so no othe
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-    """Ids with a meaning of their own."""
+    """Ids with a meaning of their own; -1 for what a tokenizer has not.
+
+    Attributes:
+        pad, unk, cls, sep, mask: [PAD], [UNK], [CLS], [SEP] (which also ends what a decoder writes) and [MASK].
+        first_sentinel, num_sentinels: of <extra_id_0>, and how many there are, their ids descending.
+    """
 
     pad: int = 0
     unk: int = 1
     cls: int = 2
     sep: int = 3
     mask: int = 4
+    first_sentinel: int = 4 + NUM_SENTINELS
+    num_sentinels: int = NUM_SENTINELS
 
 
 class Tokenizer(Protocol):

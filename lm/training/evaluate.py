@@ -20,7 +20,7 @@ from lm.training import train as training
 
 
 def evaluate(path: str, input_path: str = "") -> dict[str, float]:
-    """Masked language model and next sentence on the held-out split, or on a file, in whole batches.
+    """The losses and accuracies of a model's own objective on the held-out split, or on a file, in whole batches.
 
     The baselines are what one gets without a model: always predicting the most frequent token (of the
     training text, or of the file), and always the more frequent of next and random.
@@ -30,8 +30,8 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
         input_path: a text or .jsonl file, folder or glob; empty for the held-out split of the run's store.
 
     Returns:
-        `step`, `predictions`, `mlm_loss` (nats), `mlm_perplexity`, `mlm_accuracy`, `mlm_baseline_accuracy` and,
-        for models trained with it, `nsp_loss`, `nsp_accuracy`, `nsp_baseline_accuracy`.
+        `step`, `predictions`, and of each kind of prediction, `mlm` and perhaps `nsp`, `seq2seq` or `lm`:
+        `mlm_loss` (nats), `mlm_perplexity`, `mlm_accuracy`, `mlm_baseline_accuracy`.
 
     Raises:
         InputError: when checkpoint, store or file cannot be used.
@@ -48,10 +48,7 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
         sums, weights = training.eval_step(config, model, objective, params, batch, index)
         key = jax.random.fold_in(training.run_key(config.seed, training.EVALUATION), index)
         examples = objective.prepare(batch, key)
-        hits = {"mlm": ((examples["labels"] == most_frequent) * examples["mlm_weights"]).sum()}
-        if objective.nsp:
-            hits["nsp"] = (examples["nsp_labels"] == 1).sum().astype(jnp.float32)
-        return sums, weights, hits
+        return sums, weights, objective.baseline_hits(examples, most_frequent)
 
     with _text(config, workdir, tokenizer, input_path) as (split, most_frequent):
         source = batches.Batches(split, tokenizer.special, config.data, config.objective, config.seed)
@@ -59,12 +56,15 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
         results = [compute(params, source(index), jnp.int32(index), jnp.int32(most_frequent)) for index in range(count)]
     sums, weights, hits = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), results)
     means = {name: float(value) for name, value in objectives.mean_metrics(sums, weights).items()}
-    metrics = {"step": step, "predictions": int(weights["mlm"]), **means}
-    metrics["mlm_perplexity"] = float(jnp.exp(means["mlm_loss"]))
-    metrics["mlm_baseline_accuracy"] = float(hits["mlm"] / weights["mlm"])
-    if objective.nsp:
-        share = float(hits["nsp"] / weights["nsp"])
-        metrics["nsp_baseline_accuracy"] = max(share, 1 - share)
+    metrics = {"step": step, "predictions": int(next(iter(weights.values()))), **means}
+    for name in weights:
+        share = float(hits[name] / weights[name])
+        if name == "nsp":
+            metrics["nsp_baseline_accuracy"] = max(share, 1 - share)
+            continue
+        metrics[f"{name}_baseline_accuracy"] = share
+        cross_entropy = means.get(f"{name}_cross_entropy", means[f"{name}_loss"])
+        metrics[f"{name}_perplexity"] = float(jnp.exp(cross_entropy))
     return metrics
 
 

@@ -9,7 +9,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from lm.config import ModelConfig
+from lm.config import Config
 
 # Dense bfloat16 peak of one device, FLOP/s, by the device kind that JAX reports. Sources: the vendors' data sheets.
 PEAK_FLOPS = {
@@ -25,24 +25,33 @@ PEAK_FLOPS = {
 }
 
 
-def model_flops(model: ModelConfig, seq_length: int, predicted: int) -> float:
+def model_flops(config: Config, predicted: int) -> float:
     """FLOPs of one row, forward and backward, counting what the model needs and not what is recomputed.
 
     Two a multiply-add and three passes: forward, and the gradients of inputs and of weights. Attention is
-    counted whole in global layers and over the window in local ones.
+    counted whole in global layers, causal or not, and over the window in local ones.
 
     Args:
-        seq_length: tokens in the row; predicted: positions that reach the vocabulary projection.
+        predicted: positions that reach the vocabulary projection.
     """
+    model = config.model
     width, inner = model.d_model, model.num_heads * model.width_per_head
-    per_token = 4 * width * inner + (3 if model.gated else 2) * width * model.d_ff
-    seen = sum(
-        seq_length if layer % model.global_every == 0 else min(seq_length, 2 * model.window + 1)
-        for layer in range(model.num_layers)
-    )
-    layers = model.num_layers * seq_length * per_token + 2 * seq_length * seen * inner
-    head = predicted * (width * width + width * model.vocab_size)
-    return 6.0 * (layers + head)
+    reads, writes = model.architecture != "decoder", model.architecture != "encoder"
+    source = config.data.seq_length
+    target = config.data.target_length if reads else source
+
+    def stack(layers: int, length: int) -> float:
+        per_token = 4 * width * inner + (3 if model.gated else 2) * width * model.d_ff
+        local = min(length, 2 * model.window + 1)
+        seen = sum(local if layer % model.global_every else length for layer in range(layers))
+        return layers * length * per_token + 2 * length * seen * inner
+
+    total = stack(model.num_layers, source) if reads else 0.0
+    total += stack(model.decoder_depth, target) if writes else 0.0
+    if reads and writes:
+        total += model.decoder_depth * (2 * width * inner * (source + target) + 2 * source * target * inner)
+    head = width * model.vocab_size + (0 if writes else width * width)
+    return 6.0 * (total + predicted * head)
 
 
 class MetricWriter:

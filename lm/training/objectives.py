@@ -4,12 +4,13 @@ An objective turns a packed batch into examples (`prepare`), says how much each 
 (`weights`: a property of the data alone) and computes their sums (`sums`). Means are taken over the
 global batch, so they do not depend on packing, micro-batches or the mesh.
 
-Array names carry their shape: B batch, L length, D model, V vocabulary, M masked positions,
-P segments of a row.
+Array names carry their shape: B batch, L length, S source length, T target length, D model, V vocabulary,
+M masked positions, N any of these, P segments of a row.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,47 @@ import numpy as np
 
 from lm.config import Config
 from lm.data.tokenizer import Tokenizer
-from lm.models import Encoder
+from lm.models import Encoder, Seq2Seq
 from lm.sharding import constrain
 
 Batch = Mapping[str, jax.Array]
 Examples = dict[str, jax.Array]
 
 
-def cross_entropy(logits_BNV: jax.Array, labels_BN: jax.Array) -> jax.Array:
-    """-log softmax(logits)[label], float32 [B, N]."""
-    logits_BNV = logits_BNV.astype(jnp.float32)
-    label_BN = jnp.take_along_axis(logits_BNV, labels_BN[:, :, None], axis=-1)[:, :, 0]
-    return jax.nn.logsumexp(logits_BNV, axis=-1) - label_BN
+class Objective(Protocol):
+    """See the module's docstring.
+
+    Attributes:
+        max_positions: predictions in a row at most, a static count.
+    """
+
+    @property
+    def max_positions(self) -> int: ...
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Examples:
+        """What the model is shown and asked, from a packed batch; `key` is that of the step."""
+        ...
+
+    def weights(self, examples: Examples) -> dict[str, jax.Array]:
+        """How many predictions each loss is a mean over."""
+        ...
+
+    def sums(self, model: Any, examples: Examples, key: jax.Array | None) -> dict[str, dict[str, jax.Array]]:
+        """Sums of losses and of hits over a batch or a part of one, for each of `weights`, not yet divided.
+
+        Args:
+            model: the module, its parameters merged in.
+            examples: from `prepare`.
+            key: dropout; None computes without.
+
+        Returns:
+            `{"mlm": {"loss": ..., "accuracy": ...}, ...}`, float32 scalars.
+        """
+        ...
+
+    def baseline_hits(self, examples: Examples, most_frequent: jax.Array) -> dict[str, jax.Array]:
+        """How many predictions of each kind the same answer every time gets right: that token, or class 1."""
+        ...
 
 
 def max_masked(seq_length: int, max_segments: int, mask_rate: float) -> int:
@@ -168,23 +198,12 @@ class MaskedLM:
         }
 
     def weights(self, examples: Examples) -> dict[str, jax.Array]:
-        """How many predictions each loss is a mean over."""
         weights = {"mlm": examples["mlm_weights"].sum()}
         if self.nsp:
             weights["nsp"] = (examples["nsp_labels"] >= 0).sum().astype(jnp.float32)
         return weights
 
     def sums(self, model: Encoder, examples: Examples, key: jax.Array | None) -> dict[str, dict[str, jax.Array]]:
-        """Sums of losses and of hits over a batch or a part of one, for each of `weights`.
-
-        Args:
-            model: the encoder, its parameters merged in.
-            examples: from `prepare`.
-            key: dropout; None computes without.
-
-        Returns:
-            `{"mlm": {"loss": ..., "accuracy": ...}, "nsp": {...}}`, float32 scalars, not yet divided.
-        """
         hidden_BLD = model(
             examples["tokens"], examples["segments"], examples["positions"], examples["token_types"], key
         )
@@ -196,14 +215,101 @@ class MaskedLM:
             sums["nsp"] = weighted_sums(logits_BPC, jnp.maximum(examples["nsp_labels"], 0), present_BP)
         return sums
 
+    def baseline_hits(self, examples: Examples, most_frequent: jax.Array) -> dict[str, jax.Array]:
+        hits = {"mlm": ((examples["labels"] == most_frequent) * examples["mlm_weights"]).sum()}
+        if self.nsp:
+            hits["nsp"] = (examples["nsp_labels"] == 1).sum().astype(jnp.float32)
+        return hits
 
-def weighted_sums(logits_BNV: jax.Array, labels_BN: jax.Array, weights_BN: jax.Array) -> dict[str, jax.Array]:
-    """Weighted sums of the cross-entropy and of correct predictions."""
+
+@dataclasses.dataclass(frozen=True)
+class Seq2SeqLM:
+    """L_Seq2Seq = -sum over t of log P(y_t | y_<t, X): a mean over target tokens, the end of the sequence included.
+
+    What X and Y are (a text with spans hidden and the spans, a source and its target, nothing and a text) is the
+    affair of the batch.
+
+    Attributes:
+        name: of the metrics.
+        has_source: whether there is an X.
+        start_id: the token that the decoder is given first.
+        max_positions: T.
+        label_smoothing, z_loss: see `ObjectiveConfig`.
+    """
+
+    name: str
+    has_source: bool
+    start_id: int
+    max_positions: int
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    @classmethod
+    def create(cls, config: Config, tokenizer: Tokenizer) -> "Seq2SeqLM":
+        special, has_source = tokenizer.special, config.model.architecture == "encoder-decoder"
+        return cls(
+            name="seq2seq" if has_source else "lm",
+            has_source=has_source,
+            start_id=special.sep if config.model.decoder_start == "sep" else special.pad,
+            max_positions=config.data.target_length if has_source else config.data.seq_length,
+            label_smoothing=config.objective.label_smoothing,
+            z_loss=config.objective.z_loss,
+        )
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Examples:
+        """Adds `decoder_inputs` [B, T]: the targets, shifted right within each segment."""
+        del key
+        before_BT = jnp.pad(batch["targets"][:, :-1], ((0, 0), (1, 0)))
+        inputs_BT = jnp.where(batch["target_positions"] == 0, self.start_id, before_BT)
+        return {**batch, "decoder_inputs": constrain(inputs_BT, "BT")}
+
+    def weights(self, examples: Examples) -> dict[str, jax.Array]:
+        return {self.name: (examples["target_segments"] > 0).sum().astype(jnp.float32)}
+
+    def sums(self, model: Seq2Seq, examples: Examples, key: jax.Array | None) -> dict[str, dict[str, jax.Array]]:
+        memory = None
+        if self.has_source:
+            memory = model.encode(examples["tokens"], examples["segments"], examples["positions"], key)
+        hidden_BTD = model(
+            memory, examples["decoder_inputs"], examples["target_segments"], examples["target_positions"], key
+        )
+        logits_BTV = model.predict(hidden_BTD)
+        real_BT = (examples["target_segments"] > 0).astype(jnp.float32)
+        found = weighted_sums(logits_BTV, examples["targets"], real_BT, self.label_smoothing, self.z_loss)
+        return {self.name: found}
+
+    def baseline_hits(self, examples: Examples, most_frequent: jax.Array) -> dict[str, jax.Array]:
+        hits_BT = (examples["targets"] == most_frequent) & (examples["target_segments"] > 0)
+        return {self.name: hits_BT.sum().astype(jnp.float32)}
+
+
+def weighted_sums(
+    logits_BNV: jax.Array,
+    labels_BN: jax.Array,
+    weights_BN: jax.Array,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> dict[str, jax.Array]:
+    """Weighted sums of the loss and of correct predictions.
+
+    The loss is -log softmax(logits)[label]. Label smoothing (Szegedy et al., 2016) gives a share of the label's
+    probability to the whole vocabulary alike; the z-loss (Chowdhery et al., 2022, section 5) adds
+    `z_loss` log^2 Z. With either, `cross_entropy` is the loss without them.
+    """
+    logits_BNV = logits_BNV.astype(jnp.float32)
+    label_BN = jnp.take_along_axis(logits_BNV, labels_BN[:, :, None], axis=-1)[:, :, 0]
+    log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
+    cross_entropy_BN = loss_BN = log_z_BN - label_BN
+    if label_smoothing:
+        uniform_BN = log_z_BN - logits_BNV.mean(axis=-1)
+        loss_BN = (1 - label_smoothing) * cross_entropy_BN + label_smoothing * uniform_BN
+    if z_loss:
+        loss_BN = loss_BN + z_loss * jnp.square(log_z_BN)
     hits_BN = (logits_BNV.argmax(axis=-1) == labels_BN).astype(jnp.float32)
-    return {
-        "loss": (cross_entropy(logits_BNV, labels_BN) * weights_BN).sum(),
-        "accuracy": (hits_BN * weights_BN).sum(),
-    }
+    sums = {"loss": (loss_BN * weights_BN).sum(), "accuracy": (hits_BN * weights_BN).sum()}
+    if label_smoothing or z_loss:
+        sums["cross_entropy"] = (cross_entropy_BN * weights_BN).sum()
+    return sums
 
 
 def total_loss(sums: dict[str, dict[str, jax.Array]], weights: dict[str, jax.Array]) -> jax.Array:
@@ -220,6 +326,7 @@ def mean_metrics(sums: dict[str, dict[str, jax.Array]], weights: dict[str, jax.A
     }
 
 
-def create(config: Config, tokenizer: Tokenizer) -> MaskedLM:
+def create(config: Config, tokenizer: Tokenizer) -> Objective:
     """The objective that a config names."""
-    return MaskedLM.create(config, tokenizer)
+    kind = MaskedLM if config.objective.name == "mlm" else Seq2SeqLM
+    return kind.create(config, tokenizer)

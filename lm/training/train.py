@@ -25,7 +25,7 @@ from lm.data.tokenizer import Tokenizer
 from lm.models import Model
 from lm.training import metrics as metrics_lib
 from lm.training import objectives, optim
-from lm.training.objectives import MaskedLM
+from lm.training.objectives import Objective
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -62,7 +62,7 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int)
 
 def gradients(
     model: Model,
-    objective: MaskedLM,
+    objective: Objective,
     params: models.Params,
     examples: objectives.Examples,
     key: jax.Array | None,
@@ -105,7 +105,7 @@ def means(sums: dict[str, dict[str, jax.Array]], weights: dict[str, jax.Array]) 
 def train_step(
     config: Config,
     model: Model,
-    objective: MaskedLM,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     state: State,
     batch: objectives.Batch,
@@ -139,7 +139,7 @@ def train_step(
 
 
 def eval_step(
-    config: Config, model: Model, objective: MaskedLM, params: models.Params, batch: objectives.Batch, index: jax.Array
+    config: Config, model: Model, objective: Objective, params: models.Params, batch: objectives.Batch, index: jax.Array
 ) -> tuple[dict[str, dict[str, jax.Array]], dict[str, jax.Array]]:
     """Sums and weights of one held-out batch, masked the same way at every evaluation."""
     key = jax.random.fold_in(run_key(config.seed, EVALUATION), index)
@@ -160,7 +160,7 @@ class Program:
 
     mesh: Mesh
     model: Model
-    objective: MaskedLM
+    objective: Objective
     abstract_state: State
     init: Callable[[], State]
     step: Callable[[State, objectives.Batch], tuple[State, Metrics]]
@@ -174,7 +174,7 @@ class Program:
         return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}
 
 
-def compile_program(config: Config, objective: MaskedLM, mesh: Mesh, example: dict[str, np.ndarray]) -> Program:
+def compile_program(config: Config, objective: Objective, mesh: Mesh, example: dict[str, np.ndarray]) -> Program:
     """Builds and compiles the training step ahead of time: it cannot be compiled a second time by accident.
 
     Args:
@@ -340,11 +340,9 @@ class _Report:
         self._bad = 0  # steps in a row that were skipped
         self._skipped = skipped  # the count before the pending step
         self._began = time.monotonic()
-        self._tokens = self._slots = 0
+        self._tokens = self._places = self._steps = 0
         self.last: dict[str, float] = {}
-        predicted = program.objective.max_positions
-        self._flops_per_slot = metrics_lib.model_flops(config.model, config.data.seq_length, predicted)
-        self._flops_per_slot /= config.data.seq_length
+        self._flops = config.data.batch_size * metrics_lib.model_flops(config, program.objective.max_positions)
         peak = metrics_lib.PEAK_FLOPS.get(program.mesh.devices.flat[0].device_kind)
         self._peak = peak and peak * program.mesh.size
         self._shards = config.data.batch_size / (program.rows.stop - program.rows.start)
@@ -353,8 +351,10 @@ class _Report:
         """Takes the metrics of a step just dispatched; reads those of the one before."""
         self.flush()
         self._pending = (step, metrics)
-        self._tokens += int((rows["segments"] > 0).sum() * self._shards)
-        self._slots += int(rows["segments"].size * self._shards)
+        tokens, places = batches.count_tokens(rows)
+        self._tokens += int(tokens * self._shards)
+        self._places += int(places * self._shards)
+        self._steps += 1
 
     def extend(self, metrics: dict[str, float]) -> None:
         """Adds an evaluation to the line of the step last added."""
@@ -395,10 +395,10 @@ class _Report:
         """Throughput since the line before."""
         now = time.monotonic()
         seconds, self._began = now - self._began, now
-        rates = {"tokens_per_second": self._tokens / seconds, "padding_fraction": 1 - self._tokens / self._slots}
+        rates = {"tokens_per_second": self._tokens / seconds, "padding_fraction": 1 - self._tokens / self._places}
         if self._peak:
-            rates["mfu"] = self._slots * self._flops_per_slot / seconds / self._peak
-        self._tokens = self._slots = 0
+            rates["mfu"] = self._steps * self._flops / seconds / self._peak
+        self._tokens = self._places = self._steps = 0
         return rates
 
 

@@ -205,7 +205,7 @@ def measure(case: Case, contenders: dict[str, Step]) -> dict[str, list[float]]:
 
 def report(setting: str, length: int, case: Case, padding: dict[str, float], seconds: dict[str, list[float]]) -> None:
     """Prints a table, and appends a line of JSON for each contender."""
-    flops_per_row = metrics.model_flops(case.config.model, length, case.objective.max_positions)
+    flops_per_row = metrics.model_flops(case.config, case.objective.max_positions)
     flops = len(case.batches) * _rows.value * flops_per_row
     peak = metrics.PEAK_FLOPS.get(jax.devices()[0].device_kind)
     ours = [name for name in seconds if name.startswith("ours")]

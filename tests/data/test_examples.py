@@ -150,7 +150,7 @@ def test_random_places_are_uniform_over_the_other_documents():
 @pytest.mark.parametrize("seq_length", [8, 32, 512])
 def test_running_text_holds_every_token_once(seed: int, seq_length: int):
     split = make_split(seed)
-    pieces = running_text(split, seq_length, np.random.default_rng(seed))
+    pieces = running_text(split, seq_length - 2, 2, np.random.default_rng(seed))
     documents_of(split, pieces)
     tokens = split.read(pieces.starts.ravel(), pieces.lengths.ravel())
     np.testing.assert_array_equal(np.sort(tokens), np.arange(split.num_tokens))
@@ -163,4 +163,4 @@ def test_running_text_holds_every_token_once(seed: int, seq_length: int):
 def test_an_empty_split_gives_no_example():
     empty = Split(np.zeros(0, np.uint16), np.zeros(0, int), np.zeros(0, int))
     assert len(sentence_pairs(empty, 32, 0.1, np.random.default_rng(0))) == 0
-    assert len(running_text(empty, 32, np.random.default_rng(0))) == 0
+    assert len(running_text(empty, 30, 2, np.random.default_rng(0))) == 0

@@ -23,7 +23,7 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int, max_per_row: int) ->
 def test_rows_hold_every_example_once_within_the_limits(seed: int, max_per_row: int):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 128 + 1, rng.integers(1, 500))
-    order, offsets = pack(lengths, 128, max_per_row, rng)
+    order, offsets = pack(lengths[:, None], (128,), max_per_row, rng)
     assert sorted(order.tolist()) == list(range(len(lengths)))
     assert (offsets[0], offsets[-1]) == (0, len(lengths))
     sizes = np.diff(offsets)
@@ -36,7 +36,7 @@ def test_rows_hold_every_example_once_within_the_limits(seed: int, max_per_row: 
 def test_as_few_rows_as_best_fit_decreasing_one_by_one(seed: int, max_per_row: int):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 64 + 1, 300)
-    _, offsets = pack(lengths, 64, max_per_row, rng)
+    _, offsets = pack(lengths[:, None], (64,), max_per_row, rng)
     assert len(offsets) - 1 <= best_fit_decreasing(lengths, 64, max_per_row) + 1
 
 
@@ -46,17 +46,17 @@ def test_padding_of_realistic_lengths_is_below_a_hundredth(capacity: int, max_pe
     rng = np.random.default_rng(0)
     ends = np.clip(rng.lognormal(np.log(capacity / 2.5), 0.6, 10_000), 5, capacity).astype(int)
     lengths = np.concatenate([np.full(10_000, capacity), ends])
-    _, offsets = pack(lengths, capacity, max_per_row, rng)
+    _, offsets = pack(lengths[:, None], (capacity,), max_per_row, rng)
     assert 1 - lengths.sum() / ((len(offsets) - 1) * capacity) < 0.01
 
 
 def test_members_and_order_are_random_but_seeded():
     lengths = np.repeat([40, 60, 70], 100)
-    first, second, again = (pack(lengths, 128, 8, np.random.default_rng(seed))[0] for seed in (0, 1, 0))
+    first, second, again = (pack(lengths[:, None], (128,), 8, np.random.default_rng(seed))[0] for seed in (0, 1, 0))
     np.testing.assert_array_equal(first, again)
     assert (first != second).mean() > 0.9
 
 
 def test_no_example_needs_no_row():
-    order, offsets = pack(np.zeros(0, int), 128, 8, np.random.default_rng(0))
+    order, offsets = pack(np.zeros((0, 1), int), (128,), 8, np.random.default_rng(0))
     assert (len(order), offsets.tolist()) == (0, [0])

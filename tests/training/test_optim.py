@@ -143,4 +143,4 @@ def test_decay_spares_norms_and_biases(params):
     flags = {jax.tree_util.keystr(path): flag for path, flag in jax.tree.leaves_with_path(optim.decays(params))}
     assert all(flag == (not name.endswith(("['bias']", "['scale']"))) for name, flag in flags.items())
     assert flags["['encoder']['embedding']['token']"]
-    assert not flags["['layers']['attention']['query']['bias']"]
+    assert not flags["['encoder']['layers']['attention']['query']['bias']"]
