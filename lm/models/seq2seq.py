@@ -39,6 +39,11 @@ class Seq2Seq(nnx.Module):
         assert token is not None
         return token[...]
 
+    @property
+    def vocab_size(self) -> int:
+        """V: rows of the token embedding."""
+        return self._tokens_VD.shape[0]
+
     def encode(
         self,
         tokens_BS: jax.Array,

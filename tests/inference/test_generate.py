@@ -1,0 +1,280 @@
+"""Decoding: the cache changes nothing, rows do not change one another, and the best hypotheses are found."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import models, sharding
+from lm.config import InputError, MeshConfig, ModelConfig
+from lm.inference.generate import Decoding, Prompts, Sources, make_generate
+
+VOCABULARY = 64
+START, END, PAD = 0, 3, 0
+
+RELATIVE = ModelConfig(
+    architecture="encoder-decoder",
+    vocab_size=VOCABULARY,
+    d_model=32,
+    num_layers=2,
+    num_decoder_layers=2,
+    num_heads=8,
+    d_ff=64,
+    norm="rmsnorm",
+    norm_position="pre",
+    embedding_norm=False,
+    final_norm=True,
+    gated=True,
+    attention_bias=False,
+    mlp_bias=False,
+    logits_bias=False,
+    tie_embeddings=False,
+    attention_scale=False,
+    position="relative",
+    init="fan_in",
+    token_types=0,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+LEARNED = dataclasses.replace(
+    RELATIVE,
+    norm="layernorm",
+    norm_position="post",
+    embedding_norm=True,
+    final_norm=False,
+    gated=False,
+    attention_bias=True,
+    mlp_bias=True,
+    logits_bias=True,
+    tie_embeddings=True,
+    attention_scale=True,
+    position="learned",
+    max_length=64,
+    init="normal",
+    init_std=0.1,
+)
+ALONE = dataclasses.replace(LEARNED, architecture="decoder", position="rotary", global_every=2, window=3)
+
+
+@functools.cache
+def build(name: str):
+    config = {"relative": RELATIVE, "learned": LEARNED, "alone": ALONE}[name]
+    model = models.build(config)
+    keys = iter(jax.random.split(jax.random.key(1), 200))
+    params = model.init(jax.random.key(0))
+    return model, jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+
+
+def sources(lengths, seed=0) -> Sources:
+    rng = np.random.default_rng(seed)
+    tokens = np.zeros((len(lengths), max(lengths)), np.int32)
+    segments = np.zeros_like(tokens)
+    for row, length in enumerate(lengths):
+        tokens[row, :length] = rng.integers(4, VOCABULARY, length)
+        segments[row, :length] = 1
+    return Sources(tokens, segments)
+
+
+def no_prompts(rows: int) -> Prompts:
+    return Prompts(np.zeros((rows, 0), np.int32), np.zeros(rows, np.int32))
+
+
+def keys(rows: int) -> jax.Array:
+    return jax.random.split(jax.random.key(5), rows)
+
+
+def decode(name, inputs, prompts=None, row_keys=None, **options):
+    model, params = build(name)
+    rows = len(inputs.tokens_BS) if inputs else len(prompts.tokens_BP)
+    function = make_generate(model, Decoding(**options), start_id=START, end_id=END, pad_id=PAD, vocab_size=VOCABULARY)
+    found = jax.jit(function)(params, inputs, prompts or no_prompts(rows), keys(rows) if row_keys is None else row_keys)
+    return jax.tree.map(np.asarray, found)
+
+
+def full_log_p(name, inputs: Sources | None, row: int, tokens: np.ndarray) -> np.ndarray:
+    """log P of each of `tokens`, computed with the whole sequence at once: [T, V]."""
+    model, params = build(name)
+    module = model.merge(params)
+    memory = None
+    if inputs is not None:
+        real = int(inputs.segments_BS[row].sum())
+        ones = jnp.ones((1, real), jnp.int32)
+        memory = module.encode(inputs.tokens_BS[row : row + 1, :real], ones, jnp.arange(real)[None])
+    given = np.concatenate([[START], tokens[:-1]])[None].astype(np.int32)
+    hidden = module(memory, given, np.ones_like(given), np.arange(given.shape[1])[None])
+    return np.asarray(jax.nn.log_softmax(module.predict(hidden)[0], axis=-1))
+
+
+@pytest.mark.parametrize("name", ["relative", "learned", "alone"])
+def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name):
+    model, params = build(name)
+    inputs = None if name == "alone" else sources([5, 11, 8])
+    tokens = np.random.default_rng(1).integers(4, VOCABULARY, (3, 12)).astype(np.int32)
+
+    @jax.jit
+    def stepwise(params, tokens):
+        module = model.merge(params)
+        memory = None
+        if inputs is not None:
+            positions = jnp.broadcast_to(jnp.arange(11)[None], (3, 11))
+            memory = module.encode(jnp.asarray(inputs.tokens_BS), jnp.asarray(inputs.segments_BS), positions)
+        steps = module.steps(memory, 12)
+        cache, found = steps.empty(3), []
+        given = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
+        for step in range(12):
+            logits, cache = module.step(steps, given[:, step], jnp.int32(step), cache)
+            found.append(jax.nn.log_softmax(logits, axis=-1))
+        return jnp.stack(found, axis=1)
+
+    found = stepwise(params, tokens)
+    for row in range(3):
+        np.testing.assert_allclose(found[row], full_log_p(name, inputs, row, tokens[row]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["relative", "learned"])
+def test_greedy_takes_the_most_probable_token_every_time(name):
+    inputs = sources([4, 9, 6, 12])
+    found = decode(name, inputs, max_length=10)
+    for row in range(4):
+        tokens = found.tokens_BNT[row, 0]
+        ends = np.flatnonzero(tokens == END)
+        length = ends[0] + 1 if len(ends) else 10
+        log_p = full_log_p(name, inputs, row, tokens[:length])
+        np.testing.assert_array_equal(log_p.argmax(axis=-1), tokens[:length])
+        np.testing.assert_allclose(found.scores_BN[row, 0], log_p.max(axis=-1).mean(), atol=1e-5)
+        assert (tokens[length:] == PAD).all()
+
+
+OPTIONS = [{}, {"num_beams": 4}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "beam", "sampled"])
+@pytest.mark.parametrize("name", ["relative", "learned"])
+def test_a_sequence_decodes_alike_alone_and_in_a_mixed_batch_of_16(name, options):
+    lengths = np.random.default_rng(2).integers(2, 20, 16)
+    inputs = sources(lengths)
+    together = decode(name, inputs, max_length=12, **options)
+    for row in (0, 7, 15):
+        alone = Sources(*(array[row : row + 1, : lengths[row]] for array in inputs))
+        found = decode(name, alone, row_keys=keys(16)[row : row + 1], max_length=12, **options)
+        np.testing.assert_array_equal(found.tokens_BNT[0], together.tokens_BNT[row])
+        np.testing.assert_allclose(found.scores_BN[0], together.scores_BN[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "beam", "sampled"])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)], ids=str)
+def test_decoding_is_the_same_sharded_over_eight_devices(options, sizes):
+    model, params = build("relative")
+    inputs = sources(np.random.default_rng(3).integers(2, 20, 16))
+    expected = decode("relative", inputs, max_length=8, **options)
+    mesh = sharding.make_mesh(MeshConfig(**dict(zip(sharding.AXES, sizes, strict=True))))
+    rows = sharding.batch_sharding(mesh)
+    function = make_generate(
+        model, Decoding(max_length=8, **options), start_id=START, end_id=END, pad_id=PAD, vocab_size=VOCABULARY
+    )
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.state_shardings(mesh, {"params": params})["params"])
+        found = jax.jit(function)(placed, jax.device_put(inputs, rows), jax.device_put(no_prompts(16), rows), keys(16))
+    np.testing.assert_array_equal(found.tokens_BNT, expected.tokens_BNT)
+    np.testing.assert_allclose(found.scores_BN, expected.scores_BN, atol=1e-5)
+
+
+def test_beams_wide_enough_find_the_best_of_all_sequences():
+    """With three tokens and as many beams as sequences, beam search is exhaustive."""
+    model, params = build("relative")
+    inputs = sources([5])
+    function = make_generate(
+        model,
+        Decoding(max_length=4, num_beams=81, length_penalty=0.7),
+        start_id=START,
+        end_id=END,
+        pad_id=PAD,
+        vocab_size=4,  # three to choose from, and the end
+    )
+    found = jax.jit(function)(params, inputs, no_prompts(1), keys(1))
+    best = {}
+    for length in range(1, 5):
+        for tokens in itertools.product(range(4), repeat=length):
+            if END in tokens[:-1] or (length < 4 and tokens[-1] != END):
+                continue
+            log_p = full_log_p("relative", inputs, 0, np.array(tokens))
+            log_p = log_p - jax.nn.logsumexp(log_p[:, :4], axis=-1)[:, None]
+            best[tokens] = float(sum(log_p[i, token] for i, token in enumerate(tokens))) / length**0.7
+    ranked = sorted(best, key=best.__getitem__, reverse=True)
+    for rank in range(5):
+        tokens = ranked[rank] + (PAD,) * (4 - len(ranked[rank]))
+        assert tuple(np.asarray(found.tokens_BNT[0, rank])) == tokens
+        np.testing.assert_allclose(found.scores_BN[0, rank], best[ranked[rank]], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+def test_a_prompt_is_continued_whatever_its_length(options):
+    tokens = np.random.default_rng(4).integers(4, VOCABULARY, (3, 7)).astype(np.int32)
+    prompts = Prompts(tokens, np.array([7, 0, 3], np.int32))
+    together = decode("alone", None, prompts, max_length=6, **options)
+    for row, length in enumerate([7, 0, 3]):
+        alone = Prompts(tokens[row : row + 1, :length], np.array([length], np.int32))
+        found = decode("alone", None, alone, max_length=6, **options)
+        np.testing.assert_array_equal(found.tokens_BNT[0], together.tokens_BNT[row])
+        np.testing.assert_allclose(found.scores_BN[0], together.scores_BN[row], atol=1e-5)
+        best = found.tokens_BNT[0, 0]
+        real = best[: np.flatnonzero(best == END)[0] + 1] if (best == END).any() else best
+        log_p = full_log_p("alone", None, 0, np.concatenate([tokens[row, :length], real]))[length:]
+        score = log_p[np.arange(len(real)), real].mean()
+        np.testing.assert_allclose(found.scores_BN[0, 0], score, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "beam", "sampled"])
+def test_the_least_and_the_greatest_length_are_kept(options):
+    found = decode("relative", sources([6] * 8), min_length=5, max_length=7, **options)
+    lengths = [(row == END).argmax() + 1 if (row == END).any() else 7 for row in found.tokens_BNT[:, 0]]
+    assert min(lengths) >= 5
+    assert not (found.tokens_BNT[:, 0, :4] == END).any()
+
+
+def test_sampling_follows_the_restricted_distribution():
+    inputs = Sources(*(np.repeat(array, 4000, axis=0) for array in sources([6])))
+    first = decode("relative", inputs, max_length=1, temperature=0.7, top_k=12, top_p=0.8).tokens_BNT[:, 0, 0]
+    p = np.exp(full_log_p("relative", inputs, 0, np.array([0]))[0] / 0.7)
+    order = np.argsort(-p)[:12]
+    kept = p[order] / p[order].sum()
+    size = int((np.cumsum(kept) - kept < 0.8).sum())
+    expected = np.zeros(VOCABULARY)
+    expected[order[:size]] = kept[:size] / kept[:size].sum()
+    found = np.bincount(first, minlength=VOCABULARY) / len(first)
+    assert set(np.flatnonzero(found)) <= set(order[:size])
+    np.testing.assert_allclose(found, expected, atol=4 * np.sqrt(0.25 / 4000))
+
+
+def test_the_loop_ends_when_all_have_ended(monkeypatch):
+    """A model that can only say END takes one step, whatever the greatest length."""
+    model, params = build("learned")
+    bias = jnp.full(VOCABULARY, -100.0).at[END].set(100.0)
+    params = {**params, "logits": {**params["logits"], "bias": bias}}
+    counted = []
+    original = models.Seq2Seq.step
+
+    def counting(*args):
+        jax.debug.callback(lambda: counted.append(1))
+        return original(*args)
+
+    monkeypatch.setattr(models.Seq2Seq, "step", counting)
+    function = make_generate(
+        model, Decoding(max_length=50), start_id=START, end_id=END, pad_id=PAD, vocab_size=VOCABULARY
+    )
+    found = jax.jit(function)(params, sources([5, 3]), no_prompts(2), keys(2))
+    jax.effects_barrier()
+    assert (np.asarray(found.tokens_BNT)[:, 0, 0] == END).all()
+    assert len(counted) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_length": 0}, {"num_beams": 0}, {"top_p": 0.0}, {"num_beams": 2, "temperature": 1.0}], ids=str
+)
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(InputError):
+        Decoding(**options)
