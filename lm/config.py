@@ -64,6 +64,7 @@ class DataConfig:
         tokenizer: an existing sentencepiece model to use; empty means: train one on the corpus.
         tokenizer_kind: `unigram` or `bpe`, when one is trained.
         vocab_size: pieces of the tokenizer to train, special ids and byte pieces included.
+        split_digits: whether each digit is a piece of its own in a tokenizer to train; otherwise frequent numbers are.
         heldout_fraction: the share of documents kept for evaluation.
         seq_length: tokens in a row, special tokens included; of an encoder-decoder, in a row of the encoder.
         target_length: tokens in a row of an encoder-decoder's decoder.
@@ -84,6 +85,7 @@ class DataConfig:
     tokenizer: str = ""
     tokenizer_kind: str = "unigram"
     vocab_size: int = 8192
+    split_digits: bool = False
     heldout_fraction: float = 0.02
     seq_length: int = 128
     target_length: int = 128

@@ -18,7 +18,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -133,7 +133,9 @@ class SentencePiece:
             )
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, vocab_size: int, kind: str = "unigram") -> "SentencePiece":
+    def train(
+        cls, texts: Iterable[str], *, vocab_size: int, kind: str = "unigram", split_digits: bool = False
+    ) -> "SentencePiece":
         """Trains on sentences (no line breaks); the result depends on the texts alone.
 
         Text is taken as it is: no Unicode normalisation, which would turn `，` into `,`, and no
@@ -144,14 +146,26 @@ class SentencePiece:
             texts: sentences; longer than 16 KiB are ignored.
             vocab_size: pieces wanted, with the 105 special and 256 byte pieces.
             kind: `unigram` or `bpe`.
+            split_digits: every digit is a piece of its own.
 
         Raises:
-            InputError: there is too little text for any piece.
+            InputError: there is too little text for any piece, or `texts` raised it.
         """
         buffer = io.BytesIO()
+        unreadable: list[InputError] = []
+
+        def watched() -> Iterator[str]:  # the trainer turns any error of its iterator into a RuntimeError
+            try:
+                yield from texts
+            except InputError as error:
+                unreadable.append(error)
+                raise
+
+        # A given option is written into the model, and so changes its hash, even where it is the default.
+        written_only_if_set: dict[str, Any] = {"split_digits": True} if split_digits else {}
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
+                sentence_iterator=watched(),
                 model_writer=buffer,
                 model_type=kind,
                 vocab_size=vocab_size,
@@ -170,8 +184,11 @@ class SentencePiece:
                 max_sentence_length=1 << 14,
                 num_threads=16,  # fixed: the number of threads enters the rounding, and so the model
                 minloglevel=2,
+                **written_only_if_set,
             )
         except RuntimeError as error:
+            if unreadable:
+                raise unreadable[0] from None
             raise InputError(f"no tokenizer can be trained on this corpus ({error}); give more text.") from error
         return cls(buffer.getvalue())
 
