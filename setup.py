@@ -32,8 +32,14 @@ setup(
         "gpu": ["jax[cuda12]>=0.10.2"],  # CUDA libraries from wheels; needs an NVIDIA driver >= 525
         "tpu": ["jax[tpu]>=0.10.2"],  # libtpu
         "parquet": ["pyarrow>=20"],  # data.source=parquet
+        "corpora": [
+            "Babel>=2.16",  # data.source=dates: how languages write them
+            "polib>=1.2",  # data.source=gettext: .mo and .po (Babel refuses real ones whose header has an odd date)
+        ],
         "test": [
+            "Babel>=2.16",  # the dates' tests
             "basedpyright>=1.32",  # pyright with everything it needs in one wheel, node included
+            "polib>=1.2",  # the catalogue reader's tests
             "pyarrow>=20",  # the parquet reader's tests
             "pytest>=8.4",
             "pytest-xdist>=3.8",  # two workers: compile-heavy tests leave a core idle otherwise

@@ -1,4 +1,4 @@
-"""Readers: files become documents.
+"""Readers: files become documents or pairs.
 
 A corpus is a list of `Shard`s in a fixed order, each readable by itself in any process. A document
 is a `str`; where one ends depends on the source:
@@ -7,13 +7,14 @@ is a `str`; where one ends depends on the source:
   without a blank line is one document.
 * `jsonl`, `parquet`: a record is a document, its text one field.
 * `installed-docs`: a docstring of this Python installation is a document. Nothing is downloaded.
+
+A supervised corpus consists of `Pair`s. `tsv` holds one a line; records have one where `target_field` is
+given; `gettext`, `dates` and `docs-questions` are the modules `catalogues`, `dates` and `docs_questions`.
 """
 
 import ast
 import dataclasses
 import gc
-import glob
-import gzip
 import hashlib
 import importlib
 import json
@@ -21,16 +22,18 @@ import os
 import re
 import sysconfig
 import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from lm.config import DataConfig, InputError
+from lm.data import catalogues, dates, docs_questions, files
+from lm.data.pairs import Pair, make_pair
 
 _SUFFIXES = {
     "text": (".txt", ".txt.gz", ".text", ".md"),
     "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".json"),
     "parquet": (".parquet",),
+    "tsv": (".tsv", ".tsv.gz", ".txt", ".txt.gz"),
 }
 # A shard is the unit of parallel work and of resuming: small enough to spread a small corpus over
 # some cores, large enough that a terabyte does not become a million folders.
@@ -49,10 +52,10 @@ class Shard:
     Attributes:
         source: as in `DataConfig`.
         files: read one after the other.
-        start, stop: bytes of the one file that was cut; a document (`text`) or a line (`jsonl`)
+        start, stop: bytes of the one file that was cut; a document (`text`) or a line (`jsonl`, `tsv`)
             belongs to the part in which it begins. `stop` -1 is the end of the file.
-        field: the JSON or Parquet field.
-        texts: the documents themselves, where they are not in files (`installed-docs`).
+        field, target_field: the JSON or Parquet fields.
+        texts: the documents or pairs themselves, where they are not lines or records of files.
         size: bytes to read (characters for `texts`), for progress.
     """
 
@@ -61,12 +64,15 @@ class Shard:
     start: int = 0
     stop: int = -1
     field: str = ""
-    texts: tuple[str, ...] = ()
+    target_field: str = ""
+    texts: tuple[str | Pair, ...] = ()
     size: int = 0
 
     def digest(self) -> str:
         """A hash that changes when the shard names other files, sizes or texts."""
         fields = [self.source, self.files, self.start, self.stop, self.field, self.size, self.texts]
+        if self.target_field:
+            fields.append(self.target_field)
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
@@ -74,22 +80,32 @@ def shards(config: DataConfig, parallel_map: Callable[..., Iterable[Any]] = map)
     """The corpus as independent work units, in an order that depends on the corpus alone.
 
     Args:
-        config: `source`, `path` and `field` are read.
+        config: `source`, `path`, `field`, `target_field` and `languages` are read.
         parallel_map: an ordered `map`, such as an executor's, for sources that are slow to list.
 
     Raises:
         InputError: a path matches nothing, or no file holds text.
     """
-    units = _installed_docs(parallel_map) if config.source == "installed-docs" else _file_shards(config)
+    if config.source == "installed-docs":
+        units = _grouped(config.source, _installed_docs(parallel_map))
+    elif config.source == "docs-questions":
+        units = _grouped(config.source, docs_questions.pairs(_installed_docs(parallel_map), parallel_map))
+    elif config.source == "dates":
+        units = _grouped(config.source, dates.pairs(parallel_map))
+    elif config.source == "gettext":
+        units = _grouped(config.source, catalogues.pairs(config, parallel_map))
+    else:
+        units = _file_shards(config)
     if not any(unit.size for unit in units):
         raise InputError(
-            f"data.path={config.path!r} (data.source={config.source}) holds no document; give files with text in them."
+            f"data.path={config.path!r} (data.source={config.source}) holds no "
+            f"{'pair; give files with pairs' if config.pairs else 'document; give files with text'} in them."
         )
     return units
 
 
-def read(shard: Shard) -> Iterator[str]:
-    """The documents of a shard, stripped, in order, never empty.
+def read(shard: Shard) -> Iterator[str | Pair]:
+    """The documents or pairs of a shard, stripped, in order, never empty.
 
     Raises:
         InputError: naming file and line of what cannot be read.
@@ -97,13 +113,13 @@ def read(shard: Shard) -> Iterator[str]:
     if shard.texts:
         yield from shard.texts
         return
-    reader = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}[shard.source]
+    reader = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "tsv": _read_tsv}[shard.source]
     for file in shard.files:
         yield from reader(file, shard)
 
 
-def documents(config: DataConfig) -> Iterator[str]:
-    """Every document of the corpus, in order."""
+def documents(config: DataConfig) -> Iterator[str | Pair]:
+    """Every document or pair of the corpus, in order."""
     for shard in shards(config):
         yield from read(shard)
 
@@ -111,31 +127,9 @@ def documents(config: DataConfig) -> Iterator[str]:
 # --- files
 
 
-def _paths(config: DataConfig) -> list[str]:
-    """The files that `data.path` names, in sorted order within each of its parts."""
-    suffixes = _SUFFIXES[config.source]
-    found: list[str] = []
-    for part in filter(None, (part.strip() for part in config.path.split(","))):
-        part = os.path.expanduser(part)
-        if os.path.isdir(part):
-            files = sorted(
-                path
-                for path in glob.glob(os.path.join(glob.escape(part), "**", "*"), recursive=True)
-                if os.path.isfile(path) and path.endswith(suffixes)
-            )
-            wanted = f"a file ending in {', '.join(suffixes)}"
-        else:
-            files = [part] if os.path.isfile(part) else sorted(filter(os.path.isfile, glob.glob(part, recursive=True)))
-            wanted = "a local file, folder or glob"
-        if not files:
-            raise InputError(f"data.path={part!r} matches nothing; data.source={config.source} needs {wanted}.")
-        found += files
-    return list(dict.fromkeys(found))
-
-
 def _file_shards(config: DataConfig) -> list[Shard]:
     """Cuts large files and groups small ones into parts of about equal size."""
-    sizes = {path: os.path.getsize(path) for path in _paths(config)}
+    sizes = {path: os.path.getsize(path) for path in files.paths(config, _SUFFIXES[config.source])}
     target = min(max(sum(sizes.values()) // _SHARDS_WANTED, _SMALLEST_SHARD), _LARGEST_SHARD)
     units: list[Shard] = []
     group: list[str] = []
@@ -143,17 +137,17 @@ def _file_shards(config: DataConfig) -> list[Shard]:
     def close_group() -> None:
         if group:
             size = sum(sizes[path] for path in group)
-            units.append(Shard(config.source, tuple(group), field=config.field, size=size))
+            units.append(Shard(config.source, tuple(group), 0, -1, config.field, config.target_field, size=size))
             group.clear()
 
     for path, size in sizes.items():
-        can_cut = config.source in ("text", "jsonl") and not path.endswith(".gz")
+        can_cut = config.source in ("text", "jsonl", "tsv") and not path.endswith(".gz")
         if can_cut and size > 2 * target:
             close_group()
             for start in range(0, size, target):
                 part = min(target, size - start)
                 stop = start + part if start + part < size else -1
-                units.append(Shard(config.source, (path,), start, stop, config.field, size=part))
+                units.append(Shard(config.source, (path,), start, stop, config.field, config.target_field, size=part))
             continue
         group.append(path)
         if sum(sizes[path] for path in group) >= target:
@@ -162,84 +156,79 @@ def _file_shards(config: DataConfig) -> list[Shard]:
     return units
 
 
-def _lines(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Lines with their byte offset, from the first that begins at `start` or later to the end of the file."""
-    try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-            offset = 0
-            if start:
-                file.seek(start - 1)
-                offset = start - 1 + len(file.readline())
-            for line in file:
-                yield offset, line.removeprefix(b"\xef\xbb\xbf") if offset == 0 else line
-                offset += len(line)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}; check the file.") from error
-
-
-def _where(path: str, offset: int) -> str:
-    """`path, line N` for an error message; reads the file up to there."""
-    number = 1 + sum(1 for line_offset, _ in _lines(path) if line_offset < offset)
-    return f"{path}, line {number}"
-
-
-def _decode(line: bytes, path: str, offset: int) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{_where(path, offset)} is not UTF-8 (byte 0x{line[error.start]:02x}); convert the file, e.g. with iconv."
-        ) from error
-
-
-def _clean(text: str) -> str:
-    """Without surrounding whitespace and without lone surrogates, which JSON can spell but UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode().strip()
-
-
 def _read_text(path: str, shard: Shard) -> Iterator[str]:
     """Blocks between blank lines. A block belongs to the part that holds the blank line before it."""
     block: list[str] = []
     ours = shard.start == 0
-    for offset, line in _lines(path, shard.start):
+    for offset, line in files.lines(path, shard.start):
         if line.strip():
             if ours:
-                block.append(_decode(line, path, offset).rstrip())
+                block.append(files.decode(line, path, offset).rstrip())
             continue
         if block:
-            yield _clean("\n".join(block))
+            yield files.clean("\n".join(block))
             block = []
         if 0 <= shard.stop <= offset:
             return
         ours = True
     if block:
-        yield _clean("\n".join(block))
+        yield files.clean("\n".join(block))
 
 
-def _read_jsonl(path: str, shard: Shard) -> Iterator[str]:
-    for offset, line in _lines(path, shard.start):
+def _read_tsv(path: str, shard: Shard) -> Iterator[Pair]:
+    for offset, line in files.lines(path, shard.start):
+        if 0 <= shard.stop <= offset:
+            return
+        text = files.decode(line, path, offset).rstrip("\r\n")
+        if not text:
+            continue
+        columns = text.split("\t")
+        if len(columns) != 2:
+            raise InputError(
+                f"{files.where(path, offset)} has {len(columns)} column{'s' * (len(columns) > 1)}; accepted: 2, source "
+                "and target with a tab between them."
+            )
+        yield make_pair(*columns, where=lambda offset=offset: files.where(path, offset))
+
+
+def _read_jsonl(path: str, shard: Shard) -> Iterator[str | Pair]:
+    for offset, line in files.lines(path, shard.start):
         if 0 <= shard.stop <= offset:
             return
         if not line.strip():
             continue
-        text = _decode(line, path, offset)
+        text = files.decode(line, path, offset)
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{_where(path, offset)} is not JSON ({error.msg}, column {error.colno}); give one object a line."
+                f"{files.where(path, offset)} is not JSON ({error.msg}, column {error.colno}); give one object a line."
             ) from error
-        if not isinstance(record, dict) or not isinstance(record.get(shard.field), str):
-            fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise InputError(
-                f"{_where(path, offset)} has no text under data.field={shard.field!r} (it has: {fields}); "
-                "set data.field to the one that holds the text."
-            )
-        if document := _clean(record[shard.field]):
-            yield document
+        for option, name in _fields(shard).items():
+            if not isinstance(record, dict) or not isinstance(record.get(name), str):
+                found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                raise InputError(
+                    f"{files.where(path, offset)} has no text under data.{option}={name!r} (it has: {found}); "
+                    f"set data.{option} to the one that holds the text."
+                )
+        values = [record[name] for name in _fields(shard).values()]
+        yield from _document_or_pair(values, lambda offset=offset: files.where(path, offset))
 
 
-def _read_parquet(path: str, shard: Shard) -> Iterator[str]:
+def _fields(shard: Shard) -> dict[str, str]:
+    """The fields of a record that are read, by the option that names each."""
+    return {name: value for name in ("field", "target_field") if (value := getattr(shard, name))}
+
+
+def _document_or_pair(values: Sequence[str], where: Callable[[], str]) -> Iterator[str | Pair]:
+    """What the fields of a record give; an empty document is left out, an empty half of a pair is an error."""
+    if len(values) == 2:
+        yield make_pair(*values, where=where)
+    elif document := files.clean(values[0]):
+        yield document
+
+
+def _read_parquet(path: str, shard: Shard) -> Iterator[str | Pair]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
@@ -248,43 +237,53 @@ def _read_parquet(path: str, shard: Shard) -> Iterator[str]:
         file = parquet.ParquetFile(path)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+    fields = _fields(shard)
     with file:
         names = file.schema_arrow.names
-        if shard.field not in names:
-            raise InputError(
-                f"{path} has no column data.field={shard.field!r}; accepted: {', '.join(names)}. Set data.field."
-            )
+        for option, name in fields.items():
+            if name not in names:
+                raise InputError(
+                    f"{path} has no column data.{option}={name!r}; accepted: {', '.join(names)}. Set data.{option}."
+                )
         row = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[shard.field]):
-            for value in batch.column(0).to_pylist():
-                if value is not None and not isinstance(value, str):
-                    raise InputError(
-                        f"{path}, row {row}: data.field={shard.field!r} is {type(value).__name__}; it must be text."
-                    )
-                if document := _clean(value or ""):
-                    yield document
+        for batch in file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(fields.values()))):
+            columns = [batch.column(name).to_pylist() for name in fields.values()]
+            for values in zip(*columns, strict=True):
+                for (option, name), value in zip(fields.items(), values, strict=True):
+                    if value is not None and not isinstance(value, str):
+                        raise InputError(
+                            f"{path}, row {row}: data.{option}={name!r} is {type(value).__name__}; it must be text."
+                        )
+                yield from _document_or_pair([value or "" for value in values], lambda row=row: f"{path}, row {row}")
                 row += 1
+
+
+# --- texts that are held in memory
+
+
+def _grouped(source: str, texts: Iterable[str | Pair]) -> list[Shard]:
+    """Shards that carry their texts."""
+    units: list[Shard] = []
+    group: list[str | Pair] = []
+    size = 0
+    for text in [*texts, None]:
+        if group and (text is None or size >= _SMALLEST_SHARD):
+            units.append(Shard(source, texts=tuple(group), size=size))
+            group, size = [], 0
+        if text is not None:
+            group.append(text)
+            size += len(text) if isinstance(text, str) else len(text.source) + len(text.target)
+    return units
 
 
 # --- docstrings of this installation
 
 
-def _installed_docs(parallel_map: Callable[..., Iterable[Any]]) -> list[Shard]:
-    """Unique docstrings of the standard library and of the installed packages, cut into shards."""
-    files = list(_python_files())
-    chunks = [files[i : i + _PYTHON_FILES_AT_ONCE] for i in range(0, len(files), _PYTHON_FILES_AT_ONCE)]
-    unique = dict.fromkeys(text for texts in parallel_map(_docstrings, chunks) for text in texts)
-    units: list[Shard] = []
-    group: list[str] = []
-    size = 0
-    for text in [*unique, None]:
-        if group and (text is None or size >= _SMALLEST_SHARD):
-            units.append(Shard("installed-docs", texts=tuple(group), size=size))
-            group, size = [], 0
-        if text is not None:
-            group.append(text)
-            size += len(text)
-    return units
+def _installed_docs(parallel_map: Callable[..., Iterable[Any]]) -> list[str]:
+    """Unique docstrings of the standard library and of the installed packages."""
+    paths = list(_python_files())
+    chunks = [paths[i : i + _PYTHON_FILES_AT_ONCE] for i in range(0, len(paths), _PYTHON_FILES_AT_ONCE)]
+    return list(dict.fromkeys(text for texts in parallel_map(_docstrings, chunks) for text in texts))
 
 
 def _python_files() -> Iterator[str]:
@@ -297,7 +296,7 @@ def _python_files() -> Iterator[str]:
             yield from (os.path.join(folder, name) for name in sorted(names) if name.endswith(".py"))
 
 
-def _docstrings(files: list[str]) -> list[str]:
+def _docstrings(paths: list[str]) -> list[str]:
     """The long docstrings of some Python files, in source order; nothing is imported or run."""
     found: list[str] = []
     collecting = gc.isenabled()
@@ -305,7 +304,7 @@ def _docstrings(files: list[str]) -> list[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's code
-            for path in files:
+            for path in paths:
                 found += _docstrings_of(path)
     finally:
         if collecting:
@@ -328,7 +327,7 @@ def _docstrings_of(path: str) -> list[str]:
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = _clean(ast.get_docstring(node) or "")
+            text = files.clean(ast.get_docstring(node) or "")
             if len(text) > _SHORTEST_DOCSTRING:
                 found.append(text)
         blocks = [getattr(node, name, ()) for name in ("body", "handlers", "orelse", "finalbody")]

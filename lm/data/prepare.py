@@ -1,11 +1,14 @@
 """Corpus -> tokenizer -> token store, over processes, and resumable.
 
+A document is stored as its sentences, a pair as two: its source and its target.
+
 Shards of the corpus are tokenised independently, each complete by its own marker, so a run that was
 killed goes on with what is missing when the same command is given again. The manifest comes last.
 """
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -21,10 +24,14 @@ from tqdm import tqdm
 from lm.config import DataConfig, InputError
 from lm.data import corpus, store
 from lm.data import tokenizer as tokenizers
+from lm.data.pairs import Pair
 from lm.data.sentences import sentences
 
 # What the content of a store depends on; a store made with other values is refused by name.
-_SETTINGS = ("source", "path", "field", "tokenizer", "tokenizer_kind", "vocab_size", "heldout_fraction")
+_SETTINGS = (
+    *("source", "path", "field", "target_field", "languages"),
+    *("tokenizer", "tokenizer_kind", "vocab_size", "split_digits", "heldout_fraction"),
+)
 _IN_PROGRESS = "preparing.json"
 _BATCH_CHARACTERS = 1 << 20  # encoded at once: bounds the memory of a worker
 _HASHES = 1 << 64
@@ -56,7 +63,8 @@ def prepare(config: DataConfig, out: str, *, num_workers: int | None = None, pro
     with _executor(num_workers) as executor:
         shards = corpus.shards(config, executor.map)
         if not any(True for shard in shards for _ in corpus.read(shard)):
-            raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no document.")
+            kind = "pair" if config.pairs else "document"
+            raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no {kind}.")
         tokenizer = _tokenizer(config, out, settings, shards)
         threshold = round(config.heldout_fraction * _HASHES)
         markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
@@ -65,11 +73,12 @@ def prepare(config: DataConfig, out: str, *, num_workers: int | None = None, pro
             markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
     if not sum(marker["train"]["tokens"] for marker in markers):
         raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no token.")
-    store.finish(out, tokenizer, settings, markers)
+    store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers)
     return store.Store.open(out)
 
 
 def _refuse_changes(out: str, made_with: dict[str, Any], wanted: dict[str, Any]) -> None:
+    made_with = {**dataclasses.asdict(DataConfig()), **made_with}  # a setting newer than the store had its default
     changes = [
         f"data.{name} ({made_with[name]!r} -> {wanted[name]!r})"
         for name in _SETTINGS
@@ -143,6 +152,7 @@ def _tokenizer(
             _sample(shards, config.vocab_size * tokenizers.SAMPLE_CHARACTERS_PER_PIECE),
             vocab_size=config.vocab_size,
             kind=config.tokenizer_kind,
+            split_digits=config.split_digits,
         )
     store.write_key(out, tokenizer.file_name, tokenizer.to_bytes())
     store.write_key(out, _IN_PROGRESS, state)
@@ -150,16 +160,21 @@ def _tokenizer(
 
 
 def _sample(shards: list[corpus.Shard], characters: int) -> Iterator[str]:
-    """Sentences from the beginning of every shard, about `characters` in all."""
+    """Sentences, or halves of pairs, from the beginning of every shard, about `characters` in all."""
     share = -(-characters // len(shards))
     for shard in shards:
         taken = 0
         for document in corpus.read(shard):
-            for sentence in sentences(document):
+            for sentence in _segments(document):
                 yield sentence
                 taken += len(sentence)
             if taken >= share:
                 break
+
+
+def _segments(document: str | Pair) -> list[str]:
+    """What is stored of a document or a pair."""
+    return [document.source, document.target] if isinstance(document, Pair) else sentences(document)
 
 
 # --- shards
@@ -211,9 +226,11 @@ def _write_shard(job: _Job) -> dict[str, Any]:
         segmented: dict[str, list[list[str]]] = {split: [] for split in store.SPLITS}
         for document in batch:
             hashes.append(_hash(document))
-            segmented["heldout" if hashes[-1] < job.threshold else "train"].append(sentences(document))
+            segmented["heldout" if hashes[-1] < job.threshold else "train"].append(_segments(document))
         for split, found in segmented.items():
             parts[split].append(_encode(tokenizer, found))
+            if isinstance(batch[0], Pair):
+                _refuse_halves(tokenizer, parts[split][-1], found)
     splits = {split: _concatenate(texts) for split, texts in parts.items()}
     extra = {"digest": job.digest, "lowest_hash": min(hashes, default=_HASHES), "highest_hash": max(hashes, default=-1)}
     return store.write_shard(job.out, job.index, splits, tokenizer.vocab_size, extra)
@@ -229,12 +246,12 @@ def _load_tokenizer(out: str, name: str, fingerprint: str) -> tokenizers.Tokeniz
     return tokenizer
 
 
-def _batches_of(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches_of(documents: Iterator[str | Pair]) -> Iterator[list[str | Pair]]:
+    batch: list[str | Pair] = []
     characters = 0
     for document in documents:
         batch.append(document)
-        characters += len(document)
+        characters += len(document) if isinstance(document, str) else len(document.source) + len(document.target)
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -255,6 +272,16 @@ def _encode(tokenizer: tokenizers.Tokenizer, documents: list[list[str]]) -> stor
     )
 
 
+def _refuse_halves(tokenizer: tokenizers.Tokenizer, text: store.Text, pairs: list[list[str]]) -> None:
+    """An imported tokenizer may have no token for a text; of a pair both halves need some."""
+    if len(text.sentence_lengths) != 2 * len(pairs):
+        source, target = next(pair for pair in pairs if not all(map(len, tokenizer.encode(pair))))
+        raise InputError(
+            f"the tokenizer has no token for one half of the pair {source[:80]!r}, {target[:80]!r}; remove the pair, "
+            "or use another data.tokenizer."
+        )
+
+
 def _concatenate(texts: list[store.Text]) -> store.Text:
     columns = zip(*((text.tokens, text.sentence_lengths, text.document_lengths) for text in texts), strict=True)
     arrays = [np.concatenate(column) for column in columns] or [np.zeros(0, np.int32)] * 3
@@ -264,9 +291,10 @@ def _concatenate(texts: list[store.Text]) -> store.Text:
 # --- held-out split
 
 
-def _hash(document: str) -> int:
-    """64 bits of the text alone, so a document stays in its split however the corpus is cut."""
-    return int.from_bytes(hashlib.blake2b(document.encode(), digest_size=8).digest(), "big")
+def _hash(document: str | Pair) -> int:
+    """64 bits of the text (of a pair's group) alone, so it stays in its split however the corpus is cut."""
+    text = document if isinstance(document, str) else document.group or document.source
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _other_threshold(markers: list[dict[str, Any]], threshold: int, config: DataConfig) -> int:
@@ -281,8 +309,9 @@ def _other_threshold(markers: list[dict[str, Any]], threshold: int, config: Data
     lowest = min(marker["lowest_hash"] for marker in markers)
     highest = max(marker["highest_hash"] for marker in markers)
     if sum(documents.values()) and lowest == highest:
+        one = "the pairs of one source" if config.pairs else "one document"
         raise InputError(
-            f"data.path={config.path!r} holds one document only, so none can be held out; give more (in text files a "
+            f"data.path={config.path!r} holds {one} only, so none can be held out; give more (in text files a "
             "blank line separates them), or set data.heldout_fraction=0."
         )
     return lowest + 1 if not documents["heldout"] else highest

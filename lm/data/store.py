@@ -12,6 +12,7 @@ sharding codec: few files, and small inner chunks, so that a random read decodes
 """
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ import tensorstore as ts
 
 from lm.config import InputError
 from lm.data import tokenizer as tokenizers
+from lm.data.pairs import Pair
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "heldout")
@@ -176,13 +178,18 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def finish(
-    path: str, tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], markers: Sequence[dict[str, Any]]
+    path: str,
+    tokenizer: tokenizers.Tokenizer,
+    kind: str,
+    settings: dict[str, Any],
+    markers: Sequence[dict[str, Any]],
 ) -> None:
     """Writes the manifest, which makes the store complete.
 
     Args:
         path: the store, with its tokenizer and all shards in place.
         tokenizer: the tokenizer that made the ids.
+        kind: `documents`, or `pairs`: documents of two sentences, source and target.
         settings: what the store was made from, compared by name when it is asked for again.
         markers: of every shard, in order.
     """
@@ -195,6 +202,7 @@ def finish(
     shards = [{split: marker[split] for split in SPLITS} for marker in markers]
     manifest = {
         "format_version": FORMAT_VERSION,
+        "kind": kind,
         "settings": settings,
         "tokenizer": {
             "file": tokenizer.file_name,
@@ -282,6 +290,11 @@ class Store:
     train: Split
     heldout: Split
 
+    @property
+    def kind(self) -> str:
+        """`documents` or `pairs`."""
+        return self.manifest.get("kind", "documents")
+
     @classmethod
     def open(
         cls, path: str, tokenizer: tokenizers.Tokenizer | None = None, memory_limit: int = _MEMORY_LIMIT
@@ -313,6 +326,31 @@ class Store:
                 )
         train, heldout = (_open_split(path, manifest, split, memory_limit) for split in SPLITS)
         return cls(path, manifest, own, train, heldout)
+
+
+def read_pairs(store: Store, split: Split, index: Sequence[int] | np.ndarray | None = None) -> list[Pair]:
+    """Pairs of a split as text.
+
+    Args:
+        store: of pairs.
+        split: `store.train` or `store.heldout`.
+        index: which pairs; by default all.
+
+    Raises:
+        InputError: the store is of documents.
+    """
+    if store.kind != "pairs":
+        raise InputError(
+            f"the token store {store.path!r} holds {store.kind}, not pairs; prepare one with data.source=tsv, gettext, "
+            "dates or docs-questions, or with data.target_field."
+        )
+    which = np.arange(split.num_documents) if index is None else np.asarray(index, np.int64)
+    halves = (split.document_offsets[which][:, None] + np.arange(2)).reshape(-1)
+    starts, stops = split.sentence_offsets[halves], split.sentence_offsets[halves + 1]
+    ids = split.read(starts, stops - starts)
+    bounds = itertools.pairwise([0, *np.cumsum(stops - starts).tolist()])
+    texts = [store.tokenizer.decode(ids[start:stop]) for start, stop in bounds]
+    return list(itertools.starmap(Pair, zip(texts[::2], texts[1::2], strict=True)))
 
 
 def read_manifest(path: str) -> dict[str, Any] | None:

@@ -1,0 +1,101 @@
+"""Written dates of many languages, and the same dates in ISO 8601.
+
+    Dienstag, 3. November 2026 -> 2026-11-03        2026年11月3日 星期二 -> 2026-11-03
+
+What the data is: days of 1900 to 2099, each written as the Unicode CLDR of Babel has it for one of the
+locales below, in every form that the locale defines with day, month and a year of four digits: full, long,
+medium, short, and with abbreviated weekday or month. Nothing in the source says which locale it is.
+
+What it is not: dates as people mistype them, relative dates, ranges, other calendars, years of two digits
+(1926 or 2026?), or numbers with the month first (11/3/2026), which contradict the far more common 3/11/2026.
+Where two locales write different days alike, neither is used.
+"""
+
+import datetime
+import functools
+import importlib
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from lm.config import InputError
+from lm.data.pairs import Pair, one_line
+
+LOCALES = (
+    *("ar", "bg", "ca", "cs", "da", "de", "el", "en_GB", "en_US", "es", "et", "fa", "fi", "fr", "he", "hi", "hu"),
+    *("id", "it", "ja", "ko", "lt", "nb", "nl", "pl", "pt", "ro", "ru", "sk", "sl", "sv", "th", "tr", "uk", "vi"),
+    *("zh_Hans", "zh_Hant"),
+)
+NUM_PAIRS = 200_000
+
+_FIRST_DAY = datetime.date(1900, 1, 1)
+_NUM_DAYS = (datetime.date(2100, 1, 1) - _FIRST_DAY).days
+_SKELETONS = ("yMMMEd", "yMMMd", "yMMMMd", "yMd", "yMMMMEEEEd")
+_QUOTED = re.compile(r"'[^']*'")
+# Marks that only steer the direction of the text: nobody types them, and they are bytes to the tokenizer.
+_DIRECTION_MARKS = str.maketrans("", "", "\u061c\u200e\u200f")
+
+
+def pairs(parallel_map: Callable[..., Iterable[Any]] = map, count: int = NUM_PAIRS) -> list[Pair]:
+    """Written dates and their ISO 8601 form, always the same ones in the same order.
+
+    Args:
+        parallel_map: an ordered `map`; each locale is a unit of work.
+        count: pairs to draw, as many in each locale; duplicates and ambiguous ones then go.
+
+    Returns:
+        Pairs whose sources all differ.
+
+    Raises:
+        InputError: Babel is not installed.
+    """
+    _babel("core")
+    share = -(-count // len(LOCALES))
+    found = parallel_map(functools.partial(_written_in, count=share), LOCALES)
+    targets: dict[str, set[str]] = {}
+    for source, target in (pair for locale in found for pair in locale):
+        targets.setdefault(source, set()).add(target)
+    return [Pair(source, *meant) for source, meant in targets.items() if len(meant) == 1]
+
+
+def patterns(locale: str) -> list[str]:
+    """The forms of a date in a locale, as CLDR patterns: a four-digit year, and the month first only if named."""
+    data = _babel("core").Locale.parse(locale)
+    forms = [data.date_formats[name].pattern for name in ("full", "long", "medium", "short")]
+    forms += [data.datetime_skeletons[name].pattern for name in _SKELETONS if name in data.datetime_skeletons]
+    return [form for form in dict.fromkeys(forms) if _is_unambiguous(form)]
+
+
+def _is_unambiguous(pattern: str) -> bool:
+    letters = _QUOTED.sub("", pattern)
+    if "yy" in letters:
+        return False
+    named_month = "MMM" in letters or "LLL" in letters
+    return named_month or letters.index("d") < letters.index("M") or letters.index("y") < letters.index("M")
+
+
+def written(date: datetime.date, pattern: str, locale: str) -> str:
+    """A day as a locale writes it, by a CLDR pattern."""
+    text = _babel("dates").format_date(date, pattern, locale=locale)
+    return one_line(text.translate(_DIRECTION_MARKS))
+
+
+def _written_in(locale: str, count: int) -> list[tuple[str, str]]:
+    """Random days in random forms of one locale: what is written, and in ISO 8601."""
+    forms = patterns(locale)
+    rng = np.random.default_rng(list(locale.encode()))
+    chosen = zip(rng.integers(_NUM_DAYS, size=count), rng.integers(len(forms), size=count), strict=True)
+    found = []
+    for day, form in chosen:
+        date = _FIRST_DAY + datetime.timedelta(days=int(day))
+        found.append((written(date, forms[form], locale), date.isoformat()))
+    return found
+
+
+def _babel(module: str) -> Any:
+    try:
+        return importlib.import_module(f"babel.{module}")
+    except ImportError as error:
+        raise InputError("data.source=dates needs Babel; pip install 'lm[corpora]'.") from error

@@ -1,0 +1,244 @@
+"""Questions about docstrings, made from the docstrings' own sections.
+
+    question: What does the argument axis mean? context: Sum of array elements ... -> Axis along which ...
+
+What the data is: what the NumPy, Google and Sphinx styles say of parameters (meaning and type), of what is returned
+and of when an exception is raised. The question is one of a few templates around a name, the context a passage of
+the docstring of at most 600 characters, the answer a span of it: the first sentence of a description, or a type.
+
+What it is not: questions that people asked. An answer stands where the section's form says it does, so a model
+learns to find a described name and to copy from there; it need not understand, combine or infer, and there is
+always an answer. Left out are names that a docstring describes twice, several names described together, answers of
+more than 200 characters, and an entry that another docstring has word for word.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from lm.data.pairs import Pair, one_line, question_source
+from lm.data.sentences import sentences
+
+_TEMPLATES = {
+    "parameter": (
+        "What is {}?",
+        "What does {} mean?",
+        "What is the argument {} for?",
+        "How is the parameter {} described?",
+    ),
+    "type": ("What type is {}?", "Which type does the parameter {} have?", "What can be given as {}?"),
+    "returns": ("What is returned?", "What does it return?", "What is the result of the call?"),
+    "raises": ("When is {} raised?", "What causes {}?", "In which case does {} occur?"),
+}
+_LONGEST_CONTEXT = 600  # characters, about 150 tokens: copying from a longer passage takes longer to learn
+_SHORTEST_CONTEXT = 150
+_LONGEST_ANSWER = 200
+_DOCSTRINGS_AT_ONCE = 500
+
+_SECTIONS = {
+    **dict.fromkeys(("parameters", "other parameters", "args", "arguments", "keyword arguments"), "parameter"),
+    **dict.fromkeys(("attributes", "params"), "parameter"),
+    **dict.fromkeys(("returns", "return", "yields"), "returns"),
+    **dict.fromkeys(("raises", "exceptions"), "raises"),
+}
+_UNDERLINE = re.compile(r"\s*-{3,}\s*$")
+_GOOGLE_HEADER = re.compile(r"(\s*)([A-Z][A-Za-z ]+):\s*$")
+_NUMPY_ENTRY = re.compile(r"([\w.*]+)(?: ?: *(.+))?$")
+_GOOGLE_ENTRY = re.compile(r"[`*]*([\w.]+)`*(?: \(([^()]*)\))?: +(\S.*)$")
+_SPHINX_ENTRY = re.compile(r":(param|parameter|arg|raises?|returns?)(?: +([^:]*))?: *(.*)$")
+_LIST = re.compile(r"[-*+•] |\d+[.)] |>>>|\.\. ")
+_DEFAULT = re.compile(r",? *(?:optional|default\b.*)$")
+
+
+class _Entry(NamedTuple):
+    """What a section says of a name: lines `start:stop` of the docstring."""
+
+    kind: str
+    name: str
+    answer: str
+    start: int
+    stop: int
+
+
+def pairs(docstrings: Sequence[str], parallel_map: Callable[..., Iterable[Any]] = map) -> list[Pair]:
+    """Questions with their passages, and the answers.
+
+    Args:
+        docstrings: cleaned as by `inspect.cleandoc`.
+        parallel_map: an ordered `map`.
+
+    Returns:
+        Pairs in the order of the docstrings, whose hash is their group; no passage is in two groups.
+    """
+    chunks = [docstrings[i : i + _DOCSTRINGS_AT_ONCE] for i in range(0, len(docstrings), _DOCSTRINGS_AT_ONCE)]
+    found: list[Pair] = []
+    entries: set[tuple[str, str, str]] = set()
+    group_of: dict[str, str] = {}
+    for chunk in parallel_map(_questions, chunks):
+        for context, group, entry in chunk:
+            key = (entry.kind, entry.name, entry.answer)
+            if key in entries or group_of.setdefault(context, group) != group:
+                continue
+            entries.add(key)
+            found.append(Pair(question_source(_question(entry, context), context), entry.answer, group))
+    return found
+
+
+def _questions(docstrings: Sequence[str]) -> list[tuple[str, str, _Entry]]:
+    """(passage, group, entry) of some docstrings; runs in a worker."""
+    return [
+        (context, hashlib.sha256(docstring.encode()).hexdigest(), entry)
+        for docstring in docstrings
+        for context, entry in _asked(docstring)
+    ]
+
+
+def _question(entry: _Entry, context: str) -> str:
+    templates = _TEMPLATES[entry.kind]
+    choice = hashlib.sha256(f"{entry.kind} {entry.name} {context}".encode()).digest()[0]
+    return templates[choice % len(templates)].format(entry.name)
+
+
+def _asked(docstring: str) -> Iterator[tuple[str, _Entry]]:
+    """The passages of a docstring, each with the entries that it answers unmistakably."""
+    lines = docstring.splitlines()
+    entries = _entries(lines)
+    described = [(entry.kind, entry.name) for entry in entries]
+    for start, stop in _passages(lines, entries):
+        context = one_line("\n".join(lines[start:stop]))
+        if not _SHORTEST_CONTEXT <= len(context) <= _LONGEST_CONTEXT:
+            continue
+        for entry in entries:
+            inside = start <= entry.start and entry.stop <= stop
+            if inside and described.count((entry.kind, entry.name)) == 1 and entry.answer in context:
+                yield context, entry
+
+
+def _passages(lines: list[str], entries: list[_Entry]) -> Iterator[tuple[int, int]]:
+    """Cuts lines into passages of at most `_LONGEST_CONTEXT` characters, never within an entry."""
+    within = {line for entry in entries for line in range(entry.start + 1, entry.stop)}
+    start = cut = 0
+    size = 0
+    for index, line in enumerate(lines):
+        if index not in within:
+            cut = index
+        size += len(line.strip()) + 1
+        if size > _LONGEST_CONTEXT and cut > start:
+            yield start, cut
+            size = sum(len(line.strip()) + 1 for line in lines[cut : index + 1])
+            start = cut
+    yield start, len(lines)
+
+
+# --- sections
+
+
+def _entries(lines: list[str]) -> list[_Entry]:
+    """All entries that the three styles have in a docstring, in order; names that cannot be asked for included."""
+    found: list[_Entry] = []
+    for index, line in enumerate(lines):
+        underlined = index + 1 < len(lines) and _UNDERLINE.match(lines[index + 1]) is not None
+        if underlined and (kind := _SECTIONS.get(line.strip().lower())):
+            found += _numpy_section(lines, index + 2, kind)
+        elif (header := _GOOGLE_HEADER.match(line)) and (kind := _SECTIONS.get(header[2].lower())):
+            found += _google_section(lines, index + 1, kind, len(header[1]))
+        elif line.lstrip().startswith(":") and (entry := _SPHINX_ENTRY.match(line.lstrip())):
+            found += _sphinx_entry(lines, index, entry)
+    return found
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _blocks(lines: list[str], start: int, indent: int, margin: int) -> Iterator[tuple[int, int]]:
+    """Line ranges that begin at `indent` columns and go on while lines are blank or deeper; ends left of `margin`."""
+    begin = -1
+    for index in range(start, len(lines) + 1):
+        line = lines[index] if index < len(lines) else ""
+        over = index == len(lines) or (line.strip() and _indent(line) < margin)
+        if begin >= 0 and (over or (line.strip() and _indent(line) <= indent)):
+            stop = index
+            while not lines[stop - 1].strip():
+                stop -= 1
+            yield begin, stop
+            begin = -1
+        if over:
+            return
+        if line.strip() and _indent(line) == indent:
+            begin = index
+
+
+def _numpy_section(lines: list[str], start: int, kind: str) -> Iterator[_Entry]:
+    if start >= len(lines) or not lines[start].strip():
+        return
+    indent = _indent(lines[start])
+    end = next((i for i in range(start, len(lines) - 1) if _UNDERLINE.match(lines[i + 1])), len(lines))
+    blocks = list(_blocks(lines[:end], start, indent, indent))
+    for begin, stop in blocks:
+        head = _NUMPY_ENTRY.match(lines[begin].strip())
+        description = lines[begin + 1 : stop]
+        if kind == "returns":
+            if len(blocks) == 1:
+                yield from _entry(kind, "", description or [lines[begin]], begin, stop)
+        elif head:
+            yield from _entry(kind, head[1].strip("*"), description, begin, stop)
+            if kind == "parameter" and head[2]:
+                yield from _type(head[1].strip("*"), head[2], begin, stop)
+
+
+def _google_section(lines: list[str], start: int, kind: str, margin: int) -> Iterator[_Entry]:
+    if start >= len(lines) or _indent(lines[start]) <= margin:
+        return
+    indent = _indent(lines[start])
+    blocks = list(_blocks(lines, start, indent, indent))
+    if kind == "returns":
+        if blocks:
+            first = lines[start].strip()
+            typed = re.match(r"[\w\[\], .|]{1,40}: +(?=\S)", first)
+            text = [first[typed.end() :] if typed else first, *lines[start + 1 : blocks[-1][1]]]
+            yield from _entry(kind, "", text, start, blocks[-1][1])
+        return
+    for begin, stop in blocks:
+        if head := _GOOGLE_ENTRY.match(lines[begin].strip()):
+            yield from _entry(kind, head[1], [head[3], *lines[begin + 1 : stop]], begin, stop)
+            if kind == "parameter" and head[2]:
+                yield from _type(head[1], head[2], begin, stop)
+
+
+def _sphinx_entry(lines: list[str], begin: int, head: re.Match[str]) -> Iterator[_Entry]:
+    kind = {"p": "parameter", "a": "parameter"}.get(head[1][0], "returns" if head[1].startswith("ret") else "raises")
+    indent = _indent(lines[begin])
+    stop = begin + 1
+    while stop < len(lines) and lines[stop].strip() and _indent(lines[stop]) > indent:
+        stop += 1
+    *type_, name = (head[2] or "").split() or [""]
+    if (kind == "returns") == (not name):
+        yield from _entry(kind, name, [head[3], *lines[begin + 1 : stop]], begin, stop)
+        if kind == "parameter" and type_:
+            yield from _type(name, " ".join(type_), begin, stop)
+
+
+def _entry(kind: str, name: str, description: list[str], start: int, stop: int) -> Iterator[_Entry]:
+    first = next(iter(sentences(_first_paragraph(description))), "")
+    if 3 <= len(first) <= _LONGEST_ANSWER and any(map(str.isalpha, first)) and not first.endswith((":", "::")):
+        yield _Entry(kind, name, first, start, stop)
+
+
+def _first_paragraph(description: list[str]) -> str:
+    """Its lines as one, whatever their indents; nothing where a list goes on with it."""
+    paragraph: list[str] = []
+    for line in map(str.strip, description):
+        if _LIST.match(line):
+            return ""
+        if paragraph and not line:
+            break
+        paragraph += line.split()
+    return " ".join(paragraph)
+
+
+def _type(name: str, text: str, start: int, stop: int) -> Iterator[_Entry]:
+    answer = _DEFAULT.sub("", one_line(text)).strip(" ,")
+    if 2 <= len(answer) <= _LONGEST_ANSWER:
+        yield _Entry("type", name, answer, start, stop)
