@@ -3,7 +3,7 @@
 #
 #     bash launch/catalogues.sh [FOLDER [LANGUAGE...]]      default: catalogues de zh_CN
 #
-# Downloads Debian packages with apt-get (about 150 MB; nothing is installed, no root needed), keeps only their
+# Downloads Debian packages with apt-get (about 180 MB; nothing is installed, no root needed), keeps only their
 # *.mo files of these languages in FOLDER and deletes the rest. For Debian and Ubuntu; a package that the release
 # does not have is left out with a note. The programs' licences hold for their translations.
 set -euo pipefail

@@ -42,7 +42,7 @@ def pairs(config: DataConfig, parallel_map: Callable[..., Iterable[Any]] = map) 
         parallel_map: an ordered `map`; each catalogue is a unit of work.
 
     Returns:
-        Pairs in the order of the English messages, which are their groups.
+        Pairs in the order of the English messages. Messages of the same words are one group.
 
     Raises:
         InputError: a catalogue cannot be read, or a language has none.
@@ -66,10 +66,15 @@ def pairs(config: DataConfig, parallel_map: Callable[..., Iterable[Any]] = map) 
         Pair(
             translation_source(text, language),
             max(found, key=lambda translation: (found[translation], translation)),
-            text,
+            _group(text),
         )
         for (text, language), found in sorted(votes.items())
     ]
+
+
+def _group(text: str) -> str:
+    """`Open File...` and `open file` are too much alike for one to be learnt and the other to be asked."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _of_this_machine() -> list[str]:

@@ -146,8 +146,9 @@ def test_a_message_has_one_translation_the_most_frequent(tmp_path: Path):
     assert translations(tmp_path) == {"Default value": "Standard"}
 
 
-def test_an_english_message_is_in_one_split_for_all_languages(tmp_path: Path):
+def test_messages_of_the_same_words_are_in_one_split_for_all_languages(tmp_path: Path):
     messages = {f"Message number {i}": f"{i}. Meldung" for i in range(300)}
+    messages |= {f"message, number {i}:": f"{i}. Meldung:" for i in range(300)}
     for language in ("de", "zh_CN"):
         write_mo(tmp_path / language / "LC_MESSAGES/a.mo", messages)
     options = config(tmp_path, "de,zh_CN", vocab_size=500, heldout_fraction=0.2)
@@ -156,9 +157,10 @@ def test_an_english_message_is_in_one_split_for_all_languages(tmp_path: Path):
         [re.fullmatch(r"translate to (\w+): (.*)", pair.source).groups() for pair in read_pairs(store, split)]
         for split in (store.train, store.heldout)
     )
-    assert len(train) + len(heldout) == 600
-    assert 60 < len(heldout) < 200
-    assert not {text for _, text in train} & {text for _, text in heldout}
+    assert len(train) + len(heldout) == 1200
+    assert 120 < len(heldout) < 400
+    words = [{re.sub(r"\W+", " ", text.lower()).strip() for _, text in split} for split in (train, heldout)]
+    assert not words[0] & words[1]
     assert {text for language, text in heldout if language == "de"} == {
         text for language, text in heldout if language == "zh_CN"
     }
