@@ -134,7 +134,7 @@ class ModelConfig:
         norm_eps, norm_bias: added to the variance; whether a layernorm has a bias.
         embedding_norm: a norm after the embeddings.
         first_attention_norm: whether layer 0 normalises before attention (ModernBERT: no).
-        final_norm: a norm after the last layer (pre-norm models).
+        final_norm: a norm after the last layer (pre-norm models); final_dropout: dropout of what it gives (T5).
         activation: `relu`, `gelu` (erf), `gelu_tanh` or `silu`; gated: multiply by a second projection.
         attention_bias, mlp_bias: biases of the linear maps.
         position: `learned`, `rotary`, `relative` (T5 buckets) or `none`.
@@ -173,6 +173,7 @@ class ModelConfig:
     embedding_norm: bool = True
     first_attention_norm: bool = True
     final_norm: bool = False
+    final_dropout: bool = False
     activation: str = "gelu"
     gated: bool = False
     attention_bias: bool = True

@@ -27,7 +27,7 @@ from lm.models.layers import (
 from lm.sharding import constrain, gather_weights
 
 # What tells one use of dropout from another within a stack.
-EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT, MLP_HIDDEN, MEMORY_WEIGHTS, MEMORY_OUT = range(7)
+EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT, MLP_HIDDEN, MEMORY_WEIGHTS, MEMORY_OUT, FINAL = range(8)
 
 # (attention, inputs_BLD, index of the layer, dropout of the weights) -> [B, L, D]
 Attend = Callable[[Attention, jax.Array, jax.Array | int, Dropout | None], jax.Array]
@@ -217,7 +217,11 @@ class Stack(nnx.Module):
             return layer(hidden_BLD, index, attend_self, attend_memory, dropout_key)
 
         hidden_BLD = run_stack(self.layers, hidden_BLD, self.num_layers, self.execution, apply)
-        return hidden_BLD if self.final_norm is None else self.final_norm(hidden_BLD)
+        if self.final_norm is not None:
+            hidden_BLD = self.final_norm(hidden_BLD)
+        if self.config.final_dropout:
+            hidden_BLD = drop(hidden_BLD, make_dropout(self.config.dropout, dropout_key, self.num_layers, FINAL))
+        return hidden_BLD
 
     def steps(self, memory: Memory | None, length: int, shared_VD: jax.Array | None = None) -> "Steps":
         """Prepares decoding token by token, up to `length` tokens."""

@@ -121,7 +121,7 @@ def train_step(
         `skipped_steps`, the count.
     """
     step = state["step"]
-    dropout = config.model.dropout or config.model.attention_dropout
+    dropout = config.model.dropout or config.model.attention_dropout or config.model.mlp_dropout
     dropout_key = jax.random.fold_in(run_key(config.seed, DROPOUT), step) if dropout else None
     examples = objective.prepare(batch, jax.random.fold_in(run_key(config.seed, MASKING), step))
     grads, metrics = gradients(model, objective, state["params"], examples, dropout_key, config.train.accumulation)
