@@ -9,7 +9,9 @@ from absl import flags
 from lm import cli
 from lm.config import InputError
 
-_from = flags.DEFINE_string("from_huggingface", None, "Folder with config.json and safetensors: BERT or ModernBERT.")
+_from = flags.DEFINE_string(
+    "from_huggingface", None, "Folder with config.json and weights: BERT, ModernBERT, T5 or BART."
+)
 _workdir = flags.DEFINE_string("workdir", None, "New folder for what --from_huggingface holds.")
 _vocab_multiple = flags.DEFINE_integer(
     "vocab_multiple", 1, "Pad the vocabulary to a multiple, for a mesh to split.", lower_bound=1

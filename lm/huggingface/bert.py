@@ -25,6 +25,7 @@ BERT = Family(
         Setting("tie_embeddings", "tie_word_embeddings", True),
     ),
     fixed={
+        "architecture": "encoder",
         "norm": "layernorm",
         "norm_position": "post",
         "norm_bias": True,
@@ -37,6 +38,9 @@ BERT = Family(
         "global_every": 1,
         "attention_scale": True,
         "head_bias": True,
+        "logits_bias": True,
+        "scale_logits": False,
+        "mlp_dropout": 0.0,
     },
     required={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     weights=(

@@ -1,6 +1,7 @@
 """Settings and weights between transformers' terms and ours, in memory, derived from the tables of the families."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,13 +10,15 @@ import jax
 import numpy as np
 
 from lm.config import InputError, ModelConfig
+from lm.huggingface.bart import BART
 from lm.huggingface.bert import BERT
 from lm.huggingface.family import Family, Setting, Weight
 from lm.huggingface.modernbert import MODERNBERT
+from lm.huggingface.t5 import T5
 from lm.models import Params, build
 from lm.sharding import path_name
 
-FAMILIES = {family.model_type: family for family in (BERT, MODERNBERT)}
+FAMILIES = {family.model_type: family for family in (BERT, MODERNBERT, T5, BART)}
 
 # The heads of lm.models.Encoder. A checkpoint may lack one of them as a whole; the body must be complete.
 HEADS = ("mlm", "pooler", "nsp")
@@ -39,7 +42,12 @@ def read_config(settings: Mapping[str, Any]) -> ModelConfig:
     for name, accepted in family.required.items():
         if settings.get(name, accepted) != accepted:
             raise InputError(f"config.json has {name} {settings[name]!r}; accepted: {accepted!r}.")
-    values = {each.ours: each.read(settings.get(each.theirs, each.default)) for each in family.settings}
+    values: dict[str, Any] = {}
+    for each in family.settings:
+        value = each.read(settings.get(each.theirs, each.default))
+        if values.setdefault(each.ours, value) != value:
+            other = next(setting.theirs for setting in family.settings if setting.ours == each.ours)
+            raise InputError(f"config.json has {each.theirs} other than {other}; accepted: one value for both.")
     config = ModelConfig(**family.fixed, **values, **family.read(settings))
     config.validate()
     return config
@@ -70,10 +78,10 @@ def to_tensors(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
     flat = {path: np.asarray(array) for path, array in _flatten(params).items()}
     tensors = {}
     for weight in family.weights:
-        if weight.ours[0] not in flat:
+        if weight.ours[0] not in flat or not weight.applies(config):
             continue
         arrays = [flat.pop(path) for path in weight.ours]
-        for layer, name in enumerate(weight.names(config.num_layers), start=weight.first_layer):
+        for layer, name in enumerate(weight.names(config), start=weight.first_layer):
             tensors[name] = weight.pack([array[layer] for array in arrays] if weight.stacked else arrays)
     if flat:
         raise KeyError(f"no row of {family.model_type}'s table holds the parameters {sorted(flat)}; add one")
@@ -99,23 +107,27 @@ def from_tensors(
         InputError: where settings are not supported, or tensors missing, unexpected or ill-shaped.
     """
     family, config = _family(settings), read_config(settings)
+    tensors = _canonical(family, tensors)
+    if family.tied_by_values:
+        config = dataclasses.replace(config, tie_embeddings=_tied(family, tensors, config.tie_embeddings))
+    tensors = _without_copies(family, tensors, config.tie_embeddings)
     model = build(config)
     shapes = {path: leaf.shape for path, leaf in _flatten(jax.eval_shape(model.init, jax.random.key(0))).items()}
     rows = {
         weight: [shapes[path][1:] if weight.stacked else shapes[path] for path in weight.ours]
         for weight in family.weights
-        if weight.ours[0] in shapes
+        if weight.ours[0] in shapes and weight.applies(config)
     }
-    tensors = _canonical(family, tensors, config.tie_embeddings)
-    fresh = _check(rows, config.num_layers, tensors)
+    fresh = _check(rows, config, tensors)
 
     kept = [path for weight in rows if weight.first_layer for path in weight.ours]
     flat = _initial(model, seed, [path for path in shapes if _head(path) in fresh] + kept)
     for weight, ours in rows.items():
         if _head(weight.ours[0]) in fresh:
             continue
+        missing = Tensor(weight.shape(ours), functools.partial(np.zeros, weight.shape(ours)))
         layers = [
-            weight.unpack(tensors[name].read().astype(np.float32), ours) for name in weight.names(config.num_layers)
+            weight.unpack(tensors.get(name, missing).read().astype(np.float32), ours) for name in weight.names(config)
         ]
         for path, *arrays in zip(weight.ours, *layers, strict=True):
             first = flat[path][: weight.first_layer] if weight.first_layer else ()
@@ -137,7 +149,8 @@ def _obstacles(family: Family, config: ModelConfig) -> list[str]:
         for name, value in family.fixed.items()
         if getattr(config, name) != value
     ]
-    if config.width_per_head * config.num_heads != config.d_model:
+    free_heads = any(each.ours == "head_dim" for each in family.settings)
+    if not free_heads and config.width_per_head * config.num_heads != config.d_model:
         changes.append(f"model.head_dim={config.d_model // config.num_heads} (not {config.head_dim})")
     if "token_types" not in family.fixed and config.token_types < 1:
         changes.append("model.token_types=1 or more (not 0)")
@@ -149,24 +162,46 @@ def _obstacles(family: Family, config: ModelConfig) -> list[str]:
     return changes
 
 
-def _canonical(family: Family, tensors: Mapping[str, Tensor], tied: bool) -> dict[str, Tensor]:
-    """The tensors under the names of the family's table, each once.
-
-    Raises:
-        InputError: where a weight that should be tied was saved twice with different values.
-    """
+def _canonical(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of this version of transformers."""
     named = {}
     for name, tensor in tensors.items():
         for pattern, replacement in family.renames:
             name = re.sub(pattern, replacement, name)
         if not re.search(family.ignored, name):
             named[name] = tensor
+    return named
+
+
+def _tied(family: Family, tensors: Mapping[str, Tensor], said_to_be: bool) -> bool:
+    """Whether the output projection is the token embedding, where the tensors decide."""
+    return not any(
+        copy in tensors and not (said_to_be and (name not in tensors or _equal(tensors[copy], tensors[name])))
+        for copy, name in family.tied.items()
+    )
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and np.array_equal(left.read(), right.read())
+
+
+def _without_copies(family: Family, tensors: Mapping[str, Tensor], tied: bool) -> dict[str, Tensor]:
+    """The tensors that the family's table names, each once.
+
+    Raises:
+        InputError: where a weight that should be tied was saved twice with different values.
+    """
+    named = dict(tensors)
+    for copy, name in family.aliases.items():
+        if copy in named and not _equal(named[copy], named.setdefault(name, named[copy])):
+            raise InputError(f"{copy} differs from {name}; accepted: one token embedding for all stacks.")
+        named.pop(copy, None)
     for copy, name in {**family.repeated, **(family.tied if tied else {})}.items():
         if copy not in named:
             continue
         duplicate = named.pop(copy)
         if tied and name in named:
-            if not np.array_equal(duplicate.read(), named[name].read()):
+            if not _equal(duplicate, named[name]):
                 raise InputError(
                     f"{copy} differs from {name}, but config.json ties them; set tie_word_embeddings to false there."
                 )
@@ -176,7 +211,7 @@ def _canonical(family: Family, tensors: Mapping[str, Tensor], tied: bool) -> dic
 
 
 def _check(
-    rows: Mapping[Weight, Sequence[tuple[int, ...]]], num_layers: int, tensors: Mapping[str, Tensor]
+    rows: Mapping[Weight, Sequence[tuple[int, ...]]], config: ModelConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
     """The heads that are missing.
 
@@ -185,10 +220,11 @@ def _check(
     """
     groups: dict[str, dict[str, tuple[int, ...]]] = {}  # head, or "" for the body -> tensor -> shape
     for weight, ours in rows.items():
-        shape = weight.shape(ours)
-        groups.setdefault(_head(weight.ours[0]), {}).update(dict.fromkeys(weight.names(num_layers), shape))
+        names = [name for name in weight.names(config) if name in tensors or not weight.optional]
+        groups.setdefault(_head(weight.ours[0]), {}).update(dict.fromkeys(names, weight.shape(ours)))
     fresh = tuple(head for head in HEADS if head in groups and not groups[head].keys() & tensors.keys())
     needed = {name: shape for head, group in groups.items() if head not in fresh for name, shape in group.items()}
+    layers = f"{config.num_layers} + {config.decoder_depth}" if config.decoder_depth else config.num_layers
     for problem, names in (
         ("lacks", needed.keys() - tensors.keys()),
         ("has the unexpected", tensors.keys() - needed.keys()),
@@ -196,7 +232,7 @@ def _check(
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise InputError(
-                f"the checkpoint {problem} {', '.join(sorted(names)[:3])}{more}; accepted: the {num_layers} layers "
+                f"the checkpoint {problem} {', '.join(sorted(names)[:3])}{more}; accepted: the {layers} layers "
                 "that config.json describes, with or without the heads of pretraining."
             )
     for name, shape in needed.items():

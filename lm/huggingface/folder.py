@@ -19,7 +19,7 @@ from lm.models import Params
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer_config.json", "special_tokens_map.json")
 
 _LIMITS_FILE = "sentence_bert_config.json"
 
@@ -62,7 +62,7 @@ class Imported:
 
 
 def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, seed: int = 0) -> Imported:
-    """Reads a BERT or ModernBERT: for pretraining, for masked language modelling, or without heads.
+    """Reads a model of a family in `FAMILIES`; of an encoder, the heads of pretraining may be missing.
 
     Args:
         folder: with `config.json` and `model.safetensors`, or shards of it and their index.
@@ -100,13 +100,14 @@ def export_folder(
         config: of a model whose settings are those of a family in `FAMILIES`.
         params: as `lm.models.build(config).init` makes them.
         tokenizer: files to copy beside the weights.
-        token_ids: more fields of `config.json`, such as `cls_token_id`; `pad_token_id` is 0 if not given.
+        token_ids: more fields of `config.json`, such as `cls_token_id`; without them the ids are those of the
+            family's own tokenizer, or `pad_token_id` is 0.
 
     Raises:
         InputError: where no family has such a model, or the folder holds one already.
     """
     folder = Path(folder)
-    settings = {**write_config(config), "pad_token_id": 0, **(token_ids or {})}
+    settings = {"pad_token_id": 0, **write_config(config), **(token_ids or {})}
     if (folder / CONFIG_FILE).exists():
         raise InputError(f"{folder} already holds a {CONFIG_FILE}; choose a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,10 +146,19 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConfig:
-    """Adds rows to the parameters in place."""
+    """Adds rows to the parameters in place.
+
+    Raises:
+        InputError: the logits have no bias that could keep these rows from being predicted.
+    """
+    if not config.logits_bias:
+        raise InputError(
+            f"the vocabulary of {config.vocab_size} cannot be padded, since the model has no bias of the logits; "
+            "accepted: a --vocab_multiple that divides it."
+        )
     embedding = params["encoder"]["embedding"]
     embedding["token"] = np.pad(embedding["token"], ((0, rows), (0, 0)))
-    logits = params["mlm"]["logits"]
+    logits = params.get("mlm", params)["logits"]
     logits["bias"] = np.pad(logits["bias"], (0, rows), constant_values=_NEVER)
     if "kernel" in logits:
         logits["kernel"] = np.pad(logits["kernel"], ((0, 0), (0, rows)))

@@ -36,8 +36,6 @@ def _rope_theta(settings: Mapping[str, Any], kind: str) -> float:
 
 
 def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
-    if settings.get("mlp_dropout", 0.0) != settings.get("embedding_dropout", 0.0):
-        raise InputError("config.json has mlp_dropout other than embedding_dropout; accepted: one rate for both.")
     return {
         "global_every": _global_every(settings),
         "rope_theta": _rope_theta(settings, "full_attention"),
@@ -49,7 +47,6 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     theta = {"full_attention": config.rope_theta, "sliding_attention": config.rope_theta_local}
     return {
         "architectures": ["ModernBertForMaskedLM"],
-        "mlp_dropout": config.dropout,
         "layer_types": _layer_types(config.num_layers, config.global_every),
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in theta.items()},
         # For transformers 4:
@@ -77,10 +74,12 @@ MODERNBERT = Family(
         Setting("mlp_bias", "mlp_bias", False),
         Setting("init_std", "initializer_range", 0.02),
         Setting("dropout", "embedding_dropout", 0.0, float),
+        Setting("dropout", "mlp_dropout", 0.0, float),
         Setting("attention_dropout", "attention_dropout", 0.0, float),
         Setting("tie_embeddings", "tie_word_embeddings", True),
     ),
     fixed={
+        "architecture": "encoder",
         "norm": "layernorm",
         "norm_position": "pre",
         "embedding_norm": True,
@@ -91,6 +90,9 @@ MODERNBERT = Family(
         "token_types": 0,
         "attention_scale": True,
         "pooler": False,
+        "logits_bias": True,
+        "scale_logits": False,
+        "mlp_dropout": 0.0,
     },
     required={"decoder_bias": True},
     weights=(

@@ -92,7 +92,7 @@ class UncorrectedAdamW(torch.optim.Optimizer):
 def make_torch_optimizer(model, config):
     """AdamW with weight decay on all but norms and biases, and transformers' linear schedule."""
     settings = config.optim
-    plain = [name for name, _ in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
+    plain = [name for name, _ in model.named_parameters() if name.endswith("bias") or "norm" in name.lower()]
     groups = [
         {"params": [p for name, p in model.named_parameters() if name not in plain], "weight_decay": 0.01},
         {"params": [p for name, p in model.named_parameters() if name in plain], "weight_decay": 0.0},

@@ -1,0 +1,109 @@
+"""BART (Lewis et al., 2020) as transformers writes it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lm.config import ModelConfig
+from lm.huggingface.family import Family, Setting, Weight, activation, check_decoder_start, linear, norm, table
+
+# Their table of positions begins with rows that no position reads.
+_OFFSET = 2
+
+
+def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    check_decoder_start(settings, "eos_token_id", 2)
+    return {}
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["BartForConditionalGeneration"],
+        "decoder_layers": config.decoder_depth,
+        "is_encoder_decoder": True,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+        "forced_eos_token_id": 2,
+    }
+
+
+def _attention(theirs: str, ours: str) -> tuple[Weight, ...]:
+    return (
+        *linear(f"{theirs}.q_proj", f"{ours}/query"),
+        *linear(f"{theirs}.k_proj", f"{ours}/key"),
+        *linear(f"{theirs}.v_proj", f"{ours}/value"),
+        *linear(f"{theirs}.out_proj", f"{ours}/out", inputs=2),
+        *norm(f"{theirs}_layer_norm", f"{ours}_norm"),
+    )
+
+
+def _stack(side: str) -> tuple[Weight, ...]:
+    theirs, ours = f"model.{side}.layers.*", f"{side}/layers"
+    return (
+        *table(f"model.{side}.embed_positions", f"{side}/embedding/position", unused_rows=_OFFSET),
+        *norm(f"model.{side}.layernorm_embedding", f"{side}/embedding/norm"),
+        *_attention(f"{theirs}.self_attn", f"{ours}/attention"),
+        *linear(f"{theirs}.fc1", f"{ours}/mlp/up"),
+        *linear(f"{theirs}.fc2", f"{ours}/mlp/down"),
+        *norm(f"{theirs}.final_layer_norm", f"{ours}/mlp_norm"),
+    )
+
+
+BART = Family(
+    model_type="bart",
+    settings=(
+        Setting("vocab_size", "vocab_size", 50265),
+        Setting("d_model", "d_model", 1024),
+        Setting("num_layers", "encoder_layers", 12),
+        Setting("num_decoder_layers", "decoder_layers", 12),
+        Setting("num_heads", "encoder_attention_heads", 16),
+        Setting("num_heads", "decoder_attention_heads", 16),
+        Setting("d_ff", "encoder_ffn_dim", 4096),
+        Setting("d_ff", "decoder_ffn_dim", 4096),
+        activation("activation", "activation_function"),
+        Setting("max_length", "max_position_embeddings", 1024),
+        Setting("init_std", "init_std", 0.02),
+        Setting("dropout", "dropout", 0.1, float),
+        Setting("attention_dropout", "attention_dropout", 0.0, float),
+        Setting("mlp_dropout", "activation_dropout", 0.0, float),
+    ),
+    fixed={
+        "architecture": "encoder-decoder",
+        "norm": "layernorm",
+        "norm_position": "post",
+        "norm_eps": 1e-5,
+        "norm_bias": True,
+        "embedding_norm": True,
+        "first_attention_norm": True,
+        "final_norm": False,
+        "gated": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "position": "learned",
+        "token_types": 0,
+        "global_every": 1,
+        "attention_scale": True,
+        "tie_embeddings": True,
+        "logits_bias": True,
+        "scale_logits": False,
+        "decoder_start": "sep",
+        "pooler": False,
+    },
+    required={"scale_embedding": False, "tie_word_embeddings": True},
+    weights=(
+        *table("model.shared", "encoder/embedding/token"),
+        *_stack("encoder"),
+        *_stack("decoder"),
+        *_attention("model.decoder.layers.*.encoder_attn", "decoder/layers/memory_attention"),
+        # A buffer in transformers, and zero unless someone sets it; a plain BartModel has none.
+        Weight("final_logits_bias", ("logits/bias",), "row", optional=True),
+    ),
+    renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),  # a plain BartModel
+    ignored=r"\b(encoder|decoder)\.version$",  # of old versions
+    tied={"lm_head.weight": "model.shared.weight"},
+    repeated={},
+    aliases={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
+    read=_read,
+    write=_write,
+)

@@ -1,0 +1,144 @@
+"""T5 (Raffel et al., 2020), 1.0 and 1.1, as transformers writes it.
+
+Whether the decoder's output is scaled, transformers reads off `tie_word_embeddings`, which says nothing else there: 5
+ties unless `lm_head.weight` was saved with other values, and 4 saved those wherever it was false.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lm.config import InputError, ModelConfig
+from lm.huggingface.family import (
+    Family,
+    Setting,
+    Weight,
+    check_decoder_start,
+    linear,
+    norm,
+    read_activation,
+    table,
+    write_activation,
+)
+
+_GATED = "gated-"
+
+
+def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    check_decoder_start(settings, "pad_token_id", 0)
+    projection = settings.get("feed_forward_proj", "relu")
+    gated = projection.startswith(_GATED)
+    # 1.1's "gated-gelu" means the tanh form; without the gate transformers takes "gelu" at its word.
+    activation = "gelu_new" if projection == "gated-gelu" else projection.removeprefix(_GATED)
+    tied = settings.get("tie_word_embeddings") is not False
+    return {
+        "gated": gated,
+        "activation": read_activation(activation),
+        "scale_logits": settings.get("scale_decoder_outputs", tied),
+        "init": "fan_in",
+    }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    if config.gated and config.activation == "gelu":
+        raise InputError(
+            "the model has no equal in transformers; the nearest, t5, needs model.activation='gelu_tanh' (not 'gelu') "
+            "where model.gated=True."
+        )
+    name = write_activation(config.activation)
+    if config.gated:
+        name = _GATED + ("gelu" if config.activation == "gelu_tanh" else name)
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "feed_forward_proj": name,
+        "d_kv": config.width_per_head,
+        "tie_word_embeddings": config.scale_logits,
+        "is_encoder_decoder": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+
+
+def _attention(theirs: str, ours: str) -> tuple[Weight, ...]:
+    return (
+        *linear(f"{theirs}.q", f"{ours}/query"),
+        *linear(f"{theirs}.k", f"{ours}/key"),
+        *linear(f"{theirs}.v", f"{ours}/value"),
+        *linear(f"{theirs}.o", f"{ours}/out", inputs=2),
+    )
+
+
+def _stack(side: str, mlp: int) -> tuple[Weight, ...]:
+    """The rows of a stack; `mlp` is the number of the feed-forward sublayer."""
+    theirs, ours = f"{side}.block.*.layer", f"{side}/layers"
+    relative = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"
+    return (
+        *table(relative, f"{side}/relative_bias"),
+        *_attention(f"{theirs}.0.SelfAttention", f"{ours}/attention"),
+        *norm(f"{theirs}.0.layer_norm", f"{ours}/attention_norm"),
+        *linear(f"{theirs}.{mlp}.DenseReluDense.wi", f"{ours}/mlp/up", when=("gated", False)),
+        *linear(f"{theirs}.{mlp}.DenseReluDense.wi_0", f"{ours}/mlp/up", when=("gated", True)),
+        *linear(f"{theirs}.{mlp}.DenseReluDense.wi_1", f"{ours}/mlp/gate"),
+        *linear(f"{theirs}.{mlp}.DenseReluDense.wo", f"{ours}/mlp/down"),
+        *norm(f"{theirs}.{mlp}.layer_norm", f"{ours}/mlp_norm"),
+        *norm(f"{side}.final_layer_norm", f"{side}/final_norm"),
+    )
+
+
+T5 = Family(
+    model_type="t5",
+    settings=(
+        Setting("vocab_size", "vocab_size", 32128),
+        Setting("d_model", "d_model", 512),
+        Setting("num_layers", "num_layers", 6),
+        Setting(
+            "num_decoder_layers", "num_decoder_layers", None, lambda depth: depth or 0, lambda depth: depth or None
+        ),
+        Setting("num_heads", "num_heads", 8),
+        Setting("head_dim", "d_kv", 64),
+        Setting("d_ff", "d_ff", 2048),
+        Setting("relative_buckets", "relative_attention_num_buckets", 32),
+        Setting("relative_max_distance", "relative_attention_max_distance", 128),
+        Setting("norm_eps", "layer_norm_epsilon", 1e-6),
+        Setting("dropout", "dropout_rate", 0.1, float),
+        Setting("attention_dropout", "dropout_rate", 0.1, float),
+        Setting("mlp_dropout", "dropout_rate", 0.1, float),
+        Setting("tie_embeddings", "tie_word_embeddings", True, lambda tied: tied is not False),
+    ),
+    fixed={
+        "architecture": "encoder-decoder",
+        "norm": "rmsnorm",
+        "norm_position": "pre",
+        "embedding_norm": False,
+        "first_attention_norm": True,
+        "final_norm": True,
+        "final_dropout": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "position": "relative",
+        "token_types": 0,
+        "global_every": 1,
+        "attention_scale": False,
+        "logits_bias": False,
+        "decoder_start": "pad",
+        "pooler": False,
+    },
+    required={},
+    weights=(
+        *table("shared", "encoder/embedding/token"),
+        *_stack("encoder", mlp=1),
+        *_stack("decoder", mlp=2),
+        *_attention("decoder.block.*.layer.1.EncDecAttention", "decoder/layers/memory_attention"),
+        *norm("decoder.block.*.layer.1.layer_norm", "decoder/layers/memory_attention_norm"),
+        *linear("lm_head", "logits"),
+    ),
+    renames=(),
+    # Old versions saved a table for the attention to the encoder too, and never read it.
+    ignored=r"EncDecAttention\.relative_attention_bias\.weight$",
+    tied={"lm_head.weight": "shared.weight"},
+    repeated={},
+    aliases={f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")},
+    tied_by_values=True,
+    read=_read,
+    write=_write,
+)
