@@ -30,11 +30,11 @@ from ml_collections import config_flags
 from lm.config import Config, InputError
 
 EXIT_DONE = 0
-EXIT_FAULT = 1
 EXIT_FAULT = 1  # a bug, a broken machine, a diverged run
 EXIT_INPUT = 2  # the user's input is wrong: change it before running again
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a complete checkpoint is saved, run the same command again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _ACCEPTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -71,6 +71,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         app.run(lambda _: main(), flags_parser=_parse_flags)
     except InputError as error:
         _fail(error)
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -3,9 +3,7 @@
 Array names carry their shape: B batch, L length, D model, V vocabulary, M masked positions.
 """
 
-import dataclasses
 import functools
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,37 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import checkpoint, models
+from lm import models
 from lm.config import Config, InputError
-from lm.data import tokenizer as tokenizers
 from lm.data.tokenizer import Tokenizer
-
-Answer = dict[str, Any]
-
-_ROWS = 16  # rows computed together
-_SHORTEST = 16  # the smallest padded length; the others are its doubles
-
-
-class RequestError(Exception):
-    """One request that cannot be answered; the others can."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One request as the model reads it: int32 [n] token ids and token types, and whether text was cut off."""
-
-    tokens: np.ndarray
-    types: np.ndarray
-    truncated: bool
+from lm.inference import requests as requests_lib
+from lm.inference.requests import Answer, RequestError, Row, field
 
 
 class Predictor:
     """Answers requests with one model.
 
-    Rows of similar length are computed together, padded to a power of two, so that a handful of compiled
-    programs serve every length. Each method takes an iterable of requests, a string or a mapping with `text`
-    and perhaps `text_pair`, and yields one answer for each in order; a request that cannot be answered gets
-    `{"error": ...}`, one that was too long `"truncated": true`.
+    Each method takes an iterable of requests, a string or a mapping with `text` and perhaps `text_pair`, and yields
+    one answer for each in order; a request that cannot be answered gets `{"error": ...}`, one that was too long
+    `"truncated": true`.
     """
 
     def __init__(
@@ -62,7 +42,12 @@ class Predictor:
             params: as `models.build(config.model).init` returns them.
             tokenizer: the one that the model was trained with.
             pooling, normalize: what `embed` does by default: `mean` or `cls`, and whether to length one.
+
+        Raises:
+            InputError: the model is no encoder.
         """
+        if config.model.architecture != "encoder":
+            raise InputError("this model writes text; use generate, translate or answer.")
         self.config = config
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -77,15 +62,13 @@ class Predictor:
         Raises:
             InputError: when there is no such checkpoint.
         """
-        workdir, step = checkpoint.locate(path)
-        config = checkpoint.read_config(workdir)
-        params = checkpoint.load_params(workdir, step)
+        workdir, config, params, tokenizer = requests_lib.load(path)
         pooling = workdir / "pooling.json"  # an imported sentence encoder brings its own
         options = json.loads(pooling.read_text()) if pooling.exists() else {}
         return cls(
             config,
             params,
-            tokenizers.load_tokenizer(str(workdir)),
+            tokenizer,
             pooling=options.get("mode", "mean"),
             normalize=options.get("normalize", False),
         )
@@ -173,42 +156,18 @@ class Predictor:
         compute: Callable[..., jax.Array],
         present: Callable[[Row, np.ndarray], Answer],
     ) -> Iterator[Answer]:
-        requests = iter(requests)
-        while chunk := list(itertools.islice(requests, 8 * _ROWS)):
-            answers: dict[int, Answer] = {}
-            rows: dict[int, Row] = {}
-            for index, request in enumerate(chunk):
-                try:
-                    rows[index] = make_row(request)
-                except RequestError as error:
-                    answers[index] = {"error": str(error)}
-            by_length = sorted(rows, key=lambda index: len(rows[index].tokens))
-            for start in range(0, len(by_length), _ROWS):
-                together = by_length[start : start + _ROWS]
-                results = np.asarray(compute(self._params, self._pad([rows[index] for index in together])))
-                for index, result in zip(together, results, strict=False):
-                    note = {"truncated": True} if rows[index].truncated else {}
-                    answers[index] = present(rows[index], result) | note
-            yield from (answers[index] for index in range(len(chunk)))
+        run = lambda rows: np.asarray(compute(self._params, self._pad(rows)))  # noqa: E731
+        return requests_lib.answers(requests, make_row, run, present)
 
     def _pad(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """A batch of `_ROWS` rows; the length and the number of masks are rounded up to few values."""
-        mask = self.tokenizer.special.mask
-        # A table of learned positions may end before the next power of two; no row does.
-        length = min(_round_up(max(len(row.tokens) for row in rows), _SHORTEST), self.config.data.seq_length)
-        masks = _round_up(max(int((row.tokens == mask).sum()) for row in rows), 1)
-        shape = (_ROWS, length)
-        batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "segments", "positions", "types")}
-        batch["masks"] = np.zeros((_ROWS, masks), np.int32)
-        batch["tokens"][:] = self.tokenizer.special.pad
-        for index, row in enumerate(rows):
-            size = len(row.tokens)
-            batch["tokens"][index, :size] = row.tokens
-            batch["segments"][index, :size] = 1
-            batch["positions"][index, :size] = np.arange(size)
-            batch["types"][index, :size] = row.types
-            at = np.flatnonzero(row.tokens == mask)
-            batch["masks"][index, : len(at)] = at
+        """A batch whose number of masks is rounded up, too."""
+        special = self.tokenizer.special
+        batch = requests_lib.pad(rows, self.config.data.seq_length, special.pad)
+        at = [np.flatnonzero(row.tokens == special.mask) for row in rows]
+        width = requests_lib.round_up(max(map(len, at)), 1)
+        batch["masks"] = np.zeros((len(batch["tokens"]), width), np.int32)
+        for index, places in enumerate(at):
+            batch["masks"][index, : len(places)] = places
         return batch
 
     def _candidates(self, logits_V: np.ndarray, top: int) -> list[Answer]:
@@ -254,19 +213,7 @@ class Predictor:
 
 def _texts(request: Any) -> list[str]:
     """The one or two texts of a request."""
-    if isinstance(request, str):
-        request = {"text": request}
-    if not isinstance(request, Mapping) or not isinstance(request.get("text"), str):
-        raise RequestError('accepted: a line of text, or an object with the string "text".')
-    pair = request.get("text_pair")
-    if pair is not None and not isinstance(pair, str):
-        raise RequestError('"text_pair" must be a string.')
-    texts = [request["text"]] if pair is None else [request["text"], pair]
-    if not all(text.strip() for text in texts):
-        raise RequestError("the text is empty.")
+    texts = [field(request, "text")]
+    if isinstance(request, Mapping) and request.get("text_pair") is not None:
+        texts.append(field(request, "text_pair"))
     return texts
-
-
-def _round_up(value: int, least: int) -> int:
-    """The next power of two, at least `least`."""
-    return max(least, 1 << max(0, value - 1).bit_length())

@@ -1,0 +1,193 @@
+"""From a checkpoint to written text: generation, translation, question answering.
+
+Array names carry their shape: B sequences, N hypotheses of each, P prompt length, T decoded length.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm import models
+from lm.config import Config, InputError
+from lm.data.pairs import question_source, translation_source
+from lm.data.tokenizer import Tokenizer
+from lm.inference import requests as requests_lib
+from lm.inference.generate import Decoded, Decoding, Prompts, Sources, make_generate
+from lm.inference.requests import Answer, RequestError, Row, field
+
+
+class Writer:
+    """Writes with one model, an encoder-decoder or a decoder.
+
+    Each method takes an iterable of requests and yields one answer for each, in order: `{"text", "score"}`, and with
+    several beams `{"candidates": [{"text", "score"}, ...]}`, best first. The score is the log-probability over the
+    length to the power of the length penalty. A request that cannot be answered gets `{"error": ...}`, one whose
+    source was too long `"truncated": true`.
+    """
+
+    def __init__(self, config: Config, params: models.Params, tokenizer: Tokenizer):
+        """Takes a model that is already loaded.
+
+        Args:
+            config: of the run; `data.seq_length` is the longest source in tokens.
+            params: as `models.build(config.model).init` returns them.
+            tokenizer: the one that the model was trained with.
+
+        Raises:
+            InputError: the model is an encoder.
+        """
+        if config.model.architecture == "encoder":
+            raise InputError("this model is an encoder, which cannot write; use fill-mask, next-sentence or embed.")
+        self.config = config
+        self.tokenizer = tokenizer
+        self.has_source = config.model.architecture == "encoder-decoder"
+        self.languages = [name.strip() for name in config.data.languages.split(",") if name.strip()]
+        self._params = params
+        self._model = models.build(config.model, models.Execution(dtype=config.train.dtype))
+
+    @classmethod
+    def load(cls, path: str) -> "Writer":
+        """Reads `WORKDIR` or `WORKDIR/checkpoints/N`.
+
+        Raises:
+            InputError: when there is no such checkpoint, or it is an encoder's.
+        """
+        _, config, params, tokenizer = requests_lib.load(path)
+        return cls(config, params, tokenizer)
+
+    def generate(self, requests: Iterable[Any], decoding: Decoding | None = None, seed: int = 0) -> Iterator[Answer]:
+        """Writes what follows `text` (a decoder), or what its encoder reads there calls for.
+
+        The n-th [MASK] of the text stands for what the model was trained to fill in: a mask, or the n-th sentinel.
+        """
+        return self._write(requests, lambda request: field(request, "text"), decoding, seed)
+
+    def translate(
+        self, requests: Iterable[Any], language: str = "", decoding: Decoding | None = None, seed: int = 0
+    ) -> Iterator[Answer]:
+        """Translates `text` into `language`, a field of the request or the same for all.
+
+        Raises:
+            InputError: `language` is not one that the model was trained with.
+        """
+        if language and language not in self.languages:
+            accepted = ", ".join(self.languages) or "none, leave it out"
+            raise InputError(f"language is {language!r}; this model was trained with: {accepted}.")
+
+        def source(request: Any) -> str:
+            text = field(request, "text")
+            if not self.languages:
+                return text
+            chosen = language or self.languages[0]
+            if isinstance(request, Mapping):
+                chosen = field(request, "language", chosen)
+            if chosen not in self.languages:
+                raise RequestError(f"language {chosen!r} is not among {', '.join(self.languages)}.")
+            return translation_source(text, chosen)
+
+        return self._write(requests, source, decoding, seed)
+
+    def answer(self, requests: Iterable[Any], decoding: Decoding | None = None, seed: int = 0) -> Iterator[Answer]:
+        """Answers `question` from the passage `context`."""
+
+        def source(request: Any) -> str:
+            return question_source(field(request, "question"), field(request, "context"))
+
+        return self._write(requests, source, decoding, seed)
+
+    def _write(
+        self, requests: Iterable[Any], source: Callable[[Any], str], decoding: Decoding | None, seed: int
+    ) -> Iterator[Answer]:
+        decoding = decoding or Decoding(max_length=self._longest_output)
+        if decoding.max_length > self._longest_output:
+            raise InputError(
+                f"max_length is {decoding.max_length}; this model writes at most {self._longest_output} tokens."
+            )
+        compute = functools.partial(self._decode, decoding=decoding, key=jax.random.key(seed))
+        present = functools.partial(self._present, beams=decoding.num_beams)
+        return requests_lib.answers(requests, lambda request: self._row(source(request)), compute, present)
+
+    @property
+    def _longest_output(self) -> int:
+        data, model = self.config.data, self.config.model
+        if model.position == "learned":
+            return model.max_length - (int(data.begin_with_cls) if self.has_source else 1)
+        return 4 * max(data.target_length if self.has_source else data.seq_length, 256)
+
+    @property
+    def default_length(self) -> int:
+        """Tokens that an answer may have where nothing else is asked for."""
+        return self.config.data.target_length if self.has_source else min(128, self.config.data.seq_length // 2)
+
+    def _row(self, text: str) -> Row:
+        special, data = self.tokenizer.special, self.config.data
+        ids = self.tokenizer.encode_with_masks(text) if special.mask >= 0 else self.tokenizer.encode([text])[0]
+        if self.config.objective.name == "span_corruption" and special.mask >= 0:
+            at = np.flatnonzero(ids == special.mask)[: special.num_sentinels]
+            ids[at] = special.first_sentinel - np.arange(len(at))
+        begin = [special.cls] if self.has_source and data.begin_with_cls else []
+        end = [special.sep] if self.has_source else []
+        room = data.seq_length - len(begin) - len(end)
+        # A decoder goes on from the end of its prompt, an encoder reads from the beginning.
+        kept = ids[:room] if self.has_source else ids[-room:]
+        tokens = np.concatenate([begin, kept, end]).astype(np.int32)
+        return Row(tokens, np.zeros_like(tokens), len(kept) < len(ids))
+
+    def _decode(self, rows: Sequence[Row], decoding: Decoding, key: jax.Array) -> Iterator[tuple[np.ndarray, Any]]:
+        special, data = self.tokenizer.special, self.config.data
+        batch = requests_lib.pad(rows, data.seq_length, special.pad)
+        count = len(batch["tokens"])
+        if self.has_source:
+            sources = Sources(batch["tokens"], batch["segments"])
+            prompt = np.full((count, int(data.begin_with_cls)), special.cls, np.int32)
+            prompts = Prompts(prompt, np.full(count, prompt.shape[1], np.int32))
+        else:
+            sources, prompts = None, Prompts(batch["tokens"], batch["segments"].sum(axis=1, dtype=np.int32))
+        # A request's random numbers are its own, whatever it is computed with.
+        numbers = np.array([row.index for row in rows] + [0] * (count - len(rows)), np.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+        found: Decoded = jax.device_get(self._compiled(decoding)(self._params, sources, prompts, keys))
+        return zip(found.tokens_BNT, found.scores_BN, strict=True)
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - a writer lives as long as its process
+    def _compiled(self, decoding: Decoding) -> Callable[..., Decoded]:
+        special = self.tokenizer.special
+        start = special.sep if self.config.model.decoder_start == "sep" else special.pad
+        size = min(self.tokenizer.vocab_size, self.config.model.vocab_size)
+        return jax.jit(
+            make_generate(
+                self._model, decoding, start_id=start, end_id=special.sep, pad_id=special.pad, vocab_size=size
+            )
+        )
+
+    def _present(self, row: Row, result: tuple[np.ndarray, np.ndarray], beams: int) -> Answer:
+        del row
+        tokens_NT, scores_N = result
+        found = [
+            {"text": self._text(tokens_T), "score": float(score)}
+            for tokens_T, score in zip(tokens_NT, scores_N, strict=True)
+        ]
+        return found[0] | ({"candidates": found} if beams > 1 else {})
+
+    def _text(self, tokens_T: np.ndarray) -> str:
+        """The text up to the end of the sequence; sentinels appear by name."""
+        special = self.tokenizer.special
+        ended = np.flatnonzero(tokens_T == special.sep)
+        tokens_T = tokens_T[: ended[0]] if len(ended) else tokens_T
+        first, last = special.first_sentinel, special.first_sentinel - special.num_sentinels + 1
+        parts, begin = [], 0
+        for place in np.flatnonzero((last <= tokens_T) & (tokens_T <= first)) if special.num_sentinels else ():
+            parts.append(self.tokenizer.decode(tokens_T[begin:place]))
+            parts.append(f"<extra_id_{first - tokens_T[place]}>")
+            begin = place + 1
+        return " ".join(filter(None, [*parts, self.tokenizer.decode(tokens_T[begin:])])).strip()
+
+
+def with_defaults(writer: Writer, **options: Any) -> Decoding:
+    """A `Decoding` with the options that are not None, and the model's own length."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return dataclasses.replace(Decoding(max_length=writer.default_length), **given)
