@@ -116,8 +116,10 @@ def _asked(docstring: str) -> Iterator[tuple[str, _Entry]]:
 
 
 def _passages(lines: list[str], entries: list[_Entry]) -> Iterator[tuple[int, int]]:
-    """Cuts lines into passages of at most `_LONGEST_CONTEXT` characters, never within an entry."""
+    """Cuts lines into passages of at most `_LONGEST_CONTEXT` characters, never within an entry or below a header."""
     within = {line for entry in entries for line in range(entry.start + 1, entry.stop)}
+    within |= {i for i in range(1, len(lines)) if _UNDERLINE.match(lines[i]) or _UNDERLINE.match(lines[i - 1])}
+    within |= {i + 1 for i, line in enumerate(lines) if _GOOGLE_HEADER.match(line)}
     start = cut = 0
     size = 0
     for index, line in enumerate(lines):

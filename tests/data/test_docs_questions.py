@@ -139,6 +139,17 @@ def test_the_answer_is_a_span_of_a_short_passage_that_has_the_name(found: list[P
         assert len(context) <= 600
 
 
+def test_a_section_keeps_its_header_wherever_it_begins():
+    for padding in range(300, 620, 10):
+        text = "word " * (padding // 5)
+        for docstring in (
+            f"{text}\n\nReturns\n-------\nint\n    How many there are of them, {text[:150]}.",
+            f"{text}\n\nReturns:\n    How many there are of them, {text[:150]}.",
+        ):
+            for context, _ in docs_questions._asked(docstring):
+                assert re.search(r"Returns(:| -------) .*How many", context)
+
+
 def test_questions_are_asked_in_several_ways(found: list[Pair]):
     assert len({re.sub(r"name_\d+_\d+", "X", parts(pair)[0]) for pair in found}) == 4
 
