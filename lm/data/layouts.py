@@ -14,6 +14,7 @@ import numpy as np
 
 from lm.config import DataConfig, InputError, ObjectiveConfig
 from lm.data import corruption, examples
+from lm.data import tokenizer as tokenizers
 from lm.data.corruption import ranks
 from lm.data.examples import Examples
 from lm.data.store import Split
@@ -60,11 +61,14 @@ def create(data: DataConfig, objective: ObjectiveConfig, special: SpecialIds) ->
     Raises:
         InputError: the tokenizer lacks the special tokens of the objective.
     """
-    needed = {"span_corruption": special.num_sentinels, "infilling": special.mask >= 0, "mlm": special.mask >= 0}
-    if not needed.get(objective.name, True):
+    needed = {"mlm": ("cls", "mask"), "infilling": ("mask",)}.get(objective.name, ())
+    tokenizers.require(special, *needed, use=f"objective.name={objective.name}")
+    if data.begin_with_cls:
+        tokenizers.require(special, "cls", use="data.begin_with_cls=True")
+    if objective.name == "span_corruption" and not special.num_sentinels:
         raise InputError(
-            f"objective.name={objective.name} needs {'sentinels' if 'span' in objective.name else '[MASK]'}, which the "
-            "tokenizer has not; choose another objective, or leave data.tokenizer empty to train one."
+            "the tokenizer has no <extra_id_0>, which objective.name=span_corruption needs; use another tokenizer, or "
+            "leave data.tokenizer empty to train one."
         )
     match objective.name:
         case "mlm":

@@ -8,14 +8,16 @@ ids decode to the same string (but for U+2581, which stands for a space). The fi
 Sentinel k is 104 - k, so the sentinels descend as T5's do. All but [UNK] are control symbols, which no
 text can produce; [UNK] cannot appear because of the byte fallback.
 
-Tokenizers of imported models (`tokenizer.json`, `vocab.txt`) go through the `tokenizers` library
-behind the same interface; there the special ids are looked up by name.
+T5's own models (`spiece.model`) are read too; to them the 100 sentinels are appended. Tokenizers of other imported
+models (`tokenizer.json`, `vocab.txt`) go through the `tokenizers` library behind the same interface; there the
+special ids are looked up by name.
 """
 
 import dataclasses
 import functools
 import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,11 +57,39 @@ class SpecialIds:
     num_sentinels: int = NUM_SENTINELS
 
 
+# What T5's own models have, from which the sentinels follow.
+_T5_PIECES = ["<pad>", "</s>", "<unk>"]
+
+# What the special tokens are called in imported models: BERT's names, then RoBERTa's, BART's and T5's.
+_SPECIAL_NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
+def require(special: SpecialIds, *fields: str, use: str) -> None:
+    """Refuses a tokenizer that lacks a special token, one of `SpecialIds`, that some use of it needs.
+
+    Raises:
+        InputError: naming the token and the use.
+    """
+    for field in fields:
+        if getattr(special, field) < 0:
+            names = " or ".join(_SPECIAL_NAMES[field])
+            raise InputError(
+                f"the tokenizer has no {names}, which {use} needs; use another tokenizer, or leave data.tokenizer "
+                "empty to train one."
+            )
+
+
 class Tokenizer(Protocol):
     """What the rest of the code asks of a tokenizer.
 
     Attributes:
-        special: the ids of [PAD], [UNK], [CLS], [SEP] and [MASK].
+        special: the ids with a meaning of their own.
         special_ids: int32, sorted: every id that is no ordinary piece, sentinels included.
         vocab_size: ids run from 0 to vocab_size - 1.
         fingerprint: hex SHA-256 of the model file.
@@ -105,7 +135,7 @@ def _is_cjk(character: str) -> bool:
 
 
 class SentencePiece:
-    """A sentencepiece model with the fixed special ids; see `Tokenizer` for the methods."""
+    """A sentencepiece model with the fixed special ids, or T5's; see `Tokenizer` for the methods."""
 
     file_name = "tokenizer.model"
 
@@ -113,23 +143,30 @@ class SentencePiece:
         """Loads a serialized model.
 
         Raises:
-            InputError: the bytes are no sentencepiece model, or one without this module's special ids.
+            InputError: the bytes are no sentencepiece model, or one with other special ids than this module's or T5's.
         """
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"the tokenizer is no sentencepiece model ({error}); give a .model file.") from error
         self._model = model
-        self.special = SpecialIds()
-        self.vocab_size = self._processor.get_piece_size()
         self.fingerprint = hashlib.sha256(model).hexdigest()
-        self.special_ids = np.arange(FIRST_ORDINARY_ID, dtype=np.int32)
+        self._num_pieces = size = self._processor.get_piece_size()
         expected = ["[PAD]", "[UNK]", *_CONTROL]
-        pieces = [self.id_to_piece(i) for i in range(min(len(expected), self.vocab_size))]
-        if pieces != expected:
+        pieces = [self._processor.id_to_piece(i) for i in range(min(len(expected), size))]
+        if pieces == expected:
+            self.special, self.vocab_size = SpecialIds(), size
+            self.special_ids = np.arange(FIRST_ORDINARY_ID, dtype=np.int32)
+        elif pieces[: len(_T5_PIECES)] == _T5_PIECES:
+            self.vocab_size = size + NUM_SENTINELS
+            last = self.vocab_size - 1
+            self.special = SpecialIds(pad=0, unk=2, cls=-1, sep=1, mask=-1, first_sentinel=last)
+            self.special_ids = np.array([0, 1, 2, *range(size, self.vocab_size)], np.int32)
+        else:
             raise InputError(
                 f"the tokenizer's first pieces are {', '.join(pieces[:6])}, ...; accepted: models that lm trained, "
-                f"which begin with {', '.join(expected[:6])}, .... Leave data.tokenizer empty to train one."
+                f"which begin with {', '.join(expected[:6])}, ..., and T5's, with {', '.join(_T5_PIECES)}. Leave "
+                "data.tokenizer empty to train one."
             )
 
     @classmethod
@@ -196,6 +233,8 @@ class SentencePiece:
         return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
 
     def encode_with_masks(self, text: str) -> np.ndarray:
+        if "[MASK]" in text:
+            require(self.special, "mask", use="a text with [MASK]")
         marked = _MASK.sub(_PLACEHOLDER, text.replace(_PLACEHOLDER, ""))
         (ids,) = self.encode([marked])
         masked = np.where(ids == self._placeholder_id, self.special.mask, ids).astype(np.int32)
@@ -207,9 +246,11 @@ class SentencePiece:
         return int(self.encode([_PLACEHOLDER])[0][-1])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._processor.decode([int(i) for i in ids])
+        return self._processor.decode([int(i) for i in ids if i < self._num_pieces])
 
     def id_to_piece(self, index: int) -> str:
+        if index >= self._num_pieces:
+            return f"<extra_id_{self.special.first_sentinel - int(index)}>"
         return self._processor.id_to_piece(int(index))
 
     def starts_word(self) -> np.ndarray:
@@ -220,7 +261,7 @@ class SentencePiece:
         and continuation bytes go on with the word before.
         """
         starts = np.ones(self.vocab_size, bool)
-        for index in range(FIRST_ORDINARY_ID, self.vocab_size):
+        for index in np.setdiff1d(np.arange(self.vocab_size), self.special_ids).tolist():
             piece = self.id_to_piece(index)
             if self._processor.is_byte(index):
                 byte = int(piece[1:-1], 16)
@@ -233,16 +274,6 @@ class SentencePiece:
         return self._model
 
 
-# What the special tokens are called in imported models: BERT's names, then RoBERTa's and BART's.
-_SPECIAL_NAMES = {
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
-
-
 class HuggingFace:
     """A tokenizer of the `tokenizers` library; see `Tokenizer` for the methods."""
 
@@ -252,13 +283,14 @@ class HuggingFace:
         """Loads the text of a `tokenizer.json`.
 
         Raises:
-            InputError: it cannot be read, or lacks a special token.
+            InputError: it cannot be read, or lacks the special tokens that every model needs: [PAD] and [SEP].
         """
         import tokenizers  # not needed to pretrain
 
         try:
             # Two, since whether "[MASK]" in a text is markup is a setting of the object, not of a call.
-            self._tokenizer, self._literal = (tokenizers.Tokenizer.from_str(model.decode()) for _ in range(2))
+            self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
+            self._literal = tokenizers.Tokenizer.from_str(_without_markup(model))
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"the tokenizer is no tokenizer.json ({error}).") from error
         for tokenizer in (self._tokenizer, self._literal):
@@ -266,17 +298,21 @@ class HuggingFace:
             tokenizer.no_truncation()
         self._literal.encode_special_tokens = True
         self._model = model
-        ids: dict[str, int] = {}
-        for field, names in _SPECIAL_NAMES.items():
-            known = [self._tokenizer.token_to_id(name) for name in names]
-            index = next((i for i in known if i is not None), None)
-            if index is None:
-                raise InputError(f"the tokenizer has no {' or '.join(names)}; an encoder needs it.")
-            ids[field] = index
-        self.special = SpecialIds(**ids)
+        ids = {
+            field: next((i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), -1)
+            for field, names in _SPECIAL_NAMES.items()
+        }
+        sentinels = []
+        while (index := self._tokenizer.token_to_id(f"<extra_id_{len(sentinels)}>")) is not None:
+            if sentinels and index != sentinels[-1] - 1:
+                break
+            sentinels.append(index)
+        first = sentinels[0] if sentinels else -1
+        self.special = SpecialIds(**ids, first_sentinel=first, num_sentinels=len(sentinels))
+        require(self.special, "pad", "sep", use="every model")
         added = self._tokenizer.get_added_tokens_decoder()
-        special = {index for index, token in added.items() if token.special} | set(ids.values())
-        self.special_ids = np.array(sorted(special), np.int32)
+        special = {index for index, token in added.items() if token.special} | {*ids.values(), *sentinels}
+        self.special_ids = np.array(sorted(special - {-1}), np.int32)
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
@@ -298,9 +334,11 @@ class HuggingFace:
         return _arrays(self._literal.encode_batch_fast(list(texts), add_special_tokens=False))
 
     def encode_with_masks(self, text: str) -> np.ndarray:
-        name = self.id_to_piece(self.special.mask)
-        marked = _MASK.sub(lambda match: match[0].replace("[MASK]", name), text)
-        return _arrays([self._tokenizer.encode(marked, add_special_tokens=False)])[0]
+        if "[MASK]" in text:
+            require(self.special, "mask", use="a text with [MASK]")
+            name = self.id_to_piece(self.special.mask)
+            text = _MASK.sub(lambda match: match[0].replace("[MASK]", name), text)
+        return _arrays([self._tokenizer.encode(text, add_special_tokens=False)])[0]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -320,6 +358,24 @@ class HuggingFace:
 
     def to_bytes(self) -> bytes:
         return self._model
+
+
+def _without_markup(model: bytes) -> str:
+    """A `tokenizer.json` whose vocabulary spells its special tokens as no text can.
+
+    A unigram model (T5's) has them among its pieces, so a text that holds "</s>" would produce its id. No text that
+    it divides holds a space.
+    """
+    content = json.loads(model)
+    if content["model"].get("type") != "Unigram":
+        return model.decode()
+    added = content["added_tokens"]
+    special = {token["content"] for token in added if token["special"]}
+    pieces = content["model"]["vocab"]
+    content["model"]["vocab"] = [[f" {piece}" if piece in special else piece, score] for piece, score in pieces]
+    content["added_tokens"] = [token for token in added if not token["special"]]
+    content["post_processor"] = None
+    return json.dumps(content)
 
 
 def _arrays(encodings: Sequence[Any]) -> list[np.ndarray]:
@@ -343,12 +399,12 @@ def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of a local file, or of a folder that holds one.
 
     Args:
-        path: `tokenizer.model`, `tokenizer.json`, `vocab.txt`, or a folder with one of them.
+        path: `tokenizer.model`, `tokenizer.json`, `vocab.txt`, `spiece.model`, or a folder with one of them.
 
     Raises:
         InputError: there is none, or it cannot be used.
     """
-    accepted = ("tokenizer.model", "tokenizer.json", "vocab.txt")
+    accepted = ("tokenizer.model", "tokenizer.json", "vocab.txt", "spiece.model")
     if os.path.isdir(path):
         path = next((os.path.join(path, name) for name in accepted if os.path.exists(os.path.join(path, name))), path)
     if not os.path.isfile(path):

@@ -4,12 +4,14 @@ import io
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
 
-from lm.config import InputError
+from lm.config import DataConfig, InputError, ObjectiveConfig
+from lm.data import layouts
 from lm.data import tokenizer as tokenizers
 from lm.data.sentences import sentences
 
@@ -144,7 +146,9 @@ def wordpiece(tmp_path: Path) -> tokenizers.Tokenizer:
 
 
 def test_wordpiece_of_an_imported_model(wordpiece: tokenizers.Tokenizer):
-    assert wordpiece.special == tokenizers.SpecialIds(pad=0, unk=2, cls=3, sep=4, mask=5)
+    assert wordpiece.special == tokenizers.SpecialIds(
+        pad=0, unk=2, cls=3, sep=4, mask=5, first_sentinel=-1, num_sentinels=0
+    )
     assert wordpiece.special_ids.tolist() == [0, 2, 3, 4, 5]
     assert wordpiece.vocab_size == len(VOCABULARY)
     assert pieces(wordpiece, wordpiece.encode(["The years 天[MASK] zzz"])[0]) == [
@@ -162,9 +166,117 @@ def test_tokenizer_json_of_an_imported_model(wordpiece: tokenizers.Tokenizer, tm
     loaded = tokenizers.load_tokenizer(str(path))
     assert loaded.fingerprint == wordpiece.fingerprint
     assert loaded.encode(["the years"])[0].tolist() == [6, 7, 8]
+
+
+def without(wordpiece: tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:
     content = json.loads(wordpiece.to_bytes())
-    content["model"]["vocab"].pop("[MASK]")
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[MASK]"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"no \[MASK\] or <mask>"):
-        tokenizers.load_tokenizer(str(path))
+    content["model"]["vocab"].pop(name)
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != name]
+    return tokenizers.HuggingFace(json.dumps(content).encode())
+
+
+def test_a_missing_special_token_is_refused_where_it_is_needed(wordpiece: tokenizers.Tokenizer):
+    with pytest.raises(InputError, match=r"no \[SEP\] or </s>, which every model needs"):
+        without(wordpiece, "[SEP]")
+    maskless, clsless = without(wordpiece, "[MASK]"), without(wordpiece, "[CLS]")
+    assert (maskless.special.mask, clsless.special.cls) == (-1, -1)
+    assert pieces(maskless, maskless.encode_with_masks("the year")) == ["the", "year"]
+    with pytest.raises(InputError, match=r"no \[MASK\] or <mask>, which a text with \[MASK\] needs"):
+        maskless.encode_with_masks("the [MASK]")
+    for tokenizer, objective, missing in (
+        (maskless, "mlm", r"\[MASK\] or <mask>"),
+        (maskless, "infilling", r"\[MASK\] or <mask>"),
+        (clsless, "mlm", r"\[CLS\] or <s>"),
+        (wordpiece, "span_corruption", "<extra_id_0>"),
+    ):
+        with pytest.raises(InputError, match=f"no {missing}, which objective.name={objective} needs"):
+            layouts.create(DataConfig(), ObjectiveConfig(name=objective), tokenizer.special)
+    layouts.create(DataConfig(), ObjectiveConfig(name="infilling"), clsless.special)
+    with pytest.raises(InputError, match=r"no \[CLS\] or <s>, which data.begin_with_cls=True needs"):
+        layouts.create(DataConfig(begin_with_cls=True), ObjectiveConfig(name="infilling"), clsless.special)
+
+
+T5_MARKUP = "the year<extra_id_0></s> <pad> <extra_id_99> of"
+
+
+@pytest.fixture(scope="module")
+def spiece(documents: list[str]) -> bytes:
+    """A model as T5 has them: without sentinels and without byte pieces."""
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentence for document in documents for sentence in sentences(document)),
+        model_writer=buffer,
+        vocab_size=300,
+        hard_vocab_limit=False,
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "pad_piece": "<pad>"},
+        minloglevel=2,
+    )
+    return buffer.getvalue()
+
+
+def unigram(spiece: bytes) -> bytes:
+    """The same as a `tokenizer.json`, whose vocabulary holds the special tokens too."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=spiece)
+    size = processor.get_piece_size()
+    vocabulary = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(size)]
+    sentinels = [f"<extra_id_{k}>" for k in reversed(range(100))]
+    tokenizer: Any = Tokenizer(models.Unigram(vocabulary + [(name, 0.0) for name in sentinels], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", *sentinels]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    return tokenizer.to_str().encode()
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.json"])
+def test_tokenizers_of_t5(spiece: bytes, tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(spiece if name == "spiece.model" else unigram(spiece))
+    tokenizer = tokenizers.load_tokenizer(str(tmp_path))
+    size = sentencepiece.SentencePieceProcessor(model_proto=spiece).get_piece_size()
+    assert tokenizer.vocab_size == size + 100
+    assert tokenizer.special == tokenizers.SpecialIds(
+        pad=0, unk=2, cls=-1, sep=1, mask=-1, first_sentinel=size + 99, num_sentinels=100
+    )
+    assert tokenizer.special_ids.tolist() == [0, 1, 2, *range(size, size + 100)]
+    assert pieces(tokenizer, np.array([1, size, size + 99])) == ["</s>", "<extra_id_99>", "<extra_id_0>"]
+    (ids,) = tokenizer.encode(["the year of"])
+    assert tokenizer.decode([size + 99, *ids, 1, 0]) == "the year of"
+    assert not np.isin(tokenizer.encode([T5_MARKUP])[0], np.setdiff1d(tokenizer.special_ids, [2])).any()
+    starts = tokenizer.starts_word()
+    assert starts[tokenizer.special_ids].all()
+    assert 0 < starts[ids].sum() <= 3
+    with pytest.raises(InputError, match=r"no \[MASK\] or <mask>, which a text with"):
+        tokenizer.encode_with_masks("the [MASK]")
+
+
+def test_both_tokenizers_of_t5_agree(spiece: bytes, documents: list[str]):
+    texts = [sentence.strip() for document in documents[:20] for sentence in sentences(document)]
+    texts = [" ".join(text.split()) for text in texts if text]
+    ours = tokenizers.SentencePiece(spiece).encode(texts)
+    theirs = tokenizers.HuggingFace(unigram(spiece)).encode(texts)
+    assert [ids.tolist() for ids in ours] == [ids.tolist() for ids in theirs]
+
+
+def test_the_tokenizer_of_bart():
+    """Byte-level BPE; its special ids stand first, [MASK] last."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters, "th", "the"])}
+    vocabulary["<mask>"] = len(vocabulary)
+    bpe: Any = Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e")]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer = tokenizers.HuggingFace(bpe.to_str().encode())
+    last = len(vocabulary) - 1
+    assert tokenizer.special == tokenizers.SpecialIds(
+        pad=1, unk=3, cls=0, sep=2, mask=last, first_sentinel=-1, num_sentinels=0
+    )
+    assert tokenizer.special_ids.tolist() == [0, 1, 2, 3, last]
+    assert pieces(tokenizer, tokenizer.encode_with_masks("the [MASK]")) == ["the", "<mask>"]
+    (ids,) = tokenizer.encode(["the </s> é <mask>"])
+    assert not np.isin(ids, tokenizer.special_ids).any()
+    assert tokenizer.decode([0, *ids, 2]) == "the </s> é <mask>"
