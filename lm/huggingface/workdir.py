@@ -9,9 +9,9 @@ import numpy as np
 from etils import epath
 
 from lm import checkpoint
-from lm.config import CheckpointConfig, Config, DataConfig, InputError, ObjectiveConfig, to_json
+from lm.config import CheckpointConfig, Config, DataConfig, InputError, ModelConfig, ObjectiveConfig, to_json
 from lm.data import tokenizer as tokenizers
-from lm.data.tokenizer import HuggingFace, Tokenizer
+from lm.data.tokenizer import HuggingFace, SentencePiece, SpecialIds, Tokenizer
 from lm.huggingface.folder import Imported, export_folder, import_folder
 
 POOLING_FILE = "pooling.json"
@@ -47,12 +47,9 @@ def import_workdir(
             "embeddings; give the tokenizer that belongs to the weights."
         )
     longest = (pooling and pooling.max_length) or min(model.max_length, _MAX_LENGTH)
-    config = Config(
-        seed=seed,
-        data=DataConfig(vocab_size=tokenizer.vocab_size, seq_length=longest),
-        model=model,
-        objective=ObjectiveConfig(nsp=model.pooler),
-    )
+    data, objective = _pretraining(model, tokenizer.special, longest)
+    data.vocab_size = tokenizer.vocab_size
+    config = Config(seed=seed, data=data, model=model, objective=objective)
     checkpoint.write_atomically(workdir / tokenizer.file_name, tokenizer.to_bytes())
     if pooling is not None:
         checkpoint.write_atomically(workdir / POOLING_FILE, json.dumps(dataclasses.asdict(pooling)).encode())
@@ -80,16 +77,38 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
         "cls_token_id": special.cls,
         "sep_token_id": special.sep,
     }
+    if config.model.decoder_start == "sep":
+        token_ids |= {"decoder_start_token_id": special.sep, "forced_eos_token_id": special.sep}
+    elif config.model.decoder_depth:
+        token_ids["decoder_start_token_id"] = special.pad
+    token_ids = {name: index for name, index in token_ids.items() if index >= 0}
     export_folder(folder, config.model, checkpoint.load_params(workdir, step), token_ids=token_ids)
-    (Path(folder) / tokenizer.file_name).write_bytes(tokenizer.to_bytes())
+    t5s_own = isinstance(tokenizer, SentencePiece) and tokenizer.special != SpecialIds()
+    (Path(folder) / ("spiece.model" if t5s_own else tokenizer.file_name)).write_bytes(tokenizer.to_bytes())
+
+
+def _pretraining(model: ModelConfig, special: SpecialIds, longest: int) -> tuple[DataConfig, ObjectiveConfig]:
+    """What the model was pretrained with, as far as the model and its tokenizer tell."""
+    if model.architecture == "encoder":
+        tokenizers.require(special, "cls", "mask", use="an encoder")
+        return DataConfig(seq_length=longest), ObjectiveConfig(nsp=model.pooler)
+    if special.num_sentinels:
+        # What 15% in spans of 3 gives for a row of inputs: 114 targets for 512.
+        data = DataConfig(seq_length=longest, target_length=round(longest * 114 / 512))
+        return data, ObjectiveConfig(name="span_corruption")
+    data = DataConfig(seq_length=longest, target_length=longest, begin_with_cls=special.cls >= 0)
+    return data, ObjectiveConfig(name="infilling", mask_rate=0.3, permute_sentences=True)
 
 
 def _read_tokenizer(files: tuple[Path, ...], folder: str | os.PathLike[str]) -> Tokenizer:
     by_name = {file.name: file for file in files}
     if "tokenizer.json" in by_name:
         return HuggingFace(by_name["tokenizer.json"].read_bytes())
+    if "spiece.model" in by_name:
+        return SentencePiece(by_name["spiece.model"].read_bytes())
     if "vocab.txt" in by_name:
         settings = by_name.get("tokenizer_config.json")
         lowercase = json.loads(settings.read_text()).get("do_lower_case", True) if settings else True
         return HuggingFace.from_wordpiece(by_name["vocab.txt"].read_bytes(), lowercase)
-    raise InputError(f"{folder} has no tokenizer; accepted: tokenizer.json or vocab.txt beside the weights.")
+    accepted = "tokenizer.json, vocab.txt or spiece.model beside the weights"
+    raise InputError(f"{folder} has no tokenizer; accepted: {accepted}.")

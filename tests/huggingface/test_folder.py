@@ -40,8 +40,7 @@ MODERNBERT = ModelConfig(
 
 def random_params(config: ModelConfig) -> models.Params:
     """Every parameter random, but the norm of layer 0 that ModernBERT does not have."""
-    params = jax.tree.map(jnp.zeros_like, models.build(config).init(jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(params)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(models.build(config).init, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.unflatten(tree, [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
     if not config.first_attention_norm:
@@ -217,7 +216,7 @@ def write_pooling(folder, config, module):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2'; accepted: bert, modernbert"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2'; accepted: bert, modernbert, t5, bart"),
         ({"model_type": None}, "model_type None; accepted"),
         ({"hidden_act": "gelu_fast"}, "activation 'gelu_fast'; accepted: gelu, gelu_new"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'; accepted: 'absolute'"),

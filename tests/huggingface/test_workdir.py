@@ -80,6 +80,6 @@ def test_a_tokenizer_that_does_not_fit_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="the tokenizer has 401 pieces, but the model only 400"):
         import_workdir(folder, tmp_path / "run")
     (folder / "vocab.txt").unlink()
-    with pytest.raises(InputError, match=r"has no tokenizer; accepted: tokenizer.json or vocab.txt"):
+    with pytest.raises(InputError, match=r"has no tokenizer; accepted: tokenizer.json, vocab.txt"):
         import_workdir(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -11,11 +11,12 @@ import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from lm import models
-from lm.data.tokenizer import SpecialIds
+from lm.data.tokenizer import SpecialIds, load_tokenizer
 from lm.huggingface import export_folder, import_folder, to_tensors
 from lm.models.attention import relative_buckets
 from lm.training import optim
 from lm.training.train import gradients, train_step
+from tests.huggingface.test_seq2seq import t5_tokenizer
 from tests.peers import ragged, ragged_pairs
 from tests.peers.test_training import make_torch_optimizer
 
@@ -187,6 +188,22 @@ def test_transformers_loads_what_we_export(tmp_path, family):
     with torch.no_grad():
         ours, theirs = (model(tokens, decoder_input_ids=tokens[:, :9]).logits for model in (loaded.eval(), original))
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_t5_tokenizers_give_equal_ids(tmp_path):
+    """For the `spiece.model` and for the `tokenizer.json` that transformers makes of it."""
+    t5_tokenizer(tmp_path)
+    theirs = transformers.T5Tokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "json")
+    texts = ["the old river sings under word12", "a  house \u00e9 \u4f60\u597d; number7 and more", ""]
+    for folder in (tmp_path, tmp_path / "json"):
+        ours = load_tokenizer(str(folder))
+        assert (ours.vocab_size, ours.special.first_sentinel) == (
+            len(theirs),
+            theirs.convert_tokens_to_ids("<extra_id_0>"),
+        )
+        assert [ids.tolist() for ids in ours.encode(texts)] == theirs(texts, add_special_tokens=False).input_ids
+        assert ours.decode(theirs(texts[0]).input_ids) == texts[0]
 
 
 @pytest.mark.parametrize("causal", [False, True])
