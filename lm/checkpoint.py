@@ -111,6 +111,11 @@ def read_config(workdir: epath.PathLike) -> Config:
         raise InputError(f"{path} is not valid JSON ({error}); restore it or choose another directory.") from error
 
 
+def store_path(config: Config, workdir: epath.Path) -> str:
+    """Where the token store of a run is."""
+    return config.data.store or str(workdir / "store")
+
+
 def locate(checkpoint: str) -> tuple[epath.Path, int]:
     """Splits `WORKDIR` or `WORKDIR/checkpoints/N` into the working directory and a step, the newest by default.
 

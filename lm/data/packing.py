@@ -6,6 +6,7 @@ import collections
 import numpy as np
 
 _GRID = 128
+_BALANCE = 8  # how much sides that fill unequally count against an example, when two are packed
 
 
 def pack(
@@ -99,7 +100,8 @@ def _pack_two(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decreasing best fit on both sides: a row begins with the largest example left, and takes what fits best.
 
-    Best is what fills most and leaves both sides equally full, so that neither is closed while the other has room.
+    Best is what leaves both sides equally full, and then what fills most. Balance comes first because short and
+    long examples differ in their proportions: rows that spend one kind early leave others that cannot be filled.
     Examples of about the same size, on a grid of at most 128 x 128, are looked at together: some 8 microseconds
     an example, whatever their number.
     """
@@ -142,7 +144,8 @@ def _pack_two(
             if not (high and wide):
                 break
             part = slice(1, high + 1), slice(1, wide + 1)
-            score = filled[part] + closed[part] - np.abs(room[0] / capacities[0] - room[1] / capacities[1] - skew[part])
+            excess = room[0] / capacities[0] - room[1] / capacities[1]
+            score = filled[part] + closed[part] - _BALANCE * np.abs(excess - skew[part])
             row, column = divmod(int(score.argmax()), wide)
             best = (row + 1) * width + column + 1
             if not left[best]:

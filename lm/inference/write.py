@@ -59,6 +59,10 @@ class Writer:
         _, config, params, tokenizer = requests_lib.load(path)
         return cls(config, params, tokenizer)
 
+    def write(self, sources: Iterable[str], decoding: Decoding | None = None, seed: int = 0) -> Iterator[Answer]:
+        """Writes from sources worded as the model was trained on them."""
+        return self._write(sources, lambda source: field(source, "text"), decoding, seed)
+
     def generate(self, requests: Iterable[Any], decoding: Decoding | None = None, seed: int = 0) -> Iterator[Answer]:
         """Writes what follows `text` (a decoder), or what its encoder reads there calls for.
 

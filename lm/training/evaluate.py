@@ -72,7 +72,7 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
 def _text(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_path: str) -> Iterator[tuple[Split, int]]:
     """The held-out split of the run's store, or a file made into a store for the while; and the baseline's token."""
     if not input_path:
-        store = Store.open(training.store_path(config, workdir), tokenizer)
+        store = Store.open(checkpoint.store_path(config, workdir), tokenizer)
         yield store.heldout, store.manifest["most_frequent_token"]["id"]
         return
     data = DataConfig(

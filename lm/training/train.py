@@ -226,11 +226,6 @@ def evaluate(program: Program, params: models.Params, heldout: batches.Batches, 
     return {f"eval/{name}": float(value) for name, value in jax.device_get(program.means(*totals)).items()}
 
 
-def store_path(config: Config, workdir: epath.Path) -> str:
-    """Where the token store of a run is."""
-    return config.data.store or str(workdir / "store")
-
-
 def initial_params(path: str, tokenizer: Tokenizer, abstract_params: models.Params) -> models.Params:
     """The parameters of another run or an imported model, to begin from instead of random ones.
 
@@ -265,7 +260,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(mesh, config)
     checkpoint.check_workdir(root, config)
-    store = prepare.prepare(config.data, store_path(config, root))
+    store = prepare.prepare(config.data, checkpoint.store_path(config, root))
     tokenizer = store.tokenizer
     if tokenizer.vocab_size > config.model.vocab_size:
         raise InputError(

@@ -38,7 +38,7 @@ _save_every = flags.DEFINE_integer("save_every", 100, "Steps between the saves o
 
 def masked_batches(config: Config, workdir: Path, start: int) -> Iterator[dict[str, torch.Tensor]]:
     """The batches of the run from `start` on, masked by the run's own keys."""
-    store = Store.open(training.store_path(config, workdir))
+    store = Store.open(checkpoint.store_path(config, workdir))
     special = store.tokenizer.special
     source = batches.Batches(store.train, special, config.data, config.objective, config.seed)
     prepare = jax.jit(objectives.create(config, store.tokenizer).prepare)

@@ -60,3 +60,32 @@ def test_members_and_order_are_random_but_seeded():
 def test_no_example_needs_no_row():
     order, offsets = pack(np.zeros((0, 1), int), (128,), 8, np.random.default_rng(0))
     assert (len(order), offsets.tolist()) == (0, [0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("max_per_row", [1, 4, 64])
+def test_rows_of_two_sides_hold_every_example_once_within_the_limits(seed: int, max_per_row: int):
+    rng = np.random.default_rng(seed)
+    capacities = (96, 64)
+    sizes = np.stack([rng.integers(1, capacity + 1, rng.integers(1, 300)) for capacity in (96,)] * 2, axis=1)
+    sizes = np.minimum(sizes, capacities)
+    order, offsets = pack(sizes, capacities, max_per_row, rng)
+    assert sorted(order.tolist()) == list(range(len(sizes)))
+    assert (offsets[0], offsets[-1]) == (0, len(sizes))
+    assert np.diff(offsets).min() >= 1
+    assert np.diff(offsets).max() <= max_per_row
+    assert (np.add.reduceat(sizes[order], offsets[:-1], axis=0) <= capacities).all()
+
+
+def test_both_sides_of_pairs_are_filled_to_98_percent():
+    """Messages as programs have them: many short ones whose target is shorter, few long ones where it is longer."""
+    rng = np.random.default_rng(0)
+    words = rng.lognormal(1.6, 0.9, 30_000)
+    source = np.clip(5 + 1.4 * words, 6, 128).astype(int)
+    target = np.clip(1 + 1.5 * words * rng.choice([0.7, 1.2], len(words)) * rng.lognormal(0, 0.2, len(words)), 2, 128)
+    sizes = np.stack([source, target.astype(int)], axis=1)
+    capacities = (256, round(256 * sizes[:, 1].mean() / sizes[:, 0].mean()))
+    sizes = np.minimum(sizes, capacities)
+    order, offsets = pack(sizes, capacities, 64, rng)
+    filled = np.add.reduceat(sizes[order], offsets[:-1], axis=0).mean(axis=0) / capacities
+    assert filled.min() > 0.98

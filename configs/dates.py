@@ -1,0 +1,68 @@
+"""Dates as 37 locales write them, Chinese among them, to ISO 8601: `2026年11月3日 星期二` -> `2026-11-03`.
+
+    pip install -e .[corpora]
+    python launch/train.py --config=configs/dates.py --workdir=runs/dates
+    python launch/evaluate.py --checkpoint=runs/dates --metric=exact-match
+    echo 'Dienstag, 3. November 2026' | python launch/predict.py --checkpoint=runs/dates --task=generate
+
+A small T5 1.1. What the dates are and are not, lm/data/dates.py says.
+
+Hardware: two CPU cores, no accelerator.
+Time:     planned, not yet measured.
+Score:    planned, not yet measured.
+"""
+
+from lm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            source="dates",
+            vocab_size=1024,
+            split_digits=True,
+            seq_length=131,  # 8 sources of the mean length, as target_length holds 8 targets
+            target_length=96,
+            batch_size=16,
+            max_segments=16,
+            heldout_fraction=0.02,
+        ),
+        model=ModelConfig(
+            architecture="encoder-decoder",
+            vocab_size=1024,
+            d_model=128,
+            num_layers=3,
+            num_heads=4,
+            d_ff=256,
+            norm="rmsnorm",
+            norm_position="pre",
+            norm_eps=1e-6,
+            embedding_norm=False,
+            final_norm=True,
+            activation="gelu_tanh",
+            gated=True,
+            attention_bias=False,
+            mlp_bias=False,
+            position="relative",
+            token_types=0,
+            attention_scale=False,
+            tie_embeddings=False,
+            logits_bias=False,
+            pooler=False,
+            dropout=0.0,
+            attention_dropout=0.0,
+            init="fan_in",
+        ),
+        objective=ObjectiveConfig(name="pairs", z_loss=1e-4),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=200, b2=0.98, weight_decay=0.01),
+        train=TrainConfig(steps=3000, log_every=20, eval_every=500, eval_batches=20),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+    )
