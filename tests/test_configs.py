@@ -45,15 +45,21 @@ def test_its_docstring_gives_command_hardware_time_and_score(path: Path) -> None
         assert heading in docstring
 
 
-# Parameters that transformers 5.23 counts in BertForPreTraining (base, large) and ModernBertForMaskedLM (base),
-# and what we add: 70 rows and biases that fill the vocabulary up to a multiple of 128; a norm in front of the
-# first attention that ModernBERT does not use, so that all its layers have one shape.
+# Parameters that transformers 5.23 counts in BertForPreTraining, ModernBertForMaskedLM, T5- and
+# BartForConditionalGeneration and GPT2LMHeadModel, and what we add: rows and biases that fill the vocabulary up to a
+# multiple of 128; a norm in front of the first attention that ModernBERT does not use, so that all its layers have one
+# shape; a bias of BART's logits, there no parameter, but not the two rows of each position table that it never reads.
 @pytest.mark.parametrize(
     ("name", "reference", "added"),
     [
         ("bert_base", 110_106_428, 70 * (768 + 1)),
         ("bert_large", 336_226_108, 70 * (1024 + 1)),
         ("modernbert_base", 149_655_232, 768),
+        ("t5_small", 76_961_152, 0),
+        ("t5_base", 247_577_856, 0),
+        ("t5_large", 783_150_080, 0),
+        ("bart_base", 139_420_416, 39 * 768 + 50_304 - 2 * 2 * 768),
+        ("gpt_small", 124_439_808, 47 * 768),
     ],
 )
 def test_a_published_model_has_its_published_size(name: str, reference: int, added: int) -> None:

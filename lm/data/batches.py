@@ -39,6 +39,7 @@ class Batches:
     Attributes:
         rows_per_epoch: rows of epoch 0. Every other epoch has its own pairs, packing and order, and is
             cut, or refilled from its own beginning, to as many, so that a step's rows are known at once.
+        truncated: examples of epoch 0 that lost tokens, because a supervised pair did not fit into a row.
     """
 
     def __init__(self, split: Split, special: SpecialIds, data: DataConfig, objective: ObjectiveConfig, seed: int):
@@ -58,6 +59,7 @@ class Batches:
         self._layout = layouts.create(data, objective, special)
         self._plans: collections.OrderedDict[int, Plan] = collections.OrderedDict()
         self._lock = threading.Lock()
+        self.truncated = 0
         self.rows_per_epoch = self._plan(0).num_rows
         if not self.rows_per_epoch:
             raise InputError(
@@ -101,6 +103,7 @@ class Batches:
     def _make_plan(self, epoch: int) -> Plan:
         rng = np.random.default_rng((self._seed, epoch))
         found = self._layout.plan(self._split, rng)
+        self.truncated = found.truncated
         sizes = self._layout.sizes(found)
         order, row_offsets = packing.pack(sizes, self._layout.capacities, self._data.max_segments, rng)
         return Plan(found[order], row_offsets)

@@ -20,11 +20,13 @@ class Examples:
         starts: int64 [N, K], the first token of each span in its split.
         lengths: int32 [N, K], tokens in each span.
         labels: int8 [N]: 0 the second span follows the first, 1 it is from elsewhere, -1 no pair.
+        truncated: how many lost tokens, because a supervised pair did not fit into a row.
     """
 
     starts: np.ndarray
     lengths: np.ndarray
     labels: np.ndarray
+    truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,7 +80,9 @@ def pairs(split: Split, most: tuple[int, ...]) -> Examples:
     offsets = split.sentence_offsets
     starts = np.stack([offsets[:-1][::2], offsets[:-1][1::2]], axis=1)
     lengths = np.diff(offsets).reshape(-1, 2)
-    return Examples(starts, np.minimum(lengths, most).astype(np.int32), np.full(len(starts), -1, np.int8))
+    kept = np.minimum(lengths, most).astype(np.int32)
+    truncated = int((kept < lengths).any(axis=1).sum())
+    return Examples(starts, kept, np.full(len(starts), -1, np.int8), truncated)
 
 
 def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np.random.Generator) -> Examples:

@@ -268,6 +268,11 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             f"{tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
         )
     source = batches.Batches(store.train, tokenizer.special, config.data, config.objective, config.seed)
+    if source.truncated:
+        say(
+            f"{source.truncated:,} pairs of {store.train.num_documents:,} are longer than data.seq_length="
+            f"{config.data.seq_length} or data.target_length={config.data.target_length} and are cut"
+        )
     heldout = None  # where data.heldout_fraction is 0
     if store.heldout.num_tokens:
         heldout = batches.Batches(store.heldout, tokenizer.special, config.data, config.objective, config.seed)

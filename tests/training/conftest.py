@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from lm.data import prepare
 from lm.data.store import Store
 
@@ -48,6 +48,37 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         train=TrainConfig(steps=12, log_every=1, eval_batches=2),
         checkpoint=CheckpointConfig(every=4, keep=2),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_seq2seq(tiny_config: Config) -> Config:
+    """A T5 of two and two layers on spans of the same store; dropout is on."""
+    model = ModelConfig(
+        architecture="encoder-decoder",
+        vocab_size=448,
+        d_model=64,
+        num_layers=2,
+        num_heads=8,
+        d_ff=128,
+        norm="rmsnorm",
+        norm_position="pre",
+        embedding_norm=False,
+        final_norm=True,
+        activation="gelu_tanh",
+        gated=True,
+        attention_bias=False,
+        mlp_bias=False,
+        position="relative",
+        token_types=0,
+        attention_scale=False,
+        tie_embeddings=False,
+        logits_bias=False,
+        pooler=False,
+        mlp_dropout=0.1,
+        init="fan_in",
+    )
+    objective = ObjectiveConfig(name="span_corruption", z_loss=1e-4, label_smoothing=0.1)
+    return dataclasses.replace(changed(tiny_config, data={"target_length": 16}), model=model, objective=objective)
 
 
 @pytest.fixture(scope="session")

@@ -19,15 +19,19 @@ ROOT = Path(__file__).parents[2]
 STEPS = 30
 
 
-@pytest.fixture(scope="module")
-def command(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
+def make_command(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
     """The training command of a config file, for a workdir."""
-    config = changed(tiny_config, train={"steps": STEPS}, checkpoint={"every": 5, "keep": 2})
+    config = changed(config, train={"steps": STEPS}, checkpoint={"every": 5, "keep": 2})
     file = tmp_path_factory.mktemp("config") / "tiny.py"
     values = json.loads(config_lib.to_json(config))
     file.write_text(f"from lm import config\n\ndef get_config():\n    return config.from_dict({values!r})\n")
     script = str(ROOT / "launch" / "train.py")
     return lambda workdir: [sys.executable, script, f"--config={file}", f"--workdir={workdir}"]
+
+
+@pytest.fixture(scope="module")
+def command(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
+    return make_command(tiny_config, tmp_path_factory)
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:
@@ -77,6 +81,18 @@ def test_kill_9_at_any_moment_leaves_the_curve_bitwise(command, unbroken, tmp_pa
     assert len(unbroken) == STEPS
     assert curve(workdir) == unbroken
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["25", "30"]
+
+
+def test_an_encoder_decoder_goes_on_bitwise_too(tiny_seq2seq, tmp_path_factory, tmp_path):
+    command = make_command(tiny_seq2seq, tmp_path_factory)
+    unbroken, workdir = tmp_path / "unbroken", tmp_path / "run"
+    assert run(command(unbroken)).returncode == 0
+    for moment in (saving(workdir, 5), reached(workdir, 17)):
+        assert stop(command(workdir), moment, signal.SIGKILL) == -signal.SIGKILL
+    result = run(command(workdir))
+    assert result.returncode == 0, result.stderr
+    assert len(curve(workdir)) == STEPS
+    assert curve(workdir) == curve(unbroken)
 
 
 def test_sigterm_saves_and_asks_to_be_run_again(command, unbroken, tmp_path):

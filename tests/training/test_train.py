@@ -40,28 +40,33 @@ def shardable(tiny_config):
     return changed(tiny_config, model={"d_model": 64, "num_heads": 8, "d_ff": 128})
 
 
-@pytest.fixture(scope="module")
-def unsharded(shardable, tiny_store):
-    return losses(shardable, tiny_store, devices=jax.devices()[:1])
+@pytest.fixture(scope="module", params=["encoder", "encoder-decoder"])
+def unsharded(request, shardable, tiny_seq2seq, tiny_store):
+    """A config, and five losses and the state after them on one device."""
+    config = shardable if request.param == "encoder" else tiny_seq2seq
+    return config, *losses(config, tiny_store, devices=jax.devices()[:1])
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-def test_sharded_equals_unsharded(shardable, tiny_store, unsharded, sizes):
+def test_sharded_equals_unsharded(tiny_store, unsharded, sizes):
+    config, expected, expected_state = unsharded
     data, fsdp, tensor = sizes
-    config = changed(shardable, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+    config = changed(config, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
     found, state = losses(config, tiny_store)
-    np.testing.assert_allclose(found, unsharded[0], atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     for (path, one), other in zip(
-        jax.tree.leaves_with_path(state["params"]), jax.tree.leaves(unsharded[1]["params"]), strict=True
+        jax.tree.leaves_with_path(state["params"]), jax.tree.leaves(expected_state["params"]), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=2e-4, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=str)
-def test_each_device_holds_only_its_share(shardable, tiny_store, sizes):
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder"])
+def test_each_device_holds_only_its_share(shardable, tiny_seq2seq, tiny_store, kind, sizes):
     """Matrices and their Adam statistics are cut by fsdp x tensor; only vectors may be whole."""
     data, fsdp, tensor = sizes
-    config = changed(shardable, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+    config = shardable if kind == "encoder" else tiny_seq2seq
+    config = changed(config, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
     _, state, _ = start(config, tiny_store)
     ways = fsdp * tensor
     whole = held = 0
@@ -76,8 +81,10 @@ def test_each_device_holds_only_its_share(shardable, tiny_store, sizes):
     assert held < 1.25 * whole / ways
 
 
-def test_micro_batches_equal_one_batch(shardable, tiny_store):
-    config = changed(shardable, model={"dropout": 0.0, "attention_dropout": 0.0})
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder"])
+def test_micro_batches_equal_one_batch(shardable, tiny_seq2seq, tiny_store, kind):
+    config = shardable if kind == "encoder" else tiny_seq2seq
+    config = changed(config, model={"dropout": 0.0, "attention_dropout": 0.0, "mlp_dropout": 0.0})
     one, _ = losses(config, tiny_store, devices=jax.devices()[:1])
     four, _ = losses(changed(config, train={"accumulation": 4}), tiny_store, devices=jax.devices()[:1])
     np.testing.assert_allclose(one, four, atol=1e-5)

@@ -1,0 +1,69 @@
+"""Questions about Python functions, answered from their documentation: "What is axis?" and a passage in, an answer out.
+
+    python launch/train.py --config=configs/answer_docs.py --workdir=runs/answer
+    python launch/evaluate.py --checkpoint=runs/answer --metric=exact-match --shown=10
+    echo '{"question": "What is path?", "context": "Parameters: path: where the file is."}' | \\
+        python launch/predict.py --checkpoint=runs/answer --task=answer
+
+The questions are made from the form of the docstrings of this Python installation (parameter -> its description, its
+type, what is returned, what is raised): a model learns to find and copy what a question names, not to reason. Which
+questions there are depends on what is installed. No passage is in both splits. See lm/data/docs_questions.py.
+
+Hardware: two CPU cores, no accelerator.
+Time:     planned, not yet measured.
+Score:    planned, not yet measured.
+"""
+
+from lm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            source="docs-questions",
+            vocab_size=8192,
+            seq_length=512,
+            target_length=50,  # in proportion to the mean lengths of sources and targets, so that both sides fill
+            batch_size=8,
+            max_segments=16,
+        ),
+        model=ModelConfig(
+            architecture="encoder-decoder",
+            vocab_size=8192,
+            d_model=256,
+            num_layers=4,
+            num_decoder_layers=2,
+            num_heads=4,
+            d_ff=512,
+            norm="rmsnorm",
+            norm_position="pre",
+            norm_eps=1e-6,
+            embedding_norm=False,
+            final_norm=True,
+            activation="gelu_tanh",
+            gated=True,
+            attention_bias=False,
+            mlp_bias=False,
+            position="relative",
+            token_types=0,
+            attention_scale=False,
+            tie_embeddings=False,
+            logits_bias=False,
+            pooler=False,
+            dropout=0.1,
+            attention_dropout=0.0,
+            init="fan_in",
+        ),
+        objective=ObjectiveConfig(name="pairs"),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=300, b2=0.98, weight_decay=0.01),
+        train=TrainConfig(steps=3000, log_every=20, eval_every=500, eval_batches=30),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+    )
