@@ -5,6 +5,7 @@ H heads, K head dim.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.layers import Dense, Dropout
+from lm.models.layers import Dense
 from lm.sharding import constrain
 
 
@@ -28,7 +29,7 @@ def attend(
     window: jax.Array | int | None = None,
     bias_HLS: jax.Array | None = None,
     scale: float = 1.0,
-    dropout: Dropout | None = None,
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """softmax(Q K^T / sqrt(d_k)) V, where a token sees only tokens of its own segment.
 
@@ -43,7 +44,7 @@ def attend(
         window: how many tokens to either side are visible, possibly traced; None for all.
         bias_HLS: float32, added to the scores.
         scale: what the scores are multiplied by, 1 / sqrt(d_k) in the paper.
-        dropout: applied to the attention weights.
+        dropout: what the attention weights, float32 [B, H, L, S], go through.
 
     Returns:
         [B, L, H, K], the weighted values of each head.

@@ -70,6 +70,14 @@ class Seq2Seq(nnx.Module):
             inputs_BT, segments_BT, positions_BT, memory=memory, dropout_key=key, shared_VD=self._tokens_VD
         )
 
+    def attention_weights(
+        self, memory: Memory | None, inputs_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Those of the decoder, to itself and to the memory; see `Stack.attention_weights`."""
+        return self.decoder.attention_weights(
+            inputs_BT, segments_BT, positions_BT, memory=memory, shared_VD=self._tokens_VD
+        )
+
     def predict(self, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the next token."""
         return self.logits(hidden_BTD, self._tokens_VD)

@@ -15,7 +15,6 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.models.attention import Attention, relative_buckets
 from lm.models.layers import (
-    Dropout,
     Execution,
     FeedForward,
     Norm,
@@ -29,8 +28,8 @@ from lm.sharding import constrain, gather_weights
 # What tells one use of dropout from another within a stack.
 EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT, MLP_HIDDEN, MEMORY_WEIGHTS, MEMORY_OUT, FINAL = range(8)
 
-# (attention, inputs_BLD, index of the layer, dropout of the weights) -> [B, L, D]
-Attend = Callable[[Attention, jax.Array, jax.Array | int, Dropout | None], jax.Array]
+# (attention, inputs_BLD, index of the layer, what its weights go through, such as dropout) -> [B, L, D]
+Attend = Callable[[Attention, jax.Array, jax.Array | int, Callable[[jax.Array], jax.Array] | None], jax.Array]
 
 
 class Embedding(nnx.Module):
@@ -184,8 +183,59 @@ class Stack(nnx.Module):
             [B, L, D] in the compute dtype.
         """
         hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, dropout_key, shared_VD)
+        attends = self._attends(segments_BL, positions_BL, memory)
+
+        def apply(layer: Layer, hidden_BLD: jax.Array, index: jax.Array) -> jax.Array:
+            return layer(hidden_BLD, index, *attends, dropout_key)
+
+        hidden_BLD = run_stack(self.layers, hidden_BLD, self.num_layers, self.execution, apply)
+        if self.final_norm is not None:
+            hidden_BLD = self.final_norm(hidden_BLD)
+        if self.config.final_dropout:
+            hidden_BLD = drop(hidden_BLD, make_dropout(self.config.dropout, dropout_key, self.num_layers, FINAL))
+        return hidden_BLD
+
+    def attention_weights(
+        self,
+        tokens_BL: jax.Array,
+        segments_BL: jax.Array,
+        positions_BL: jax.Array,
+        token_types_BL: jax.Array | None = None,
+        *,
+        memory: Memory | None = None,
+        shared_VD: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """What the attentions of a call without dropout multiply the values by; arguments as there.
+
+        The layers run one by one, on a call's own code, and the weights are kept where dropout would act on them.
+
+        Returns:
+            float32 [layers, B, H, L, L] of self-attention, and [layers, B, H, L, S] of attention to the memory.
+        """
+        hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, shared_VD=shared_VD)
+
+        def keep(how: Attend, kept: list[jax.Array]) -> Attend:
+            def look(weights_BHLS: jax.Array) -> jax.Array:
+                kept.append(weights_BHLS)
+                return weights_BHLS
+
+            return lambda attention, inputs_BLD, index, _: how(attention, inputs_BLD, index, look)
+
+        own, of_memory = [], []
+        attend_self, attend_memory = self._attends(segments_BL, positions_BL, memory)
+        for index, layer in enumerate(unstack(self.layers, self.num_layers)):
+            attends = keep(attend_self, own), keep(attend_memory, of_memory)
+            hidden_BLD = gather_weights(layer)(hidden_BLD, index, *attends)
+        return jnp.stack(own), jnp.stack(of_memory) if of_memory else None
+
+    def steps(self, memory: Memory | None, length: int, shared_VD: jax.Array | None = None) -> "Steps":
+        """Prepares decoding token by token, up to `length` tokens."""
+        return Steps(self, memory, length, shared_VD)
+
+    def _attends(self, segments_BL: jax.Array, positions_BL: jax.Array, memory: Memory | None) -> tuple[Attend, Attend]:
+        """How the layers attend to whole sequences: to their own, and to the memory."""
         angles = self._angles(positions_BL)
-        columns_L = jnp.arange(tokens_BL.shape[1])
+        columns_L = jnp.arange(segments_BL.shape[1])
         bias_HLS = self._bias(columns_L, len(columns_L))
 
         def attend_self(attention: Attention, inputs_BLD: jax.Array, index: Any, dropout: Any) -> jax.Array:
@@ -213,19 +263,7 @@ class Stack(nnx.Module):
                 dropout=dropout,
             )
 
-        def apply(layer: Layer, hidden_BLD: jax.Array, index: jax.Array) -> jax.Array:
-            return layer(hidden_BLD, index, attend_self, attend_memory, dropout_key)
-
-        hidden_BLD = run_stack(self.layers, hidden_BLD, self.num_layers, self.execution, apply)
-        if self.final_norm is not None:
-            hidden_BLD = self.final_norm(hidden_BLD)
-        if self.config.final_dropout:
-            hidden_BLD = drop(hidden_BLD, make_dropout(self.config.dropout, dropout_key, self.num_layers, FINAL))
-        return hidden_BLD
-
-    def steps(self, memory: Memory | None, length: int, shared_VD: jax.Array | None = None) -> "Steps":
-        """Prepares decoding token by token, up to `length` tokens."""
-        return Steps(self, memory, length, shared_VD)
+        return attend_self, attend_memory
 
     def _window(self, index: jax.Array | int, length: int) -> jax.Array | int | None:
         config = self.config
@@ -278,7 +316,7 @@ class Steps:
 
     def __init__(self, stack: Stack, memory: Memory | None, length: int, shared_VD: jax.Array | None):
         self._stack, self._length, self._shared_VD = stack, length, shared_VD
-        self._layers = [jax.tree.map(lambda leaf, i=i: leaf[i], stack.layers) for i in range(stack.num_layers)]
+        self._layers = unstack(stack.layers, stack.num_layers)
         self._memory = []
         if memory is not None:
             self._memory_segments_BS = (memory.segments_BS > 0).astype(jnp.int32)
@@ -346,6 +384,11 @@ def make_stack(build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: n
     """Builds `num_layers` modules as one whose parameters carry a leading layer axis."""
     keys = jax.random.split(rngs.params(), num_layers)
     return jax.vmap(lambda key: build(nnx.Rngs(params=key)))(keys)
+
+
+def unstack(layers: Any, num_layers: int) -> list[Any]:
+    """The modules that `make_stack` stacked."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(num_layers)]
 
 
 def run_stack(
