@@ -37,6 +37,7 @@ setup(
             "Babel>=2.16",  # data.source=dates: how languages write them
             "polib>=1.2",  # data.source=gettext: .mo and .po (Babel refuses real ones whose header has an odd date)
         ],
+        "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Chinese in attention pictures: Noto Sans SC (OFL), files only, 17 MB
         "metrics": [
             "rouge-score>=0.1.2",  # ROUGE
             "sacrebleu>=2.4",  # BLEU and chrF as others report them

@@ -2,10 +2,10 @@
 
 A request is a line: plain text, or a JSON object with "text" and perhaps "text_pair" or "language"; for answer with
 "question" and "context". Each answer is a line of JSON, in the order of the requests; a request that cannot be
-answered gets {"error": ...} and the rest go on.
+answered gets {"error": ...} and the rest go on. --attention=FILE.png draws the attention weights of the first.
 """
 
-import contextlib
+import functools
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,6 @@ from typing import Any
 from absl import flags
 
 from lm import cli
-from lm.config import InputError
 
 _checkpoint = flags.DEFINE_string("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
 _TASKS = ["fill-mask", "next-sentence", "embed", "generate", "translate", "answer"]
@@ -26,6 +25,10 @@ _normalize = flags.DEFINE_bool("normalize", None, "embed: vectors of length one.
 _top = flags.DEFINE_integer("top", 5, "fill-mask: candidates for each mask.", lower_bound=1)
 _language = flags.DEFINE_string("language", "", "translate: into which, for requests that do not say.")
 _seed = flags.DEFINE_integer("seed", 0, "Of sampling.")
+_attention = flags.DEFINE_string("attention", "", "Picture to draw of the first request's attention weights.")
+_of = flags.DEFINE_enum("attention_of", "", ["", "encoder", "decoder", "cross"], "Whose; empty: cross before encoder.")
+_layer = flags.DEFINE_integer("attention_layer", None, "Draw the heads of this layer, from 1; default all layers.")
+_head = flags.DEFINE_integer("attention_head", None, "Draw this head, from 1; default the mean over heads.")
 _DECODING = {
     "num_beams": flags.DEFINE_integer("num_beams", None, "Hypotheses of beam search; 1 is greedy."),
     "max_length": flags.DEFINE_integer("max_length", None, "Tokens written at most; default the run's own."),
@@ -38,42 +41,38 @@ _DECODING = {
 
 
 def answers(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The answers of the task."""
-    from lm.inference.predict import Predictor
+    """The answers of the task, and its picture."""
+    from lm.inference.attention import Picture, WatchedPredictor, WatchedWriter, with_picture
     from lm.inference.requests import parse
-    from lm.inference.write import Writer, with_defaults
+    from lm.inference.write import with_defaults
 
     if _task.value in ("fill-mask", "next-sentence", "embed"):
-        predictor = Predictor.load(_checkpoint.value)
-        match _task.value:
-            case "fill-mask":
-                return predictor.fill_mask(parse(lines), top=_top.value)
-            case "next-sentence":
-                return predictor.next_sentence(parse(lines))
-        return predictor.embed(parse(lines), _pooling.value, _normalize.value)
-    writer = Writer.load(_checkpoint.value)
-    decoding = with_defaults(writer, **{name: flag.value for name, flag in _DECODING.items()})
-    match _task.value:
-        case "translate":
-            return writer.translate(parse(lines), _language.value, decoding, _seed.value)
-        case "answer":
-            return writer.answer(parse(lines), decoding, _seed.value)
-    return writer.generate(parse(lines), decoding, _seed.value)
+        model = WatchedPredictor.load(_checkpoint.value)
+        tasks = {
+            "fill-mask": functools.partial(model.fill_mask, top=_top.value),
+            "next-sentence": model.next_sentence,
+            "embed": functools.partial(model.embed, pooling=_pooling.value, normalize=_normalize.value),
+        }
+    else:
+        model = WatchedWriter.load(_checkpoint.value)
+        decoding = with_defaults(model, **{name: flag.value for name, flag in _DECODING.items()})
+        how = {"decoding": decoding, "seed": _seed.value}
+        tasks = {
+            "generate": functools.partial(model.generate, **how),
+            "translate": functools.partial(model.translate, language=_language.value, **how),
+            "answer": functools.partial(model.answer, **how),
+        }
+    found = tasks[_task.value](parse(lines))
+    picture = Picture(_attention.value, _of.value, _layer.value, _head.value)
+    return with_picture(found, model, picture) if picture.path else found
 
 
 def main() -> None:
-    with contextlib.ExitStack() as stack:
-        try:
-            lines = sys.stdin.buffer if _input.value == "-" else stack.enter_context(open(_input.value, "rb"))
-        except OSError as error:
-            raise InputError(f"--input is {_input.value!r}: {error.strerror}; give a file, or - for stdin.") from error
+    with cli.opened(_input, "rb", sys.stdin.buffer) as lines:
         found = answers(lines)
-        try:
-            out = sys.stdout if _output.value == "-" else stack.enter_context(open(_output.value, "w"))
-        except OSError as error:
-            raise InputError(f"--output is {_output.value!r}: {error.strerror}; give a writable file.") from error
-        for answer in found:
-            print(json.dumps(answer, ensure_ascii=False), file=out)
+        with cli.opened(_output, "w", sys.stdout) as out:
+            for answer in found:
+                print(json.dumps(answer, ensure_ascii=False), file=out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ A launch script defines its flags, then hands its `main` to `run`:
         cli.run(main)
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.machinery
@@ -22,7 +23,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -59,6 +60,19 @@ def define_config() -> Callable[[], Config]:
         return holder.value
 
     return config
+
+
+def opened(flag: flags.FlagHolder[str], mode: str, standard: IO[Any]) -> contextlib.AbstractContextManager[IO[Any]]:
+    """The file that a flag names, or for - the standard stream, which stays open.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    try:
+        return contextlib.nullcontext(standard) if flag.value == "-" else open(flag.value, mode)
+    except OSError as error:
+        kind = "a writable file, or - for stdout" if "w" in mode else "a file, or - for stdin"
+        raise InputError(f"--{flag.name} is {flag.value!r}: {error.strerror}; give {kind}.") from error
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

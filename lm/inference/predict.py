@@ -6,7 +6,7 @@ Array names carry their shape: B batch, L length, D model, V vocabulary, M maske
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class Predictor:
         self._model = models.build(config.model, models.Execution(dtype=config.train.dtype))
 
     @classmethod
-    def load(cls, path: str) -> "Predictor":
+    def load(cls, path: str) -> Self:
         """Reads `WORKDIR` or `WORKDIR/checkpoints/N`: config, tokenizer and parameters.
 
         Raises:

@@ -1,0 +1,356 @@
+"""The attention weights that are drawn are those that the model uses, and what is drawn can be read."""
+
+import dataclasses
+import functools
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager, image
+
+from lm import checkpoint, models
+from lm.config import CheckpointConfig, Config, DataConfig, InputError, ModelConfig, ObjectiveConfig, to_json
+from lm.data.tokenizer import SentencePiece
+from lm.inference import attention, fonts
+from lm.inference.attention import Picture, WatchedPredictor, WatchedWriter, Weights, draw, with_picture
+from lm.inference.generate import Decoding
+from lm.models.attention import relative_buckets
+from lm.models.transformer import unstack
+
+ROOT = Path(__file__).parents[2]
+SENTENCE = "我爱编程，编程很棒"
+BASE = ModelConfig(
+    vocab_size=448,
+    d_model=32,
+    num_layers=2,
+    num_heads=4,
+    d_ff=48,
+    max_length=32,
+    token_types=0,
+    pooler=False,
+    init_std=0.3,
+)
+ROTARY = dataclasses.replace(
+    BASE, position="rotary", norm_position="pre", final_norm=True, global_every=2, window=2, num_layers=3
+)
+RELATIVE = dataclasses.replace(
+    BASE,
+    architecture="encoder-decoder",
+    position="relative",
+    norm="rmsnorm",
+    norm_position="pre",
+    embedding_norm=False,
+    final_norm=True,
+    attention_bias=False,
+    attention_scale=False,
+    init="fan_in",
+)
+ALONE = dataclasses.replace(ROTARY, architecture="decoder")
+KINDS = {"learned": BASE, "rotary": ROTARY, "cross": RELATIVE, "causal": ALONE}
+
+# Two texts and padding in one row, as training packs them.
+SEGMENTS = np.array([[1] * 5 + [2] * 4 + [0] * 3], np.int32)
+POSITIONS = np.array([[*range(5), *range(4), *range(3)]], np.int32)
+TOKENS = np.random.default_rng(0).integers(105, 448, SEGMENTS.shape).astype(np.int32)
+ROW = (TOKENS, SEGMENTS, POSITIONS)
+
+
+def heads(dense, array_BLD) -> np.ndarray:
+    kernel, bias = np.asarray(dense.kernel[...]), 0 if dense.bias is None else np.asarray(dense.bias[...])
+    return np.einsum("BLD,DHK->BLHK", np.asarray(array_BLD), kernel) + bias
+
+
+def rotated(heads_BLHK: np.ndarray, theta: float) -> np.ndarray:
+    depth = heads_BLHK.shape[-1]
+    frequencies = theta ** (-np.arange(0, depth, 2) / depth)
+    turn_BL1k = np.exp(1j * POSITIONS[:, :, None] * frequencies)[:, :, None]
+    first, second = np.split(heads_BLHK, 2, axis=-1)
+    turned = (first + 1j * second) * turn_BL1k
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def plain_weights(stack, index, module, inputs_BLD, memory_BSD, own: bool) -> np.ndarray:
+    """softmax(Q K^T), written out in numpy from the module's projections."""
+    config = stack.config
+    query, key = heads(module.query, inputs_BLD), heads(module.key, memory_BSD)
+    is_global = index % config.global_every == 0
+    if own and config.position == "rotary":
+        theta = config.rope_theta if is_global else config.rope_theta_local
+        query, key = rotated(query, theta), rotated(key, theta)
+    scores = np.einsum("BLHK,BSHK->BHLS", query, key) * (query.shape[-1] ** -0.5 if config.attention_scale else 1.0)
+    place = np.arange(SEGMENTS.shape[1])
+    visible = SEGMENTS[:, :, None] == SEGMENTS[:, None, :]
+    if own:
+        if stack.relative_bias is not None:
+            buckets = relative_buckets(
+                jnp.asarray(place[None, :] - place[:, None]),
+                causal=stack.causal,
+                num_buckets=config.relative_buckets,
+                max_distance=config.relative_max_distance,
+            )
+            scores = scores + np.asarray(stack.relative_bias[...])[buckets].transpose(2, 0, 1)[None]
+        if stack.causal:
+            visible = visible & (place[:, None] >= place[None, :])[None]
+        if not is_global:
+            visible = visible & (np.abs(place[:, None] - place[None, :]) <= config.window)[None]
+    scores = np.where(visible[:, None], scores, -np.inf)
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+@functools.cache
+def computed(kind: str) -> tuple[Any, Any, list[tuple], Any, Any]:
+    """A stack of a kind, its weights (own, of the memory), and a replay of its layers with the weights given.
+
+    The replay uses no query and no key. It gives the hidden states it ends in, with the model's own, and what every
+    attention saw.
+    """
+    config = KINDS[kind]
+    model = models.build(config)
+    module = model.merge(jax.jit(model.init)(jax.random.key(1)))
+
+    @jax.jit
+    def compute():
+        if config.architecture == "encoder":
+            stack, memory, shared = module.encoder, None, None
+            weights, expected = stack.attention_weights(*ROW), module.encoder(*ROW)
+        else:
+            stack, shared = module.decoder, (module.encoder or module.decoder).embedding.token[...]
+            memory = module.encode(*ROW) if module.encoder else None
+            weights, expected = module.attention_weights(memory, *ROW), module(memory, *ROW)
+        seen = []
+
+        def replay(weights, is_own):
+            def attend(attention, inputs_BLD, index, _):
+                memory_BSD = inputs_BLD if is_own else memory.hidden_BSD
+                seen.append((inputs_BLD, memory_BSD))
+                value_BSHK = attention.keys_values(memory_BSD)[1]
+                return attention.out(jnp.einsum("BHLS,BSHK->BLHK", weights[index], value_BSHK))
+
+            return attend
+
+        hidden = stack.embedding(ROW[0], POSITIONS, shared_VD=shared)
+        for index, layer in enumerate(unstack(stack.layers, stack.num_layers)):
+            hidden = layer(hidden, index, replay(weights[0], True), replay(weights[1], False))
+        hidden = hidden if stack.final_norm is None else stack.final_norm(hidden)
+        return weights, seen, hidden, expected
+
+    stack = module.encoder if config.architecture == "encoder" else module.decoder
+    return stack, *compute()
+
+
+of_every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@of_every_kind
+def test_weights_are_what_the_model_multiplies_the_values_by(kind):
+    _, _, _, replayed, expected = computed(kind)
+    np.testing.assert_allclose(replayed, expected, atol=1e-4)
+
+
+@of_every_kind
+def test_weights_are_the_softmax_of_queries_and_keys(kind):
+    stack, (own, of_memory), seen, _, _ = computed(kind)
+    seen = iter(seen)
+    for index, layer in enumerate(unstack(stack.layers, stack.num_layers)):
+        expected = plain_weights(stack, index, layer.attention, *next(seen), own=True)
+        np.testing.assert_allclose(own[index], expected, atol=2e-5)
+        if of_memory is not None:
+            expected = plain_weights(stack, index, layer.memory_attention, *next(seen), own=False)
+            np.testing.assert_allclose(of_memory[index], expected, atol=2e-5)
+    assert next(seen, None) is None
+
+
+@of_every_kind
+def test_rows_sum_to_one_within_the_segment_and_causal_ones_see_no_future(kind):
+    stack, (own, of_memory), *_ = computed(kind)
+    outside = SEGMENTS[0][:, None] != SEGMENTS[0][None, :]
+    for weights in filter(lambda found: found is not None, (own, of_memory)):
+        assert weights.shape == (stack.num_layers, 1, 4, 12, 12)
+        np.testing.assert_allclose(weights.sum(axis=-1), 1.0, atol=1e-5)
+        assert not np.asarray(weights)[..., outside].any()
+    assert (of_memory is not None) == (kind == "cross")
+    assert np.triu(own, 1).any() != stack.causal
+
+
+# ---- Requests -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> SentencePiece:
+    # Punctuation and 喜 occur too seldom to be pieces: they are spelt in bytes.
+    words = ["我", "爱", "编程", "很棒", "你好", "世界", "river", "house", "tree"]
+    return SentencePiece.train(map(" ".join, itertools.permutations(words, 3)), vocab_size=448)
+
+
+def run_config(model: ModelConfig) -> Config:
+    data = DataConfig(source="text", path="-", vocab_size=448, seq_length=32, target_length=16)
+    name = {"encoder": "mlm", "encoder-decoder": "span_corruption", "decoder": "causal_lm"}[model.architecture]
+    return Config(data=data, model=model, objective=ObjectiveConfig(name=name, nsp=False))
+
+
+def watched(kind, model: ModelConfig, tokenizer):
+    return kind(run_config(model), jax.jit(models.build(model).init)(jax.random.key(1)), tokenizer)
+
+
+def test_the_first_request_is_told_with_its_special_tokens(tokenizer):
+    predictor = watched(WatchedPredictor, BASE, tokenizer)
+    assert len(list(predictor.embed([SENTENCE, "river"]))) == 2
+    found = predictor.attention()
+    assert list(found) == ["encoder"]
+    weights = found["encoder"]
+    assert weights.queries == weights.keys
+    assert (weights.keys[0], weights.keys[-1]) == ("[CLS]", "[SEP]")
+    assert weights.weights_NHLS.shape == (2, 4, len(weights.keys), len(weights.keys))
+    np.testing.assert_allclose(weights.weights_NHLS.sum(axis=-1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("model", "kinds"), [(RELATIVE, ["cross", "encoder", "decoder"]), (ALONE, ["decoder"])])
+def test_a_writer_is_told_over_what_it_wrote(tokenizer, model, kinds):
+    writer = watched(WatchedWriter, model, tokenizer)
+    first, _ = writer.generate([SENTENCE, "river"], Decoding(max_length=6, min_length=6))
+    assert writer._text(writer._first[1]) == first["text"]
+    found = writer.attention()
+    assert list(found) == kinds
+    own = found["decoder"]
+    assert own.keys[0] == "[PAD]"
+    assert own.keys[1:] == own.queries[:-1]  # what is read, and one place on what is to be written
+    assert not np.triu(own.weights_NHLS, 1).any()
+    prompt = 0 if "cross" in found else len(attention.labels(tokenizer, tokenizer.encode([SENTENCE])[0]))
+    assert len(own.queries) == prompt + 6
+    if "cross" in found:
+        source = found["encoder"].keys
+        assert found["cross"].keys == source
+        assert source[-1] == "[SEP]"
+        assert found["cross"].queries == own.queries
+        assert found["cross"].weights_NHLS.shape == (2, 4, 6, len(source))
+
+
+def test_labels_are_text_without_word_marks(tokenizer):
+    ids = [tokenizer.special.cls, *tokenizer.encode(["我 编程，river\n"])[0], tokenizer.special.first_sentinel]
+    found = attention.labels(tokenizer, np.array(ids))
+    assert len(found) == len(ids)
+    assert (found[0], found[-1]) == ("[CLS]", "<extra_id_0>")
+    assert {"，1/3", "，2/3", "，3/3"} <= {label.replace(" ", "") for label in found}
+    assert "river" in "".join(found)
+    assert "\\n" in found
+    assert not any("▁" in label or not label.isprintable() or not label for label in found)
+
+
+# ---- The picture ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def only_dejavu(monkeypatch):
+    """A machine with no font but matplotlib's own."""
+    kept = [entry for entry in font_manager.fontManager.ttflist if entry.name.startswith(("DejaVu Sans", "Last"))]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", kept)
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    monkeypatch.setattr(fonts, "_PACKAGE", "no_such_package")
+
+
+@pytest.fixture
+def chinese_font(only_dejavu, monkeypatch, tmp_path) -> str:
+    """A font installed after matplotlib listed them: black squares for the characters of the sentence."""
+    pen = TTGlyphPen(None)
+    for number, point in enumerate([(0, 0), (0, 800), (800, 800), (800, 0)]):
+        (pen.lineTo if number else pen.moveTo)(point)
+    pen.closePath()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap(dict.fromkeys(map(ord, SENTENCE), "square"))
+    builder.setupGlyf({".notdef": pen.glyph(), "square": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (900, 0), "square": (900, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Squares", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path := tmp_path / "squares.ttf")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path)])
+    return "Squares"
+
+
+def weights_of(queries: list[str], keys: list[str], layers: int = 2, number: int = 3) -> Weights:
+    scores = np.random.default_rng(0).normal(size=(layers, number, len(queries), len(keys)))
+    weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+    return Weights("Attention", weights.astype(np.float32), queries, keys)
+
+
+def test_a_font_that_has_the_glyphs_is_found(chinese_font):
+    assert fonts.families(["[CLS] river"]) == ["DejaVu Sans"]
+    assert fonts.families([SENTENCE, "river"]) == ["DejaVu Sans", chinese_font]
+
+
+def test_glyphs_that_no_font_has_are_named_with_the_remedy(only_dejavu, tmp_path):
+    with pytest.raises(InputError, match=r"我.*pip install -e .\[fonts\].*apt-get install"):
+        draw(weights_of(list(SENTENCE), list(SENTENCE)), Picture(str(tmp_path / "a.png")))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("choice", [{}, {"layer": 2, "head": 3}])
+def test_pictures_show_the_labels_of_the_sentence(chinese_font, tmp_path, choice):
+    """A missing glyph would be a warning, and so an error here."""
+    path = tmp_path / "a.png"
+    draw(weights_of(["[CLS]", *SENTENCE], [*SENTENCE, "$x$"]), Picture(str(path), **choice))
+    pixels = image.imread(path)
+    assert pixels.shape[0] > 400
+    assert pixels.shape[1] > 500
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
+
+
+def test_which_heatmaps_are_drawn():
+    weights = weights_of(["a", "b"], ["c", "d", "e"]).weights_NHLS
+    panels = attention._panels(weights, Picture(""))
+    assert [title for title, _ in panels] == ["layer 1, mean of 3 heads", "layer 2, mean of 3 heads"]
+    np.testing.assert_allclose(panels[1][1], weights[1].mean(axis=0))
+    (panel,) = attention._panels(weights, Picture("", layer=2, head=3))
+    assert panel[0] == "layer 2, head 3"
+    np.testing.assert_array_equal(panel[1], weights[1, 2])
+    assert len(attention._panels(weights, Picture("", layer=1))) == 3
+    assert len(attention._panels(weights, Picture("", head=1))) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "picture", "message"),
+    [
+        (["a"] * 65, Picture("a.png"), "65 tokens.*64"),
+        (["a"], Picture("a.png", layer=3), "layer to draw is 3.*1 to 2"),
+        (["a"], Picture("a.png", head=0), "head to draw is 0.*1 to 3"),
+        (["a"], Picture("no/such/folder/a.png"), "cannot be written"),
+        (["a"], Picture("a.xyz"), r"a\.xyz.*png"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(labels, picture, message):
+    with pytest.raises(InputError, match=message):
+        draw(weights_of(labels, labels), picture)
+
+
+def test_a_request_without_an_answer_or_a_kind_that_is_not_there_is_refused(tokenizer):
+    predictor = watched(WatchedPredictor, BASE, tokenizer)
+    with pytest.raises(InputError, match="the text is empty"):
+        next(with_picture(predictor.embed([""]), predictor, Picture("a.png")))
+    with pytest.raises(InputError, match="'cross'; this model has: encoder"):
+        next(with_picture(predictor.embed(["river"]), predictor, Picture("a.png", of="cross")))
+
+
+def test_the_script_draws_and_answers(tokenizer, tmp_path):
+    config = run_config(BASE)
+    (workdir := tmp_path / "run").mkdir()
+    (workdir / tokenizer.file_name).write_bytes(tokenizer.to_bytes())
+    (workdir / "config.json").write_text(to_json(config))
+    saved = checkpoint.Checkpoints(workdir, CheckpointConfig(asynchronous=False))
+    saved.save(0, {"params": jax.jit(models.build(BASE).init)(jax.random.key(0)), "step": np.int32(0)})
+    saved.close()
+    command = [sys.executable, ROOT / "launch/predict.py", f"--checkpoint={workdir}", "--task=embed"]
+    flags = [f"--attention={tmp_path / 'a.png'}", "--attention_layer=2"]
+    done = subprocess.run([*command, *flags], input="river\nhouse\n", capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.count("embedding")) == (0, 2), done.stderr
+    assert image.imread(tmp_path / "a.png").std() > 0.01
