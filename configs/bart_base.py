@@ -28,7 +28,7 @@ def get_config() -> Config:
             source="jsonl",
             path="corpus/*.jsonl",
             vocab_size=50_265,
-            seq_length=416,
+            seq_length=410,
             target_length=512,
             begin_with_cls=True,
             batch_size=2048,

@@ -66,6 +66,6 @@ def get_config() -> Config:
         ),
         objective=ObjectiveConfig(name="pairs", label_smoothing=0.1),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=300, b2=0.98, weight_decay=0.01),
-        train=TrainConfig(steps=3000, log_every=20, eval_every=500, eval_batches=30),
-        checkpoint=CheckpointConfig(every=500, keep=2),
+        train=TrainConfig(steps=1000, log_every=20, eval_every=250, eval_batches=20),
+        checkpoint=CheckpointConfig(every=200, keep=2),
     )
