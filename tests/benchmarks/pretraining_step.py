@@ -69,11 +69,11 @@ class Case:
 
     config: Config
     batches: list[Batch]
-    objective: objectives.MaskedLM
+    objective: objectives.Objective
 
     @property
     def tokens(self) -> int:
-        return sum(int((batch["segments"] > 0).sum()) for batch in self.batches)
+        return sum(batches.count_tokens(batch)[0] for batch in self.batches)
 
 
 def make_config(length: int, max_segments: int) -> Config:

@@ -70,12 +70,12 @@ def places(segments_BL) -> list[tuple[int, np.ndarray]]:
     ]
 
 
-def padded(examples, special: SpecialIds) -> dict[str, torch.Tensor]:
-    """What T5 and BART for conditional generation take: every pair of a packed batch, each a row."""
+def padded(examples, special: SpecialIds, chosen: slice = slice(None)) -> dict[str, torch.Tensor]:
+    """What T5 and BART for conditional generation take: the chosen pairs of a packed batch, each a row."""
     examples = {name: np.asarray(array) for name, array in examples.items()}
 
     def pad(name: str, segments: str, fill: int) -> torch.Tensor:
-        found = places(examples[segments])
+        found = places(examples[segments])[chosen]
         out = np.full((len(found), max(len(columns) for _, columns in found)), fill)
         for index, (row, columns) in enumerate(found):
             out[index, : len(columns)] = examples[name][row, columns]

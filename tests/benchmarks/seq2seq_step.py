@@ -1,0 +1,176 @@
+"""One training step of T5 small (1.1) beside transformers: forward, backward, AdamW.
+
+    python -m tests.benchmarks.seq2seq_step                  # on the CPU, about half an hour
+    python -m tests.benchmarks.seq2seq_step --settings=ragged --source=dates --repetitions=1
+
+As `pretraining_step`, whose other flags hold here too: the contenders take turns, real tokens of both sides are
+counted, ours runs the whole `train_step`.
+
+    full    span corruption: rows of 512 and 114 tokens that one text fills.
+    ragged  supervised pairs of `--source`: ours packs them into rows of both sides; transformers gets the very same
+            pairs one a row, in micro-batches of at most `--pairs`, each padded to its own longest.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig
+from lm.data import batches, prepare
+from lm.data.store import Store
+from lm.huggingface import write_config
+from lm.training import objectives
+from tests.benchmarks import pretraining_step as shared
+from tests.benchmarks.pretraining_step import Case, Step
+
+_source = flags.DEFINE_enum("source", "docs-questions", ["docs-questions", "dates"], "Of the ragged pairs.")
+_pairs = flags.DEFINE_integer("pairs", 32, "Pairs in one of transformers' micro-batches.", lower_bound=1)
+
+VOCAB_SIZE = 32_128
+ROWS = {"docs-questions": (512, 50, 16), "dates": (131, 96, 16)}
+
+
+def model_config() -> ModelConfig:
+    dropout = shared._dropout.value
+    return ModelConfig(
+        architecture="encoder-decoder",
+        vocab_size=VOCAB_SIZE,
+        d_model=512,
+        num_layers=8,
+        num_heads=6,
+        head_dim=64,
+        d_ff=1024,
+        norm="rmsnorm",
+        norm_position="pre",
+        norm_eps=1e-6,
+        embedding_norm=False,
+        final_norm=True,
+        final_dropout=True,
+        activation="gelu_tanh",
+        gated=True,
+        attention_bias=False,
+        mlp_bias=False,
+        logits_bias=False,
+        attention_scale=False,
+        tie_embeddings=False,
+        position="relative",
+        token_types=0,
+        pooler=False,
+        dropout=dropout,
+        attention_dropout=dropout,
+        mlp_dropout=dropout,
+        init="fan_in",
+    )
+
+
+def make_case(store: Store, data: DataConfig, objective: str) -> Case:
+    data = dataclasses.replace(data, batch_size=shared._rows.value)
+    config = Config(model=model_config(), data=data, objective=ObjectiveConfig(name=objective))
+    config.train.unroll = shared._unroll.value
+    source = batches.Batches(store.train, store.tokenizer.special, config.data, config.objective, seed=0)
+    return Case(
+        config, [source(step) for step in range(shared._steps.value)], objectives.create(config, store.tokenizer)
+    )
+
+
+def full_case(folder: str) -> Case:
+    """Span corruption of one long text."""
+    path = Path(folder) / "text.txt"
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghijklmnop"), rng.integers(2, 9))) for _ in range(2000)]
+    path.write_text(" ".join(rng.choice(words, 60_000)))
+    data = DataConfig(source="text", path=str(path), vocab_size=2048, heldout_fraction=0.0)
+    store = prepare.prepare(data, f"{folder}/text", progress=False)
+    return make_case(
+        store, dataclasses.replace(data, seq_length=512, target_length=114, max_segments=1), "span_corruption"
+    )
+
+
+def ragged_case(folder: str) -> Case:
+    """Packed supervised pairs."""
+    data = DataConfig(source=_source.value, vocab_size=8192 if _source.value == "docs-questions" else 1024)
+    store = prepare.prepare(data, f"{folder}/pairs", progress=False)
+    length, target_length, segments = ROWS[_source.value]
+    data = dataclasses.replace(data, seq_length=length, target_length=target_length, max_segments=segments)
+    return make_case(store, data, "pairs")
+
+
+def micro_batches(case: Case, index: int) -> list[dict]:
+    """The pairs of one of our batches as transformers' inputs, as evenly spread as their number allows."""
+    from tests.peers import ragged_pairs
+
+    special = ragged_pairs.SpecialIds()
+    batch = case.batches[index]
+    count = len(ragged_pairs.places(batch["segments"]))
+    parts = -(-count // _pairs.value)
+    bounds = [round(part * count / parts) for part in range(parts + 1)]
+    return [ragged_pairs.padded(batch, special, slice(*pair)) for pair in itertools.pairwise(bounds)]
+
+
+def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
+    """The modes of transformers' T5, and the share of its input that is padding."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    inputs = [micro_batches(case, index) for index in range(len(case.batches))]
+    slots = 0
+    for micro_batch in itertools.chain(*inputs):
+        slots += micro_batch["input_ids"].numel() + micro_batch["labels"].numel()
+        for tensor in micro_batch.values() if dynamic else ():
+            for dim in range(tensor.ndim):
+                torch._dynamo.mark_dynamic(tensor, dim)
+
+    def make(forward: Callable, context: Callable[[], contextlib.AbstractContextManager]) -> Step:
+        def step(index: int) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            for micro_batch in inputs[index]:
+                with context():
+                    loss = forward(**micro_batch).loss / len(inputs[index])
+                loss.backward()
+            optimizer.step()
+            loss.item()
+
+        return step
+
+    bf16 = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731
+    compiled = torch.compile(model, dynamic=dynamic)
+    modes = {
+        "transformers float32": make(model, contextlib.nullcontext),
+        "transformers float32 compiled": make(compiled, contextlib.nullcontext),
+        "transformers bfloat16 compiled": make(compiled, bf16),
+    }
+    return modes, 1 - case.tokens / slots
+
+
+def main(_: list[str]) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    print(f"T5 1.1 small, {platform.machine()}, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}")
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in shared._settings.value:
+            case = full_case(folder) if setting == "full" else ragged_case(folder)
+            data = case.config.data
+            contenders = {f"ours {dtype}": shared.our_step(case, dtype) for dtype in ["float32"]}
+            places = len(case.batches) * data.batch_size * (data.seq_length + data.target_length)
+            padding = dict.fromkeys(contenders, 1 - case.tokens / places)
+            if shared._peers.value:
+                theirs, their_padding = their_steps(case, dynamic=setting == "ragged")
+                contenders |= theirs
+                padding |= dict.fromkeys(theirs, their_padding)
+            shared.report(setting, data.seq_length, case, padding, shared.measure(case, contenders))
+
+
+if __name__ == "__main__":
+    app.run(main)
