@@ -4,7 +4,7 @@
 
 Same initial weights (exported), same rows, same masks, same optimizer settings, dropout as the config says (the
 comparison means most at 0); transformers gets the packed rows with a block-diagonal mask and its heads on
-the positions that count, so that it computes the same loss. Its losses go to
+the positions that count, so that it computes the same loss. Encoders and encoder-decoders alike. Its losses go to
 WORKDIR/transformers.jsonl; an interrupted comparison goes on from its last saved step.
 """
 
@@ -48,17 +48,22 @@ def masked_batches(config: Config, workdir: Path, start: int) -> Iterator[dict[s
 
 
 def initial_model(config: Config) -> torch.nn.Module:
-    """transformers' BERT or ModernBERT with the weights that the run started from."""
+    """transformers' BERT, ModernBERT or T5 with the weights that the run started from."""
     model = models.build(config.model)
     params = model.init(training.run_key(config.seed, training.INIT))
     with tempfile.TemporaryDirectory() as folder:
         huggingface.export_folder(folder, config.model, params)
-        kind = transformers.AutoModelForPreTraining if config.objective.nsp else transformers.AutoModelForMaskedLM
+        if config.model.architecture == "encoder-decoder":
+            kind = transformers.AutoModelForSeq2SeqLM
+        else:
+            kind = transformers.AutoModelForPreTraining if config.objective.nsp else transformers.AutoModelForMaskedLM
         return kind.from_pretrained(folder, attn_implementation="sdpa")
 
 
 def losses(config: Config, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The mean losses of a packed batch, `mlm_loss` and perhaps `nsp_loss`."""
+    """The mean losses of a packed batch: `mlm_loss` and perhaps `nsp_loss`, or `seq2seq_loss`."""
+    if config.model.architecture == "encoder-decoder":
+        return seq2seq_losses(model, batch)
     visible = batch["segments"][:, None, :, None] == batch["segments"][:, None, None, :]
     inputs = {"input_ids": batch["tokens"], "position_ids": batch["positions"]}
     if config.model.token_types:
@@ -79,6 +84,28 @@ def losses(config: Config, model: torch.nn.Module, batch: dict[str, torch.Tensor
         logits = model.cls.seq_relationship(pooled)
         found["nsp_loss"] = torch.nn.functional.cross_entropy(logits, batch["nsp_labels"][rows, pairs])
     return found
+
+
+def seq2seq_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The mean loss over the targets of a packed batch."""
+
+    def visible(queries: str, keys: str, causal: bool = False) -> torch.Tensor:
+        same = batch[queries][:, None, :, None] == batch[keys][:, None, None, :]
+        if causal:
+            same = same & torch.ones(same.shape[-2:], dtype=torch.bool).tril()
+        return torch.zeros(same.shape).masked_fill(~same, torch.finfo(torch.float32).min)
+
+    source, target = "segments", "target_segments"
+    memory = model.get_encoder()(input_ids=batch["tokens"], attention_mask=visible(source, source))
+    hidden_BTD = model.get_decoder()(
+        input_ids=batch["decoder_inputs"],
+        attention_mask=visible(target, target, causal=True),
+        encoder_hidden_states=memory.last_hidden_state,
+        encoder_attention_mask=visible(target, source),
+        use_cache=False,
+    ).last_hidden_state
+    real = batch[target] > 0
+    return {"seq2seq_loss": torch.nn.functional.cross_entropy(model.lm_head(hidden_BTD[real]), batch["targets"][real])}
 
 
 def make_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -135,7 +162,7 @@ def draw(config: Config, workdir: Path, picture: Path) -> dict[str, float]:
     theirs = {line["step"]: line for line in map(json.loads, (workdir / "transformers.jsonl").read_text().splitlines())}
     ours = {line["step"]: line for line in metrics.read_metrics(workdir) if line["step"] in theirs}
     steps = sorted(ours)
-    names = [name for name in ("mlm_loss", "nsp_loss") if name in theirs[steps[-1]]]
+    names = [name for name in ("mlm_loss", "nsp_loss", "seq2seq_loss") if name in theirs[steps[-1]]]
     figure, axes = plt.subplots(1, len(names) + 1, figsize=(6 * len(names) + 6, 4.5), layout="constrained")
     for axis, name in zip(axes, names, strict=False):
         axis.plot(
