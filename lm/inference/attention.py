@@ -6,6 +6,7 @@ Array names carry their shape: N layers, B batch (always 1), H heads, L queries,
 import dataclasses
 import functools
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
@@ -21,6 +22,7 @@ from lm.inference.write import Writer
 
 LONGEST = 64  # tokens on an axis of a picture
 _ANNOTATED = 12  # tokens up to which the numbers are written, too
+_POINTS = 9  # size of the labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +194,7 @@ def with_picture(answers: Iterable[Answer], watched: Watched, picture: Picture) 
 def draw(weights: Weights, picture: Picture) -> None:
     """Draws heatmaps side by side, queries down and keys across, on one colour scale from 0.
 
-    With few tokens the numbers are written in, and what is exactly 0, such as what is yet to come, stays empty.
+    With few tokens the numbers are written in, but for those that would read .00.
 
     Raises:
         InputError: no such layer or head, too many tokens, no font for a label, or the file cannot be written.
@@ -207,37 +209,44 @@ def draw(weights: Weights, picture: Picture) -> None:
         raise InputError(f"{max(rows, columns)} tokens are too many for a picture; shorten the text to {LONGEST}.")
     family = fonts.families([*weights.queries, *weights.keys])
     annotated = max(rows, columns) <= _ANNOTATED
-    cell = 0.46 if annotated else 0.19  # inches
-    across = min(len(panels), 4 if annotated else 3)
-    down = math.ceil(len(panels) / across)
-    size = (across * (columns * cell + 1.1) + 0.8, down * (rows * cell + 1.2) + 0.5)
+    cell = 0.46 if annotated else 0.2  # inches
+    upright = max(map(_width, weights.keys)) <= cell
+    beside, below = max(map(_width, weights.queries)), 0.15 if upright else max(map(_width, weights.keys))
+    down = math.ceil(len(panels) / (4 if annotated else 3))
+    across = math.ceil(len(panels) / down)
+    size = (across * (columns * cell + beside + 0.4) + 0.8, down * (rows * cell + below + 0.6) + 0.4)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(weights.title)
-    axes = figure.subplots(down, across, squeeze=False).flat
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
     top = max(matrix_LS.max() for _, matrix_LS in panels)
+    text: dict[str, Any] = {"parse_math": False, "fontfamily": family, "fontsize": _POINTS}
     for axis, (title, matrix_LS) in zip(axes, panels, strict=False):
         image = axis.imshow(matrix_LS, cmap="Blues", vmin=0.0, vmax=top)
-        text: dict[str, Any] = {"parse_math": False, "fontfamily": family, "fontsize": 9}
-        upright = max(map(len, weights.keys)) <= (5 if annotated else 1)
         axis.set_xticks(range(columns), weights.keys, rotation=0 if upright else 90, **text)
         axis.set_yticks(range(rows), weights.queries, **text)
         axis.tick_params(length=0)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(weights.key)
         axis.set_ylabel(weights.query)
-        axis.spines[:].set_visible(False)
+        axis.spines[:].set_color("lightgrey")
         if annotated:
             for (query, key), weight in np.ndenumerate(matrix_LS):
-                number = f"{weight:.2f}".lstrip("0") if weight else ""
+                number = f"{weight:.2f}".lstrip("0") if weight >= 0.005 else ""
                 shade = "white" if weight > 0.6 * top else "black"
                 axis.text(key, query, number, ha="center", va="center", fontsize=8, color=shade)
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.remove()
-    figure.colorbar(image, ax=figure.axes, label="attention weight", shrink=0.8)
+    bar = {"shrink": min(1.0, 4 / size[1]), "fraction": 0.03, "aspect": 20, "pad": 0.01}
+    figure.colorbar(image, ax=axes[: len(panels)], label="attention weight", **bar)
     try:
         figure.savefig(picture.path, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: a kind of file that matplotlib does not write
         raise InputError(f"the picture cannot be written to {picture.path!r}: {error}") from error
+
+
+def _width(label: str) -> float:
+    """Of a label, in inches: an East Asian character is one em wide, others are 0.6 on average."""
+    return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 for c in label) * _POINTS / 72
 
 
 def _panels(weights_NHLS: np.ndarray, picture: Picture) -> list[tuple[str, np.ndarray]]:

@@ -22,6 +22,7 @@ from lm.data.tokenizer import SentencePiece
 from lm.inference import attention, fonts
 from lm.inference.attention import Picture, WatchedPredictor, WatchedWriter, Weights, draw, with_picture
 from lm.inference.generate import Decoding
+from lm.inference.write import Writer
 from lm.models.attention import relative_buckets
 from lm.models.transformer import unstack
 
@@ -38,9 +39,7 @@ BASE = ModelConfig(
     pooler=False,
     init_std=0.3,
 )
-ROTARY = dataclasses.replace(
-    BASE, position="rotary", norm_position="pre", final_norm=True, global_every=2, window=2, num_layers=3
-)
+ROTARY = dataclasses.replace(BASE, position="rotary", norm_position="pre", final_norm=True, global_every=2, window=2)
 RELATIVE = dataclasses.replace(
     BASE,
     architecture="encoder-decoder",
@@ -106,6 +105,13 @@ def plain_weights(stack, index, module, inputs_BLD, memory_BSD, own: bool) -> np
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
+def random_params(model: models.Model) -> models.Params:
+    """Of no particular distribution, made without compiling anything."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes)
+
+
 @functools.cache
 def computed(kind: str) -> tuple[Any, Any, list[tuple], Any, Any]:
     """A stack of a kind, its weights (own, of the memory), and a replay of its layers with the weights given.
@@ -115,7 +121,7 @@ def computed(kind: str) -> tuple[Any, Any, list[tuple], Any, Any]:
     """
     config = KINDS[kind]
     model = models.build(config)
-    module = model.merge(jax.jit(model.init)(jax.random.key(1)))
+    module = model.merge(random_params(model))
 
     @jax.jit
     def compute():
@@ -198,40 +204,54 @@ def run_config(model: ModelConfig) -> Config:
 
 
 def watched(kind, model: ModelConfig, tokenizer):
-    return kind(run_config(model), jax.jit(models.build(model).init)(jax.random.key(1)), tokenizer)
+    return kind(run_config(model), random_params(models.build(model)), tokenizer)
 
 
-def test_the_first_request_is_told_with_its_special_tokens(tokenizer):
-    predictor = watched(WatchedPredictor, BASE, tokenizer)
+@pytest.fixture(scope="module")
+def predictor(tokenizer) -> WatchedPredictor:
+    return watched(WatchedPredictor, dataclasses.replace(BASE, num_layers=1), tokenizer)
+
+
+def test_the_first_request_is_told_with_its_special_tokens(predictor):
     assert len(list(predictor.embed([SENTENCE, "river"]))) == 2
     found = predictor.attention()
     assert list(found) == ["encoder"]
     weights = found["encoder"]
     assert weights.queries == weights.keys
     assert (weights.keys[0], weights.keys[-1]) == ("[CLS]", "[SEP]")
-    assert weights.weights_NHLS.shape == (2, 4, len(weights.keys), len(weights.keys))
+    assert weights.weights_NHLS.shape == (1, 4, len(weights.keys), len(weights.keys))
     np.testing.assert_allclose(weights.weights_NHLS.sum(axis=-1), 1.0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "kinds"), [(RELATIVE, ["cross", "encoder", "decoder"]), (ALONE, ["decoder"])])
-def test_a_writer_is_told_over_what_it_wrote(tokenizer, model, kinds):
-    writer = watched(WatchedWriter, model, tokenizer)
-    first, _ = writer.generate([SENTENCE, "river"], Decoding(max_length=6, min_length=6))
-    assert writer._text(writer._first[1]) == first["text"]
-    found = writer.attention()
+def test_a_writer_is_told_over_what_it_wrote(tokenizer, model, kinds, monkeypatch):
+    """Of the best hypothesis of the first request, up to its end."""
+    special, plain = tokenizer.special, tokenizer.encode(["house 世界"])[0]
+    tokens_NT = np.array([[*plain, special.sep, special.pad], [special.sep, *[special.pad] * (len(plain) + 1)]])
+    decoded = lambda self, rows, **_: [(tokens_NT * (row.index == 0), [0.0, -1.0]) for row in rows]  # noqa: E731
+    monkeypatch.setattr(Writer, "_decode", decoded)
+    writer = watched(WatchedWriter, dataclasses.replace(model, num_layers=1), tokenizer)
+    first, _ = writer.generate([SENTENCE, "river"], Decoding(num_beams=2, max_length=8))
+    assert first["text"] == "house 世界"
+    row, written, found = writer._first[0], [*plain, special.sep], writer.attention()
     assert list(found) == kinds
-    own = found["decoder"]
-    assert own.keys[0] == "[PAD]"
-    assert own.keys[1:] == own.queries[:-1]  # what is read, and one place on what is to be written
-    assert not np.triu(own.weights_NHLS, 1).any()
-    prompt = 0 if "cross" in found else len(attention.labels(tokenizer, tokenizer.encode([SENTENCE])[0]))
-    assert len(own.queries) == prompt + 6
+    own, prompt = found["decoder"], [] if "cross" in found else row.tokens
+    tokens = np.array([tokenizer.special.pad, *prompt, *written])
+    assert [own.keys[0], *own.queries] == [*own.keys, own.queries[-1]] == attention.labels(tokenizer, tokens)
+
+    @jax.jit
+    def expected():
+        module = writer._model.merge(writer._params)
+        memory = module.encode(*attention._alone(row.tokens)) if "cross" in found else None
+        return module.attention_weights(memory, *attention._alone(tokens[:-1]))
+
+    own_NBHTT, cross_NBHTS = expected()
+    np.testing.assert_allclose(own.weights_NHLS, own_NBHTT[:, 0], atol=1e-6)
     if "cross" in found:
-        source = found["encoder"].keys
-        assert found["cross"].keys == source
-        assert source[-1] == "[SEP]"
+        np.testing.assert_allclose(found["cross"].weights_NHLS, cross_NBHTS[:, 0], atol=1e-6)
         assert found["cross"].queries == own.queries
-        assert found["cross"].weights_NHLS.shape == (2, 4, 6, len(source))
+        assert found["cross"].keys == found["encoder"].keys == attention.labels(tokenizer, row.tokens)
+        assert found["encoder"].weights_NHLS.shape == (1, 4, len(row.tokens), len(row.tokens))
 
 
 def test_labels_are_text_without_word_marks(tokenizer):
@@ -299,7 +319,7 @@ def test_glyphs_that_no_font_has_are_named_with_the_remedy(only_dejavu, tmp_path
 def test_pictures_show_the_labels_of_the_sentence(chinese_font, tmp_path, choice):
     """A missing glyph would be a warning, and so an error here."""
     path = tmp_path / "a.png"
-    draw(weights_of(["[CLS]", *SENTENCE], [*SENTENCE, "$x$"]), Picture(str(path), **choice))
+    draw(weights_of(["[CLS]", *SENTENCE], [*SENTENCE, r"$\frac$"]), Picture(str(path), **choice))
     pixels = image.imread(path)
     assert pixels.shape[0] > 400
     assert pixels.shape[1] > 500
@@ -333,24 +353,25 @@ def test_what_cannot_be_drawn_is_refused(labels, picture, message):
         draw(weights_of(labels, labels), picture)
 
 
-def test_a_request_without_an_answer_or_a_kind_that_is_not_there_is_refused(tokenizer):
-    predictor = watched(WatchedPredictor, BASE, tokenizer)
+def test_a_request_without_an_answer_or_a_kind_that_is_not_there_is_refused(predictor):
     with pytest.raises(InputError, match="the text is empty"):
         next(with_picture(predictor.embed([""]), predictor, Picture("a.png")))
     with pytest.raises(InputError, match="'cross'; this model has: encoder"):
-        next(with_picture(predictor.embed(["river"]), predictor, Picture("a.png", of="cross")))
+        next(with_picture(predictor.embed([SENTENCE, "river"]), predictor, Picture("a.png", of="cross")))
 
 
 def test_the_script_draws_and_answers(tokenizer, tmp_path):
-    config = run_config(BASE)
+    config = run_config(dataclasses.replace(RELATIVE, num_layers=1))
     (workdir := tmp_path / "run").mkdir()
     (workdir / tokenizer.file_name).write_bytes(tokenizer.to_bytes())
     (workdir / "config.json").write_text(to_json(config))
     saved = checkpoint.Checkpoints(workdir, CheckpointConfig(asynchronous=False))
-    saved.save(0, {"params": jax.jit(models.build(BASE).init)(jax.random.key(0)), "step": np.int32(0)})
+    saved.save(0, {"params": random_params(models.build(config.model)), "step": np.int32(0)})
     saved.close()
-    command = [sys.executable, ROOT / "launch/predict.py", f"--checkpoint={workdir}", "--task=embed"]
-    flags = [f"--attention={tmp_path / 'a.png'}", "--attention_layer=2"]
+    command = [sys.executable, ROOT / "launch/predict.py", f"--checkpoint={workdir}", "--task=generate"]
+    flags = [f"--attention={tmp_path / 'a.svg'}", "--attention_of=encoder", "--attention_head=2", "--max_length=4"]
     done = subprocess.run([*command, *flags], input="river\nhouse\n", capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout.count("embedding")) == (0, 2), done.stderr
-    assert image.imread(tmp_path / "a.png").std() > 0.01
+    assert (done.returncode, done.stdout.count("score")) == (0, 2), done.stderr
+    drawn = (tmp_path / "a.svg").read_text()
+    assert "<!-- layer 1, head 2 -->" in drawn
+    assert "<!-- Self-attention of the encoder -->" in drawn
