@@ -232,7 +232,7 @@ def draw(weights: Weights, picture: Picture) -> None:
         if annotated:
             for (query, key), weight in np.ndenumerate(matrix_LS):
                 number = f"{weight:.2f}".lstrip("0") if weight >= 0.005 else ""
-                shade = "white" if weight > 0.6 * top else "black"
+                shade = "white" if weight > 0.68 * top else "black"
                 axis.text(key, query, number, ha="center", va="center", fontsize=8, color=shade)
     for axis in axes[len(panels) :]:
         axis.remove()
