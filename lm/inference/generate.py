@@ -44,12 +44,16 @@ class Decoding:
 
     def __post_init__(self) -> None:
         for name, least in (("max_length", 1), ("min_length", 0), ("num_beams", 1), ("temperature", 0), ("top_k", 0)):
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.min_length > self.max_length:
+            raise InputError(f"min_length is {self.min_length}, but max_length {self.max_length}; raise max_length.")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
         if self.num_beams > 1 and self.temperature:
             raise InputError("temperature is for sampling, num_beams for beam search; give one of them.")
+        if (self.top_k or self.top_p < 1) and not self.temperature:
+            raise InputError("top_k and top_p restrict sampling; give a temperature above 0, such as 1, as well.")
 
 
 class Sources(NamedTuple):

@@ -104,7 +104,7 @@ def round_up(value: int, least: int) -> int:
 
 
 def field(request: Any, name: str, default: str | None = None) -> str:
-    """A string of a request; a plain line is its `text`.
+    """A string of a request, without lone surrogates; a plain line is its `text`.
 
     Raises:
         RequestError: it is missing (unless there is a default), no string, or empty.
@@ -118,16 +118,16 @@ def field(request: Any, name: str, default: str | None = None) -> str:
         raise RequestError(f'the request needs the string "{name}".')
     if not value.strip() and value is not default:
         raise RequestError("the text is empty." if name == "text" else f'"{name}" is empty.')
-    return value
+    return value.encode("utf-8", "replace").decode()  # JSON can spell half a character; no tokenizer takes one
 
 
 def parse(lines: Iterable[bytes]) -> Iterator[Any]:
     """Each line as a request, JSON where it begins with a brace; what cannot be read is None, which no task takes."""
     for line in lines:
         try:
-            text = line.decode("utf-8").rstrip("\r\n")
+            text = line.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
             yield json.loads(text) if text.lstrip().startswith("{") else text
-        except ValueError:
+        except (ValueError, RecursionError):
             yield None
 
 

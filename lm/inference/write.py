@@ -6,18 +6,20 @@ Array names carry their shape: B sequences, N hypotheses of each, P prompt lengt
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 
 from lm import models
 from lm.config import Config, InputError
-from lm.data.pairs import question_source, translation_source
+from lm.data.pairs import one_line, question_source, translation_source
 from lm.data.tokenizer import Tokenizer
 from lm.inference import requests as requests_lib
 from lm.inference.generate import Decoded, Decoding, Prompts, Sources, make_generate
 from lm.inference.requests import Answer, RequestError, Row, field
+
+MASK = "[MASK]"  # in a request: what the model is to fill in
 
 
 class Writer:
@@ -50,14 +52,13 @@ class Writer:
         self._model = models.build(config.model, models.Execution(dtype=config.train.dtype))
 
     @classmethod
-    def load(cls, path: str) -> "Writer":
+    def load(cls, path: str) -> Self:
         """Reads `WORKDIR` or `WORKDIR/checkpoints/N`.
 
         Raises:
             InputError: when there is no such checkpoint, or it is an encoder's.
         """
-        _, config, params, tokenizer = requests_lib.load(path)
-        return cls(config, params, tokenizer)
+        return cls(*requests_lib.load(path)[1:])
 
     def write(self, sources: Iterable[str], decoding: Decoding | None = None, seed: int = 0) -> Iterator[Answer]:
         """Writes from sources worded as the model was trained on them."""
@@ -66,54 +67,62 @@ class Writer:
     def generate(self, requests: Iterable[Any], decoding: Decoding | None = None, seed: int = 0) -> Iterator[Answer]:
         """Writes what follows `text` (a decoder), or what its encoder reads there calls for.
 
-        The n-th [MASK] of the text stands for what the model was trained to fill in: a mask, or the n-th sentinel.
+        A model trained to fill in what is hidden reads the n-th literal [MASK] as its mask or its n-th sentinel; to
+        others it is text.
         """
         return self._write(requests, lambda request: field(request, "text"), decoding, seed)
 
     def translate(
         self, requests: Iterable[Any], language: str = "", decoding: Decoding | None = None, seed: int = 0
     ) -> Iterator[Answer]:
-        """Translates `text` into `language`, a field of the request or the same for all.
+        """Translates `text` into the `language` of the request, else of the call, else the first of `self.languages`.
 
         Raises:
-            InputError: `language` is not one that the model was trained with.
+            InputError: the model was not trained with `language`, or reads no source.
         """
+        self._require_source("translate")
+        accepted = ", ".join(self.languages) or "none, leave it out"
         if language and language not in self.languages:
-            accepted = ", ".join(self.languages) or "none, leave it out"
             raise InputError(f"language is {language!r}; this model was trained with: {accepted}.")
 
         def source(request: Any) -> str:
             text = field(request, "text")
-            if not self.languages:
-                return text
-            chosen = language or self.languages[0]
-            if isinstance(request, Mapping):
-                chosen = field(request, "language", chosen)
-            if chosen not in self.languages:
-                raise RequestError(f"language {chosen!r} is not among {', '.join(self.languages)}.")
-            return translation_source(text, chosen)
+            asked = field(request, "language", language) if isinstance(request, Mapping) else language
+            if asked and asked not in self.languages:
+                raise RequestError(f"language is {asked!r}; this model was trained with: {accepted}.")
+            return translation_source(text, asked or self.languages[0]) if self.languages else text
 
         return self._write(requests, source, decoding, seed)
 
     def answer(self, requests: Iterable[Any], decoding: Decoding | None = None, seed: int = 0) -> Iterator[Answer]:
-        """Answers `question` from the passage `context`."""
+        """Answers `question` from the passage `context`.
+
+        Raises:
+            InputError: the model reads no source.
+        """
+        self._require_source("answer")
 
         def source(request: Any) -> str:
             return question_source(field(request, "question"), field(request, "context"))
 
         return self._write(requests, source, decoding, seed)
 
+    def _require_source(self, task: str) -> None:
+        if not self.has_source:
+            raise InputError(f"{task} needs an encoder-decoder; this model, a decoder, continues text: use generate.")
+
     def _write(
         self, requests: Iterable[Any], source: Callable[[Any], str], decoding: Decoding | None, seed: int
     ) -> Iterator[Answer]:
-        decoding = decoding or Decoding(max_length=self._longest_output)
+        decoding = decoding or Decoding(max_length=self.default_length)
         if decoding.max_length > self._longest_output:
             raise InputError(
                 f"max_length is {decoding.max_length}; this model writes at most {self._longest_output} tokens."
             )
+        make_row = lambda request: self._row(source(request), decoding.max_length)  # noqa: E731
         compute = functools.partial(self._decode, decoding=decoding, key=jax.random.key(seed))
         present = functools.partial(self._present, beams=decoding.num_beams)
-        return requests_lib.answers(requests, lambda request: self._row(source(request)), compute, present)
+        return requests_lib.answers(requests, make_row, compute, present)
 
     @property
     def _longest_output(self) -> int:
@@ -124,22 +133,34 @@ class Writer:
 
     @property
     def default_length(self) -> int:
-        """Tokens that an answer may have where nothing else is asked for."""
-        return self.config.data.target_length if self.has_source else min(128, self.config.data.seq_length // 2)
+        """Tokens that an answer may have where nothing else is asked for: of an encoder-decoder a target's."""
+        data = self.config.data
+        return data.target_length - data.begin_with_cls if self.has_source else min(128, data.seq_length // 2)
 
-    def _row(self, text: str) -> Row:
-        special, data = self.tokenizer.special, self.config.data
-        ids = self.tokenizer.encode_with_masks(text) if special.mask >= 0 else self.tokenizer.encode([text])[0]
-        if self.config.objective.name == "span_corruption" and special.mask >= 0:
-            at = np.flatnonzero(ids == special.mask)[: special.num_sentinels]
-            ids[at] = special.first_sentinel - np.arange(len(at))
+    def _row(self, text: str, max_length: int) -> Row:
+        """What the encoder reads, or the decoder goes on from."""
+        special, data, model = self.tokenizer.special, self.config.data, self.config.model
+        ids = self._encode(text)
         begin = [special.cls] if self.has_source and data.begin_with_cls else []
         end = [special.sep] if self.has_source else []
         room = data.seq_length - len(begin) - len(end)
+        if not self.has_source and model.position == "learned":
+            room = min(room, model.max_length - max_length)  # prompt and continuation share the table of positions
         # A decoder goes on from the end of its prompt, an encoder reads from the beginning.
         kept = ids[:room] if self.has_source else ids[-room:]
         tokens = np.concatenate([begin, kept, end]).astype(np.int32)
         return Row(tokens, np.zeros_like(tokens), len(kept) < len(ids))
+
+    def _encode(self, text: str) -> np.ndarray:
+        """The ids of a text, worded and masked as in training."""
+        objective = self.config.objective.name
+        if objective == "pairs":
+            text = one_line(text)
+        if objective == "span_corruption":
+            return encode_with_sentinels(self.tokenizer, text)
+        if objective == "infilling" and MASK in text and self.tokenizer.special.mask >= 0:
+            return self.tokenizer.encode_with_masks(text)
+        return self.tokenizer.encode([text])[0]
 
     def _decode(self, rows: Sequence[Row], decoding: Decoding, key: jax.Array) -> Iterator[tuple[np.ndarray, Any]]:
         special, data = self.tokenizer.special, self.config.data
@@ -189,6 +210,27 @@ class Writer:
             parts.append(f"<extra_id_{first - tokens_T[place]}>")
             begin = place + 1
         return " ".join(filter(None, [*parts, self.tokenizer.decode(tokens_T[begin:])])).strip()
+
+
+def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The ids of a text, int32, the n-th literal [MASK] as the n-th sentinel.
+
+    A [MASK] takes the space before it along. After one, a tokenizer without a mask (T5's) begins a new word.
+
+    Raises:
+        RequestError: there are more [MASK] than sentinels.
+    """
+    special = tokenizer.special
+    count = text.count(MASK)
+    if count > special.num_sentinels:
+        raise RequestError(f"the text has {count} [MASK]; the model knows {special.num_sentinels} sentinels.")
+    sentinels = special.first_sentinel - np.arange(count, dtype=np.int32)
+    if count and special.mask >= 0:
+        ids = tokenizer.encode_with_masks(text)
+        ids[np.flatnonzero(ids == special.mask)[:count]] = sentinels
+        return ids
+    first, *others = tokenizer.encode(text.split(MASK))
+    return np.concatenate([first, *(part for pair in zip(sentinels[:, None], others, strict=True) for part in pair)])
 
 
 def with_defaults(writer: Writer, **options: Any) -> Decoding:

@@ -277,7 +277,18 @@ def test_the_loop_ends_when_all_have_ended(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_length": 0}, {"num_beams": 0}, {"top_p": 0.0}, {"num_beams": 2, "temperature": 1.0}], ids=str
+    "options",
+    [
+        {"max_length": 0},
+        {"num_beams": 0},
+        {"top_p": 0.0},
+        {"num_beams": 2, "temperature": 1.0},
+        {"temperature": float("nan")},
+        {"max_length": 8, "min_length": 9},
+        {"top_k": 5},
+        {"top_p": 0.9},
+    ],
+    ids=str,
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(InputError):
