@@ -7,6 +7,7 @@ one that is asked.
 import importlib
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,9 @@ from lm.data.store import Store, read_pairs
 from lm.inference import requests
 from lm.inference.write import Writer, with_defaults
 
-_PREFIX = re.compile(r"translate to (\S+): |question: .*? context: ", re.DOTALL)
+# What `translation_source` and `question_source` put before a text.
+_LANGUAGE = re.compile(r"\Atranslate to (\S+): ")
+_QUESTION = re.compile(r"\Aquestion: .*? context: ", re.DOTALL)
 # A word, or a character of a language that writes none apart.
 _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]+")
 _CJK = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff]")
@@ -43,7 +46,8 @@ def evaluate(
     Args:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
         metric: `bleu` (and chrF), `rouge` or `exact-match` (and F1).
-        input_path: pairs in a TSV or .jsonl file; empty for the held-out split of the run's store.
+        input_path: pairs in a TSV or .jsonl file, their sources worded as in training; empty for the held-out split
+            of the run's store.
         limit: pairs to use, a fixed random choice; 0 for all.
         shown: so many of them are returned, unselected.
         num_beams: hypotheses of beam search; 1 is greedy.
@@ -55,7 +59,10 @@ def evaluate(
     Raises:
         InputError: checkpoint, store or file cannot be used, or the metric's library is not installed.
     """
+    if metric not in METRICS:
+        raise InputError(f"metric is {metric!r}; accepted: {', '.join(METRICS)}.")
     compute = METRICS[metric]
+    compute(["a"], ["a"])  # if its library is missing it says so now, not after everything is written
     workdir, config, params, tokenizer = requests.load(path)
     writer = Writer(config, params, tokenizer)
     train: list[Pair] = []
@@ -64,10 +71,11 @@ def evaluate(
     else:
         store = Store.open(checkpoint.store_path(config, workdir), tokenizer)
         pairs, train = read_pairs(store, store.heldout), read_pairs(store, store.train)
+    if not pairs:
+        where = f"{input_path} holds no pair" if input_path else "the run holds out no pair"
+        raise InputError(f"{where} to evaluate on; set data.heldout_fraction above 0, or give an --input with pairs.")
     if limit and len(pairs) > limit:
         pairs = [pairs[i] for i in np.sort(np.random.default_rng(0).choice(len(pairs), limit, replace=False))]
-    if not pairs:
-        raise InputError("there is no pair to evaluate on; set data.heldout_fraction above 0 or give --input.")
     written = writer.write([pair.source for pair in pairs], with_defaults(writer, num_beams=num_beams))
     outputs = [answer.get("text", "") for answer in written]
 
@@ -76,7 +84,8 @@ def evaluate(
     for language in dict.fromkeys(languages):
         index = [i for i, each in enumerate(languages) if each == language]
         sources, targets = [pairs[i].source for i in index], [pairs[i].target for i in index]
-        candidates = {"model": [outputs[i] for i in index], "copy": [_PREFIX.sub("", source, 1) for source in sources]}
+        copies = [_QUESTION.sub("", _LANGUAGE.sub("", source)) for source in sources]
+        candidates = {"model": [outputs[i] for i in index], "copy": copies}
         memory = [pair for pair in train if _language(pair.source) == language]
         if memory:
             candidates["nearest"] = nearest(sources, memory)
@@ -99,8 +108,8 @@ def _read(path: str, data: DataConfig) -> list[Pair]:
 
 
 def _language(source: str) -> str:
-    match = _PREFIX.match(source)
-    return (match and match[1]) or "all"
+    match = _LANGUAGE.match(source)
+    return match[1] if match else "all"
 
 
 def nearest(sources: Sequence[str], memory: Sequence[Pair]) -> list[str]:
@@ -112,7 +121,7 @@ def nearest(sources: Sequence[str], memory: Sequence[Pair]) -> list[str]:
     def counts(texts: Sequence[str], learn: bool) -> sparse.csr_matrix:
         rows, columns = [], []
         for row, text in enumerate(texts):
-            text = f"  {_PREFIX.sub('', text, 1).lower()} " if "question: " not in text else text.lower()
+            text = f"  {_LANGUAGE.sub('', text).lower()} "
             for start in range(len(text) - 2):
                 trigram = text[start : start + 3]
                 column = ids.setdefault(trigram, len(ids)) if learn else ids.get(trigram)
@@ -180,9 +189,16 @@ def words(text: str) -> list[str]:
 
 
 def _normal(text: str) -> str:
-    """SQuAD's normal form (Rajpurkar et al., 2016): lower case, no punctuation, no English articles."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    """SQuAD's normal form (Rajpurkar et al., 2016): lower case, no punctuation, no English articles.
+
+    As in MLQA (Lewis et al., 2020) the punctuation of every script counts.
+    """
+    text = "".join(character for character in text.lower() if not _is_punctuation(character))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def exact_match(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
