@@ -10,7 +10,8 @@ from lm.config import ModelConfig
 from lm.models.encoder import Encoder
 from lm.models.layers import Execution
 from lm.models.seq2seq import Seq2Seq
-from lm.models.transformer import Cache, Memory, Steps
+from lm.models.steps import Cache, Steps
+from lm.models.transformer import Memory
 
 Params = dict[str, Any]
 

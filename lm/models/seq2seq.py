@@ -8,7 +8,8 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.models.layers import Execution, Logits
-from lm.models.transformer import Cache, Memory, Stack, Steps
+from lm.models.steps import Cache, Steps
+from lm.models.transformer import Memory, Stack
 
 ENCODER, DECODER = range(2)  # stacks, told apart by their dropout
 
@@ -84,7 +85,7 @@ class Seq2Seq(nnx.Module):
 
     def steps(self, memory: Memory | None, length: int) -> Steps:
         """Prepares decoding token by token; see `Steps`."""
-        return self.decoder.steps(memory, length, self._tokens_VD)
+        return Steps(self.decoder, memory, length, self._tokens_VD)
 
     def step(self, steps: Steps, tokens_R: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Float32 logits [R, V] of what follows the token at position `step` of every row, and the cache with it."""

@@ -228,15 +228,11 @@ class Stack(nnx.Module):
             hidden_BLD = gather_weights(layer)(hidden_BLD, index, *attends)
         return jnp.stack(own), jnp.stack(of_memory) if of_memory else None
 
-    def steps(self, memory: Memory | None, length: int, shared_VD: jax.Array | None = None) -> "Steps":
-        """Prepares decoding token by token, up to `length` tokens."""
-        return Steps(self, memory, length, shared_VD)
-
     def _attends(self, segments_BL: jax.Array, positions_BL: jax.Array, memory: Memory | None) -> tuple[Attend, Attend]:
         """How the layers attend to whole sequences: to their own, and to the memory."""
-        angles = self._angles(positions_BL)
+        angles = self.angles(positions_BL)
         columns_L = jnp.arange(segments_BL.shape[1])
-        bias_HLS = self._bias(columns_L, len(columns_L))
+        bias_HLS = self.bias(columns_L, len(columns_L))
 
         def attend_self(attention: Attention, inputs_BLD: jax.Array, index: Any, dropout: Any) -> jax.Array:
             angles_BLK = angles(index)
@@ -247,7 +243,7 @@ class Stack(nnx.Module):
                 segments_BL=segments_BL,
                 memory_segments_BS=segments_BL,
                 causal=self.causal,
-                window=self._window(index, len(columns_L)),
+                window=self.window(index, len(columns_L)),
                 bias_HLS=bias_HLS,
                 dropout=dropout,
             )
@@ -265,13 +261,13 @@ class Stack(nnx.Module):
 
         return attend_self, attend_memory
 
-    def _window(self, index: jax.Array | int, length: int) -> jax.Array | int | None:
+    def window(self, index: jax.Array | int, length: int) -> jax.Array | int | None:
         config = self.config
         if config.global_every == 1:
             return None
         return jnp.where(index % config.global_every == 0, length, config.window)
 
-    def _angles(self, positions_BL: jax.Array) -> Callable[[jax.Array | int], jax.Array | None]:
+    def angles(self, positions_BL: jax.Array) -> Callable[[jax.Array | int], jax.Array | None]:
         """Rotary angles of a layer: global ones turn with `rope_theta`, local ones with `rope_theta_local`."""
         config = self.config
         if config.position != "rotary":
@@ -282,7 +278,7 @@ class Stack(nnx.Module):
         local_BLK = rotary_angles(positions_BL, config.rope_theta_local, config.width_per_head)
         return lambda index: jnp.where(index % config.global_every == 0, global_BLK, local_BLK)
 
-    def _bias(self, columns_L: jax.Array, length: int) -> jax.Array | None:
+    def bias(self, columns_L: jax.Array, length: int) -> jax.Array | None:
         """The relative position bias of queries at some columns, which all layers share: float32 [H, L, S].
 
         Columns tell the distance within a segment, and nothing is seen beyond it.
@@ -299,85 +295,6 @@ class Stack(nnx.Module):
         # As a product, whose gradient is one too: adding up rows by index is slow on every device.
         chosen_LSR = jax.nn.one_hot(buckets_LS, config.relative_buckets)
         return jnp.einsum("LSR,RH->HLS", chosen_LSR, self.relative_bias[...])
-
-
-Cache = tuple[tuple[jax.Array, jax.Array], ...]
-
-
-class Steps:
-    """A decoder that takes one token at a time and keeps the keys and values of those before.
-
-    What no step changes is computed here, once, and stays out of the loop: each layer's weights as arrays of
-    their own, and the keys and values of the memory. N hypotheses of a sequence (beams) share its memory: they
-    are the rows `b * N ... b * N + N - 1`.
-
-    R rows, B * N.
-    """
-
-    def __init__(self, stack: Stack, memory: Memory | None, length: int, shared_VD: jax.Array | None):
-        self._stack, self._length, self._shared_VD = stack, length, shared_VD
-        self._layers = unstack(stack.layers, stack.num_layers)
-        self._memory = []
-        if memory is not None:
-            self._memory_segments_BS = (memory.segments_BS > 0).astype(jnp.int32)
-            attentions = [gather_weights(layer).memory_attention for layer in self._layers]
-            self._memory = [attention.keys_values(memory.hidden_BSD) for attention in attentions]
-
-    def empty(self, rows: int) -> Cache:
-        """The cache before the first token: for each layer keys and values, [R, H, T, K]."""
-        config = self._stack.config
-        shape = (rows, config.num_heads, self._length, config.width_per_head)
-        zeros = constrain(jnp.zeros(shape, self._stack.execution.dtype), "BHTK")
-        return ((zeros, zeros),) * self._stack.num_layers
-
-    def __call__(self, tokens_R: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """The hidden state [R, D] after the token at position `step` of every row, and the cache with it."""
-        stack = self._stack
-        rows = tokens_R.shape[0]
-        positions_R1 = jnp.broadcast_to(step, (rows, 1))
-        hidden_R1D = stack.embedding(tokens_R[:, None], positions_R1, shared_VD=self._shared_VD)
-        angles, columns = stack._angles(positions_R1), step[None]
-        bias_H1T = stack._bias(columns, self._length)
-        seen = [jnp.ones((rows, size), jnp.int32) for size in (1, self._length)]
-        grown = list(cache)
-
-        def attend_self(attention: Attention, inputs_R1D: jax.Array, index: Any, dropout: Any) -> jax.Array:
-            angles_R1K = angles(index)
-            new = attention.keys_values(inputs_R1D, angles_R1K)
-            write = lambda old_RHTK, new_R1HK: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
-                old_RHTK, new_R1HK.swapaxes(1, 2), step, axis=2
-            )
-            key_RHTK, value_RHTK = grown[index] = jax.tree.map(write, cache[index], new)
-            return attention(
-                inputs_R1D,
-                (key_RHTK.swapaxes(1, 2), value_RHTK.swapaxes(1, 2)),
-                angles_BLK=angles_R1K,
-                segments_BL=seen[0],
-                memory_segments_BS=seen[1],
-                columns_L=columns,
-                causal=True,
-                window=stack._window(index, self._length),
-                bias_HLS=bias_H1T,
-                dropout=dropout,
-            )
-
-        def attend_memory(attention: Attention, inputs_R1D: jax.Array, index: Any, dropout: Any) -> jax.Array:
-            segments_BS = self._memory_segments_BS
-            inputs_BND = inputs_R1D.reshape(segments_BS.shape[0], -1, inputs_R1D.shape[-1])
-            attended_BND = attention(
-                inputs_BND,
-                self._memory[index],
-                segments_BL=jnp.ones(inputs_BND.shape[:2], jnp.int32),
-                memory_segments_BS=segments_BS,
-                dropout=dropout,
-            )
-            return attended_BND.reshape(inputs_R1D.shape)
-
-        for index, layer in enumerate(self._layers):
-            hidden_R1D = gather_weights(layer)(hidden_R1D, index, attend_self, attend_memory)
-        if stack.final_norm is not None:
-            hidden_R1D = stack.final_norm(hidden_R1D)
-        return hidden_R1D[:, 0], tuple(grown)
 
 
 def make_stack(build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> Any:
