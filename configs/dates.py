@@ -63,6 +63,6 @@ def get_config() -> Config:
         ),
         objective=ObjectiveConfig(name="pairs", z_loss=1e-4),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=200, b2=0.98, weight_decay=0.01),
-        train=TrainConfig(steps=3000, log_every=20, eval_every=500, eval_batches=20),
+        train=TrainConfig(steps=2000, log_every=20, eval_every=500, eval_batches=20),
         checkpoint=CheckpointConfig(every=500, keep=2),
     )
