@@ -161,7 +161,7 @@ def load_params(workdir: epath.PathLike, step: int, abstract_params: State | Non
     wanted = jax.tree.map(lambda leaf: leaf.shape, abstract_params)
     is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
     flat = [dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_shape)) for tree in (saved, wanted)]
-    for path in flat[0].keys() | flat[1].keys():
+    for path in sorted(flat[0].keys() | flat[1].keys(), key=jax.tree_util.keystr):
         if flat[0].get(path) != flat[1].get(path):
             raise InputError(
                 f"{workdir}: the parameter {jax.tree_util.keystr(path)} has shape {flat[0].get(path)}, but the config "
