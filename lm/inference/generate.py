@@ -110,19 +110,21 @@ def make_generate(
         rows = prompts.tokens_BP.shape[0] * options.num_beams
         only_end = jnp.arange(module.vocab_size) == end_id
 
-        def log_probabilities(tokens_R: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-            """log P of the next token, [B, N, V]."""
+        def predict(tokens_R: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
+            """Logits of the next token [B, N, V], and log Z [B, N]: log P is their difference.
+
+            The difference is taken of the few that are chosen: the vocabulary is too large to be written once more.
+            """
             logits_RV, cache = module.step(steps, tokens_R, step, cache)
             logits_RV = jnp.where(jnp.arange(logits_RV.shape[1])[None] < vocab_size, logits_RV, _NEVER)
-            logits_BNV = jax.nn.log_softmax(logits_RV, axis=-1).reshape(-1, options.num_beams, logits_RV.shape[1])
+            logits_BNV = logits_RV.reshape(-1, options.num_beams, logits_RV.shape[1])
+            log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
             too_early_B = step - prompts.lengths_B + 1 < options.min_length
             logits_BNV = jnp.where(too_early_B[:, None, None] & only_end[None, None], _NEVER, logits_BNV)
-            return constrain(logits_BNV, "BNV"), cache
+            return constrain(logits_BNV, "BNV"), log_z_BN, cache
 
         first_R = jnp.full((rows,), start_id, jnp.int32)
-        tokens_BNT, scores_BN = search(
-            options, log_probabilities, steps.empty(rows), first_R, prompts, keys_B, end_id, pad_id
-        )
+        tokens_BNT, scores_BN = search(options, predict, steps.empty(rows), first_R, prompts, keys_B, end_id, pad_id)
         # Column t holds the token after t others, prompt included: move each row's own part to the front.
         at_BT = prompts.lengths_B[:, None] + jnp.arange(options.max_length)[None]
         return Decoded(jnp.take_along_axis(tokens_BNT, at_BT[:, None], axis=2), scores_BN)
@@ -152,7 +154,7 @@ def _write(tokens_BNT: jax.Array, column: jax.Array, new_BN: jax.Array) -> jax.A
 
 def _one_by_one(
     options: Decoding,
-    log_probabilities: Callable[..., tuple[jax.Array, Cache]],
+    predict: Callable[..., tuple[jax.Array, jax.Array, Cache]],
     cache: Cache,
     first_R: jax.Array,
     prompts: Prompts,
@@ -166,15 +168,16 @@ def _one_by_one(
 
     def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
         step, last_B, tokens_B1T, score_B, done_B, cache = state
-        log_p_B1V, cache = log_probabilities(last_B, step, cache)
+        logits_B1V, log_z_B1, cache = predict(last_B, step, cache)
+        logits_BV = logits_B1V[:, 0]
         if options.temperature:
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
-            chosen_B = jax.vmap(jax.random.categorical)(step_keys_B, _restricted(log_p_B1V[:, 0], options))
+            chosen_B = jax.vmap(jax.random.categorical)(step_keys_B, _restricted(logits_BV, options))
         else:
-            chosen_B = log_p_B1V[:, 0].argmax(axis=-1)
+            chosen_B = _argmax(logits_BV)
         forced_B, prompt_B = _forced(prompts, step)
         next_B = jnp.where(forced_B, prompt_B, jnp.where(done_B, pad_id, chosen_B)).astype(jnp.int32)
-        gained_B = jnp.take_along_axis(log_p_B1V[:, 0], next_B[:, None], axis=1)[:, 0]
+        gained_B = (jnp.take_along_axis(logits_BV, next_B[:, None], axis=1) - log_z_B1)[:, 0]
         score_B = score_B + jnp.where(forced_B | done_B, 0.0, gained_B)
         length_B = step + 1 - prompts.lengths_B
         done_B |= ~forced_B & ((next_B == end_id) | (length_B >= options.max_length))
@@ -193,9 +196,16 @@ def _one_by_one(
     return tokens_B1T, (score_B / length_B**options.length_penalty)[:, None]
 
 
-def _restricted(log_p_BV: jax.Array, options: Decoding) -> jax.Array:
+def _argmax(logits_BV: jax.Array) -> jax.Array:
+    """The index of the largest, int32 [B], as two reductions: XLA's own argmax takes ten times as long on CPUs."""
+    size = logits_BV.shape[1]
+    is_best_BV = logits_BV == logits_BV.max(axis=-1, keepdims=True)
+    return jnp.where(is_best_BV, jnp.arange(size, dtype=jnp.int32)[None], size - 1).min(axis=-1)
+
+
+def _restricted(logits_BV: jax.Array, options: Decoding) -> jax.Array:
     """Logits to sample from: with temperature, and -inf outside of top-k and top-p (Holtzman et al., 2020)."""
-    logits_BV = log_p_BV / options.temperature
+    logits_BV = logits_BV / options.temperature
     if options.top_k:
         kept = min(options.top_k, logits_BV.shape[1])
         least_B1 = jax.lax.top_k(logits_BV, kept)[0][:, -1:]
@@ -229,7 +239,7 @@ class _Beams(NamedTuple):
 
 def _beam_search(
     options: Decoding,
-    log_probabilities: Callable[..., tuple[jax.Array, Cache]],
+    predict: Callable[..., tuple[jax.Array, jax.Array, Cache]],
     cache: Cache,
     first_R: jax.Array,
     prompts: Prompts,
@@ -249,11 +259,13 @@ def _beam_search(
     total = prompts.tokens_BP.shape[1] + options.max_length
 
     def body(state: _Beams) -> _Beams:
-        log_p_BNV, cache = log_probabilities(state.last_R, state.step, state.cache)
-        vocabulary = log_p_BNV.shape[-1]
+        logits_BNV, log_z_BN, cache = predict(state.last_R, state.step, state.cache)
         # 2 N candidates: if N of them end, N are left to go on.
-        best_BC, index_BC = _largest(log_p_BNV + state.alive_scores[:, :, None], 2 * beams)
-        parent_BC, token_BC = index_BC // vocabulary, (index_BC % vocabulary).astype(jnp.int32)
+        logits_BNC, tokens_BNC = _largest(logits_BNV, 2 * beams)
+        scores_BNC = logits_BNC - log_z_BN[:, :, None] + state.alive_scores[:, :, None]
+        best_BC, index_BC = jax.lax.top_k(scores_BNC.reshape(rows, -1), 2 * beams)
+        parent_BC = index_BC // scores_BNC.shape[-1]
+        token_BC = jnp.take_along_axis(tokens_BNC.reshape(rows, -1), index_BC, axis=1)
         length_B = state.step + 1 - prompts.lengths_B
         ends_BC = (token_BC == end_id) | (length_B >= options.max_length)[:, None]
         forced_B, prompt_B = _forced(prompts, state.step)
@@ -313,20 +325,21 @@ def _reorder(cache: Cache, parent_BN: jax.Array) -> Cache:
 
 
 def _largest(scores_BNV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` largest of each row's N * V scores, and their flat indices: [B, count], descending.
+    """The `count` largest scores of each hypothesis, descending, and their tokens: [B, N, C].
 
     The largest are in those blocks whose own largest are the largest, so that all but `count` blocks of the
     vocabulary are read once and not sorted.
     """
-    rows = scores_BNV.shape[0]
-    flat_BX = scores_BNV.reshape(rows, -1)
-    size = flat_BX.shape[1]
+    size = scores_BNV.shape[-1]
+    count = min(count, size)
     if size < 2 * _BLOCK * count:
-        return jax.lax.top_k(flat_BX, count)
-    flat_BX = jnp.pad(flat_BX, ((0, 0), (0, -size % _BLOCK)), constant_values=-jnp.inf)
-    blocks_BYK = flat_BX.reshape(rows, -1, _BLOCK)
-    block_BC = jnp.sort(jax.lax.top_k(blocks_BYK.max(axis=-1), count)[1], axis=-1)
-    candidates_BCK = jnp.take_along_axis(blocks_BYK, block_BC[:, :, None], axis=1)
-    best_BC, place_BC = jax.lax.top_k(candidates_BCK.reshape(rows, -1), count)
-    chosen_BC = jnp.take_along_axis(block_BC, place_BC // _BLOCK, axis=1)
-    return best_BC, chosen_BC * _BLOCK + place_BC % _BLOCK
+        return jax.lax.top_k(scores_BNV, count)
+    rows = scores_BNV.shape[:2]
+    blocks_BNYK = jnp.pad(scores_BNV, ((0, 0), (0, 0), (0, -size % _BLOCK)), constant_values=-jnp.inf).reshape(
+        *rows, -1, _BLOCK
+    )
+    block_BNC = jnp.sort(jax.lax.top_k(blocks_BNYK.max(axis=-1), count)[1], axis=-1)
+    candidates_BNCK = jnp.take_along_axis(blocks_BNYK, block_BNC[..., None], axis=2)
+    best_BNC, place_BNC = jax.lax.top_k(candidates_BNCK.reshape(*rows, -1), count)
+    chosen_BNC = jnp.take_along_axis(block_BNC, place_BNC // _BLOCK, axis=2)
+    return best_BNC, (chosen_BNC * _BLOCK + place_BNC % _BLOCK).astype(jnp.int32)

@@ -11,7 +11,7 @@ import pytest
 
 from lm import models, sharding
 from lm.config import InputError, MeshConfig, ModelConfig
-from lm.inference.generate import Decoding, Prompts, Sources, make_generate
+from lm.inference.generate import Decoding, Prompts, Sources, _argmax, _largest, make_generate
 
 VOCABULARY = 64
 START, END, PAD = 0, 3, 0
@@ -293,3 +293,14 @@ def test_the_loop_ends_when_all_have_ended(monkeypatch):
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(InputError):
         Decoding(**options)
+
+
+@pytest.mark.parametrize("size", [5000, 8192])
+def test_the_largest_of_a_large_vocabulary_are_found_block_by_block(size):
+    scores = jnp.round(jax.random.normal(jax.random.key(0), (3, 2, size)), 2)  # rounded: there are ties
+    found, tokens = _largest(scores, 8)
+    expected, _ = jax.lax.top_k(scores, 8)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(jnp.take_along_axis(scores, tokens, axis=2), expected)
+    assert all(len(set(row)) == 8 for row in np.asarray(tokens).reshape(-1, 8).tolist())
+    np.testing.assert_array_equal(_argmax(scores[:, 0]), scores[:, 0].argmax(axis=-1))
