@@ -55,7 +55,7 @@ class Batches:
         Raises:
             InputError: the split is empty, or the tokenizer lacks what the objective needs.
         """
-        self._split, self._special, self._data, self._seed = split, special, data, seed
+        self._split, self._data, self._seed = split, data, seed
         self._layout = layouts.create(data, objective, special)
         self._plans: collections.OrderedDict[int, Plan] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -119,11 +119,7 @@ class Batches:
         before = np.cumsum(sizes, axis=0) - sizes
         place = layouts.Placement(len(rows), row, nth, before - before[first][row])
         keys = corruption.make_keys(self._seed, epoch, rows[row], nth)
-        batch = self._layout.arrays(self._split, found, place, keys)
-        for tokens, segments in (("tokens", "segments"), ("targets", "target_segments")):
-            if tokens in batch:
-                batch[tokens][batch[segments] == 0] = self._special.pad
-        return batch
+        return self._layout.arrays(self._split, found, place, keys)
 
 
 def count_tokens(batch: dict[str, np.ndarray]) -> tuple[int, int]:

@@ -47,6 +47,12 @@ def choose(keys: np.ndarray, counts: np.ndarray, chosen: np.ndarray, use: int) -
     return marked
 
 
+def _rounded(lengths: np.ndarray, rate: float, mean_span: float) -> tuple[np.ndarray, np.ndarray]:
+    """How many tokens of each example a rate hides, 1 to n - 1 of them, and in how many spans of that mean."""
+    hidden = np.clip(np.round(rate * lengths), 1, lengths - 1).astype(np.int64)
+    return hidden, np.maximum(1, np.round(hidden / mean_span)).astype(np.int64)
+
+
 def _before(counts: np.ndarray) -> np.ndarray:
     return np.cumsum(counts, dtype=np.int64) - counts
 
@@ -71,8 +77,7 @@ class SpanCorruption:
 
     def counts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How many of an example's tokens are hidden, and in how many spans: 1 to n - 1, n being 2 or more."""
-        hidden = np.clip(np.round(self.rate * lengths), 1, lengths - 1).astype(np.int64)
-        spans = np.maximum(1, np.round(hidden / self.mean_span)).astype(np.int64)
+        hidden, spans = _rounded(lengths, self.rate, self.mean_span)
         return hidden, np.minimum(np.minimum(spans, self.most_spans), lengths - hidden)
 
     def sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +144,7 @@ class Infilling:
 
     def counts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How many of an example's tokens are hidden, and in how many spans."""
-        hidden = np.clip(np.round(self.rate * lengths), 1, lengths - 1).astype(np.int64)
-        spans = np.maximum(1, np.round(hidden / self.mean_span)).astype(np.int64)
+        hidden, spans = _rounded(lengths, self.rate, self.mean_span)
         return hidden, np.minimum(spans, hidden)
 
     def sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,9 @@ from lm.data.tokenizer import SpecialIds
 
 Arrays = dict[str, np.ndarray]
 
+_SOURCE = ("tokens", "segments", "positions")
+_TARGET = ("targets", "target_segments", "target_positions")
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
@@ -112,21 +115,13 @@ class EncoderRows:
     def arrays(self, split: Split, found: Examples, place: Placement, keys: np.ndarray) -> Arrays:
         del keys  # masking is the device's
         total = found.row_lengths
-        flat_tokens = np.empty(total.sum(), np.int32)
-        at = np.cumsum(total) - total
+        tokens = _ended(split.read(found.starts.ravel(), found.lengths.ravel()), found.lengths, self._special, begin=1)
+        num_examples, num_spans = found.lengths.shape
         runs = found.lengths + 1  # a span and its [SEP] ...
         runs[:, 0] += 1  # ... and [CLS] before the first
-        separators = at[:, None] + np.cumsum(runs, axis=1) - 1
-        flat_tokens[at] = self._special.cls
-        flat_tokens[separators] = self._special.sep
-        starts, lengths = found.starts.ravel(), found.lengths.ravel()
-        flat_tokens[np.repeat((separators - found.lengths).ravel(), lengths) + ranks(lengths)] = split.read(
-            starts, lengths
-        )
-        num_examples, num_spans = found.lengths.shape
         types = np.repeat(np.tile(np.arange(num_spans), num_examples), runs.ravel())
-        batch = _side(("tokens", "segments", "positions"), flat_tokens, total, place, 0, self)
-        batch |= _scatter({"token_types": types}, total, place, 0, self)
+        batch = _side(_SOURCE, tokens, total, place, 0, self, self._special.pad)
+        batch["token_types"] = _scattered(types, total, place, 0, self)
         if self._nsp:
             shape = (place.rows, self._data.max_segments)
             batch["cls_positions"] = np.zeros(shape, np.int32)
@@ -134,10 +129,6 @@ class EncoderRows:
             batch["cls_positions"][place.row, place.nth] = place.offsets[:, 0]
             batch["nsp_labels"][place.row, place.nth] = found.labels
         return batch
-
-
-_SOURCE = ("tokens", "segments", "positions")
-_TARGET = ("targets", "target_segments", "target_positions")
 
 
 class PairRows:
@@ -164,7 +155,7 @@ class PairRows:
         for side, names in enumerate((_SOURCE, _TARGET)):
             lengths = found.lengths[:, side].astype(np.int64)
             tokens = _ended(split.read(found.starts[:, side], lengths), lengths, self._special, self._begin)
-            batch |= _side(names, tokens, lengths + 1 + self._begin, place, side, self)
+            batch |= _side(names, tokens, lengths + 1 + self._begin, place, side, self, self._special.pad)
         return batch
 
 
@@ -217,7 +208,7 @@ class CorruptedRows:
         sizes = np.stack(self._spans.sizes(lengths), axis=1)
         for side, (names, tokens) in enumerate(((_SOURCE, source), (_TARGET, target))):
             ended = _ended(tokens, sizes[:, side], self._special, self._begin)
-            batch |= _side(names, ended, sizes[:, side] + 1 + self._begin, place, side, self)
+            batch |= _side(names, ended, sizes[:, side] + 1 + self._begin, place, side, self, self._special.pad)
         return batch
 
 
@@ -238,41 +229,50 @@ class CausalRows:
         del keys
         lengths = found.lengths[:, 0].astype(np.int64)
         tokens = _ended(split.read(found.starts[:, 0], lengths), lengths, self._special, 0)
-        return _side(_TARGET, tokens, lengths + 1, place, 0, self)
+        return _side(_TARGET, tokens, lengths + 1, place, 0, self, self._special.pad)
 
 
 def _ended(tokens: np.ndarray, lengths: np.ndarray, special: SpecialIds, begin: int) -> np.ndarray:
-    """Flat sequences with [SEP] after each, and [CLS] before it where `begin` is 1."""
-    sizes = lengths + 1 + begin
-    ends = np.cumsum(sizes) - 1
-    ended = np.empty(sizes.sum(), np.int32)
+    """Flat sequences of spans, [SEP] after each span and, where `begin` is 1, [CLS] before the first.
+
+    Args:
+        tokens: int [sum(lengths)].
+        lengths: int [N] or, of several spans, [N, K].
+    """
+    lengths = lengths.reshape(len(lengths), -1)
+    runs = lengths.astype(np.int64) + 1
+    runs[:, 0] += begin
+    ends = np.cumsum(runs).reshape(runs.shape) - 1
+    ended = np.empty(runs.sum(), np.int32)
     if begin:
-        ended[ends - sizes + 1] = special.cls
+        ended[ends[:, 0] - runs[:, 0] + 1] = special.cls
     ended[ends] = special.sep
-    ended[np.repeat(ends - lengths, lengths) + ranks(lengths)] = tokens
+    ended[np.repeat((ends - lengths).ravel(), lengths.ravel()) + ranks(lengths.ravel())] = tokens
     return ended
 
 
 def _side(
-    names: tuple[str, str, str], tokens: np.ndarray, sizes: np.ndarray, place: Placement, side: int, layout: Layout
+    names: tuple[str, str, str],
+    tokens: np.ndarray,
+    sizes: np.ndarray,
+    place: Placement,
+    side: int,
+    layout: Layout,
+    pad_id: int,
 ) -> Arrays:
-    """Tokens, segments and positions of one side; padding is 0 everywhere but for its token."""
-    return _scatter(
-        dict(zip(names, (tokens, np.repeat(place.nth + 1, sizes), ranks(sizes)), strict=True)),
-        sizes,
-        place,
-        side,
-        layout,
-    )
+    """Tokens, segments and positions of one side, int32 [B, capacity]; segment 0 is padding."""
+    arrays = (tokens, pad_id), (np.repeat(place.nth + 1, sizes), 0), (ranks(sizes), 0)
+    return {
+        name: _scattered(values, sizes, place, side, layout, fill)
+        for name, (values, fill) in zip(names, arrays, strict=True)
+    }
 
 
-def _scatter(flat: Arrays, sizes: np.ndarray, place: Placement, side: int, layout: Layout) -> Arrays:
-    """Flat arrays of N examples, `sizes` long, as int32 [B, capacity]."""
+def _scattered(
+    values: np.ndarray, sizes: np.ndarray, place: Placement, side: int, layout: Layout, fill: int = 0
+) -> np.ndarray:
+    """Flat values of N examples, `sizes` long, as int32 [B, capacity]."""
     capacity = layout.capacities[side]
-    at = np.repeat(place.row * capacity + place.offsets[:, side], sizes) + ranks(sizes)
-    found = {}
-    for name, values in flat.items():
-        array = np.zeros(place.rows * capacity, np.int32)
-        array[at] = values
-        found[name] = array.reshape(place.rows, capacity)
-    return found
+    array = np.full(place.rows * capacity, fill, np.int32)
+    array[np.repeat(place.row * capacity + place.offsets[:, side], sizes) + ranks(sizes)] = values
+    return array.reshape(place.rows, capacity)

@@ -1,9 +1,14 @@
 """A supervised pair, and the texts that a trained model is asked with."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from lm.config import InputError
+
+# What `translation_source` and `question_source` put before a text, to be taken off again.
+TRANSLATION = re.compile(r"\Atranslate to (\S+): ")
+QUESTION = re.compile(r"\Aquestion: .*? context: ", re.DOTALL)
 
 
 class Pair(NamedTuple):

@@ -56,6 +56,10 @@ class SpecialIds:
     first_sentinel: int = 4 + NUM_SENTINELS
     num_sentinels: int = NUM_SENTINELS
 
+    def start(self, decoder_start: str) -> int:
+        """The id that a decoder is given first, `ModelConfig.decoder_start` being its field here."""
+        return getattr(self, decoder_start)
+
 
 # What T5's own models have, from which the sentinels follow.
 _T5_PIECES = ["<pad>", "</s>", "<unk>"]

@@ -8,17 +8,16 @@ import functools
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from lm.config import InputError
 from lm.data.tokenizer import Tokenizer
-from lm.inference import requests as requests_lib
 from lm.inference.predict import Predictor
 from lm.inference.requests import Answer, Row
-from lm.inference.write import Writer
+from lm.inference.write import Writer, until_end
 
 LONGEST = 64  # tokens on an axis of a picture
 _ANNOTATED = 12  # tokens up to which the numbers are written, too
@@ -76,10 +75,6 @@ class WatchedWriter(Writer):
 
     _first: tuple[Row, np.ndarray] | None = None
 
-    @classmethod
-    def load(cls, path: str) -> Self:
-        return cls(*requests_lib.load(path)[1:])
-
     def _decode(self, rows: Sequence[Row], *args: Any, **options: Any) -> Iterator[tuple[np.ndarray, Any]]:
         for row, found in zip(rows, super()._decode(rows, *args, **options), strict=False):
             if row.index == 0:
@@ -90,10 +85,9 @@ class WatchedWriter(Writer):
         assert self._first is not None
         row, written_T = self._first
         special, data = self.tokenizer.special, self.config.data
-        ended = np.flatnonzero(written_T == special.sep)
-        written_T = written_T[: ended[0] + 1] if len(ended) else written_T
+        written_T = written_T[: len(until_end(written_T, special.sep)) + 1]
         begin = ([special.cls] if data.begin_with_cls else []) if self.has_source else row.tokens
-        start = special.sep if self.config.model.decoder_start == "sep" else special.pad
+        start = special.start(self.config.model.decoder_start)
         tokens_T = np.array([start, *begin, *written_T], np.int32)
 
         @jax.jit

@@ -17,14 +17,11 @@ import numpy as np
 from lm import checkpoint
 from lm.config import DataConfig, InputError
 from lm.data import corpus
-from lm.data.pairs import Pair
+from lm.data.pairs import QUESTION, TRANSLATION, Pair
 from lm.data.store import Store, read_pairs
 from lm.inference import requests
 from lm.inference.write import Writer, with_defaults
 
-# What `translation_source` and `question_source` put before a text.
-_LANGUAGE = re.compile(r"\Atranslate to (\S+): ")
-_QUESTION = re.compile(r"\Aquestion: .*? context: ", re.DOTALL)
 # A word, or a character of a language that writes none apart.
 _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]+")
 _CJK = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff]")
@@ -84,7 +81,7 @@ def evaluate(
     for language in dict.fromkeys(languages):
         index = [i for i, each in enumerate(languages) if each == language]
         sources, targets = [pairs[i].source for i in index], [pairs[i].target for i in index]
-        copies = [_QUESTION.sub("", _LANGUAGE.sub("", source)) for source in sources]
+        copies = [QUESTION.sub("", TRANSLATION.sub("", source)) for source in sources]
         candidates = {"model": [outputs[i] for i in index], "copy": copies}
         memory = [pair for pair in train if _language(pair.source) == language]
         if memory:
@@ -108,7 +105,7 @@ def _read(path: str, data: DataConfig) -> list[Pair]:
 
 
 def _language(source: str) -> str:
-    match = _LANGUAGE.match(source)
+    match = TRANSLATION.match(source)
     return match[1] if match else "all"
 
 
@@ -121,7 +118,7 @@ def nearest(sources: Sequence[str], memory: Sequence[Pair]) -> list[str]:
     def counts(texts: Sequence[str], learn: bool) -> sparse.csr_matrix:
         rows, columns = [], []
         for row, text in enumerate(texts):
-            text = f"  {_LANGUAGE.sub('', text).lower()} "
+            text = f"  {TRANSLATION.sub('', text).lower()} "
             for start in range(len(text) - 2):
                 trigram = text[start : start + 3]
                 column = ids.setdefault(trigram, len(ids)) if learn else ids.get(trigram)

@@ -181,7 +181,7 @@ class Writer:
     @functools.lru_cache(maxsize=16)  # noqa: B019 - a writer lives as long as its process
     def _compiled(self, decoding: Decoding) -> Callable[..., Decoded]:
         special = self.tokenizer.special
-        start = special.sep if self.config.model.decoder_start == "sep" else special.pad
+        start = special.start(self.config.model.decoder_start)
         size = min(self.tokenizer.vocab_size, self.config.model.vocab_size)
         return jax.jit(
             make_generate(
@@ -201,8 +201,7 @@ class Writer:
     def _text(self, tokens_T: np.ndarray) -> str:
         """The text up to the end of the sequence; sentinels appear by name."""
         special = self.tokenizer.special
-        ended = np.flatnonzero(tokens_T == special.sep)
-        tokens_T = tokens_T[: ended[0]] if len(ended) else tokens_T
+        tokens_T = until_end(tokens_T, special.sep)
         first, last = special.first_sentinel, special.first_sentinel - special.num_sentinels + 1
         parts, begin = [], 0
         for place in np.flatnonzero((last <= tokens_T) & (tokens_T <= first)) if special.num_sentinels else ():
@@ -210,6 +209,12 @@ class Writer:
             parts.append(f"<extra_id_{first - tokens_T[place]}>")
             begin = place + 1
         return " ".join(filter(None, [*parts, self.tokenizer.decode(tokens_T[begin:])])).strip()
+
+
+def until_end(tokens_T: np.ndarray, end_id: int) -> np.ndarray:
+    """The tokens before the end of the sequence; all of them where it has not ended."""
+    ended = np.flatnonzero(tokens_T == end_id)
+    return tokens_T[: ended[0]] if len(ended) else tokens_T
 
 
 def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -250,7 +250,7 @@ class Seq2SeqLM:
         return cls(
             name="seq2seq" if has_source else "lm",
             has_source=has_source,
-            start_id=special.sep if config.model.decoder_start == "sep" else special.pad,
+            start_id=special.start(config.model.decoder_start),
             max_positions=config.data.target_length if has_source else config.data.seq_length,
             label_smoothing=config.objective.label_smoothing,
             z_loss=config.objective.z_loss,
