@@ -25,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -135,10 +136,8 @@ def micro_batches(case: Case, index: int) -> list[dict]:
     from tests.peers import ragged
 
     examples = jax.jit(case.objective.prepare)(case.batches[index], jax.random.key(index))
-    segments = len(ragged.places(examples))
-    parts = -(-segments // _rows.value)
-    bounds = [round(part * segments / parts) for part in range(parts + 1)]
-    return [ragged.padded(examples, slice(*pair)) for pair in itertools.pairwise(bounds)]
+    parts = even_parts(len(ragged.places(examples)), _rows.value)
+    return [ragged.padded(examples, part) for part in parts]
 
 
 def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
@@ -151,15 +150,31 @@ def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
     settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
     hf_config = transformers.BertConfig(**settings, attn_implementation="sdpa")
     model = transformers.BertForPreTraining(hf_config).train().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     inputs = [micro_batches(case, index) for index in range(len(case.batches))]
+    slots = sum(micro_batch["input_ids"].numel() for micro_batch in itertools.chain(*inputs))
+    modes = their_modes(model, inputs, dynamic)
+    if device.type == "cuda":
+        modes = {"transformers bfloat16 compiled": modes["transformers bfloat16 compiled"]}
+    return modes, 1 - case.tokens / slots
+
+
+def their_modes(model: Any, inputs: list[list[dict]], dynamic: bool) -> dict[str, Step]:
+    """Training steps of a model of transformers: as it is, compiled, and compiled under bfloat16 autocast.
+
+    Args:
+        model: on its device.
+        inputs: the micro-batches of each step, of which the gradients are averaged.
+        dynamic: whether their shapes differ.
+    """
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     for micro_batch in itertools.chain(*inputs):
         for name, tensor in micro_batch.items():
             if dynamic:
                 for dim in range(tensor.ndim):
                     torch._dynamo.mark_dynamic(tensor, dim)
-            micro_batch[name] = tensor.to(device)
-    slots = sum(micro_batch["input_ids"].numel() for micro_batch in itertools.chain(*inputs))
+            micro_batch[name] = tensor.to(model.device)
 
     def make(forward: Callable, context: Callable[[], contextlib.AbstractContextManager]) -> Step:
         def step(index: int) -> None:
@@ -173,16 +188,20 @@ def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
 
         return step
 
-    bf16 = lambda: torch.autocast(device.type, dtype=torch.bfloat16)  # noqa: E731
+    bf16 = lambda: torch.autocast(model.device.type, dtype=torch.bfloat16)  # noqa: E731
     compiled = torch.compile(model, dynamic=dynamic)
-    modes = {
+    return {
         "transformers float32": make(model, contextlib.nullcontext),
         "transformers float32 compiled": make(compiled, contextlib.nullcontext),
         "transformers bfloat16 compiled": make(compiled, bf16),
     }
-    if device.type == "cuda":
-        modes = {"transformers bfloat16 compiled": modes["transformers bfloat16 compiled"]}
-    return modes, 1 - case.tokens / slots
+
+
+def even_parts(count: int, most: int) -> list[slice]:
+    """`count` things in as few parts of at most `most` as will do, as evenly spread as their number allows."""
+    parts = -(-count // most)
+    bounds = [round(part * count / parts) for part in range(parts + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
 
 def measure(case: Case, contenders: dict[str, Step]) -> dict[str, list[float]]:

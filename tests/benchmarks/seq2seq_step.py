@@ -11,13 +11,11 @@ counted, ours runs the whole `train_step`.
             pairs one a row, in micro-batches of at most `--pairs`, each padded to its own longest.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import os
 import platform
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -109,11 +107,9 @@ def micro_batches(case: Case, index: int) -> list[dict]:
     from tests.peers import ragged_pairs
 
     special = ragged_pairs.SpecialIds()
-    batch = case.batches[index]
-    count = len(ragged_pairs.places(batch["segments"]))
-    parts = -(-count // _pairs.value)
-    bounds = [round(part * count / parts) for part in range(parts + 1)]
-    return [ragged_pairs.padded(batch, special, slice(*pair)) for pair in itertools.pairwise(bounds)]
+    batch = case.objective.prepare(case.batches[index], jax.random.key(index))
+    parts = shared.even_parts(len(ragged_pairs.places(batch["segments"])), _pairs.value)
+    return [ragged_pairs.padded(batch, special, part) for part in parts]
 
 
 def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
@@ -124,35 +120,9 @@ def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     inputs = [micro_batches(case, index) for index in range(len(case.batches))]
-    slots = 0
-    for micro_batch in itertools.chain(*inputs):
-        slots += micro_batch["input_ids"].numel() + micro_batch["labels"].numel()
-        for tensor in micro_batch.values() if dynamic else ():
-            for dim in range(tensor.ndim):
-                torch._dynamo.mark_dynamic(tensor, dim)
-
-    def make(forward: Callable, context: Callable[[], contextlib.AbstractContextManager]) -> Step:
-        def step(index: int) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            for micro_batch in inputs[index]:
-                with context():
-                    loss = forward(**micro_batch).loss / len(inputs[index])
-                loss.backward()
-            optimizer.step()
-            loss.item()
-
-        return step
-
-    bf16 = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731
-    compiled = torch.compile(model, dynamic=dynamic)
-    modes = {
-        "transformers float32": make(model, contextlib.nullcontext),
-        "transformers float32 compiled": make(compiled, contextlib.nullcontext),
-        "transformers bfloat16 compiled": make(compiled, bf16),
-    }
-    return modes, 1 - case.tokens / slots
+    sizes = [batch["input_ids"].numel() + batch["labels"].numel() for batch in itertools.chain(*inputs)]
+    return shared.their_modes(model, inputs, dynamic), 1 - case.tokens / sum(sizes)
 
 
 def main(_: list[str]) -> None:
