@@ -31,7 +31,10 @@ class Steps:
         if memory is not None:
             self._memory_segments_BS = (memory.segments_BS > 0).astype(jnp.int32)
             attentions = [gather_weights(layer).memory_attention for layer in self._layers]
-            self._memory = [attention.keys_values(memory.hidden_BSD) for attention in attentions]
+            heads_first = lambda array_BSHK: array_BSHK.swapaxes(1, 2)  # noqa: E731
+            self._memory = [
+                jax.tree.map(heads_first, attention.keys_values(memory.hidden_BSD)) for attention in attentions
+            ]
 
     def empty(self, rows: int) -> Cache:
         """The cache before the first token: for each layer keys and values, [R, H, T, K]."""
@@ -73,10 +76,12 @@ class Steps:
 
         def attend_memory(attention: Attention, inputs_R1D: jax.Array, index: Any, dropout: Any) -> jax.Array:
             segments_BS = self._memory_segments_BS
+            # Tied to the step: XLA would take the transposes out of the loop, and with them their cancelling out.
+            inputs_R1D, key_BHSK, value_BHSK = jax.lax.optimization_barrier((inputs_R1D, *self._memory[index]))
             inputs_BND = inputs_R1D.reshape(segments_BS.shape[0], -1, inputs_R1D.shape[-1])
             attended_BND = attention(
                 inputs_BND,
-                self._memory[index],
+                (key_BHSK.swapaxes(1, 2), value_BHSK.swapaxes(1, 2)),
                 segments_BL=jnp.ones(inputs_BND.shape[:2], jnp.int32),
                 memory_segments_BS=segments_BS,
                 dropout=dropout,
