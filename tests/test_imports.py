@@ -21,6 +21,7 @@ MIDDLE = {"data", "models", "checkpoint"}
 ROOMS = {
     "config": set(),
     "cli": {"config"},
+    "cluster": {"config", "cli"},
     "sharding": {"config"},
     "data": GROUND,
     "models": GROUND,

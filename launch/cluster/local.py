@@ -1,0 +1,34 @@
+"""Runs N processes of one command on this machine, joined as the hosts of a pod are joined.
+
+python launch/cluster/local.py --processes=2 --devices=4 -- \
+    python launch/train.py --config=configs/quickstart.py --workdir=runs/two --config.mesh.fsdp=8
+
+Each process has --devices CPU devices of its own; together they are one run, with the batches of a single process of
+N x M devices. Every line of output begins with the number of its process. The first failure ends the rest, and SIGTERM
+goes to all of them. Exit code: 75 when all were preempted after a complete save, else the first that is not 0.
+"""
+
+from absl import flags
+
+from lm import cli
+from lm.cluster import flags as cluster_flags
+from lm.cluster import local
+from lm.config import InputError
+
+_processes = flags.DEFINE_integer("processes", 2, "Processes to start.", lower_bound=1)
+_devices = flags.DEFINE_integer("devices", 1, "CPU devices of each process.", lower_bound=1)
+_dry_run = cluster_flags.define_dry_run()
+_command = cluster_flags.take_command()
+
+
+def main() -> int:
+    if not _command:
+        raise InputError("no command is given; write it after --, as in: local.py --processes=2 -- python script.py")
+    if _dry_run.value:
+        local.show(_command, _processes.value, _devices.value)
+        return cli.EXIT_DONE
+    return local.run(_command, _processes.value, _devices.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,142 @@
+"""Several processes of one run on this machine: the small model of a pod on which everything can be tried."""
+
+import contextlib
+import os
+import queue
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from lm.cli import EXIT_DONE, EXIT_PREEMPTED
+from lm.config import InputError
+
+GRACE_SECONDS = 30.0  # between asking the rest to end and ending them
+
+
+def environment(process: int, processes: int, port: int, devices: int) -> dict[str, str]:
+    """What a process is told beside what this one knows: who it is, where the first one listens, CPU devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return {
+        "LM_COORDINATOR": f"127.0.0.1:{port}",
+        "LM_PROCESSES": str(processes),
+        "LM_PROCESS": str(process),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags.strip(),  # of a flag given twice, the last counts
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def show(command: Sequence[str], processes: int, devices: int) -> None:
+    """Prints what `run` would start. The port is chosen when it is started."""
+    for process in range(processes):
+        added = environment(process, processes, 0, devices)
+        added["LM_COORDINATOR"] = "127.0.0.1:PORT"
+        print(shlex.join(["env", *(f"{name}={value}" for name, value in added.items()), *command]))
+
+
+def run(command: Sequence[str], processes: int, devices: int, grace: float = GRACE_SECONDS) -> int:
+    """Runs `processes` copies of a command, joined through a free port, each line of output with its number.
+
+    The first failure ends the rest: SIGTERM, and SIGKILL after `grace` seconds. A SIGTERM to this process goes on to
+    all of them.
+
+    Returns:
+        0 when all succeed; the first exit code that is neither 0 nor 75 (128 + n for signal n); otherwise 75.
+
+    Raises:
+        InputError: when there is no such command.
+    """
+    port = free_port()
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+    with _sigterm_goes_to(running):
+        try:
+            for process in range(processes):
+                added = environment(process, processes, port, devices)
+                running[process] = _start(command, process, os.environ | added, ended)
+            return _wait(running, ended, grace)
+        finally:
+            for process in running.values():
+                process.kill()
+
+
+def _wait(
+    running: dict[int, subprocess.Popen[bytes]], ended: "queue.SimpleQueue[tuple[int, int]]", grace: float
+) -> int:
+    """Waits until all have ended; takes each from `running` as it does."""
+    result, deadline = EXIT_DONE, None
+    while running:
+        try:
+            process, code = ended.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            for straggler in running.values():
+                straggler.kill()
+            deadline = None
+            continue
+        del running[process]
+        if code == EXIT_PREEMPTED and result == EXIT_DONE:
+            result = EXIT_PREEMPTED
+        elif code not in (EXIT_DONE, EXIT_PREEMPTED) and result in (EXIT_DONE, EXIT_PREEMPTED):
+            result = code
+            if running:
+                print(f"process {process} left with exit code {code}: ending the others", file=sys.stderr, flush=True)
+            for other in running.values():
+                other.terminate()
+            deadline = time.monotonic() + grace
+    return result
+
+
+def _start(
+    command: Sequence[str], number: int, variables: dict[str, str], ended: "queue.SimpleQueue[tuple[int, int]]"
+) -> subprocess.Popen[bytes]:
+    """Starts one process and the threads that pass on its output and, when it is all passed on, its exit code."""
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    except OSError as error:
+        raise InputError(f"{command[0]!r} cannot be run: {error.strerror}; give a command after --.") from error
+    assert process.stdout is not None
+    assert process.stderr is not None
+    streams = ((process.stdout, sys.stdout.buffer), (process.stderr, sys.stderr.buffer))
+    pumps = [threading.Thread(target=_pass_on, args=(number, *pair), daemon=True) for pair in streams]
+    for pump in pumps:
+        pump.start()
+
+    def wait() -> None:
+        code = process.wait()
+        for pump in pumps:
+            pump.join(timeout=1.0)  # a child of the process may hold its output open
+        ended.put((number, code if code >= 0 else 128 - code))
+
+    threading.Thread(target=wait, daemon=True).start()
+    return process
+
+
+def _pass_on(number: int, source: IO[bytes], destination: IO[bytes]) -> None:
+    for line in source:
+        destination.write(b"[%d] %s\n" % (number, line.rstrip(b"\r\n")))  # one call: lines are never mixed
+        destination.flush()
+
+
+@contextlib.contextmanager
+def _sigterm_goes_to(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[None]:
+    def forward(*_: object) -> None:
+        for process in list(running.values()):
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, forward)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,142 @@
+"""The code and config of a run, kept in its workdir, so that every machine runs the same and later it is still known.
+
+WORKDIR/launch/<id>/code.tar.gz   the files that git tracks, as they are in the checkout, and the config file
+WORKDIR/launch/<id>/config.json   the config with its overrides
+
+<id> is made from the content: the same code and config give the same snapshot. On a machine of the run,
+
+    code="$(python -m lm.cluster.snapshot WORKDIR/launch/<id>/code.tar.gz)"
+
+unpacks it into a folder of the user's cache, once, and prints the folder.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from etils import epath
+
+from lm import config as config_lib
+from lm.cluster.steps import Write
+from lm.config import Config, InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A run about to be launched.
+
+    Attributes:
+        folder: WORKDIR/launch/<id>.
+        files: what is to be written there.
+        train: the training command, to be run where the code is: `launch/train.py` and its flags.
+        untracked: Python files that lie in the checkout but do not travel, git not knowing them.
+    """
+
+    folder: str
+    files: tuple[Write, ...]
+    train: tuple[str, ...]
+    untracked: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return self.folder.rpartition("/")[2]
+
+    @property
+    def code(self) -> str:
+        return f"{self.folder}/code.tar.gz"
+
+
+def take(config: Config, arguments: Sequence[str], workdir: str, root: Path = ROOT) -> Snapshot:
+    """Packs the checkout and the config of a run.
+
+    Args:
+        arguments: the flags that gave `config`, `--config=FILE` first.
+        workdir: of the run; a local one must be seen by every machine under the same path.
+
+    Raises:
+        InputError: when `root` is no git checkout, or the config file is outside of it.
+    """
+    file = Path(arguments[0].removeprefix("--config=")).resolve()
+    if not file.is_relative_to(root):
+        raise InputError(f"--config is {file}, which does not travel with the code; move it into {root}, say configs/.")
+    name = file.relative_to(root).as_posix()
+    workdir = workdir if is_remote(workdir) else os.path.abspath(workdir)
+    tracked = _git(root, "ls-files", "--cached")
+    others = _git(root, "ls-files", "--others", "--exclude-standard", "--", "*.py")
+    present = sorted(path for path in {*tracked, name} if (root / path).is_file())
+    code = _pack(root, present)
+    train = ("launch/train.py", f"--config={name}", *arguments[1:], f"--workdir={workdir}")
+    values = config_lib.to_json(config).encode()
+    identity = hashlib.sha256(b"\0".join([code, values, *map(str.encode, train)])).hexdigest()[:12]
+    folder = f"{workdir.rstrip('/')}/launch/{identity}"
+    files = (
+        Write(f"{folder}/code.tar.gz", code, f"{len(present)} files of {root.name}, as git tracks them"),
+        Write(f"{folder}/config.json", values, "the config with its overrides"),
+    )
+    return Snapshot(folder, files, train, tuple(path for path in others if path != name))
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is in object storage."""
+    return "://" in path
+
+
+def unpack(code: str, cache: Path | None = None) -> Path:
+    """Unpacks a snapshot's code.tar.gz, unless that has been done, and returns the folder.
+
+    Args:
+        cache: where to; by default in the user's cache, which the machines of a cluster may share.
+    """
+    cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lm" / "code"
+    folder = cache / epath.Path(code).parent.name
+    if folder.exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    content = epath.Path(code).read_bytes()
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            archive.extractall(f"{temporary}/code", filter="data")
+        try:
+            os.rename(f"{temporary}/code", folder)
+        except OSError:  # another process of this run was faster
+            if not folder.exists():
+                raise
+    return folder
+
+
+def _git(root: Path, *arguments: str) -> list[str]:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments, "-z"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"{root} is no git checkout; launch from a clone, so that what runs can be kept.") from error
+    return [path for path in done.stdout.split("\0") if path]
+
+
+def _pack(root: Path, paths: list[str]) -> bytes:
+    """A tar.gz that depends on names, modes and contents alone."""
+    packed = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w") as archive,
+    ):
+        for path in paths:
+            content = (root / path).read_bytes()
+            entry = tarfile.TarInfo(path)
+            entry.size = len(content)
+            entry.mode = 0o755 if os.access(root / path, os.X_OK) else 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+if __name__ == "__main__":
+    print(unpack(sys.argv[1]))
