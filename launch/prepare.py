@@ -1,6 +1,7 @@
 """Makes a token store ahead of training: python launch/prepare.py --config=FILE --out=DIR.
 
-DIR is local, gs://... or s3://...; set data.store to it. Rerun the same command to go on after a kill.
+DIR is local, gs://... or s3://...; set data.store to it. A mixture gets a store in DIR for each task. Rerun the same
+command to go on after a kill.
 """
 
 from absl import flags
@@ -13,14 +14,14 @@ _workers = flags.DEFINE_integer("workers", None, "Processes; by default one for 
 
 
 def main() -> int:
-    from lm.data import prepare
+    from lm.data import mixture
 
-    made = prepare.prepare(_config().data, _out.value, num_workers=_workers.value)
-    splits = ", ".join(
-        f"{name} {counts['tokens']:,} tokens of {counts['documents']:,} documents"
-        for name, counts in made.manifest["splits"].items()
-    )
-    print(f"{_out.value}: {splits}; {made.tokenizer.vocab_size:,} pieces")
+    for made in mixture.prepare_stores(_config(), _out.value, num_workers=_workers.value).values():
+        splits = ", ".join(
+            f"{name} {counts['tokens']:,} tokens of {counts['documents']:,} documents"
+            for name, counts in made.manifest["splits"].items()
+        )
+        print(f"{made.path}: {splits}; {made.tokenizer.vocab_size:,} pieces")
     return cli.EXIT_DONE
 
 

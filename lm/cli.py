@@ -21,7 +21,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -184,13 +184,22 @@ def _load_config(path: str) -> Config:
     return config
 
 
+def _fields(value: Any, prefix: str) -> Iterator[str]:
+    """The dotted names below a section; entries of a mapping, such as the tasks of a mixture, are sections too."""
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        if dataclasses.is_dataclass(inner) or isinstance(inner, dict):
+            yield from _fields(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
 def _check_overrides(config: Config, argv: list[str]) -> None:
     """Refuses the first `--config.section.field` of `argv` that `config` does not have."""
     accepted = {}  # section -> its fields; a field beside the sections has none
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
-        accepted[field.name] = [f"{field.name}.{each.name}" for each in inner]
+        accepted[field.name] = list(_fields(getattr(config, field.name), field.name + "."))
     leaves = [leaf for section, names in accepted.items() for leaf in names or [section]]
     for argument in argv:
         override = re.match(r"--?(?:no)?config\.([^=]*)", argument)

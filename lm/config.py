@@ -7,8 +7,9 @@ combinations of `ModelConfig` fields, never a name that other code asks for.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 # Sections that a rerun in the same working directory may change: a longer run, another pod.
 RERUN_MAY_CHANGE = ("train", "checkpoint", "mesh")
@@ -37,7 +38,7 @@ def _check_types(prefix: str, values: Any) -> None:
     """Refuses a field whose value is not of the annotated type; an int may stand for a float, a bool for no number."""
     for name, expected in get_type_hints(type(values)).items():
         value = getattr(values, name)
-        accepted = (int, float) if expected is float else expected
+        accepted = (int, float) if expected is float else get_origin(expected) or expected
         if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
             raise InputError(f"{prefix}{name} is {value!r}; accepted: a value of type {expected.__name__}.")
 
@@ -300,6 +301,84 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class TaskConfig:
+    """One task of a mixture: a text, what is asked about it, and how often.
+
+    Attributes:
+        source, path, field, target_field, languages: as in `DataConfig`.
+        store: an existing token store to read instead of a source; `source` is then empty.
+        objective: as `ObjectiveConfig.name`, whose other settings all tasks share; empty: the same one.
+        prefix: a text put before every source that an encoder-decoder reads, a space between the two, such as
+            `translate English to German:` (Raffel et al., 2020, section 2.4).
+        rate: how many rows the task gets, relative to the others.
+    """
+
+    source: str = ""
+    path: str = ""
+    field: str = "text"
+    target_field: str = ""
+    languages: str = ""
+    store: str = ""
+    objective: str = ""
+    prefix: str = ""
+    rate: float = 1.0
+
+
+# What a task says about its text in place of the section `data`.
+_OF_A_TASK = ("source", "path", "field", "target_field", "languages")
+_TASK_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclasses.dataclass(kw_only=True)
+class MixtureConfig:
+    """Several tasks in one run, in every batch; without tasks, a run has the one of `data` and `objective`.
+
+    Attributes:
+        tasks: by name. A flag changes a task of the config file: `--config.mixture.tasks.NAME.rate=2`.
+        temperature: T: where it is above 0, a task's rate is multiplied by min(e, K)^(1/T), e being the rows that
+            its text fills once (Raffel et al., 2020, section 3.5.2, with rows for examples): at 1 all texts are seen
+            equally often, far above 1 the rates alone count. 0: the rates alone.
+        limit: K; 0 for none.
+    """
+
+    tasks: dict[str, TaskConfig] = dataclasses.field(default_factory=dict)
+    temperature: float = 0.0
+    limit: int = 0
+
+    def validate(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"mixture.temperature is {self.temperature}; it must be at least 0, and finite.")
+        _at_least("mixture.limit", self.limit, 0)
+        if self.limit and not self.temperature:
+            raise InputError(f"mixture.limit is {self.limit}, but without a mixture.temperature no size counts.")
+        if not self.tasks and self.temperature:
+            raise InputError(
+                f"mixture.temperature is {self.temperature}, but mixture.tasks is empty; give tasks in the config file."
+            )
+        for name, task in self.tasks.items():
+            if not isinstance(name, str) or not _TASK_NAME.fullmatch(name) or hasattr(dict, name):
+                raise InputError(
+                    f"mixture.tasks has the name {name!r}; accepted: letters, digits and _, but none of "
+                    f"{', '.join(name for name in dir(dict) if _TASK_NAME.fullmatch(name) and name[0] != '_')}."
+                )
+            if not isinstance(task, TaskConfig):
+                raise InputError(f"mixture.tasks.{name} is {task!r}; accepted: a value of type TaskConfig.")
+            _check_types(f"mixture.tasks.{name}.", task)
+            if bool(task.store) == bool(task.source):
+                raise InputError(
+                    f"mixture.tasks.{name} has source={task.source!r} and store={task.store!r}; give one of them: "
+                    "a source to prepare, or an existing store."
+                )
+            if task.objective:
+                _one_of(f"mixture.tasks.{name}.objective", task.objective, tuple(_ARCHITECTURE))
+            if not 0 < task.rate < float("inf"):
+                raise InputError(
+                    f"mixture.tasks.{name}.rate is {task.rate}; it must be above 0, and finite. To leave the task out, "
+                    "remove it from the config file."
+                )
+
+
+@dataclasses.dataclass(kw_only=True)
 class OptimConfig:
     """The optimizer and its schedule.
 
@@ -427,6 +506,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -459,7 +539,9 @@ class Config:
                 f"objective.name={self.objective.name} is for architecture {needed!r}, but model.architecture is "
                 f"{self.model.architecture!r}; change one of them."
             )
-        if self.data.pairs != (self.objective.name == "pairs"):
+        if self.mixture.tasks:
+            self._validate_tasks()
+        elif self.data.pairs != (self.objective.name == "pairs"):
             raise InputError(
                 f"objective.name is {self.objective.name!r}, but data.source={self.data.source} gives "
                 f"{'pairs' if self.data.pairs else 'documents'}; change one of them."
@@ -485,6 +567,53 @@ class Config:
                 "or objective.nsp=False."
             )
 
+    def _validate_tasks(self) -> None:
+        for name in ("path", "target_field", "languages"):
+            if value := getattr(self.data, name):
+                raise InputError(
+                    f"data.{name} is {value!r}, but the run is a mixture; give it to a task, as "
+                    f"mixture.tasks.NAME.{name}, and leave this one empty."
+                )
+        for name, task in self.mixture.tasks.items():
+            where, objective = f"mixture.tasks.{name}", self.task_objective(name).name
+            if _ARCHITECTURE[objective] != self.model.architecture:
+                raise InputError(
+                    f"{where}.objective is {objective!r}, which is for architecture {_ARCHITECTURE[objective]!r}, but "
+                    f"model.architecture is {self.model.architecture!r}; change one of them."
+                )
+            if task.prefix and self.model.architecture != "encoder-decoder":
+                raise InputError(
+                    f"{where}.prefix is {task.prefix!r}, but only an encoder-decoder has a source to put it before; "
+                    "leave it empty."
+                )
+            if task.store:
+                continue
+            try:
+                data = self.task_data(name)
+                data.validate()
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+            if data.pairs != (objective == "pairs"):
+                raise InputError(
+                    f"{where}.objective is {objective!r}, but its source={task.source} gives "
+                    f"{'pairs' if data.pairs else 'documents'}; change one of them."
+                )
+
+    def task_data(self, name: str) -> DataConfig:
+        """The section `data` as it stands for one task of the mixture."""
+        task = self.mixture.tasks[name]
+        return dataclasses.replace(self.data, **{field: getattr(task, field) for field in _OF_A_TASK}, store=task.store)
+
+    def task_objective(self, name: str) -> ObjectiveConfig:
+        """The section `objective` as it stands for one task of the mixture."""
+        return dataclasses.replace(self.objective, name=self.mixture.tasks[name].objective or self.objective.name)
+
+    @property
+    def languages(self) -> list[str]:
+        """The target languages of the run's texts."""
+        texts = (self.data.languages, *(task.languages for task in self.mixture.tasks.values()))
+        return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
+
 
 def to_json(config: Config) -> str:
     """The whole config as indented JSON, as kept in `WORKDIR/config.json`."""
@@ -506,26 +635,41 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         if section in (bool, int, float, str):
             sections[name] = value
             continue
-        accepted = [field.name for field in dataclasses.fields(section)]
-        if not isinstance(value, Mapping):
-            raise InputError(f"{name} is {value!r}; accepted: an object with fields among {', '.join(accepted)}.")
-        for key in value:
-            if key not in accepted:
-                raise InputError(f"config has the unknown field {name}.{key}; accepted: {', '.join(accepted)}.")
-        sections[name] = section(**value)
+        sections[name] = _section(name, section, value)
+        if section is MixtureConfig and isinstance(tasks := sections[name].tasks, Mapping):
+            sections[name].tasks = {
+                task: _section(f"mixture.tasks.{task}", TaskConfig, fields) for task, fields in tasks.items()
+            }
     return Config(**sections)
 
 
+def _section(name: str, section: Any, value: Any) -> Any:
+    accepted = [field.name for field in dataclasses.fields(section)]
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is {value!r}; accepted: an object with fields among {', '.join(accepted)}.")
+    for key in value:
+        if key not in accepted:
+            raise InputError(f"config has the unknown field {name}.{key}; accepted: {', '.join(accepted)}.")
+    return section(**value)
+
+
 def changed_fields(old: Config, new: Config) -> list[str]:
-    """Fields outside `RERUN_MAY_CHANGE` that differ, each as `section.field (old -> new)`."""
-    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
-    changes = []
-    for name, value in before.items():
-        if name in RERUN_MAY_CHANGE:
-            continue
-        if not isinstance(value, dict):
-            value, after[name] = {"": value}, {"": after[name]}
-        for key in value:
-            if value[key] != after[name][key]:
-                changes.append(f"{name}{'.' if key else ''}{key} ({value[key]!r} -> {after[name][key]!r})")
-    return changes
+    """Fields outside `RERUN_MAY_CHANGE` that differ, each as `section.field (old -> new)`; None for one not there."""
+    before, after = (
+        _leaves({name: value for name, value in dataclasses.asdict(config).items() if name not in RERUN_MAY_CHANGE})
+        for config in (old, new)
+    )
+    return [
+        f"{name} ({before.get(name)!r} -> {after.get(name)!r})"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = _leaves(value) if isinstance(value, Mapping) else None
+        leaves |= {name: value} if inner is None else {f"{name}.{key}": each for key, each in inner.items()}
+    return leaves

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from lm.config import DataConfig, InputError, ObjectiveConfig
 from lm.data import corruption, examples, layouts, packing
 from lm.data.store import Split
 from lm.data.tokenizer import SpecialIds
+
+# From a step and a process's part of the batch (None: all of it) to arrays.
+Source = Callable[[int, slice | None], layouts.Arrays]
 
 _PLANS_KEPT = 2  # a batch may lie across the end of an epoch
 
@@ -42,7 +45,15 @@ class Batches:
         truncated: examples of epoch 0 that lost tokens, because a supervised pair did not fit into a row.
     """
 
-    def __init__(self, split: Split, special: SpecialIds, data: DataConfig, objective: ObjectiveConfig, seed: int):
+    def __init__(
+        self,
+        split: Split,
+        special: SpecialIds,
+        data: DataConfig,
+        objective: ObjectiveConfig,
+        seed: int,
+        prefix: Sequence[int] | np.ndarray = (),
+    ):
         """Plans the first epoch.
 
         Args:
@@ -51,12 +62,13 @@ class Batches:
             data: row lengths, batch size and segments a row.
             objective: what the rows are for.
             seed: decides examples, packing, order and what is hidden on the host.
+            prefix: ids put before every source that an encoder-decoder reads.
 
         Raises:
             InputError: the split is empty, or the tokenizer lacks what the objective needs.
         """
         self._split, self._data, self._seed = split, data, seed
-        self._layout = layouts.create(data, objective, special)
+        self._layout = layouts.create(data, objective, special, prefix)
         self._plans: collections.OrderedDict[int, Plan] = collections.OrderedDict()
         self._lock = threading.Lock()
         self.truncated = 0
@@ -82,8 +94,17 @@ class Batches:
         Returns:
             int32 arrays of B rows; which, the layout of the objective says.
         """
-        size = self._data.batch_size
-        row = step * size + np.arange(size)[rows or slice(None)]
+        return self.take(numbers(step, self._data.batch_size, rows))
+
+    def take(self, row: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows of all epochs, one after the other.
+
+        Args:
+            row: int64 [B], 0 or more, ascending.
+
+        Returns:
+            As `__call__`.
+        """
         epoch, row = np.divmod(row, self.rows_per_epoch)
         parts = []
         for number in np.unique(epoch):
@@ -122,6 +143,11 @@ class Batches:
         return self._layout.arrays(self._split, found, place, keys)
 
 
+def numbers(step: int, batch_size: int, rows: slice | None) -> np.ndarray:
+    """The numbers of a step's rows, counted from the first row of step 0."""
+    return step * batch_size + np.arange(batch_size)[rows or slice(None)]
+
+
 def count_tokens(batch: dict[str, np.ndarray]) -> tuple[int, int]:
     """How many places of a batch hold a token, over all its sides, and how many there are."""
     sides = [array for name, array in batch.items() if name in ("segments", "target_segments")]
@@ -137,7 +163,7 @@ def padding_fraction(batch: dict[str, np.ndarray]) -> float:
 class _Steps:
     """The batches as a sequence that grain can index."""
 
-    def __init__(self, batches: Batches, rows: slice | None):
+    def __init__(self, batches: Source, rows: slice | None):
         self._batches, self._rows = batches, rows
 
     def __len__(self) -> int:
@@ -148,7 +174,7 @@ class _Steps:
 
 
 def loader(
-    batches: Batches, start_step: int = 0, rows: slice | None = None, *, num_threads: int = 2, prefetch: int = 4
+    batches: Source, start_step: int = 0, rows: slice | None = None, *, num_threads: int = 2, prefetch: int = 4
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches from `start_step` on, without end, made ahead of time by threads.
 

@@ -8,6 +8,7 @@ B rows, L or S tokens in a row of the encoder, T in one of the decoder, P segmen
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -58,11 +59,19 @@ class Layout(Protocol):
         ...
 
 
-def create(data: DataConfig, objective: ObjectiveConfig, special: SpecialIds) -> Layout:
+def create(
+    data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: Sequence[int] | np.ndarray = ()
+) -> Layout:
     """The layout that an objective needs.
 
+    Args:
+        data: lengths of the rows, and what begins an example.
+        objective: what the rows are for.
+        special: ids with a meaning of their own.
+        prefix: ids put before every source that an encoder-decoder reads.
+
     Raises:
-        InputError: the tokenizer lacks the special tokens of the objective.
+        InputError: the tokenizer lacks the special tokens of the objective, or rows are too short for an example.
     """
     needed = {"mlm": ("cls", "mask"), "infilling": ("mask",)}.get(objective.name, ())
     tokenizers.require(special, *needed, use=f"objective.name={objective.name}")
@@ -80,12 +89,12 @@ def create(data: DataConfig, objective: ObjectiveConfig, special: SpecialIds) ->
             spans = corruption.SpanCorruption(
                 objective.mask_rate, objective.mean_span, special.first_sentinel, special.num_sentinels
             )
-            return CorruptedRows(data, special, spans)
+            return CorruptedRows(data, special, spans, prefix=prefix)
         case "infilling":
             spans = corruption.Infilling(objective.mask_rate, objective.mean_span, special.mask)
-            return CorruptedRows(data, special, spans, objective.permute_sentences)
+            return CorruptedRows(data, special, spans, objective.permute_sentences, prefix)
         case "pairs":
-            return PairRows(data, special)
+            return PairRows(data, special, prefix)
         case _:
             return CausalRows(data, special)
 
@@ -115,7 +124,8 @@ class EncoderRows:
     def arrays(self, split: Split, found: Examples, place: Placement, keys: np.ndarray) -> Arrays:
         del keys  # masking is the device's
         total = found.row_lengths
-        tokens = _ended(split.read(found.starts.ravel(), found.lengths.ravel()), found.lengths, self._special, begin=1)
+        text = split.read(found.starts.ravel(), found.lengths.ravel())
+        tokens = _ended(text, found.lengths, self._special, np.array([self._special.cls]))
         num_examples, num_spans = found.lengths.shape
         runs = found.lengths + 1  # a span and its [SEP] ...
         runs[:, 0] += 1  # ... and [CLS] before the first
@@ -134,28 +144,35 @@ class EncoderRows:
 class PairRows:
     """A source and its target, each ending in [SEP] and, with `data.begin_with_cls`, beginning with [CLS].
 
-    Arrays, int32: `tokens`, `segments` and `positions` [B, S] of the sources, and `targets`, `target_segments` and
-    `target_positions` [B, T].
+    A prefix comes before the source. Arrays, int32: `tokens`, `segments` and `positions` [B, S] of the sources, and
+    `targets`, `target_segments` and `target_positions` [B, T].
     """
 
-    def __init__(self, data: DataConfig, special: SpecialIds):
-        self._special, self._begin = special, int(data.begin_with_cls)
+    def __init__(self, data: DataConfig, special: SpecialIds, prefix: Sequence[int] | np.ndarray = ()):
+        self._special, self._begins = special, _begins(data, special, prefix)
         self.capacities = (data.seq_length, data.target_length)
+        self._added = np.array([len(begin) + 1 for begin in self._begins])
+        if data.seq_length <= self._added[0]:
+            raise InputError(
+                f"data.seq_length={data.seq_length} holds no source beside a prefix of {len(prefix)} tokens; raise it."
+            )
 
     def plan(self, split: Split, rng: np.random.Generator) -> Examples:
         del rng
-        return examples.pairs(split, tuple(capacity - 1 - self._begin for capacity in self.capacities))
+        return examples.pairs(split, tuple((np.array(self.capacities) - self._added).tolist()))
 
     def sizes(self, found: Examples) -> np.ndarray:
-        return found.lengths.astype(np.int64) + 1 + self._begin
+        return found.lengths.astype(np.int64) + self._added
 
     def arrays(self, split: Split, found: Examples, place: Placement, keys: np.ndarray) -> Arrays:
         del keys
         batch: Arrays = {}
+        sizes = self.sizes(found)
         for side, names in enumerate((_SOURCE, _TARGET)):
             lengths = found.lengths[:, side].astype(np.int64)
-            tokens = _ended(split.read(found.starts[:, side], lengths), lengths, self._special, self._begin)
-            batch |= _side(names, tokens, lengths + 1 + self._begin, place, side, self, self._special.pad)
+            text = split.read(found.starts[:, side], lengths)
+            tokens = _ended(text, lengths, self._special, self._begins[side])
+            batch |= _side(names, tokens, sizes[:, side], place, side, self, self._special.pad)
         return batch
 
 
@@ -168,8 +185,9 @@ class CorruptedRows:
         special: SpecialIds,
         spans: corruption.SpanCorruption | corruption.Infilling,
         permute_sentences: bool = False,
+        prefix: Sequence[int] | np.ndarray = (),
     ):
-        self._special, self._begin = special, int(data.begin_with_cls)
+        self._special, self._begins = special, _begins(data, special, prefix)
         self._spans, self._permute = spans, permute_sentences
         self.capacities = (data.seq_length, data.target_length)
         lengths = np.arange(2, 4 * max(self.capacities))
@@ -177,16 +195,17 @@ class CorruptedRows:
         # The longest piece of text that fits, as do all shorter ones: T5's 568 tokens for rows of 512 and 114.
         self.longest = int(lengths[: fits.argmin()][-1]) if fits[0] else 0
         if self.longest < 4:
+            beside = f" beside a prefix of {len(prefix)} tokens" if len(prefix) else ""
             raise InputError(
                 f"data.seq_length={data.seq_length} and data.target_length={data.target_length} hold no corrupted "
-                "text; raise them."
+                f"text{beside}; raise them."
             )
 
     def _ended_sizes(self, lengths: np.ndarray) -> np.ndarray:
-        return np.stack(self._spans.sizes(lengths), axis=1) + 1 + self._begin
+        return np.stack(self._spans.sizes(lengths), axis=1) + [len(begin) + 1 for begin in self._begins]
 
     def plan(self, split: Split, rng: np.random.Generator) -> Examples:
-        found = examples.running_text(split, self.longest, 3 + 2 * self._begin, rng)
+        found = examples.running_text(split, self.longest, 3 + sum(map(len, self._begins)), rng)
         return found[np.flatnonzero(found.lengths[:, 0] >= 2)]  # of one token nothing can be hidden
 
     def sizes(self, found: Examples) -> np.ndarray:
@@ -207,8 +226,9 @@ class CorruptedRows:
         batch: Arrays = {}
         sizes = np.stack(self._spans.sizes(lengths), axis=1)
         for side, (names, tokens) in enumerate(((_SOURCE, source), (_TARGET, target))):
-            ended = _ended(tokens, sizes[:, side], self._special, self._begin)
-            batch |= _side(names, ended, sizes[:, side] + 1 + self._begin, place, side, self, self._special.pad)
+            begin = self._begins[side]
+            ended = _ended(tokens, sizes[:, side], self._special, begin)
+            batch |= _side(names, ended, sizes[:, side] + 1 + len(begin), place, side, self, self._special.pad)
         return batch
 
 
@@ -228,24 +248,31 @@ class CausalRows:
     def arrays(self, split: Split, found: Examples, place: Placement, keys: np.ndarray) -> Arrays:
         del keys
         lengths = found.lengths[:, 0].astype(np.int64)
-        tokens = _ended(split.read(found.starts[:, 0], lengths), lengths, self._special, 0)
+        tokens = _ended(split.read(found.starts[:, 0], lengths), lengths, self._special, np.zeros(0, np.int32))
         return _side(_TARGET, tokens, lengths + 1, place, 0, self, self._special.pad)
 
 
-def _ended(tokens: np.ndarray, lengths: np.ndarray, special: SpecialIds, begin: int) -> np.ndarray:
-    """Flat sequences of spans, [SEP] after each span and, where `begin` is 1, [CLS] before the first.
+def _begins(data: DataConfig, special: SpecialIds, prefix: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that every source and every target begins with."""
+    cls = [special.cls] if data.begin_with_cls else []
+    return np.array([*cls, *prefix], np.int32), np.array(cls, np.int32)
+
+
+def _ended(tokens: np.ndarray, lengths: np.ndarray, special: SpecialIds, begin: np.ndarray) -> np.ndarray:
+    """Flat sequences of spans, [SEP] after each span and `begin` before the first of a sequence.
 
     Args:
         tokens: int [sum(lengths)].
         lengths: int [N] or, of several spans, [N, K].
+        special: for the id of [SEP].
+        begin: int [any].
     """
     lengths = lengths.reshape(len(lengths), -1)
     runs = lengths.astype(np.int64) + 1
-    runs[:, 0] += begin
+    runs[:, 0] += len(begin)
     ends = np.cumsum(runs).reshape(runs.shape) - 1
     ended = np.empty(runs.sum(), np.int32)
-    if begin:
-        ended[ends[:, 0] - runs[:, 0] + 1] = special.cls
+    ended[(ends[:, 0] - runs[:, 0] + 1)[:, None] + np.arange(len(begin))] = begin
     ended[ends] = special.sep
     ended[np.repeat((ends - lengths).ravel(), lengths.ravel()) + ranks(lengths.ravel())] = tokens
     return ended

@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,15 @@ _BATCH_CHARACTERS = 1 << 20  # encoded at once: bounds the memory of a worker
 _HASHES = 1 << 64
 
 
-def prepare(config: DataConfig, out: str, *, num_workers: int | None = None, progress: bool = True) -> store.Store:
+def prepare(
+    config: DataConfig,
+    out: str,
+    *,
+    num_workers: int | None = None,
+    progress: bool = True,
+    tokenizer: tokenizers.Tokenizer | None = None,
+    share_tokenizer_with: Sequence[DataConfig] = (),
+) -> store.Store:
     """Makes the token store, or opens the one that is already there.
 
     Several processes must not prepare the same store at once; let one do it and the others wait.
@@ -47,6 +55,9 @@ def prepare(config: DataConfig, out: str, *, num_workers: int | None = None, pro
         out: the store's folder: local, gs://... or s3://....
         num_workers: processes; by default one for each available core.
         progress: show a bar on stderr.
+        tokenizer: to use in place of `config.tokenizer`.
+        share_tokenizer_with: other texts that are going to use the tokenizer; one that is trained here learns from
+            equal shares of all.
 
     Returns:
         The complete store.
@@ -55,6 +66,8 @@ def prepare(config: DataConfig, out: str, *, num_workers: int | None = None, pro
         InputError: the corpus cannot be read or is too small, or `out` holds a store made otherwise.
     """
     settings = {name: getattr(config, name) for name in _SETTINGS}
+    if tokenizer:
+        settings["tokenizer"] = tokenizer.fingerprint
     manifest = store.read_manifest(out)
     if manifest is not None:
         _refuse_changes(out, manifest["settings"], settings)
@@ -65,7 +78,8 @@ def prepare(config: DataConfig, out: str, *, num_workers: int | None = None, pro
         if not any(True for shard in shards for _ in corpus.read(shard)):
             kind = "pair" if config.pairs else "document"
             raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no {kind}.")
-        tokenizer = _tokenizer(config, out, settings, shards)
+        corpora = [shards, *(corpus.shards(other, executor.map) for other in share_tokenizer_with)]
+        tokenizer = _tokenizer(config, out, settings, corpora, tokenizer)
         threshold = round(config.heldout_fraction * _HASHES)
         markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
         while config.heldout_fraction and (other := _other_threshold(markers, threshold, config)) != threshold:
@@ -135,21 +149,28 @@ def _exit_with_parent() -> None:
 
 
 def _tokenizer(
-    config: DataConfig, out: str, settings: dict[str, Any], shards: list[corpus.Shard]
+    config: DataConfig,
+    out: str,
+    settings: dict[str, Any],
+    corpora: list[list[corpus.Shard]],
+    given: tokenizers.Tokenizer | None,
 ) -> tokenizers.Tokenizer:
-    """The tokenizer of an earlier, unfinished run for the same corpus; else the given or a new one."""
-    digests = [shard.digest() for shard in shards]
+    """The tokenizer of an earlier, unfinished run for the same corpora; else the given or a new one."""
+    digests = [shard.digest() for shards in corpora for shard in shards]
     state = json.dumps({"settings": settings, "shards": digests}).encode()
     for name in ("tokenizer.model", "tokenizer.json"):
         in_progress, model = store.read_keys(out, [_IN_PROGRESS, name])
         if in_progress == state and model is not None:
             return tokenizers.load(model, name)
     store.delete_folder(out, "shards")
-    if config.tokenizer:
+    if given:
+        tokenizer = given
+    elif config.tokenizer:
         tokenizer = tokenizers.load_tokenizer(config.tokenizer)
     else:
+        share = -(-config.vocab_size * tokenizers.SAMPLE_CHARACTERS_PER_PIECE // len(corpora))
         tokenizer = tokenizers.SentencePiece.train(
-            _sample(shards, config.vocab_size * tokenizers.SAMPLE_CHARACTERS_PER_PIECE),
+            (text for shards in corpora for text in _sample(shards, share)),
             vocab_size=config.vocab_size,
             kind=config.tokenizer_kind,
             split_digits=config.split_digits,

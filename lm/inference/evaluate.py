@@ -16,7 +16,7 @@ import numpy as np
 
 from lm import checkpoint
 from lm.config import DataConfig, InputError
-from lm.data import corpus
+from lm.data import corpus, mixture
 from lm.data.pairs import QUESTION, TRANSLATION, Pair
 from lm.data.store import Store, read_pairs
 from lm.inference import requests
@@ -50,8 +50,9 @@ def evaluate(
         num_beams: hypotheses of beam search; 1 is greedy.
 
     Returns:
-        For every language, or `all`, `{"examples", "model", "copy", "nearest"}`, each of the last three the values of
-        the metric in percent; `nearest` only for held-out pairs of a store. And `shown`.
+        For every language, or `all`, and in a mixture for every task, as `TASK` or `TASK/LANGUAGE`, `{"examples",
+        "model", "copy", "nearest"}`, each of the last three the values of the metric in percent; `nearest` only for
+        held-out pairs of a store. And `shown`.
 
     Raises:
         InputError: checkpoint, store or file cannot be used, or the metric's library is not installed.
@@ -66,28 +67,29 @@ def evaluate(
     if input_path:
         pairs = _read(input_path, config.data)
     else:
-        store = Store.open(checkpoint.store_path(config, workdir), tokenizer)
-        pairs, train = read_pairs(store, store.heldout), read_pairs(store, store.train)
+        stores = mixture.open_stores(config, checkpoint.store_path(config, workdir), tokenizer)
+        pairs, train = _stored(stores, "heldout"), _stored(stores, "train")
     if not pairs:
         where = f"{input_path} holds no pair" if input_path else "the run holds out no pair"
         raise InputError(f"{where} to evaluate on; set data.heldout_fraction above 0, or give an --input with pairs.")
     if limit and len(pairs) > limit:
         pairs = [pairs[i] for i in np.sort(np.random.default_rng(0).choice(len(pairs), limit, replace=False))]
-    written = writer.write([pair.source for pair in pairs], with_defaults(writer, num_beams=num_beams))
+    sources = [pair.source if input_path else mixture.prefixed(config, pair.group, pair.source) for pair in pairs]
+    written = writer.write(sources, with_defaults(writer, num_beams=num_beams))
     outputs = [answer.get("text", "") for answer in written]
 
     found: dict[str, Any] = {}
-    languages = [_language(pair.source) for pair in pairs]
-    for language in dict.fromkeys(languages):
-        index = [i for i, each in enumerate(languages) if each == language]
+    kinds = [_kind(pair) for pair in pairs]
+    for kind in dict.fromkeys(kinds):
+        index = [i for i, each in enumerate(kinds) if each == kind]
         sources, targets = [pairs[i].source for i in index], [pairs[i].target for i in index]
         copies = [QUESTION.sub("", TRANSLATION.sub("", source)) for source in sources]
         candidates = {"model": [outputs[i] for i in index], "copy": copies}
-        memory = [pair for pair in train if _language(pair.source) == language]
+        memory = [pair for pair in train if _kind(pair) == kind]
         if memory:
             candidates["nearest"] = nearest(sources, memory)
         scores = {name: compute(texts, targets) for name, texts in candidates.items()}
-        found[language] = {"examples": len(index), **scores}
+        found[kind] = {"examples": len(index), **scores}
     found["shown"] = [
         {"source": pair.source, "target": pair.target, "written": output}
         for pair, output in zip(pairs[:shown], outputs, strict=False)
@@ -104,9 +106,19 @@ def _read(path: str, data: DataConfig) -> list[Pair]:
     return [each for each in documents if isinstance(each, Pair)]
 
 
-def _language(source: str) -> str:
-    match = TRANSLATION.match(source)
-    return match[1] if match else "all"
+def _stored(stores: dict[str, Store], split: str) -> list[Pair]:
+    """The pairs of a run, their group being the task; a mixture's other tasks have none."""
+    return [
+        pair._replace(group=name)
+        for name, store in stores.items()
+        if not name or store.kind == "pairs"
+        for pair in read_pairs(store, getattr(store, split))
+    ]
+
+
+def _kind(pair: Pair) -> str:
+    match = TRANSLATION.match(pair.source)
+    return "/".join(filter(None, (pair.group, match and match[1]))) or "all"
 
 
 def nearest(sources: Sequence[str], memory: Sequence[Pair]) -> list[str]:

@@ -47,7 +47,7 @@ class Writer:
         self.config = config
         self.tokenizer = tokenizer
         self.has_source = config.model.architecture == "encoder-decoder"
-        self.languages = [name.strip() for name in config.data.languages.split(",") if name.strip()]
+        self.languages = config.languages
         self._params = params
         self._model = models.build(config.model, models.Execution(dtype=config.train.dtype))
 

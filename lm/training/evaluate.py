@@ -11,9 +11,9 @@ from etils import epath
 
 from lm import checkpoint, models
 from lm.config import Config, DataConfig
-from lm.data import batches, prepare
+from lm.data import mixture, prepare
 from lm.data import tokenizer as tokenizers
-from lm.data.store import Split, Store
+from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
 from lm.training import objectives
 from lm.training import train as training
@@ -31,7 +31,8 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
 
     Returns:
         `step`, `predictions`, and of each kind of prediction, `mlm` and perhaps `nsp`, `seq2seq` or `lm`:
-        `mlm_loss` (nats), `mlm_perplexity`, `mlm_accuracy`, `mlm_baseline_accuracy`.
+        `mlm_loss` (nats), `mlm_perplexity`, `mlm_accuracy`, `mlm_baseline_accuracy`. For each task of a mixture
+        `TASK/predictions`, `TASK/mlm_loss` and so on.
 
     Raises:
         InputError: when checkpoint, store or file cannot be used.
@@ -50,13 +51,23 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
         examples = objective.prepare(batch, key)
         return sums, weights, objective.baseline_hits(examples, most_frequent)
 
-    with _text(config, workdir, tokenizer, input_path) as (split, most_frequent):
-        source = batches.Batches(split, tokenizer.special, config.data, config.objective, config.seed)
-        count = max(1, int(source.steps_per_epoch))
-        results = [compute(params, source(index), jnp.int32(index), jnp.int32(most_frequent)) for index in range(count)]
-    sums, weights, hits = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), results)
+    metrics: dict[str, float] = {"step": step}
+    with _stores(config, workdir, tokenizer, input_path) as stores:
+        for task, store in stores.items():
+            source = mixture.batches(config, task, store, store.train if input_path else store.heldout)
+            most_frequent = jnp.int32(store.manifest["most_frequent_token"]["id"])
+            count = max(1, int(source.steps_per_epoch))
+            results = [compute(params, source(index), jnp.int32(index), most_frequent) for index in range(count)]
+            totals = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), results)
+            metrics |= {f"{task}/{name}" if task else name: value for name, value in _metrics(*totals).items()}
+    return metrics
+
+
+def _metrics(
+    sums: dict[str, dict[str, jax.Array]], weights: dict[str, jax.Array], hits: dict[str, jax.Array]
+) -> dict[str, float]:
     means = {name: float(value) for name, value in objectives.mean_metrics(sums, weights).items()}
-    metrics = {"step": step, "predictions": int(next(iter(weights.values()))), **means}
+    metrics = {"predictions": int(next(iter(weights.values()))), **means}
     for name in weights:
         share = float(hits[name] / weights[name])
         if name == "nsp":
@@ -69,11 +80,10 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _text(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_path: str) -> Iterator[tuple[Split, int]]:
-    """The held-out split of the run's store, or a file made into a store for the while; and the baseline's token."""
+def _stores(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_path: str) -> Iterator[dict[str, Store]]:
+    """The stores of the run by task, or a file made into the train split of one for the while."""
     if not input_path:
-        store = Store.open(checkpoint.store_path(config, workdir), tokenizer)
-        yield store.heldout, store.manifest["most_frequent_token"]["id"]
+        yield mixture.open_stores(config, checkpoint.store_path(config, workdir), tokenizer)
         return
     data = DataConfig(
         source="jsonl" if input_path.endswith((".jsonl", ".jsonl.gz")) else "text",
@@ -83,5 +93,4 @@ def _text(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_path:
         heldout_fraction=0.0,
     )
     with tempfile.TemporaryDirectory() as folder:
-        store = prepare.prepare(data, folder, progress=False)
-        yield store.train, store.manifest["most_frequent_token"]["id"]
+        yield {"": prepare.prepare(data, folder, progress=False)}

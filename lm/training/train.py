@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import checkpoint, models, sharding
 from lm.config import Config, InputError
-from lm.data import batches, prepare
+from lm.data import batches, mixture
 from lm.data import tokenizer as tokenizers
+from lm.data.mixture import Task
 from lm.data.tokenizer import Tokenizer
 from lm.models import Model
 from lm.training import metrics as metrics_lib
@@ -215,15 +216,31 @@ def compile_program(config: Config, objective: Objective, mesh: Mesh, example: d
         )
 
 
-def evaluate(program: Program, params: models.Params, heldout: batches.Batches, count: int) -> dict[str, float]:
-    """Mean metrics over the first `count` held-out batches, as `eval/mlm_loss` and so on."""
+def evaluate(program: Program, params: models.Params, tasks: Sequence[Task], count: int) -> dict[str, float]:
+    """Mean metrics over the first `count` held-out batches, as `eval/mlm_loss` and so on.
+
+    Of a mixture also those of each task, as `eval/TASK/mlm_loss`; the mean counts every task by its rate.
+    """
     replicated = NamedSharding(program.mesh, PartitionSpec())
-    results = []
-    for index in range(count):
-        batch = program.put(heldout(index, program.rows))
-        results.append(program.evaluate(params, batch, jax.device_put(np.int32(index), replicated)))
-    totals = functools.reduce(lambda one, other: jax.tree.map(jnp.add, one, other), results)
-    return {f"eval/{name}": float(value) for name, value in jax.device_get(program.means(*totals)).items()}
+    add = functools.partial(jax.tree.map, jnp.add)
+    found, metrics = [], {}
+    for task in tasks:
+        if not task.heldout:
+            continue
+        results = []
+        for index in range(count):
+            batch = program.put(task.heldout(index, program.rows))
+            results.append(program.evaluate(params, batch, jax.device_put(np.int32(index), replicated)))
+        sums = functools.reduce(add, results)
+        if task.name:
+            metrics |= _named(f"eval/{task.name}/", program.means(*sums))
+        rate = jax.device_put(np.float32(task.rows), replicated)
+        found.append(jax.tree.map(lambda value, rate=rate: rate * value, sums))
+    return _named("eval/", program.means(*functools.reduce(add, found))) | metrics
+
+
+def _named(prefix: str, metrics: Metrics) -> dict[str, float]:
+    return {prefix + name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
 def initial_params(path: str, tokenizer: Tokenizer, abstract_params: models.Params) -> models.Params:
@@ -240,6 +257,17 @@ def initial_params(path: str, tokenizer: Tokenizer, abstract_params: models.Para
         )
     say(f"starting from the weights of {path}")
     return checkpoint.load_params(workdir, step, abstract_params)
+
+
+def _describe(config: Config, task: Task, period: int) -> None:
+    """Says what part of a mixture a task has, and what of its pairs is cut."""
+    if task.name:
+        say(f"{task.name}: {task.rows / period:.2%} of all rows; {task.train.rows_per_epoch:,} show its text once")
+    if task.train.truncated:
+        say(
+            f"{task.train.truncated:,} pairs of {task.store.train.num_documents:,} are longer than data.seq_length="
+            f"{config.data.seq_length} or data.target_length={config.data.target_length} and are cut"
+        )
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
@@ -260,22 +288,18 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(mesh, config)
     checkpoint.check_workdir(root, config)
-    store = prepare.prepare(config.data, checkpoint.store_path(config, root))
-    tokenizer = store.tokenizer
+    stores = mixture.prepare_stores(config, checkpoint.store_path(config, root))
+    store = next(iter(stores.values()))
+    tokenizer = store.tokenizer  # of all of them
     if tokenizer.vocab_size > config.model.vocab_size:
         raise InputError(
             f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {store.path} has "
             f"{tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
         )
-    source = batches.Batches(store.train, tokenizer.special, config.data, config.objective, config.seed)
-    if source.truncated:
-        say(
-            f"{source.truncated:,} pairs of {store.train.num_documents:,} are longer than data.seq_length="
-            f"{config.data.seq_length} or data.target_length={config.data.target_length} and are cut"
-        )
-    heldout = None  # where data.heldout_fraction is 0
-    if store.heldout.num_tokens:
-        heldout = batches.Batches(store.heldout, tokenizer.special, config.data, config.objective, config.seed)
+    tasks = mixture.make_tasks(config, stores)
+    for task in tasks:
+        _describe(config, task, sum(each.rows for each in tasks))
+    source = mixture.mixed(tasks, config.data.batch_size)
     objective = objectives.create(config, tokenizer)
 
     # ---- Program and state ------------------------------------------------------------------
@@ -312,10 +336,10 @@ def train(config: Config, workdir: str) -> dict[str, float]:
                 state, metrics = program.step(state, program.put(rows))
                 report.add(step, metrics, rows)
                 stopping = stop_asked()
-                if heldout and (step == last or (every and step % every == 0)):
+                if any(task.heldout for task in tasks) and (step == last or (every and step % every == 0)):
                     jax.block_until_ready(metrics)
                     with report.off_the_clock():
-                        report.extend(evaluate(program, state["params"], heldout, config.train.eval_batches))
+                        report.extend(evaluate(program, state["params"], tasks, config.train.eval_batches))
                 if step == last or step % config.checkpoint.every == 0 or stopping:
                     report.flush()
                     with jax.transfer_guard("allow"):

@@ -1,0 +1,84 @@
+"""One small T5 1.1 for three tasks at once: hidden spans of docstrings, questions about them, and dates to ISO 8601.
+
+    pip install -e .[corpora,metrics]
+    python launch/train.py --config=configs/mixture.py --workdir=runs/mixture
+    python launch/evaluate.py --checkpoint=runs/mixture --metric=exact-match
+    echo 'write as ISO 8601: Dienstag, 3. November 2026' | \\
+        python launch/predict.py --checkpoint=runs/mixture --task=generate
+
+Every batch holds rows of all tasks, half of them for span corruption. A flag changes a task, such as
+`--config.mixture.tasks.dates.rate=3`; `--config.mixture.temperature=2` lets the sizes of the texts decide as well
+(see lm.config.MixtureConfig). The tokenizer is trained on equal shares of the three texts. Each task has its own store,
+`WORKDIR/store/TASK`, and its own metrics, `eval/TASK/seq2seq_loss`. To mix stores that exist already, made with one
+tokenizer by launch/prepare.py, give a task a `store` instead of a `source`; a mixture for an encoder, such as English
+and Chinese text, is written in the same way.
+
+Rows have one shape for all tasks, so that a task whose sources and targets have other proportions pads one side.
+
+Hardware: two CPU cores, no accelerator.
+Time:     planned, not yet measured.
+Score:    planned, not yet measured.
+"""
+
+from lm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    MixtureConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            vocab_size=8192,
+            split_digits=True,
+            seq_length=256,
+            target_length=64,
+            batch_size=16,
+            max_segments=16,
+        ),
+        model=ModelConfig(
+            architecture="encoder-decoder",
+            vocab_size=8192,
+            d_model=256,
+            num_layers=4,
+            num_decoder_layers=2,
+            num_heads=4,
+            d_ff=512,
+            norm="rmsnorm",
+            norm_position="pre",
+            norm_eps=1e-6,
+            embedding_norm=False,
+            final_norm=True,
+            activation="gelu_tanh",
+            gated=True,
+            attention_bias=False,
+            mlp_bias=False,
+            position="relative",
+            token_types=0,
+            attention_scale=False,
+            tie_embeddings=False,
+            logits_bias=False,
+            pooler=False,
+            dropout=0.0,
+            attention_dropout=0.0,
+            init="fan_in",
+        ),
+        objective=ObjectiveConfig(name="span_corruption", z_loss=1e-4),
+        mixture=MixtureConfig(
+            tasks={
+                "spans": TaskConfig(source="installed-docs", rate=0.5),
+                "questions": TaskConfig(source="docs-questions", objective="pairs", rate=0.3),
+                "dates": TaskConfig(source="dates", objective="pairs", prefix="write as ISO 8601:", rate=0.2),
+            },
+        ),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=300, b2=0.98, weight_decay=0.01),
+        train=TrainConfig(steps=3000, log_every=20, eval_every=500, eval_batches=10),
+        checkpoint=CheckpointConfig(every=500, keep=2),
+    )
