@@ -22,9 +22,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from etils import epath
-
 from lm import config as config_lib
+from lm import storage
 from lm.cluster.steps import Write
 from lm.config import Config, InputError
 
@@ -46,6 +45,10 @@ class Snapshot:
     files: tuple[Write, ...]
     train: tuple[str, ...]
     untracked: tuple[str, ...]
+
+    @property
+    def workdir(self) -> str:
+        return self.folder.rpartition("/launch/")[0]
 
     @property
     def id(self) -> str:
@@ -70,9 +73,9 @@ def take(config: Config, arguments: Sequence[str], workdir: str, root: Path = RO
     if not file.is_relative_to(root):
         raise InputError(f"--config is {file}, which does not travel with the code; move it into {root}, say configs/.")
     name = file.relative_to(root).as_posix()
-    workdir = workdir if is_remote(workdir) else os.path.abspath(workdir)
-    tracked = _git(root, "ls-files", "--cached")
-    others = _git(root, "ls-files", "--others", "--exclude-standard", "--", "*.py")
+    workdir = workdir if storage.is_remote(workdir) else os.path.abspath(workdir)
+    tracked = _files(root, "--cached")
+    others = _files(root, "--others", "--exclude-standard", "--", "*.py")
     present = sorted(path for path in {*tracked, name} if (root / path).is_file())
     code = _pack(root, present)
     train = ("launch/train.py", f"--config={name}", *arguments[1:], f"--workdir={workdir}")
@@ -86,11 +89,6 @@ def take(config: Config, arguments: Sequence[str], workdir: str, root: Path = RO
     return Snapshot(folder, files, train, tuple(path for path in others if path != name))
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is in object storage."""
-    return "://" in path
-
-
 def unpack(code: str, cache: Path | None = None) -> Path:
     """Unpacks a snapshot's code.tar.gz, unless that has been done, and returns the folder.
 
@@ -98,11 +96,12 @@ def unpack(code: str, cache: Path | None = None) -> Path:
         cache: where to; by default in the user's cache, which the machines of a cluster may share.
     """
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lm" / "code"
-    folder = cache / epath.Path(code).parent.name
+    folder = cache / code.split("/")[-2]
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    content = epath.Path(code).read_bytes()
+    with storage.errors(code):
+        content = storage.as_path(code).read_bytes()
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             archive.extractall(f"{temporary}/code", filter="data")
@@ -114,9 +113,11 @@ def unpack(code: str, cache: Path | None = None) -> Path:
     return folder
 
 
-def _git(root: Path, *arguments: str) -> list[str]:
+def _files(root: Path, *arguments: str) -> list[str]:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments, "-z"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(root), "ls-files", "-z", *arguments], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(f"{root} is no git checkout; launch from a clone, so that what runs can be kept.") from error
     return [path for path in done.stdout.split("\0") if path]

@@ -5,8 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Iterable
 
-from etils import epath
-
+from lm import storage
 from lm.config import InputError
 
 END = "END_OF_INPUT"  # marks the end of a here-document; no script of ours has such a line
@@ -17,23 +16,23 @@ class Write:
     """A file to be written, on this machine or in object storage.
 
     Attributes:
-        shown: what a dry run says of the content.
+        shown: what a dry run says of the content; empty: the content itself.
     """
 
     path: str
     content: bytes
-    shown: str
+    shown: str = ""
 
     def __str__(self) -> str:
-        return f"# write {self.path}: {self.shown}"
+        if self.shown:
+            return f"# write {self.path}: {self.shown}"
+        return f"cat >{shlex.quote(self.path)} <<'{END}'\n{self.content.decode()}{END}"
 
     def carry_out(self) -> None:
-        path = epath.Path(self.path)
-        try:
+        with storage.errors(self.path):
+            path = storage.as_path(self.path)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self.content)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error}; give a place that you may write to.") from error
 
 
 @dataclasses.dataclass(frozen=True)

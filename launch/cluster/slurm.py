@@ -1,0 +1,48 @@
+"""Trains on a SLURM cluster: the command that trains, with what to ask of SLURM.
+
+python launch/cluster/slurm.py --nodes=4 --gpus_per_node=8 --time=24:00:00 \
+    --config=configs/bert_base.py --workdir=/shared/runs/bert_base --config.mesh.fsdp=8
+
+Nothing runs until SLURM gives the nodes: `squeue --me` shows the job, WORKDIR/launch/<id>/NAME-JOB.log what it says.
+Shortly before its time is over, and when the job is preempted, the run saves and the job queues again, until the run is
+done. Stop it with `scancel JOB`; submit the same command to go on.
+
+The Python that runs this script runs the job, so its environment and the workdir have to be on a file system that all
+nodes share; the workdir may also be gs://... or s3://... The code is that of now, whatever is edited later.
+"""
+
+import os
+
+from absl import flags
+
+from lm import cli
+from lm.cluster import flags as cluster_flags
+from lm.cluster import slurm
+
+_run = cluster_flags.define_run()
+_name = flags.DEFINE_string("name", None, "Of the job; default: the last part of the workdir.")
+_nodes = flags.DEFINE_integer("nodes", 1, "Machines.", lower_bound=1)
+_gpus = flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each; 0: train on CPUs.", lower_bound=0)
+_time = flags.DEFINE_string("time", "", "Limit of one turn, such as 24:00:00; default: the partition's.")
+_notice = flags.DEFINE_integer("notice", 120, "Seconds before the limit at which the run saves.", lower_bound=1)
+_partition = flags.DEFINE_string("partition", "", "Where to queue; default: the cluster's.")
+_account = flags.DEFINE_string("account", "", "Who pays; default: your own.")
+_dry_run = cluster_flags.define_dry_run()
+
+
+def main() -> int:
+    run = _run()
+    job = slurm.Job(
+        name=_name.value or os.path.basename(run.workdir),
+        nodes=_nodes.value,
+        gpus_per_node=_gpus.value,
+        time=_time.value,
+        notice=_notice.value,
+        partition=_partition.value,
+        account=_account.value,
+    )
+    return cluster_flags.perform(slurm.steps(job, run), _dry_run.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,184 @@
+"""A run on Cloud TPU VMs: a queued resource is asked for, trained on, asked for again when it is taken back, returned.
+
+Queued resources and their states: https://cloud.google.com/tpu/docs/queued-resources
+"""
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+
+from lm.cli import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, EXIT_PREEMPTED
+from lm.cluster.snapshot import Snapshot
+from lm.cluster.steps import Command, Step
+from lm.cluster.tpu import Topology
+from lm.config import InputError
+
+ABSENT, ACTIVE = "ABSENT", "ACTIVE"
+ENDED = ("FAILED", "SUSPENDED")  # it never becomes ACTIVE again and has to be deleted before its name is free
+LOST, PATIENCE = 255, 20  # what ssh says of itself, and how often in a row it may
+PYTHON = "3.12"  # that of the machines is older than the project needs
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The machines that are asked for.
+
+    Attributes:
+        project: of Google Cloud; empty: that of gcloud's own configuration.
+        spot: machines that may be taken back at any time.
+        slices: of this topology, joined over the data-centre network.
+        runtime: software of the machines.
+        service_account: whose permissions the machines have; empty: the project's default.
+    """
+
+    name: str
+    zone: str
+    topology: Topology
+    project: str = ""
+    spot: bool = False
+    slices: int = 1
+    runtime: str = ""
+    service_account: str = ""
+
+    def create(self) -> Command:
+        return self._gcloud(
+            "create",
+            f"--accelerator-type={self.topology.accelerator_type}",
+            f"--runtime-version={self.runtime or self.topology.known.runtime}",
+            *([f"--node-count={self.slices}"] if self.slices > 1 else [f"--node-id={self.name}"]),
+            *(["--spot"] if self.spot else []),
+            *([f"--service-account={self.service_account}"] if self.service_account else []),
+        )
+
+    def describe(self) -> Command:
+        return self._gcloud("describe", "--format=value(state.state)")
+
+    def ssh(self, script: str) -> Command:
+        """Runs a script on every machine at once; the exit code is that of the first that fails."""
+        return self._gcloud("ssh", "--quiet", "--node=all", "--worker=all", "--batch-size=all", f"--command={script}")
+
+    def delete(self) -> Command:
+        return self._gcloud("delete", "--force", "--quiet")
+
+    def _gcloud(self, verb: str, *arguments: str) -> Command:
+        where = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
+        return Command(("gcloud", "compute", "tpus", "queued-resources", verb, self.name, *where, *arguments))
+
+    def state(self) -> str:
+        """What has become of the request; ABSENT when there is none.
+
+        Raises:
+            InputError: when gcloud cannot say, for want of a login or a permission.
+        """
+        described = self.describe().output()
+        if described.returncode == 0:
+            return described.stdout.strip()
+        if "NOT_FOUND" in described.stderr:
+            return ABSENT
+        raise InputError(f"gcloud cannot describe {self.name}: {described.stderr.strip() or 'it does not say why'}")
+
+
+def install(run: Snapshot) -> str:
+    """The script that brings code and environment to a machine; done once for each snapshot."""
+    return f"""set -eo pipefail
+trap 'exit {EXIT_FAULT}' ERR
+mkdir -p ~/lm/{run.id} && cd ~/lm/{run.id}
+if [ -e installed ]; then exit 0; fi
+gcloud storage cat {shlex.quote(run.code)} | tar -xz
+python3 -m pip install --user --quiet uv
+python3 -m uv venv --quiet --clear --python={PYTHON} .venv
+python3 -m uv pip install --quiet --python=.venv --editable='.[gcs,tpu]'
+touch installed
+"""
+
+
+def train(run: Snapshot) -> str:
+    """The script that trains on a machine and brings its log here and to the workdir.
+
+    Training does not hang on the connection: when that breaks, the same script finds the process and follows it.
+    """
+    process = f".venv/bin/python {shlex.join(run.train)} >>log 2>&1; echo $? >code"
+    return f"""cd ~/lm/{run.id}
+if ! kill -0 "$(cat pid)"; then
+  rm -f code log
+  nohup bash -c {shlex.quote(process)} </dev/null >/dev/null 2>&1 &
+  echo $! >pid
+fi 2>/dev/null
+touch log
+tail --lines=+1 --follow --sleep-interval=0.2 --pid="$(cat pid)" log | sed --unbuffered "s/^/[$(hostname)] /"
+gcloud storage cp log {shlex.quote(run.folder)}/"$(hostname)-$(date +%s).log" 2>/dev/null
+exit "$(cat code || echo {EXIT_FAULT})"
+"""
+
+
+def check(run: Snapshot) -> None:
+    """Raises InputError when the machines could not reach the workdir."""
+    if not run.workdir.startswith("gs://"):
+        raise InputError(f"--workdir is {run.workdir}, which TPU VMs do not share; accepted: gs://BUCKET/...")
+
+
+def shown(request: Request, run: Snapshot, keep: bool) -> Iterator[Step | str]:
+    """What `supervise` does when nothing goes wrong, with what it does otherwise in comments."""
+    yield from run.files
+    yield request.create()
+    yield f"again until it prints {ACTIVE}; {' or '.join(ENDED)}: delete and create again"
+    yield request.describe()
+    yield request.ssh(install(run))
+    yield f"exit code {EXIT_PREEMPTED}, or the machines are taken back: begin again; the run resumes"
+    yield f"exit code {LOST}, the connection is lost: follow it again, {PATIENCE} times at most"
+    yield request.ssh(train(run))
+    if not keep:
+        yield "whatever the exit code"
+        yield request.delete()
+
+
+def supervise(request: Request, run: Snapshot, keep: bool, poll: float = 30.0) -> int:
+    """Trains to the end, through any number of preemptions, and returns the machines.
+
+    Called again after an interruption of its own, it goes on where the machines are.
+
+    Args:
+        keep: leave the machines rented at the end.
+        poll: seconds between looks at the state.
+
+    Returns:
+        The exit code of the training.
+    """
+    for file in run.files:
+        file.carry_out()
+    code, lost = EXIT_PREEMPTED, 0
+    while code == EXIT_PREEMPTED or 0 < lost <= PATIENCE:
+        _rent(request, poll)
+        code = request.ssh(install(run)).exit_code() or request.ssh(train(run)).exit_code()
+        if code not in (EXIT_DONE, EXIT_INPUT, EXIT_PREEMPTED):
+            time.sleep(poll)  # a machine that is taken back is gone before its state says so
+            if request.state() != ACTIVE:
+                code = EXIT_PREEMPTED
+        lost = lost + 1 if code == LOST else 0
+        if code == EXIT_PREEMPTED:
+            _say(f"{request.name} was preempted; the run resumes from its newest checkpoint")
+    if keep:
+        _say(f"{request.name} stays rented; return it with: {request.delete()}")
+    else:
+        request.delete().carry_out()
+    return code
+
+
+def _rent(request: Request, poll: float) -> None:
+    """Returns when the machines are there."""
+    before = ""
+    while (state := request.state()) != ACTIVE:
+        if state != before:
+            _say(f"{request.name}: {state}")
+            before = state
+        if state == ABSENT:
+            request.create().carry_out()
+        elif state in ENDED:
+            request.delete().carry_out()
+        time.sleep(poll)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
