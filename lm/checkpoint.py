@@ -1,24 +1,39 @@
-"""A working directory on disk: config, tokenizer and checkpoints. The only file that imports orbax.
+"""A working directory, local or on object storage: config, tokenizer, checkpoints. The only file that imports orbax.
 
 WORKDIR/config.json
 WORKDIR/tokenizer.model (or the files of an imported tokenizer)
-WORKDIR/checkpoints/<step>/{params,training}
+WORKDIR/checkpoints/<step>/{params,training}, complete where it has a commit_success.txt
 """
 
+import contextlib
+import functools
 import json
+import math
 import re
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint._src.path import gcs_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from lm import config as config_lib
+from lm import storage
 from lm.config import CheckpointConfig, Config, InputError
 
 State = dict[str, Any]
 
 _CONFIG = "config.json"
+_COMPLETE = "commit_success.txt"  # orbax writes it last
+_CHUNK_BYTES = 16 << 20  # of an array: what a reader of a part of it reads and decodes at least
+_FILE_BYTES = 128 << 20  # small enough to be sent many at a time, and again where sending failed
+_CHECKSUMS = "checksums"
 
 
 class Checkpoints:
@@ -29,50 +44,175 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, config: CheckpointConfig):
-        """Opens `workdir/checkpoints`, and creates it if need be."""
+        """Opens `workdir/checkpoints`, and creates it if need be; what a killed run left half written is removed."""
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.keep,
             enable_async_checkpointing=config.asynchronous,
             cleanup_tmp_directories=True,
         )
-        directory = epath.Path(workdir).resolve() / "checkpoints"
-        self._manager = ocp.CheckpointManager(directory, options=options, item_names=("params", "training"))
+        self._directory = _directory(workdir)
+        with storage.errors(self._directory):
+            self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("params", "training"))
 
     def save(self, step: int, state: State) -> None:
-        """Starts saving `state` as `step`; returns once the arrays are copied off the device."""
+        """Starts saving `state` as `step`; returns once the arrays are copied off the device.
+
+        Raises:
+            InputError: this save, or the last one that was started, was refused by the storage.
+        """
         training = {name: value for name, value in state.items() if name != "params"}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state["params"]),
-            training=ocp.args.StandardSave(training),
-        )
-        self._manager.save(step, args=items, force=True)
+        items = ocp.args.Composite(params=_save_args(state["params"]), training=_save_args(training))
+        with storage.errors(self._directory):
+            self._manager.save(step, args=items, force=True)
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
-    def restore(self, step: int, abstract_state: State) -> State:
-        """Reads a whole state, each array straight into the sharding of its abstract counterpart."""
+    def restore(self, abstract_state: State) -> tuple[int, State]:
+        """Reads the newest checkpoint that is whole, each array straight into the sharding of its abstract counterpart.
+
+        Newer ones that are damaged are named on stderr and, once a whole one is found, deleted.
+
+        Returns:
+            Its step, and the state.
+
+        Raises:
+            InputError: the storage refuses, or none is whole.
+        """
         training = {name: value for name, value in abstract_state.items() if name != "params"}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract_state["params"]),
-            training=ocp.args.StandardRestore(training),
+        damaged: list[int] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            folder, items, fault = self._directory / str(step), {}, ""
+            try:
+                with storage.errors(folder):
+                    items["params"] = _restore(folder / "params", abstract_state["params"])
+                    items["training"] = _restore(folder / "training", training)
+            except InputError:
+                raise
+            except Exception as error:  # of many kinds: a byte may be wrong anywhere
+                fault = _first_line(error)
+            if _all_processes(not fault):
+                for newer in damaged:
+                    self._manager.delete(newer)
+                return step, {"params": items["params"], **items["training"]}
+            damaged.append(step)
+            reason = fault or "another process could not read its part"
+            print(f"checkpoint {folder} is damaged and not used: {reason}", file=sys.stderr, flush=True)
+        raise InputError(
+            f"no checkpoint in {self._directory} is whole (tried {', '.join(map(str, damaged))}); restore one from a "
+            "copy, or choose another --workdir."
         )
-        restored = self._manager.restore(step, args=items)
-        return {"params": restored["params"], **restored["training"]}
 
     def close(self) -> None:
-        """Waits until the last save is complete."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until the last save is complete.
+
+        Raises:
+            InputError: it was refused by the storage.
+        """
+        with storage.errors(self._directory):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+def _directory(workdir: epath.PathLike) -> epath.Path:
+    """Where the checkpoints of a working directory are, ready to be used by orbax."""
+    path = storage.as_path(workdir)
+    if storage.is_remote(path):
+        _teach_orbax()
+        return path / "checkpoints"
+    return path.resolve() / "checkpoints"
+
+
+@functools.cache
+def _teach_orbax() -> None:
+    """Lets orbax treat s3:// as it treats gs://, and gives both the key-value stores that the rest of lm uses.
+
+    Orbax 0.12.8 takes an s3:// path for a relative local one; these are all the places that ask.
+    """
+    replaced = {
+        gcs_utils: {"_GCS_PATH_PREFIX": ("gs://", "s3://"), "get_kvstore_for_gcs": _kvstore_without_slash},
+        tensorstore_utils: {"_use_gcs_driver": storage.is_remote, "_normalize_path": lambda path: path.rstrip("/")},
+    }
+    for module, names in replaced.items():
+        for name, value in names.items():
+            if not hasattr(module, name):
+                raise InputError(
+                    f"orbax-checkpoint {ocp.__version__} has changed inside ({name} is gone); for object storage "
+                    "pip install orbax-checkpoint==0.12.8."
+                )
+            setattr(module, name, value)
+
+
+def _kvstore_without_slash(path: str) -> dict[str, Any]:
+    spec = storage.kvstore(path)
+    return {**spec, "path": spec["path"].removesuffix("/")}
+
+
+def _save_args(tree: Any) -> ocp.args.PyTreeSave:
+    """How a tree is cut into chunks and files, and its checksums beside it."""
+    beside: Any = {_CHECKSUMS: checksums(tree)}
+    return ocp.args.PyTreeSave(
+        tree,
+        save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree),
+        ocdbt_target_data_file_size=_FILE_BYTES,
+        custom_metadata=beside,
+    )
+
+
+def _restore(folder: epath.Path, abstract: Any) -> Any:
+    """Reads a tree. No process waits for another here, so that each can say whether it could read its part."""
+    arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.restore(folder, args=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments))
+    _check_sums(handler.metadata(folder).custom_metadata, tree)
+    return tree
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A number for each array, computed where the array is: the same on any mesh, another for another content.
+
+    Storage formats guard their own indices but not the arrays: a flipped bit in one is decoded without complaint.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    sums = np.asarray(_sums([leaf for _, leaf in leaves]))
+    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+
+
+@jax.jit
+def _sums(arrays: list[jax.Array]) -> jax.Array:
+    """Of each array, the sum of its words times odd numbers that count them, modulo 2^32: no one word can change it."""
+
+    def sum_of(array: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.zeros(array.shape, jnp.uint32)
+        for axis in range(array.ndim):
+            stride = math.prod(array.shape[axis + 1 :]) % (1 << 32)
+            place += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride)
+        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+    return jnp.stack([sum_of(jnp.asarray(array)) for array in arrays])
+
+
+def _check_sums(metadata: Any, tree: Any) -> None:
+    """Raises ValueError where an array is not the one that was saved."""
+    saved = (metadata or {}).get(_CHECKSUMS)  # none in a checkpoint of an earlier version
+    if saved is not None and (wrong := [name for name, value in checksums(tree).items() if saved.get(name) != value]):
+        raise ValueError(f"{len(wrong)} arrays are not what was saved, such as {wrong[0]}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+
+
+def _all_processes(mine: bool) -> bool:
+    """Whether it is true in every process; all of them must ask."""
+    return bool(np.all(multihost_utils.process_allgather(np.bool_(mine)))) if jax.process_count() > 1 else mine
 
 
 def write_atomically(path: epath.Path, content: bytes) -> None:
     """Writes a small file that is, at every moment, either absent, the old one or complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.partial"
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    storage.write_key(str(path.parent), path.name, content)
 
 
 def check_workdir(workdir: epath.PathLike, config: Config) -> None:
@@ -81,7 +221,7 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> None:
     Raises:
         InputError: naming each field that a rerun may not change.
     """
-    if not (epath.Path(workdir) / _CONFIG).exists():
+    if storage.read_keys(str(workdir), [_CONFIG]) == [None]:
         return
     changes = config_lib.changed_fields(read_config(workdir), config)
     if changes:
@@ -102,13 +242,15 @@ def read_config(workdir: epath.PathLike) -> Config:
     Raises:
         InputError: when it has none, or one that this version cannot read.
     """
-    path = epath.Path(workdir) / _CONFIG
-    if not path.exists():
+    (content,) = storage.read_keys(str(workdir), [_CONFIG])
+    if content is None:
         raise InputError(f"{workdir} is no working directory: it has no config.json; give the --workdir of a run.")
     try:
-        return config_lib.from_dict(json.loads(path.read_text()))
+        return config_lib.from_dict(json.loads(content))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); restore it or choose another directory.") from error
+        raise InputError(
+            f"{workdir}/{_CONFIG} is not valid JSON ({error}); restore it or choose another directory."
+        ) from error
 
 
 def store_path(config: Config, workdir: epath.Path) -> str:
@@ -126,7 +268,8 @@ def locate(checkpoint: str) -> tuple[epath.Path, int]:
     workdir = epath.Path(match[1] if match else checkpoint)
     read_config(workdir)
     folder = workdir / "checkpoints"
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+    complete = (re.fullmatch(rf"(\d+)/{_COMPLETE}", key) for key in storage.list_keys(str(folder)))
+    steps = sorted(int(match[1]) for match in complete if match)
     if not steps:
         raise InputError(f"{workdir} has no checkpoint yet; train it first.")
     step = int(match[2]) if match else steps[-1]
@@ -150,13 +293,35 @@ def load_params(workdir: epath.PathLike, step: int, abstract_params: State | Non
             the default device.
 
     Raises:
-        InputError: where a parameter is missing or has another shape.
+        InputError: where a parameter is missing or has another shape, or the checkpoint cannot be read.
     """
-    directory = epath.Path(workdir).resolve() / "checkpoints" / str(step) / "params"
-    checkpointer = ocp.StandardCheckpointer()
-    if abstract_params is None:
-        return checkpointer.restore(directory)
-    metadata: Any = checkpointer.metadata(directory)
+    directory = _directory(workdir) / str(step) / "params"
+    with _reading(directory):
+        checkpointer = ocp.StandardCheckpointer()
+        metadata: Any = checkpointer.metadata(directory)
+        if abstract_params is not None:
+            _check_shapes(workdir, metadata, abstract_params)
+        params = checkpointer.restore(directory, abstract_params)
+        _check_sums(metadata.custom_metadata, params)
+    return params
+
+
+@contextlib.contextmanager
+def _reading(directory: epath.Path) -> Iterator[None]:
+    """Says in one line which checkpoint cannot be read."""
+    try:
+        with storage.errors(directory):
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds: a byte may be wrong anywhere
+        raise InputError(
+            f"checkpoint {directory} is damaged ({_first_line(error)}); use another step, WORKDIR/checkpoints/N."
+        ) from error
+
+
+def _check_shapes(workdir: epath.PathLike, metadata: Any, abstract_params: State) -> None:
+    """Refuses a checkpoint of another model, naming the first parameter that differs."""
     saved = jax.tree.map(lambda leaf: leaf.shape, dict(metadata.item_metadata))
     wanted = jax.tree.map(lambda leaf: leaf.shape, abstract_params)
     is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
@@ -167,4 +332,3 @@ def load_params(workdir: epath.PathLike, step: int, abstract_params: State | Non
                 f"{workdir}: the parameter {jax.tree_util.keystr(path)} has shape {flat[0].get(path)}, but the config "
                 f"makes {flat[1].get(path)}; give the model settings of {workdir}/{_CONFIG}."
             )
-    return checkpointer.restore(directory, abstract_params)

@@ -16,13 +16,15 @@ SOURCES = {
 }
 
 # A room of lm -> the rooms it may import, beside its own. Imports run one way.
-GROUND = {"config", "sharding"}
+GROUND = {"config", "sharding", "storage", "lease"}
 MIDDLE = {"data", "models", "checkpoint"}
 ROOMS = {
     "config": set(),
     "cli": {"config"},
-    "cluster": {"config", "cli"},
+    "cluster": {"config", "cli", "storage"},
     "sharding": {"config"},
+    "storage": {"config"},
+    "lease": {"config", "storage"},
     "data": GROUND,
     "models": GROUND,
     "checkpoint": GROUND,
@@ -37,7 +39,8 @@ FAMILIES = {"bert", "modernbert", "t5", "bart"}
 MAY_NAME_FAMILIES = ("lm/config.py", "lm/huggingface/")
 LAUNCH_LINES = 80  # logic belongs to lm, where a test can reach it
 
-DISTRIBUTIONS = {"absl-py": "absl", "orbax-checkpoint": "orbax"}  # where the name to install is not the name to import
+# Where the name to install is not the name to import.
+DISTRIBUTIONS = {"absl-py": "absl", "orbax-checkpoint": "orbax", "PyYAML": "yaml"}
 
 
 def imports(path: str, source: str) -> Iterator[str]:

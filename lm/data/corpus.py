@@ -23,8 +23,9 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
+from lm import storage
 from lm.config import DataConfig, InputError
 from lm.data import catalogues, dates, docs_questions, files
 from lm.data.pairs import Pair, make_pair
@@ -129,7 +130,7 @@ def documents(config: DataConfig) -> Iterator[str | Pair]:
 
 def _file_shards(config: DataConfig) -> list[Shard]:
     """Cuts large files and groups small ones into parts of about equal size."""
-    sizes = {path: os.path.getsize(path) for path in files.paths(config, _SUFFIXES[config.source])}
+    sizes = {path: storage.size(path) for path in files.paths(config, _SUFFIXES[config.source])}
     target = min(max(sum(sizes.values()) // _SHARDS_WANTED, _SMALLEST_SHARD), _LARGEST_SHARD)
     units: list[Shard] = []
     group: list[str] = []
@@ -228,17 +229,20 @@ def _document_or_pair(values: Sequence[str], where: Callable[[], str]) -> Iterat
         yield document
 
 
-def _read_parquet(path: str, shard: Shard) -> Iterator[str | Pair]:
+def _open_parquet(raw: IO[bytes], path: str) -> Any:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise InputError("data.source=parquet needs pyarrow; pip install 'lm[parquet]'.") from error
     try:
-        file = parquet.ParquetFile(path)
+        return parquet.ParquetFile(raw)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _read_parquet(path: str, shard: Shard) -> Iterator[str | Pair]:
     fields = _fields(shard)
-    with file:
+    with storage.open_file(path) as raw, _open_parquet(raw, path) as file:
         names = file.schema_arrow.names
         for option, name in fields.items():
             if name not in names:

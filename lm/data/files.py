@@ -1,4 +1,4 @@
-"""Local files: which there are, their lines, and where the one is that cannot be read."""
+"""Files, local or on object storage: which there are, their lines, and where the one is that cannot be read."""
 
 import glob
 import gzip
@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Iterator
 
+from lm import storage
 from lm.config import DataConfig, InputError
 
 
@@ -22,7 +23,10 @@ def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
     found: list[str] = []
     for part in filter(None, (part.strip() for part in config.path.split(","))):
         part = os.path.expanduser(part)
-        if os.path.isdir(part):
+        if storage.is_remote(part):
+            files = storage.find(part, suffixes)
+            wanted = f"a file, a glob, or a folder with files ending in {', '.join(suffixes)}"
+        elif os.path.isdir(part):
             files = sorted(
                 path
                 for path in glob.glob(os.path.join(glob.escape(part), "**", "*"), recursive=True)
@@ -31,7 +35,7 @@ def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
             wanted = f"a file ending in {', '.join(suffixes)}"
         else:
             files = [part] if os.path.isfile(part) else sorted(filter(os.path.isfile, glob.glob(part, recursive=True)))
-            wanted = "a local file, folder or glob"
+            wanted = "a file, folder or glob"
         if not files:
             raise InputError(f"data.path={part!r} matches nothing; data.source={config.source} needs {wanted}.")
         found += files
@@ -41,7 +45,7 @@ def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
 def lines(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Lines with their byte offset, from the first that begins at `start` or later to the end of the file."""
     try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+        with storage.open_file(path) as raw, gzip.open(raw, "rb") if path.endswith(".gz") else raw as file:
             offset = 0
             if start:
                 file.seek(start - 1)

@@ -11,11 +11,11 @@ ids; `sentence_lengths` counts tokens, `document_lengths` counts sentences. Arra
 sharding codec: few files, and small inner chunks, so that a random read decodes little.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ import tensorstore as ts
 from lm.config import InputError
 from lm.data import tokenizer as tokenizers
 from lm.data.pairs import Pair
+from lm.storage import errors, kvstore, read_keys, write_key
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "heldout")
@@ -35,64 +36,20 @@ _MEMORY_LIMIT = 2 << 30  # bytes of a split's tokens that are still held in memo
 _CACHE_BYTES = 512 << 20  # of decoded chunks, for splits that are not
 
 
-# --- keys and arrays below a path
-
-
-def kvstore(path: str, *names: str) -> dict[str, Any]:
-    """The TensorStore key-value spec of a folder below `path`, which is local, gs://... or s3://...
-
-    An S3 endpoint and region other than Amazon's come from AWS_ENDPOINT_URL and AWS_REGION, as in
-    Amazon's own tools; TensorStore itself reads neither.
-
-    Raises:
-        InputError: another scheme.
-    """
-    scheme, separator, rest = path.partition("://")
-    if not separator:
-        return {"driver": "file", "path": "/".join([os.path.abspath(os.path.expanduser(path)), *names]) + "/"}
-    bucket, _, prefix = rest.partition("/")
-    folder = "/".join(filter(None, [prefix.strip("/"), *names])) + "/"
-    if scheme == "gs":
-        return {"driver": "gcs", "bucket": bucket, "path": folder}
-    if scheme == "s3":
-        spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": folder}
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
-            spec["endpoint"] = endpoint
-        if region := os.environ.get("AWS_REGION"):
-            spec["aws_region"] = region
-        if "AWS_ACCESS_KEY_ID" in os.environ:  # else it complains of every missing ~/.aws file, at every open
-            spec["aws_credentials"] = {"type": "environment"}
-        return spec
-    raise InputError(f"{path!r} is no folder that can be used; accepted: a local path, gs://... or s3://....")
-
-
-def read_keys(path: str, names: Sequence[str]) -> list[bytes | None]:
-    """The contents of some keys below a path, read concurrently; None where there is no such key."""
-    folder = ts.KvStore.open(kvstore(path)).result()
-    pending = [folder.read(name) for name in names]
-    results = [future.result() for future in pending]
-    return [result.value if result.state == "value" else None for result in results]
-
-
-def write_key(path: str, name: str, value: bytes) -> None:
-    """Writes a key below a path, atomically."""
-    ts.KvStore.open(kvstore(path)).result().write(name, value).result()
-
-
-def delete_folder(path: str, name: str) -> None:
-    """Deletes every key below `path/name/`."""
-    ts.KvStore.open(kvstore(path, name)).result().delete_range(ts.KvStore.KeyRange()).result()
+# --- arrays
 
 
 def _write_array(path: str, names: Sequence[str], values: np.ndarray) -> Any:
     codecs = [
         {"name": "bytes", "configuration": {"endian": "little"}},
         {"name": "zstd", "configuration": {"level": 1}},
+        {"name": "crc32c"},  # zstd decodes most flipped bits without complaint
     ]
     inner = {"chunk_shape": [_INNER_CHUNK], "codecs": codecs}
     spec = {
         "driver": "zarr3",
         "kvstore": kvstore(path, *names),
+        "store_data_equal_to_fill_value": True,
         "metadata": {
             "shape": [len(values)],
             "data_type": values.dtype.name,
@@ -103,10 +60,24 @@ def _write_array(path: str, names: Sequence[str], values: np.ndarray) -> Any:
     return ts.open(spec, create=True, delete_existing=True).result().write(values)
 
 
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Says which store it is that cannot be read.
+
+    Raises:
+        InputError: where the storage refuses, or what it holds is not what was written.
+    """
+    try:
+        with errors(path):
+            yield
+    except ValueError as error:  # TensorStore's for whatever is wrong with the data
+        reason = str(error).partition(" [")[0]
+        raise InputError(f"the token store {path!r} is damaged ({reason}); prepare it again.") from error
+
+
 def _open_arrays(path: str, folders: Sequence[Sequence[str]], context: ts.Context) -> list[ts.TensorStore]:
-    pending = [
-        ts.open({"driver": "zarr3", "kvstore": kvstore(path, *names)}, read=True, context=context) for names in folders
-    ]
+    settings = {"driver": "zarr3", "fill_missing_data_reads": False}  # a lost file is an error, not zeros
+    pending = [ts.open({**settings, "kvstore": kvstore(path, *names)}, read=True, context=context) for names in folders]
     return [future.result() for future in pending]
 
 
@@ -152,21 +123,20 @@ def write_shard(path: str, index: int, splits: Mapping[str, Text], vocab_size: i
     Returns:
         The marker: `extra` and the counts of each split.
     """
-    pending = []
-    for split, text in splits.items():
-        if not len(text.tokens):
-            continue
-        tokens = text.tokens.astype(token_dtype(vocab_size))
-        arrays = {
-            "tokens": tokens,
-            "sentence_lengths": text.sentence_lengths.astype(np.uint32),
-            "document_lengths": text.document_lengths.astype(np.uint32),
-        }
-        pending += [_write_array(path, [_shard_name(index), split, name], array) for name, array in arrays.items()]
     counts = np.bincount(splits["train"].tokens, minlength=vocab_size).astype(np.uint64)
-    pending.append(_write_array(path, [_shard_name(index), "token_counts"], counts))
-    for future in pending:
-        future.result()
+    with errors(path):
+        pending = [_write_array(path, [_shard_name(index), "token_counts"], counts)]
+        for split, text in splits.items():
+            if not len(text.tokens):
+                continue
+            arrays = {
+                "tokens": text.tokens.astype(token_dtype(vocab_size)),
+                "sentence_lengths": text.sentence_lengths.astype(np.uint32),
+                "document_lengths": text.document_lengths.astype(np.uint32),
+            }
+            pending += [_write_array(path, [_shard_name(index), split, name], array) for name, array in arrays.items()]
+        for future in pending:
+            future.result()
     marker = {**extra, **{split: text.counts() for split, text in splits.items()}}
     write_key(path, marker_name(index), json.dumps(marker).encode())
     return marker
@@ -193,9 +163,10 @@ def finish(
         settings: what the store was made from, compared by name when it is asked for again.
         markers: of every shard, in order.
     """
-    arrays = _open_arrays(path, [(_shard_name(i), "token_counts") for i in range(len(markers))], ts.Context())
-    pending = [array.read() for array in arrays]
-    counts = np.stack([future.result() for future in pending]).astype(np.int64).sum(axis=0)
+    with _reading(path):
+        arrays = _open_arrays(path, [(_shard_name(i), "token_counts") for i in range(len(markers))], ts.Context())
+        pending = [array.read() for array in arrays]
+        counts = np.stack([future.result() for future in pending]).astype(np.int64).sum(axis=0)
     total = int(counts.sum())
     counts[tokenizer.special_ids] = 0
     most_frequent = int(counts.argmax())
@@ -234,9 +205,16 @@ class Split:
         document_offsets: int64 [D+1]; document d is sentences `document_offsets[d]:document_offsets[d+1]`.
     """
 
-    def __init__(self, tokens: np.ndarray | ts.TensorStore, sentence_lengths: np.ndarray, document_lengths: np.ndarray):
-        """Wraps arrays as in `Text`; `tokens` may be a TensorStore that is read on demand."""
+    def __init__(
+        self,
+        tokens: np.ndarray | ts.TensorStore,
+        sentence_lengths: np.ndarray,
+        document_lengths: np.ndarray,
+        path: str = "",
+    ):
+        """Wraps arrays as in `Text`; `tokens` may be a TensorStore below `path` that is read on demand."""
         self._tokens = tokens
+        self._path = path
         self.sentence_offsets = _offsets(sentence_lengths)
         self.document_offsets = _offsets(document_lengths)
 
@@ -264,7 +242,8 @@ class Split:
         index = np.repeat(shift, lengths) + np.arange(ends[-1] if len(ends) else 0)
         if isinstance(self._tokens, np.ndarray):
             return self._tokens[index]
-        return self._tokens[index].read().result()
+        with _reading(self._path):
+            return self._tokens[index].read().result()
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:
@@ -378,10 +357,12 @@ def _open_split(path: str, manifest: dict[str, Any], split: str, memory_limit: i
         return Split(np.zeros(0, dtype), np.zeros(0, np.int64), np.zeros(0, np.int64))
     context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
     names = ("tokens", "sentence_lengths", "document_lengths")
-    tokens, *lengths = (_open_arrays(path, [(shard, split, name) for shard in shards], context) for name in names)
     in_memory = manifest["splits"][split]["tokens"] * dtype.itemsize <= memory_limit
-    sentence_lengths, document_lengths = (_read_all(arrays) for arrays in lengths)
-    return Split(_read_all(tokens) if in_memory else ts.concat(tokens, axis=0), sentence_lengths, document_lengths)
+    with _reading(path):
+        tokens, *lengths = (_open_arrays(path, [(shard, split, name) for shard in shards], context) for name in names)
+        sentence_lengths, document_lengths = (_read_all(arrays) for arrays in lengths)
+        all_tokens = _read_all(tokens) if in_memory else ts.concat(tokens, axis=0)
+    return Split(all_tokens, sentence_lengths, document_lengths, path)
 
 
 def _read_all(arrays: Sequence[ts.TensorStore]) -> np.ndarray:

@@ -1,15 +1,24 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard, a progress bar and loss.png."""
 
+import io
 import json
+import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from lm import storage
 from lm.config import Config
+
+_METRICS = "metrics.jsonl"
+_SECONDS_BETWEEN_UPLOADS = 60.0
 
 # Dense bfloat16 peak of one device, FLOP/s, by the device kind that JAX reports. Sources: the vendors' data sheets.
 PEAK_FLOPS = {
@@ -59,20 +68,25 @@ class MetricWriter:
 
     A resumed run continues the files where the checkpoint stands: lines after `start_step` are dropped, so
     that the joined curve is the unbroken one.
+
+    Nothing can be appended to an object. For a working directory on object storage the files are written to a local
+    folder and copied whole: now and then for those who watch, and by `sync` before a checkpoint, so that no line that
+    leads to it is lost.
     """
 
     def __init__(self, workdir: epath.PathLike, start_step: int, steps: int, enabled: bool = True):
         self._enabled = enabled
         if not enabled:
             return
-        self._workdir = epath.Path(workdir)
-        self._path = self._workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(self._workdir) if line["step"] <= start_step]
-        temporary = self._workdir / ".metrics.jsonl.partial"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
-        self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start_step + 1)
+        self._workdir = str(workdir)
+        self._remote = storage.is_remote(workdir)
+        self._folder = Path(tempfile.mkdtemp(prefix="metrics-") if self._remote else workdir)
+        self._uploads: list[Any] = []
+        self._uploaded = time.monotonic()
+        kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
+        storage.write_key(str(self._folder), _METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = open(self._folder / _METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm(
             total=steps, initial=start_step, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr
         )
@@ -91,6 +105,32 @@ class MetricWriter:
             self._board.add_scalar(name, value, step)
         shown = {name: metrics[name] for name in ("loss", "eval/loss", "tokens_per_second") if name in metrics}
         self._bar.set_postfix({name: f"{value:,.4g}" for name, value in shown.items()})
+        if self._remote and time.monotonic() - self._uploaded > _SECONDS_BETWEEN_UPLOADS:
+            self._upload()
+
+    def sync(self) -> None:
+        """Makes sure that all lines are where the working directory is, before a checkpoint counts on them."""
+        if self._enabled and self._remote:
+            self._upload()
+            self._wait()
+
+    def _upload(self) -> None:
+        """Starts copying the files to object storage; an earlier copy ends first, or it might win."""
+        self._wait()
+        self._board.flush()
+        files = [path for path in self._folder.rglob("*") if path.is_file()]
+        with storage.errors(self._workdir):
+            self._uploads = [
+                storage.start_writing(self._workdir, path.relative_to(self._folder).as_posix(), path.read_bytes())
+                for path in files
+            ]
+        self._uploaded = time.monotonic()
+
+    def _wait(self) -> None:
+        uploads, self._uploads = self._uploads, []
+        with storage.errors(self._workdir):
+            for upload in uploads:
+                upload.result()
 
     def close(self) -> None:
         """Closes the files and draws loss.png."""
@@ -99,14 +139,17 @@ class MetricWriter:
         self._bar.close()
         self._file.close()
         self._board.close()
+        self.sync()
+        if self._remote:
+            shutil.rmtree(self._folder)
         plot_loss(self._workdir)
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
-    path = epath.Path(workdir) / "metrics.jsonl"
+    (content,) = storage.read_keys(str(workdir), [_METRICS])
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in (content or b"").decode().splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
@@ -137,8 +180,10 @@ def plot_loss(workdir: epath.PathLike) -> None:
         axis.set(title=name.removesuffix("_loss").upper() + " loss", xlabel="step", ylabel="nats per prediction")
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(str(epath.Path(workdir) / "loss.png"), dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
     plt.close(figure)
+    storage.write_key(str(workdir), "loss.png", picture.getvalue())
 
 
 def _smooth(values: tuple[float, ...], decay: float = 0.8) -> list[float]:

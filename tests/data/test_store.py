@@ -91,28 +91,14 @@ def test_ids_take_the_smallest_type_that_holds_them():
     assert store.token_dtype(65537) == np.uint32
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("gs://bucket/a/b", {"driver": "gcs", "bucket": "bucket", "path": "a/b/x/"}),
-        ("gs://bucket", {"driver": "gcs", "bucket": "bucket", "path": "x/"}),
-        ("s3://bucket/a/", {"driver": "s3", "bucket": "bucket", "path": "a/x/"}),
-        ("/local/a/", {"driver": "file", "path": "/local/a/x/"}),
-    ],
-)
-def test_key_value_specs(path: str, expected: dict, monkeypatch: pytest.MonkeyPatch):
-    for name in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID"):
-        monkeypatch.delenv(name, raising=False)
-    assert store.kvstore(path, "x") == expected
-
-
-def test_s3_endpoint_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:8333")
-    monkeypatch.setenv("AWS_REGION", "eu-north-1")
-    spec = store.kvstore("s3://bucket/a")
-    assert (spec["endpoint"], spec["aws_region"]) == ("http://localhost:8333", "eu-north-1")
-
-
-def test_an_unknown_scheme_is_refused():
-    with pytest.raises(InputError, match=r"accepted: a local path, gs://\.\.\. or s3://"):
-        store.kvstore("ftp://host/a")
+def test_a_damaged_or_lost_file_is_named(copied: Path):
+    """A bit flipped anywhere in the tokens, which zstd alone would decode to other tokens; then no tokens at all."""
+    (file,) = copied.glob("shards/00000/train/tokens/c/0")
+    content = file.read_bytes()
+    for offset in range(0, len(content), max(1, len(content) // 20)):
+        file.write_bytes(content[:offset] + bytes([content[offset] ^ 4]) + content[offset + 1 :])
+        with pytest.raises(InputError, match=r"store .* is damaged .*; prepare it again"):
+            Store.open(str(copied))
+    file.unlink()
+    with pytest.raises(InputError, match=r"store .* is damaged .*missing"):
+        Store.open(str(copied))

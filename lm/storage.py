@@ -1,0 +1,231 @@
+"""Where files are: a local path, gs://... or s3://..., behind one set of functions.
+
+Small files and arrays go through TensorStore, which writes a key whole or not at all and can make a write depend
+on what is there; the files of a corpus, and the folders of checkpoints, through fsspec. Both retry with backoff what
+may pass, and take credentials from the usual places only: the environment, ~/.aws, Google's application default.
+"""
+
+import contextlib
+import functools
+import importlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import fsspec
+import fsspec.config
+import tensorstore as ts
+from etils import epath
+
+from lm.config import InputError
+
+# What serves a scheme through fsspec: the package, and the extra of setup.py that installs it.
+_PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+# About four minutes in all: an outage that lasts longer is not one to wait for with a pod.
+_RETRIES = {"max_retries": 14, "initial_delay": "200ms", "max_delay": "32s"}
+
+# What an error's text says -> what is wrong, and what to do. The first that matches counts.
+_REASONS = {
+    "No space left|Disk quota exceeded": "the disk is full; free some space, or use another folder",
+    "NoSuchBucket|bucket does not exist|NOT_FOUND: Not Found|bucket not found|notFound|No such bucket": (
+        "there is no such bucket; create it, or correct the name"
+    ),
+    "ExpiredToken|TokenRefreshRequired|RequestTimeTooSkewed|has expired|RefreshError": (
+        "the credentials have expired (or this clock is wrong); sign in again"
+    ),
+    "SignatureDoesNotMatch|InvalidAccessKeyId|request signature|access key ID you provided|InvalidToken|UNAUTHENTICATED"
+    "|Invalid Credentials|Unauthorized": "the credentials are wrong; correct them",
+    "NoCredentials|locate credentials|get credentials|find the credentials|default credentials were not found": (
+        "there are no credentials; set them in the environment, ~/.aws or with gcloud"
+    ),
+    "AccessDenied|Access Denied|PERMISSION_DENIED|Permission denied|Forbidden|PermissionError|Read-only file system": (
+        "access is denied; ask for the right to read and write there, or use another folder"
+    ),
+    "Could not connect|Couldn't resolve|Could not resolve|EndpointConnectionError|ClientConnectorError|retry attempts "
+    "failed|UNAVAILABLE|ServiceUnavailable|DEADLINE_EXCEEDED": (
+        "it cannot be reached; check the network and the endpoint, then run again"
+    ),
+}
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is on object storage."""
+    return "://" in str(path)
+
+
+def kvstore(path: str, *names: str) -> dict[str, Any]:
+    """The TensorStore key-value spec of a folder below `path`, which is local, gs://... or s3://...
+
+    An S3 endpoint and region other than Amazon's come from AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) and AWS_REGION
+    (or AWS_DEFAULT_REGION), as in Amazon's own tools; TensorStore itself reads neither.
+
+    Raises:
+        InputError: another scheme.
+    """
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        return {"driver": "file", "path": "/".join([os.path.abspath(os.path.expanduser(path)), *names]) + "/"}
+    bucket, _, prefix = rest.partition("/")
+    folder = "/".join(filter(None, [prefix.strip("/"), *names])) + "/"
+    if scheme == "gs":
+        return {"driver": "gcs", "bucket": bucket, "path": folder, "gcs_request_retries": _RETRIES}
+    if scheme == "s3":
+        spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": folder, "s3_request_retries": _RETRIES}
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+            spec["endpoint"] = endpoint
+        if region := _aws_region():
+            spec["aws_region"] = region
+        if "AWS_ACCESS_KEY_ID" in os.environ:  # else it complains of every missing ~/.aws file, at every open
+            spec["aws_credentials"] = {"type": "environment"}
+        return spec
+    raise InputError(f"{path!r} is no folder that can be used; accepted: a local path, gs://... or s3://....")
+
+
+def _aws_region() -> str | None:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+
+
+@contextlib.contextmanager
+def errors(path: epath.PathLike) -> Iterator[None]:
+    """Turns what a user must mend about a storage (space, access, credentials, a bucket) into one line.
+
+    Raises:
+        InputError: naming `path`, in words of its own: a server's answer may hold more than a log should.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, InputError) and (reason := _reason(error)):
+            raise InputError(f"{path}: {reason}.") from error
+        raise
+
+
+def _reason(error: BaseException) -> str | None:
+    """Why an error, or one that led to it, happened, where that is something to mend outside of this program."""
+    pending: list[BaseException | None] = [error]
+    texts = []
+    while pending and len(texts) < 20:
+        if (cause := pending.pop()) is not None:
+            texts.append(f"{type(cause).__name__}: {cause}")
+            pending += [*(cause.exceptions if isinstance(cause, BaseExceptionGroup) else ()), cause.__context__]
+            pending.append(cause.__cause__)
+    return next((reason for text in texts for words, reason in _REASONS.items() if re.search(words, text)), None)
+
+
+# --- keys
+
+
+def read_keys(path: str, names: Sequence[str]) -> list[bytes | None]:
+    """The contents of some keys below a path, read concurrently; None where there is no such key."""
+    with errors(path):
+        folder = _open(path)
+        pending = [folder.read(name) for name in names]
+        results = [future.result() for future in pending]
+    return [result.value if result.state == "value" else None for result in results]
+
+
+def write_key(path: str, name: str, value: bytes) -> None:
+    """Writes a key below a path: it is, at every moment, either absent, the old one or complete."""
+    with errors(path):
+        start_writing(path, name, value).result()
+
+
+def start_writing(path: str, name: str, value: bytes) -> ts.Future:
+    """As `write_key`, without waiting: `result()` of what it returns does."""
+    return _open(path).write(name, value)
+
+
+def read_version(path: str, name: str) -> tuple[bytes | None, bytes]:
+    """The content of a key, None where it is absent, and its version for `write_version`."""
+    with errors(path):
+        result = _open(path).read(name).result()
+    return (result.value if result.state == "value" else None), result.stamp.generation
+
+
+def write_version(path: str, name: str, value: bytes | None, version: bytes) -> bytes | None:
+    """Writes a key, or deletes it for None, where it still has a version.
+
+    Returns:
+        The new version; None where somebody else has written meanwhile, and nothing was done.
+    """
+    with errors(path):
+        return _open(path).write(name, value, if_equal=version).result().generation or None
+
+
+def list_keys(path: str) -> list[str]:
+    """The keys of all files below a path, relative to it."""
+    with errors(path):
+        keys: list[bytes] = _open(path).list().result()  # type: ignore[assignment]
+    return sorted(key.decode() for key in keys)
+
+
+def delete_folder(path: str, name: str) -> None:
+    """Deletes every key below `path/name/`."""
+    with errors(path):
+        _open(path, name).delete_range(ts.KvStore.KeyRange()).result()
+
+
+def _open(path: str, *names: str) -> ts.KvStore:
+    return ts.KvStore.open(kvstore(path, *names)).result()
+
+
+# --- files and folders
+
+
+def as_path(path: epath.PathLike) -> epath.Path:
+    """A path for what reads and writes through fsspec, its file system ready for use.
+
+    Raises:
+        InputError: another scheme, or the package that serves it is missing.
+    """
+    scheme, separator, _ = str(path).partition("://")
+    if separator:
+        _filesystem(scheme)
+    return epath.Path(path)
+
+
+@functools.cache
+def _filesystem(scheme: str) -> Any:
+    if scheme not in _PACKAGES:
+        raise InputError(f"{scheme}:// cannot be used; accepted: a local path, gs://... or s3://....")
+    package, extra = _PACKAGES[scheme]
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"{scheme}:// needs {package}; pip install 'lm-jax[{extra}]'.") from error
+    # Other clients and processes write there too: what was listed a moment ago is not what is there.
+    settings: dict[str, Any] = {"use_listings_cache": False}
+    if scheme == "s3":
+        settings["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": _RETRIES["max_retries"]}}
+        if region := _aws_region():
+            settings["client_kwargs"] = {"region_name": region}
+    for name in ("gs", "gcs") if scheme == "gs" else (scheme,):
+        fsspec.config.conf[name] = settings | fsspec.config.conf.get(name, {})
+    return fsspec.filesystem(scheme)
+
+
+def find(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The files on object storage that a file, a folder or a glob names, sorted; of a folder those with a suffix."""
+    scheme = pattern.partition("://")[0]
+    with errors(pattern):
+        files = _filesystem(scheme)
+        if files.isfile(pattern):
+            found = [pattern]
+        elif below := files.find(pattern):
+            found = [path for path in below if path.endswith(suffixes)]
+        else:
+            found = [path for path in files.glob(pattern) if files.isfile(path)]
+    return sorted(path if is_remote(path) else f"{scheme}://{path}" for path in found)
+
+
+def size(path: str) -> int:
+    """Bytes of a file."""
+    with errors(path):
+        return as_path(path).stat().length if is_remote(path) else os.path.getsize(path)
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Opens a file to be read, from any place in it."""
+    with errors(path):
+        return as_path(path).open("rb")
