@@ -1,0 +1,57 @@
+"""A mixture in training: one command prepares, trains and evaluates all of its tasks."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from lm import sharding
+from lm.config import Config, MixtureConfig, TaskConfig
+from lm.data import mixture
+from lm.training import evaluate, objectives
+from lm.training import train as training
+
+from .conftest import changed
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config: Config, tiny_seq2seq: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Spans of the tiny corpus and pairs, 3:1, with a tokenizer of their own."""
+    folder = tmp_path_factory.mktemp("mixture")
+    (folder / "pairs.tsv").write_text("".join(f"copy {i:03d} twice\t{i:03d} {i:03d}\n" for i in range(200)))
+    tasks = {
+        "spans": TaskConfig(source="text", path=tiny_config.data.path, rate=3),
+        "pairs": TaskConfig(source="tsv", path=str(folder / "pairs.tsv"), objective="pairs", prefix="copy:"),
+    }
+    data = {"source": "installed-docs", "path": "", "store": str(folder / "store")}
+    config = changed(tiny_seq2seq, data=data, train={"steps": 2})
+    config = dataclasses.replace(config, mixture=MixtureConfig(tasks=tasks))
+    mixture.prepare_stores(config, config.data.store, num_workers=1, progress=False)
+    return config
+
+
+def test_a_run_of_two_tasks_reports_each(config: Config, tmp_path: Path) -> None:
+    found = training.train(config, str(tmp_path))
+    first, total, last = sorted(found[f"eval/{name}loss"] for name in ("", "spans/", "pairs/"))
+    assert first < total == found["eval/loss"] < last
+    evaluated = evaluate.evaluate(str(tmp_path))
+    kinds = {"predictions", "seq2seq_loss", "seq2seq_accuracy", "seq2seq_baseline_accuracy", "seq2seq_perplexity"}
+    assert {f"{task}/{kind}" for task in ("spans", "pairs") for kind in kinds} | {"step"} <= evaluated.keys()
+
+
+def test_the_total_counts_each_task_by_its_rate(config: Config) -> None:
+    """Three batches of spans weigh as much as the one of pairs that comes with them."""
+    tasks = mixture.make_tasks(config, mixture.prepare_stores(config, config.data.store))
+    assert {task.name: task.rows for task in tasks} == {"pairs": 1, "spans": 3}
+    objective = objectives.create(config, tasks[0].store.tokenizer)
+    program = training.compile_program(config, objective, sharding.make_mesh(config.mesh), tasks[0].train(0))
+    params = program.init()["params"]
+    found = training.evaluate(program, params, tasks, 2)
+    total = weights = 0.0
+    for task in tasks:
+        alone = training.evaluate(program, params, [dataclasses.replace(task, name="")], 2)
+        assert found[f"eval/{task.name}/loss"] == pytest.approx(alone["eval/loss"], rel=1e-6)
+        assert task.heldout is not None
+        weight = task.rows * sum(int((task.heldout(index)["target_segments"] > 0).sum()) for index in range(2))
+        total, weights = total + weight * alone["eval/seq2seq_cross_entropy"], weights + weight
+    assert found["eval/seq2seq_cross_entropy"] == pytest.approx(total / weights, rel=1e-5)
