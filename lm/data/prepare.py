@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from lm import lease, storage
 from lm.config import DataConfig, InputError
 from lm.data import corpus, store
 from lm.data import tokenizer as tokenizers
@@ -48,7 +49,7 @@ def prepare(
 ) -> store.Store:
     """Makes the token store, or opens the one that is already there.
 
-    Several processes must not prepare the same store at once; let one do it and the others wait.
+    Several processes cannot prepare the same store at once: the second is refused.
 
     Args:
         config: where the text is, which tokenizer, what share is held out.
@@ -63,7 +64,7 @@ def prepare(
         The complete store.
 
     Raises:
-        InputError: the corpus cannot be read or is too small, or `out` holds a store made otherwise.
+        InputError: the corpus cannot be read or is too small, or `out` is in use or holds a store made otherwise.
     """
     settings = {name: getattr(config, name) for name in _SETTINGS}
     if tokenizer:
@@ -73,7 +74,7 @@ def prepare(
         _refuse_changes(out, manifest["settings"], settings)
         return store.Store.open(out)
     num_workers = num_workers or _available_cores()
-    with _executor(num_workers) as executor:
+    with lease.hold(out), _executor(num_workers) as executor:
         shards = corpus.shards(config, executor.map)
         if not any(True for shard in shards for _ in corpus.read(shard)):
             kind = "pair" if config.pairs else "document"
@@ -162,7 +163,7 @@ def _tokenizer(
         in_progress, model = store.read_keys(out, [_IN_PROGRESS, name])
         if in_progress == state and model is not None:
             return tokenizers.load(model, name)
-    store.delete_folder(out, "shards")
+    storage.delete_folder(out, "shards")
     if given:
         tokenizer = given
     elif config.tokenizer:

@@ -17,7 +17,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import checkpoint, models, sharding
+from lm import checkpoint, lease, models, sharding
 from lm.config import Config, InputError
 from lm.data import batches, mixture
 from lm.data import tokenizer as tokenizers
@@ -288,6 +288,13 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divisible(mesh, config)
     checkpoint.check_workdir(root, config)
+    with lease.hold(workdir, enabled=primary) as check_lease:
+        return _train(config, root, mesh, check_lease)
+
+
+def _train(config: Config, root: epath.Path, mesh: Mesh, check_lease: Callable[[], None]) -> dict[str, float]:
+    """What `train` does in a folder that nobody else writes to."""
+    primary = jax.process_index() == 0
     stores = mixture.prepare_stores(config, checkpoint.store_path(config, root))
     store = next(iter(stores.values()))
     tokenizer = store.tokenizer  # of all of them
@@ -307,17 +314,17 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     latest = saved.latest_step()
     if latest == 0:
         raise InputError(
-            f"{workdir} is an imported model; choose another --workdir and checkpoint.init_from={workdir}."
+            f"{root} is an imported model; choose another --workdir and checkpoint.init_from={root}."
         )
     start = latest or 0
     if start >= config.train.steps:
-        say(f"{workdir} is already trained for {start} steps; raise train.steps to go on.")
+        say(f"{root} is already trained for {start} steps; raise train.steps to go on.")
         return metrics_lib.read_metrics(root)[-1]
     say(f"compiling the training step for {mesh.size} device(s)")
     program = compile_program(config, objective, mesh, source(0, sharding.process_rows(mesh, config.data.batch_size)))
     if start:
+        start, state = saved.restore(program.abstract_state)
         say(f"resuming from step {start}")
-        state = saved.restore(start, program.abstract_state)
     else:
         state = program.init()
         if config.checkpoint.init_from:
@@ -342,6 +349,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
                         report.extend(evaluate(program, state["params"], tasks, config.train.eval_batches))
                 if step == last or step % config.checkpoint.every == 0 or stopping:
                     report.flush()
+                    check_lease()
+                    writer.sync()
                     with jax.transfer_guard("allow"):
                         saved.save(step, state)
                 if stopping and step < last:

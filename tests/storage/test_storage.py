@@ -1,0 +1,161 @@
+"""Keys, files and errors are the same wherever files are."""
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from lm import storage
+from lm.config import DataConfig, InputError
+from lm.data import corpus, prepare, store
+from tests.training.conftest import make_corpus
+
+from .conftest import BUCKET
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("gs://bucket/a/b", {"driver": "gcs", "bucket": "bucket", "path": "a/b/x/"}),
+        ("gs://bucket", {"driver": "gcs", "bucket": "bucket", "path": "x/"}),
+        ("s3://bucket/a/", {"driver": "s3", "bucket": "bucket", "path": "a/x/"}),
+        ("/local/a/", {"driver": "file", "path": "/local/a/x/"}),
+    ],
+)
+def test_key_value_specs(path: str, expected: dict, monkeypatch: pytest.MonkeyPatch):
+    for name in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
+    spec = storage.kvstore(path, "x")
+    assert {name: value for name, value in spec.items() if not name.endswith("_retries")} == expected
+
+
+def test_s3_endpoint_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:8333")
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    spec = storage.kvstore("s3://bucket/a")
+    assert (spec["endpoint"], spec["aws_region"]) == ("http://localhost:8333", "eu-north-1")
+
+
+def test_an_unknown_scheme_is_refused():
+    for use in (storage.kvstore, storage.as_path, lambda path: storage.find(path, ())):
+        with pytest.raises(InputError, match=r"accepted: a local path, gs://\.\.\. or s3://"):
+            use("ftp://host/a")
+
+
+def test_keys_are_written_read_listed_and_deleted(url: str):
+    assert storage.read_keys(url, ["a"]) == [None]
+    storage.write_key(url, "a", b"1")
+    storage.write_key(url, "b/c", b"2" * 100_000)
+    assert storage.read_keys(url, ["a", "b/c", "c"]) == [b"1", b"2" * 100_000, None]
+    assert storage.list_keys(url) == ["a", "b/c"]
+    storage.delete_folder(url, "b")
+    assert storage.list_keys(url) == ["a"]
+
+
+def test_a_key_is_made_once_and_replaced_only_as_it_was_read(s3_url: str, tmp_path: Path):
+    """Not on the GCS server of these tests: it lets a second create-only write overwrite the first."""
+    for folder in (str(tmp_path), s3_url):
+        content, absent = storage.read_version(folder, "k")
+        assert content is None
+        first = storage.write_version(folder, "k", b"1", absent)
+        assert first
+        assert storage.write_version(folder, "k", b"2", absent) is None
+        second = storage.write_version(folder, "k", b"3", first)
+        assert second
+        assert storage.write_version(folder, "k", b"4", first) is None
+        assert storage.write_version(folder, "k", None, first) is None
+        assert storage.read_version(folder, "k") == (b"3", second)
+        assert storage.write_version(folder, "k", None, second)
+        assert storage.read_version(folder, "k") == (None, absent)
+
+
+def test_a_remote_corpus_is_the_local_one(url: str, tmp_path: Path):
+    """A file, a folder and a glob; compressed files; a file cut into parts."""
+    make_corpus(tmp_path / "a.txt", documents=80)
+    make_corpus(tmp_path / "b.txt", seed=1)
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress((tmp_path / "b.txt").read_bytes()))
+    (tmp_path / "d.unknown").write_text("not read")
+    for file in tmp_path.iterdir():
+        storage.write_key(url, f"text/{file.name}", file.read_bytes())
+    for part in ("a.txt", "", "[ab].txt", "*.gz"):
+        local = list(corpus.documents(DataConfig(source="text", path=f"{tmp_path}/{part}")))
+        assert local
+        assert list(corpus.documents(DataConfig(source="text", path=f"{url}/text/{part}"))) == local
+    size = storage.size(f"{url}/text/a.txt")
+    whole = list(corpus.read(corpus.Shard("text", (f"{url}/text/a.txt",))))
+    cuts = [0, size // 3, size // 2, size]
+    parts = [corpus.Shard("text", (f"{url}/text/a.txt",), *cut) for cut in zip(cuts, [*cuts[1:-1], -1], strict=False)]
+    assert [text for part in parts for text in corpus.read(part)] == whole
+    with pytest.raises(InputError, match=f"{url}/text/nothing.* matches nothing"):
+        corpus.shards(DataConfig(source="text", path=f"{url}/text/nothing*"))
+
+
+def test_a_remote_parquet_file_is_read(s3_url: str, tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [f"document {i}" for i in range(3000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=500)
+    storage.write_key(s3_url, "a.parquet", (tmp_path / "a.parquet").read_bytes())
+    assert list(corpus.documents(DataConfig(source="parquet", path=s3_url))) == texts
+
+
+def test_preparing_on_object_storage_goes_on_where_it_was_stopped(url: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(corpus, "_SMALLEST_SHARD", 2048)
+    make_corpus(tmp_path / "corpus.txt")
+    storage.write_key(url, "corpus.txt", (tmp_path / "corpus.txt").read_bytes())
+    local, remote = (
+        DataConfig(source="text", path=f"{folder}/corpus.txt", vocab_size=448) for folder in (tmp_path, url)
+    )
+    expected = prepare.prepare(local, str(tmp_path / "store"), num_workers=1, progress=False)
+    write_key, written = store.write_key, []
+
+    def write(path: str, name: str, value: bytes, stop_at: str = "") -> None:
+        if name == stop_at:
+            raise KeyboardInterrupt
+        written.append(name)
+        write_key(path, name, value)
+
+    stop_at = store.marker_name(3)
+    monkeypatch.setattr(store, "write_key", lambda *arguments: write(*arguments, stop_at=stop_at))
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(remote, f"{url}/store", num_workers=1, progress=False)
+    before = [name for name in written if name.startswith("shards/")]
+    assert before
+    assert store.read_manifest(f"{url}/store") is None
+    written.clear()
+    monkeypatch.setattr(store, "write_key", write)
+    made = prepare.prepare(remote, f"{url}/store", num_workers=1, progress=False)
+    assert not set(before) & set(written)
+    assert made.manifest["splits"] == expected.manifest["splits"]
+    assert "store/lease.json" not in storage.list_keys(url)
+    whole = [([0], [split.num_tokens]) for split in (made.train, expected.train)]
+    assert (made.train.read(*whole[0]) == expected.train.read(*whole[1])).all()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
+def test_a_full_disk_is_one_line():
+    with pytest.raises(InputError, match=r"^/dev/full: the disk is full; free some space"), storage.errors("/dev/full"):
+        Path("/dev/full").write_text("text")
+
+
+def test_a_denied_folder_is_one_line(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="access is denied"), storage.errors(tmp_path):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+
+def test_a_missing_bucket_is_one_line(url: str):
+    other = url.replace(BUCKET, "no-such-bucket")
+    with pytest.raises(InputError, match=f"^{other}: there is no such bucket"):
+        storage.write_key(other, "a", b"1")
+
+
+def test_wrong_credentials_are_one_line_without_them(s3_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(InputError, match=r"^s3://.*: the credentials are wrong; correct them\.$"):
+        storage.read_keys(s3_url, ["a"])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    with pytest.raises(InputError, match=r"^s3://.*: the credentials are wrong; correct them\.$"):
+        storage.write_key(s3_url, "a", b"1")
