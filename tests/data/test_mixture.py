@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from lm.data.batches import Source, loader, padding_fraction
 from lm.data.store import Store
 from lm.data.tokenizer import FIRST_ORDINARY_ID
 
+ROOT = Path(__file__).parent.parent.parent
 ARRAYS = ("tokens", "segments", "positions", "targets", "target_segments", "target_positions")
 RATES = [[1], [1, 1, 1], [0.5, 0.3, 0.2], [1, 2], [0.35, 0.65], [1, 97], [3, 1, 4, 1, 5, 9, 2, 6]]
 
@@ -352,3 +355,17 @@ def test_languages_are_those_of_all_tasks() -> None:
     one = TaskConfig(source="gettext", languages="de", objective="pairs")
     config = make_config({"one": one, "two": dataclasses.replace(one, languages="zh_CN, de")})
     assert config.languages == ["de", "zh_CN"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mixture.tasks.dates.rate=-2", "mixture.tasks.dates.rate is -2.0; it must be above 0"),
+        ("mixture.tasks.date.rate=2", "not a field of the config; nearest: mixture.tasks.dates.rate"),
+    ],
+)
+def test_a_flag_reaches_a_task_of_the_config_file(override: str, message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "launch/prepare.py", "--config=configs/mixture.py", f"--out={tmp_path}"]
+    result = subprocess.run([*command, f"--config.{override}"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
