@@ -426,11 +426,13 @@ class MeshConfig:
     Attributes:
         data: replicas of the model, each with its share of the batch.
         fsdp: batch and parameters are both split over this axis.
+        context: rows are split along their length over this axis, for long inputs.
         tensor: heads, feed-forward and vocabulary are split over this axis.
     """
 
     data: int = -1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
 
     def validate(self) -> None:
@@ -452,6 +454,9 @@ class TrainConfig:
         dtype: `float32` or `bfloat16` compute; the master weights are always float32.
         remat: `none` keeps all activations, `dots` keeps the matrix products, `full` keeps a layer's input.
         unroll: layers in one iteration of the scan over layers; 0 unrolls all.
+        attention: `plain` keeps the scores of every pair of tokens. `flash` computes them block by block: our kernels
+            on a TPU, cuDNN's on a GPU; it cannot drop out attention weights, and wants rows that are multiples of
+            128 (TPU). `auto` takes flash wherever it can be had.
         log_every, eval_every, eval_batches: steps between metric lines and between evaluations
             (0: only at the end), and held-out batches in one.
         max_bad_steps: non-finite losses in a row that stop the run; each is skipped and counted.
@@ -462,6 +467,7 @@ class TrainConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    attention: str = "auto"
     log_every: int = 10
     eval_every: int = 0
     eval_batches: int = 16
@@ -474,6 +480,7 @@ class TrainConfig:
             _at_least(f"train.{name}", getattr(self, name), 0)
         _one_of("train.dtype", self.dtype, ("float32", "bfloat16"))
         _one_of("train.remat", self.remat, ("none", "dots", "full"))
+        _one_of("train.attention", self.attention, ("auto", "plain", "flash"))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -552,6 +559,11 @@ class Config:
                     f"data.{name} is {getattr(self.data, name)}, more than model.max_length={self.model.max_length} "
                     "learned positions; raise model.max_length or shorten the rows."
                 )
+        if self.train.attention == "flash" and self.model.attention_dropout:
+            raise InputError(
+                f"train.attention is 'flash', which has no weights that model.attention_dropout="
+                f"{self.model.attention_dropout} could drop; set one of them to 'auto' or 0."
+            )
         if self.data.batch_size % self.train.accumulation:
             raise InputError(
                 f"data.batch_size is {self.data.batch_size}, which train.accumulation={self.train.accumulation} "

@@ -1,24 +1,27 @@
 """The mesh, and the one table that says how every parameter and activation lies on it.
 
-Nothing outside this file names a mesh axis. Three axes: `data` (replicas), `fsdp` (batch and
-parameters both split) and `tensor` (heads, feed-forward and vocabulary split).
+Nothing outside this file names a mesh axis. Four axes: `data` (replicas), `fsdp` (batch and
+parameters both split), `context` (rows split along their length) and `tensor` (heads, feed-forward and
+vocabulary split).
 
-Array names carry their shape: B batch, L length, D model, H heads, K head dim, F feed-forward,
-V vocabulary, M masked positions, P segments of a row.
+Array names carry their shape: B batch, L length, S memory length, D model, H heads, K head dim,
+F feed-forward, V vocabulary, M masked positions, P segments of a row.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm.config import Config, InputError, MeshConfig
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")  # from the least communication to the most
 BATCH = ("data", "fsdp")
 
 # Parameter path -> spec of one layer's array; the leading axis of stacked layers is never split.
@@ -40,19 +43,30 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"norm/(scale|bias)", P(None)),
 )
 
-# Letter of an array's name -> mesh axes of that dimension; letters not here are never split.
-ACTIVATIONS = {"B": BATCH, "H": "tensor", "F": "tensor", "V": "tensor"}
+# Letter of an array's name -> mesh axes of that dimension; letters not here are never split. Queries, L, are split
+# along `context`, and the keys that they meet, S, are whole: attention gathers them.
+ACTIVATIONS = {
+    "B": BATCH,
+    "L": "context",
+    "M": "context",
+    "H": "tensor",
+    "F": "tensor",
+    "V": "tensor",
+}
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays the devices out as the config says, an axis of -1 taking whatever is left.
+
+    The axes that communicate most take the nearest neighbours of a TPU's network. Several slices, which a data-centre
+    network joins, split the axis `data`: gradients cross it once a step, and nothing else does.
 
     Args:
         config: sizes along each axis.
         devices: all devices of all processes by default.
 
     Raises:
-        InputError: when the sizes do not multiply to the number of devices.
+        InputError: when the sizes do not multiply to the number of devices, or the slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {name: getattr(config, name) for name in AXES}
@@ -66,8 +80,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         )
     for name in derived:
         sizes[name] = len(devices) // fixed
-    grid = np.asarray(devices).reshape([sizes[name] for name in AXES])
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_device_grid(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _device_grid(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes["data"] % slices:
+        raise InputError(
+            f"mesh.data is {sizes['data']}, but the devices are {slices} slices, over which it has to be split; "
+            f"nearest: {-(-sizes['data'] // slices) * slices} (with fewer along the other axes), or -1."
+        )
+    within = (sizes["data"] // slices, *(sizes[name] for name in AXES[1:]))
+    if slices == 1:
+        return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    across = (slices,) + (1,) * len(within[1:])
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def check_divisible(mesh: Mesh, config: Config) -> None:
@@ -83,15 +110,23 @@ def check_divisible(mesh: Mesh, config: Config) -> None:
         ("model.num_heads", config.model.num_heads, ("tensor",)),
         ("model.d_ff", config.model.d_ff, ("tensor",)),
         ("model.vocab_size", config.model.vocab_size, ("tensor",)),
+        ("data.seq_length", config.data.seq_length, ("context",)),
     ]
+    if config.model.architecture == "encoder-decoder":
+        needs.append(("data.target_length", config.data.target_length, ("context",)))
     for name, value, axes in needs:
         ways = int(np.prod([mesh.shape[axis] for axis in axes]))
         if value % ways:
-            below = value // ways * ways
-            nearest = f"{below} or {below + ways}" if below else str(ways)
             raise InputError(
-                f"{name} is {value}, which mesh {' x '.join(axes)} = {ways} does not divide; nearest: {nearest}."
+                f"{name} is {value}, which mesh {' x '.join(axes)} = {ways} does not divide; "
+                f"nearest: {nearest(value, ways)}."
             )
+
+
+def nearest(value: int, step: int) -> str:
+    """The multiples of `step` next to a value, for a message."""
+    below = value // step * step
+    return f"{below} or {below + step}" if below else str(step)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -145,15 +180,20 @@ def state_shardings(mesh: Mesh, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `data` and `fsdp`; everything else whole."""
+    """Rows of a batch over `data` and `fsdp`; everything else whole.
+
+    Along `context` too: a batch is a few integers a token, and masking sorts them. Its embedding is what gets split.
+    """
     return NamedSharding(mesh, P(BATCH))
 
 
-def process_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of the global batch that this process's devices hold."""
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of the global batch that this process's devices hold, ascending.
+
+    On a TPU they need not be neighbours: a host's chips are a square of the network, not a line.
+    """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    bounds = [index[0].indices(batch_size)[:2] for index in indices.values() if index is not None]
-    return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+    return np.unique([np.arange(batch_size)[index] for index in indices.values() if index is not None])
 
 
 def _mesh_is_trivial() -> bool:
@@ -166,6 +206,33 @@ def constrain(array: jax.Array, dims: str) -> jax.Array:
     if _mesh_is_trivial():
         return array
     return jax.lax.with_sharding_constraint(array, P(*(ACTIVATIONS.get(dim) for dim in dims)))
+
+
+def platform() -> str:
+    """What the program being traced will run on, which need not be what traces it: `cpu`, `gpu` or `tpu`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def ways(dim: str) -> int:
+    """Into how many parts the dimension of that letter is split."""
+    axes = ACTIVATIONS.get(dim, ())
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
+def map_shards(function: Callable[..., jax.Array], inputs: Sequence[str], output: str) -> Callable[..., jax.Array]:
+    """A function that every device computes on its own part, its arrays laid out as in `constrain`."""
+    if _mesh_is_trivial():
+        return function
+    spec = lambda dims: P(*(ACTIVATIONS.get(dim) for dim in dims))  # noqa: E731
+    # What a kernel computes is not checked for replication: kernels do not say.
+    return jax.shard_map(function, in_specs=tuple(map(spec, inputs)), out_specs=spec(output), check_vma=False)
+
+
+def shard_start(dim: str, size: int) -> jax.Array | int:
+    """Where this device's part of a dimension begins, within `map_shards`, when each part has that size."""
+    return 0 if ways(dim) == 1 else jax.lax.axis_index(ACTIVATIONS[dim]) * size
 
 
 def gather_weights(module: Any) -> Any:

@@ -18,8 +18,11 @@ from lm.data import corruption, examples, layouts, packing
 from lm.data.store import Split
 from lm.data.tokenizer import SpecialIds
 
+# A process's part of a batch: the numbers of its rows, ascending, or what selects them.
+Rows = np.ndarray | slice
+
 # From a step and a process's part of the batch (None: all of it) to arrays.
-Source = Callable[[int, slice | None], layouts.Arrays]
+Source = Callable[[int, Rows | None], layouts.Arrays]
 
 _PLANS_KEPT = 2  # a batch may lie across the end of an epoch
 
@@ -84,7 +87,7 @@ class Batches:
         """Steps in which every row of an epoch is seen once."""
         return self.rows_per_epoch / self._data.batch_size
 
-    def __call__(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
+    def __call__(self, step: int, rows: Rows | None = None) -> dict[str, np.ndarray]:
         """The batch of a step.
 
         Args:
@@ -143,9 +146,9 @@ class Batches:
         return self._layout.arrays(self._split, found, place, keys)
 
 
-def numbers(step: int, batch_size: int, rows: slice | None) -> np.ndarray:
+def numbers(step: int, batch_size: int, rows: Rows | None) -> np.ndarray:
     """The numbers of a step's rows, counted from the first row of step 0."""
-    return step * batch_size + np.arange(batch_size)[rows or slice(None)]
+    return step * batch_size + np.arange(batch_size)[slice(None) if rows is None else rows]
 
 
 def count_tokens(batch: dict[str, np.ndarray]) -> tuple[int, int]:
@@ -163,7 +166,7 @@ def padding_fraction(batch: dict[str, np.ndarray]) -> float:
 class _Steps:
     """The batches as a sequence that grain can index."""
 
-    def __init__(self, batches: Source, rows: slice | None):
+    def __init__(self, batches: Source, rows: Rows | None):
         self._batches, self._rows = batches, rows
 
     def __len__(self) -> int:
@@ -174,7 +177,7 @@ class _Steps:
 
 
 def loader(
-    batches: Source, start_step: int = 0, rows: slice | None = None, *, num_threads: int = 2, prefetch: int = 4
+    batches: Source, start_step: int = 0, rows: Rows | None = None, *, num_threads: int = 2, prefetch: int = 4
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches from `start_step` on, without end, made ahead of time by threads.
 

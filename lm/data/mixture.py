@@ -13,7 +13,7 @@ import numpy as np
 from lm.config import Config, InputError, MixtureConfig
 from lm.data import prepare
 from lm.data import tokenizer as tokenizers
-from lm.data.batches import Batches, Source, numbers
+from lm.data.batches import Batches, Rows, Source, numbers
 from lm.data.corruption import make_keys
 from lm.data.layouts import Arrays
 from lm.data.pairs import one_line
@@ -246,7 +246,7 @@ class Mixture:
         for task, count in enumerate(self._rows):
             self._before[self._tasks == task] = np.arange(count)
 
-    def __call__(self, step: int, rows: slice | None = None) -> Arrays:
+    def __call__(self, step: int, rows: Rows | None = None) -> Arrays:
         """As `Batches.__call__`."""
         period, at = np.divmod(numbers(step, self._batch_size, rows), len(self._tasks))
         row_tasks = self._tasks[at]

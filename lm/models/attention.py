@@ -113,11 +113,16 @@ class Attention(nnx.Module):
         self.out = make((heads, depth, width), 2)
         self.scale = depth**-0.5 if config.attention_scale else 1.0
 
-    def keys_values(self, memory_BSD: jax.Array, angles_BSK: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """What queries meet: keys and values [B, S, H, K] of a sequence, the keys rotated by `angles_BSK`."""
-        key_BSHK = constrain(self.key(memory_BSD), "BSHK")
-        value_BSHK = constrain(self.value(memory_BSD), "BSHK")
-        return key_BSHK if angles_BSK is None else rotate(key_BSHK, angles_BSK), value_BSHK
+    def keys_values(self, memory_BLD: jax.Array, angles_BLK: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """What queries meet: keys and values [B, S, H, K] of a sequence, the keys rotated by `angles_BLK`.
+
+        Each device computes those of its part of the sequence, and gets the others from its neighbours.
+        """
+        key_BLHK = constrain(self.key(memory_BLD), "BLHK")
+        value_BLHK = constrain(self.value(memory_BLD), "BLHK")
+        if angles_BLK is not None:
+            key_BLHK = rotate(key_BLHK, angles_BLK)
+        return constrain(key_BLHK, "BSHK"), constrain(value_BLHK, "BSHK")
 
     def __call__(
         self,
@@ -125,11 +130,12 @@ class Attention(nnx.Module):
         keys_values_BSHK: tuple[jax.Array, jax.Array],
         *,
         angles_BLK: jax.Array | None = None,
+        backend: Callable[..., jax.Array] = attend,
         **visibility: Any,
     ) -> jax.Array:
-        """[B, L, D]: what the inputs see of keys and values; `visibility` is handed on to `attend`."""
+        """[B, L, D]: what the inputs see of keys and values; `visibility` is handed on to `attend` or its like."""
         query_BLHK = constrain(self.query(inputs_BLD), "BLHK")
         if angles_BLK is not None:
             query_BLHK = rotate(query_BLHK, angles_BLK)
-        mixed_BLHK = attend(query_BLHK, *keys_values_BSHK, scale=self.scale, **visibility)
+        mixed_BLHK = backend(query_BLHK, *keys_values_BSHK, scale=self.scale, **visibility)
         return constrain(self.out(mixed_BLHK), "BLD")

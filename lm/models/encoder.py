@@ -11,6 +11,7 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.models.layers import Dense, Execution, Logits, Norm, activate
 from lm.models.transformer import Stack
+from lm.sharding import constrain
 
 
 class MaskedLMHead(nnx.Module):
@@ -55,7 +56,7 @@ class Encoder(nnx.Module):
 
     def mlm_logits(self, hidden_BLD: jax.Array, positions_BM: jax.Array) -> jax.Array:
         """Float32 logits [B, M, V] of the tokens at `positions_BM`, and of no others."""
-        hidden_BMD = jnp.take_along_axis(hidden_BLD, positions_BM[:, :, None], axis=1)
+        hidden_BMD = constrain(jnp.take_along_axis(hidden_BLD, positions_BM[:, :, None], axis=1), "BMD")
         token = self.encoder.embedding.token
         assert token is not None
         return self.mlm(hidden_BMD, token[...])

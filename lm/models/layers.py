@@ -22,11 +22,13 @@ class Execution:
         dtype: of activations and of the weights while they are used; norms and softmax stay float32.
         remat: `none`, `dots` or `full`; see `TrainConfig`.
         unroll: layers in one iteration of the scan over layers; 0 unrolls all.
+        attention: `auto`, `plain` or `flash`; see `TrainConfig`.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    attention: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

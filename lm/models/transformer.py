@@ -1,7 +1,7 @@
 """One Transformer: the embedding, a layer, and the stack of layers that every family shares.
 
 Array names carry their shape: B batch, L length, S memory length, T decoded length, D model, H heads, K head dim,
-V vocabulary, R relative position buckets.
+V vocabulary, R relative position buckets, N distances between columns.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.attention import Attention, relative_buckets
+from lm.models import flash
+from lm.models.attention import Attention, attend, relative_buckets
 from lm.models.layers import (
     Execution,
     FeedForward,
@@ -183,7 +184,8 @@ class Stack(nnx.Module):
             [B, L, D] in the compute dtype.
         """
         hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, dropout_key, shared_VD)
-        attends = self._attends(segments_BL, positions_BL, memory)
+        drops = dropout_key is not None and self.config.attention_dropout > 0
+        attends = self._attends(segments_BL, positions_BL, memory, needs_weights=drops)
 
         def apply(layer: Layer, hidden_BLD: jax.Array, index: jax.Array) -> jax.Array:
             return layer(hidden_BLD, index, *attends, dropout_key)
@@ -222,17 +224,36 @@ class Stack(nnx.Module):
             return lambda attention, inputs_BLD, index, _: how(attention, inputs_BLD, index, look)
 
         own, of_memory = [], []
-        attend_self, attend_memory = self._attends(segments_BL, positions_BL, memory)
+        attend_self, attend_memory = self._attends(segments_BL, positions_BL, memory, needs_weights=True)
         for index, layer in enumerate(unstack(self.layers, self.num_layers)):
             attends = keep(attend_self, own), keep(attend_memory, of_memory)
             hidden_BLD = gather_weights(layer)(hidden_BLD, index, *attends)
         return jnp.stack(own), jnp.stack(of_memory) if of_memory else None
 
-    def _attends(self, segments_BL: jax.Array, positions_BL: jax.Array, memory: Memory | None) -> tuple[Attend, Attend]:
+    def _attends(
+        self, segments_BL: jax.Array, positions_BL: jax.Array, memory: Memory | None, *, needs_weights: bool
+    ) -> tuple[Attend, Attend]:
         """How the layers attend to whole sequences: to their own, and to the memory."""
         angles = self.angles(positions_BL)
-        columns_L = jnp.arange(segments_BL.shape[1])
-        bias_HLS = self.bias(columns_L, len(columns_L))
+        length = segments_BL.shape[1]
+        own, to_memory = (
+            flash.choose(
+                self.execution.attention,
+                lengths=(length, keys),
+                head_dim=self.config.width_per_head,
+                dtype=self.execution.dtype,
+                has_bias=has_bias,
+                needs_weights=needs_weights,
+            )
+            for keys, has_bias in (
+                (length, self.relative_bias is not None),
+                (memory.segments_BS.shape[1] if memory else length, False),
+            )
+        )
+        if own:
+            bias = {"curve_HN": self.curve(length)} if self.relative_bias is not None else {}
+        else:
+            bias = {"bias_HLS": self.bias(jnp.arange(length), length)}
 
         def attend_self(attention: Attention, inputs_BLD: jax.Array, index: Any, dropout: Any) -> jax.Array:
             angles_BLK = angles(index)
@@ -240,12 +261,13 @@ class Stack(nnx.Module):
                 inputs_BLD,
                 attention.keys_values(inputs_BLD, angles_BLK),
                 angles_BLK=angles_BLK,
+                backend=own or attend,
                 segments_BL=segments_BL,
                 memory_segments_BS=segments_BL,
                 causal=self.causal,
-                window=self.window(index, len(columns_L)),
-                bias_HLS=bias_HLS,
+                window=self.window(index, length),
                 dropout=dropout,
+                **bias,
             )
 
         def attend_memory(attention: Attention, inputs_BLD: jax.Array, index: Any, dropout: Any) -> jax.Array:
@@ -254,6 +276,7 @@ class Stack(nnx.Module):
             return attention(
                 inputs_BLD,
                 attention.keys_values(memory.hidden_BSD),
+                backend=to_memory or attend,
                 segments_BL=segments_BL,
                 memory_segments_BS=memory.segments_BS,
                 dropout=dropout,
@@ -285,16 +308,26 @@ class Stack(nnx.Module):
         """
         if self.relative_bias is None:
             return None
+        chosen_LSR = self._buckets(jnp.arange(length)[None, :] - columns_L[:, None])
+        return jnp.einsum("LSR,RH->HLS", chosen_LSR, self.relative_bias[...])
+
+    def curve(self, length: int) -> jax.Array:
+        """The relative position bias over distances, query column minus key column: float32 [H, 2 * length]."""
+        assert self.relative_bias is not None
+        chosen_NR = self._buckets(length - jnp.arange(2 * length))
+        return jnp.einsum("NR,RH->HN", chosen_NR, self.relative_bias[...])
+
+    def _buckets(self, distance: jax.Array) -> jax.Array:
+        """Float32 [..., R]: one at the bucket of each distance, key column minus query column."""
         config = self.config
-        buckets_LS = relative_buckets(
-            jnp.arange(length)[None, :] - columns_L[:, None],
+        buckets = relative_buckets(
+            distance,
             causal=self.causal,
             num_buckets=config.relative_buckets,
             max_distance=config.relative_max_distance,
         )
-        # As a product, whose gradient is one too: adding up rows by index is slow on every device.
-        chosen_LSR = jax.nn.one_hot(buckets_LS, config.relative_buckets)
-        return jnp.einsum("LSR,RH->HLS", chosen_LSR, self.relative_bias[...])
+        # For a product, whose gradient is one too: adding up rows by index is slow on every device.
+        return jax.nn.one_hot(buckets, config.relative_buckets)
 
 
 def make_stack(build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> Any:

@@ -167,7 +167,7 @@ class Program:
     step: Callable[[State, objectives.Batch], tuple[State, Metrics]]
     evaluate: Callable[..., Any]
     means: Callable[..., Metrics]
-    rows: slice
+    rows: np.ndarray
 
     def put(self, batch: dict[str, np.ndarray]) -> objectives.Batch:
         """Places this process's rows of a batch on its devices."""
@@ -182,7 +182,7 @@ def compile_program(config: Config, objective: Objective, mesh: Mesh, example: d
         example: a batch of this process, for its shapes.
     """
     sharding.check_divisible(mesh, config)
-    execution = models.Execution(config.train.dtype, config.train.remat, config.train.unroll)
+    execution = models.Execution(config.train.dtype, config.train.remat, config.train.unroll, config.train.attention)
     model = models.build(config.model, execution)
     optimizer = optim.create(config.optim)
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -378,7 +378,7 @@ class _Report:
         self._flops = config.data.batch_size * metrics_lib.model_flops(config, program.objective.max_positions)
         peak = metrics_lib.PEAK_FLOPS.get(program.mesh.devices.flat[0].device_kind)
         self._peak = peak and peak * program.mesh.size
-        self._shards = config.data.batch_size / (program.rows.stop - program.rows.start)
+        self._shards = config.data.batch_size / len(program.rows)
 
     def add(self, step: int, metrics: Metrics, rows: dict[str, np.ndarray]) -> None:
         """Takes the metrics of a step just dispatched; reads those of the one before."""

@@ -13,7 +13,7 @@ from lm.training import train as training
 
 from .conftest import changed
 
-MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
+MESHES = {"data": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "tensor": (2, 2, 1, 2), "context": (1, 2, 2, 2)}
 
 
 def start(config, store, devices=None):
@@ -50,8 +50,7 @@ def unsharded(request, shardable, tiny_seq2seq, tiny_store):
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 def test_sharded_equals_unsharded(tiny_store, unsharded, sizes):
     config, expected, expected_state = unsharded
-    data, fsdp, tensor = sizes
-    config = changed(config, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+    config = changed(config, mesh=dict(zip(sharding.AXES, sizes, strict=True)))
     found, state = losses(config, tiny_store)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for (path, one), other in zip(

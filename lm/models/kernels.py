@@ -1,0 +1,363 @@
+"""Flash attention (Dao et al., 2022) as TPU kernels: softmax(Q K^T) V block by block, no L x S array in memory.
+
+Ours, because no library has all that packed encoders and T5 need in one: segments, windows that a layer only knows at
+run time, queries split over devices, and a relative bias with its gradient. Blocks in which nothing is seen, for
+segments, window or causality, are neither loaded nor computed. The relative bias enters as a curve over distances, a
+few kilobytes a head; each block lays it out along its diagonals by rotations and, in the backward pass, adds its
+gradient up along them.
+
+Array names carry their shape: B batch, H heads, K head dim, L queries, S keys, N distances. Blocks hold keys down
+and queries across: the softmax sums down, which is cheap, and no array ends in a short axis.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES, SUBLANES = 128, 8
+
+# A hidden score lies so far below the least maximum that its exponential is exactly zero, whatever else is seen.
+LEAST, HIDDEN = -1e30, -2e30
+
+# Which axes of two blocks a product sums over.
+NN, NT, TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
+product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """What a kernel is compiled for.
+
+    Attributes:
+        block: the side of the square blocks, a multiple of 128 that divides queries and keys.
+        keys: S.
+        causal, windowed, biased: what is added to the scores or hides them, beside segments.
+        interpret: compute the kernels' arithmetic on any platform.
+    """
+
+    block: int
+    keys: int
+    causal: bool = False
+    windowed: bool = False
+    biased: bool = False
+    interpret: bool = False
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(
+    tiling: Tiling,
+    query_BHKL: jax.Array,
+    key_BHKS: jax.Array,
+    value_BHKS: jax.Array,
+    curve_HN: jax.Array,
+    segments_BL: jax.Array,
+    memory_segments_BS: jax.Array,
+    place: jax.Array,
+) -> jax.Array:
+    """Attention on one device; a query that sees nothing gives zeros.
+
+    Args:
+        query_BHKL: scaled.
+        curve_HN: float32, the bias of each distance, query column minus key column, from -S on; unused where
+            `tiling` is not biased.
+        place: int32 [2]: the column of the first query, and the window.
+
+    Returns:
+        [B, H, K, L] in the queries' dtype.
+    """
+    operands = (query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, place)
+    return _forward(tiling, *operands)[0]
+
+
+def _forward(tiling: Tiling, *operands: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    query_BHKL, _, _, _, segments_BL, memory_segments_BS, place = operands
+    B, H, K, L = query_BHKL.shape
+    blocks = _Blocks(tiling, operands)
+    out_BHKL, log_sum_BH1L = pl.pallas_call(
+        functools.partial(_forward_kernel, tiling),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(H, B, L // tiling.block, tiling.keys // tiling.block),
+            in_specs=blocks.operands,
+            out_specs=[blocks.queries, blocks.statistics],
+            scratch_shapes=[pltpu.VMEM((rows, tiling.block), jnp.float32) for rows in (1, 1, K)],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(query_BHKL.shape, query_BHKL.dtype),
+            jax.ShapeDtypeStruct((B, H, 1, L), jnp.float32),
+        ],
+        compiler_params=_parallel(3),
+        interpret=tiling.interpret,
+        name="flash_forward",
+    )(place, bounds(seen(tiling, segments_BL, memory_segments_BS, place)), *_arranged(tiling, operands))
+    return out_BHKL, (*operands, out_BHKL, log_sum_BH1L)
+
+
+def _backward(tiling: Tiling, residuals: tuple[jax.Array, ...], gradient_BHKL: jax.Array) -> tuple[Any, ...]:
+    *operands, out_BHKL, log_sum_BH1L = residuals
+    query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, place = operands
+    B, H, K, L = query_BHKL.shape
+    rows, columns = L // tiling.block, tiling.keys // tiling.block
+    mean_BH1L = (out_BHKL.astype(jnp.float32) * gradient_BHKL.astype(jnp.float32)).sum(axis=2, keepdims=True)
+    inputs = (*_arranged(tiling, operands), gradient_BHKL, log_sum_BH1L, mean_BH1L)
+    seen_BLS = seen(tiling, segments_BL, memory_segments_BS, place)
+    partial_sum = pltpu.VMEM((K, tiling.block), jnp.float32)
+
+    blocks = _Blocks(tiling, operands)
+    curve = [jax.ShapeDtypeStruct((H, 1, curve_HN.shape[1]), jnp.float32)] * tiling.biased
+    of_query_BHKL, *of_curve_H1N = pl.pallas_call(
+        functools.partial(_query_kernel, tiling),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(H, B, rows, columns),
+            in_specs=[*blocks.operands, blocks.queries, blocks.statistics, blocks.statistics],
+            out_specs=[blocks.queries, *[blocks.curve] * tiling.biased],
+            scratch_shapes=[partial_sum],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(query_BHKL.shape, query_BHKL.dtype), *curve],
+        compiler_params=_parallel(1 if tiling.biased else 3),  # a curve's gradient adds up over all but the heads
+        interpret=tiling.interpret,
+        name="flash_backward_queries",
+    )(place, bounds(seen_BLS), *inputs)
+
+    blocks = _Blocks(tiling, operands, by_keys=True)
+    of_key_BHKS, of_value_BHKS = pl.pallas_call(
+        functools.partial(_key_kernel, tiling),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(H, B, columns, rows),
+            in_specs=[*blocks.operands, blocks.queries, blocks.statistics, blocks.statistics],
+            out_specs=[blocks.keys, blocks.keys],
+            scratch_shapes=[partial_sum, partial_sum],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (key_BHKS, value_BHKS)],
+        compiler_params=_parallel(3),
+        interpret=tiling.interpret,
+        name="flash_backward_keys",
+    )(place, bounds(seen_BLS.swapaxes(1, 2)), *inputs)
+    of_curve_HN = of_curve_H1N[0][:, 0] if tiling.biased else jnp.zeros_like(curve_HN)
+    return of_query_BHKL, of_key_BHKS, of_value_BHKS, of_curve_HN, None, None, None
+
+
+attend.defvjp(_forward, _backward)
+
+
+def seen(tiling: Tiling, segments_BL: jax.Array, memory_segments_BS: jax.Array, place: jax.Array) -> jax.Array:
+    """Bool [B, L / block, S / block]: whether any query of a block may see any key of another."""
+
+    def ends(segments_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Padding follows the last segment, so that it has to count as the highest.
+        order_BL = jnp.where(segments_BL == 0, jnp.iinfo(jnp.int32).max, segments_BL)
+        order_BLT = order_BL.reshape(len(order_BL), -1, tiling.block)
+        return order_BLT.min(axis=2), order_BLT.max(axis=2)
+
+    (low_BL, high_BL), (low_BS, high_BS) = ends(segments_BL), ends(memory_segments_BS)
+    seen_BLS = (low_BL[:, :, None] <= high_BS[:, None]) & (low_BS[:, None] <= high_BL[:, :, None])
+    starts = lambda blocks: tiling.block * jnp.arange(blocks.shape[1])  # noqa: E731
+    distance_LS = place[0] + starts(low_BL)[:, None] - starts(low_BS)[None]
+    if tiling.causal:
+        seen_BLS &= (distance_LS > -tiling.block)[None]
+    if tiling.windowed:
+        seen_BLS &= (jnp.abs(distance_LS) < tiling.block + place[1])[None]
+    return seen_BLS
+
+
+def bounds(seen_BRC: jax.Array) -> jax.Array:
+    """The first and last block that each block sees, (0, -1) where it sees none: int32 [B * R * 2]."""
+    C = seen_BRC.shape[2]
+    first_BR = seen_BRC.argmax(axis=2)
+    last_BR = jnp.where(seen_BRC.any(axis=2), C - 1 - seen_BRC[:, :, ::-1].argmax(axis=2), -1)
+    return jnp.stack([first_BR, last_BR], axis=2).astype(jnp.int32).reshape(-1)
+
+
+def _arranged(tiling: Tiling, operands: Any) -> list[jax.Array]:
+    """The operands as the kernels take them: whatever comes in rows has an axis of one before them."""
+    query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, _ = operands
+    rows = [segments_BL, memory_segments_BS, *[curve_HN] * tiling.biased]
+    return [query_BHKL, key_BHKS, value_BHKS, *(array[:, None] for array in rows)]
+
+
+def _parallel(axes: int) -> pltpu.CompilerParams:
+    """Which of a grid's four axes may be computed in any order: the first ones."""
+    return pltpu.CompilerParams(dimension_semantics=("parallel",) * axes + ("arbitrary",) * (4 - axes))
+
+
+class _Blocks:
+    """Which block of each array a step of the grid (head, row, outer, inner) works on.
+
+    The outer blocks are of queries, the inner ones of keys, or the other way round. An inner block that the outer one
+    does not see is not loaded: the nearest that it sees stays.
+    """
+
+    def __init__(self, tiling: Tiling, operands: Any, *, by_keys: bool = False):
+        query_BHKL, curve_HN = operands[0], operands[3]
+        _, _, K, L = query_BHKL.shape
+        count = (tiling.keys if by_keys else L) // tiling.block
+
+        def at(row: Any, outer: Any, inner: Any, bounds: Any) -> tuple[Any, Any]:
+            start = 2 * (row * count + outer)
+            inner = jnp.maximum(jnp.minimum(inner, bounds[start + 1]), bounds[start])
+            return (inner, outer) if by_keys else (outer, inner)
+
+        def spec(shape: tuple[int | None, ...], index: Any) -> pl.BlockSpec:
+            def place(head: Any, row: Any, outer: Any, inner: Any, place: Any, bounds: Any) -> tuple[Any, ...]:
+                return index(head, row, *at(row, outer, inner, bounds))
+
+            return pl.BlockSpec(shape, place)
+
+        block = tiling.block
+        self.queries = spec((None, None, K, block), lambda h, b, i, j: (b, h, 0, i))
+        self.keys = spec((None, None, K, block), lambda h, b, i, j: (b, h, 0, j))
+        self.statistics = spec((None, None, 1, block), lambda h, b, i, j: (b, h, 0, i))
+        self.curve = spec((None, 1, curve_HN.shape[1]), lambda h, b, i, j: (h, 0, 0))
+        segments = spec((None, 1, block), lambda h, b, i, j: (b, 0, i))
+        memory_segments = spec((None, 1, block), lambda h, b, i, j: (b, 0, j))
+        self.operands = [self.queries, self.keys, self.keys, segments, memory_segments, *[self.curve] * tiling.biased]
+
+
+def _steps(bounds: Any) -> tuple[Any, Any, Any, Any]:
+    """Of this step of the grid: the outer and the inner block, whether the outer sees the inner, and its last step."""
+    outer, inner = pl.program_id(2), pl.program_id(3)
+    start = 2 * (pl.program_id(1) * pl.num_programs(2) + outer)
+    return outer, inner, (bounds[start] <= inner) & (inner <= bounds[start + 1]), inner == pl.num_programs(3) - 1
+
+
+def _forward_kernel(tiling: Tiling, place, bounds, query, key, value, segments, memory_segments, *refs):
+    *curve, out, log_sum, top, total, mixed = refs
+    i, j, sees, is_last = _steps(bounds)
+
+    @pl.when(j == 0)
+    def _():
+        top[...] = jnp.full_like(top, LEAST)
+        total[...] = jnp.zeros_like(total)
+        mixed[...] = jnp.zeros_like(mixed)
+
+    @pl.when(sees)
+    def _():
+        scores_SL = _scores(tiling, place, i, j, query, key, segments, memory_segments, *curve)
+        before_1L = top[...]
+        top[...] = jnp.maximum(before_1L, scores_SL.max(axis=0, keepdims=True))
+        weights_SL = jnp.exp(scores_SL - top[...])
+        fading_1L = jnp.exp(before_1L - top[...])
+        total[...] = total[...] * fading_1L + weights_SL.sum(axis=0, keepdims=True)
+        mixed[...] = mixed[...] * fading_1L + product(value[...], weights_SL.astype(value.dtype), NN)
+
+    @pl.when(is_last)
+    def _():
+        sum_1L = jnp.where(total[...] == 0, 1.0, total[...])
+        out[...] = (mixed[...] / sum_1L).astype(out.dtype)
+        log_sum[...] = top[...] + jnp.log(sum_1L)
+
+
+def _query_kernel(tiling: Tiling, place, bounds, query, key, value, segments, memory_segments, *refs):
+    curve, refs = refs[: tiling.biased], refs[tiling.biased :]
+    gradient, log_sum, mean, of_query, *of_curve, partial = refs
+    i, j, sees, is_last = _steps(bounds)
+
+    @pl.when(j == 0)
+    def _():
+        partial[...] = jnp.zeros_like(partial)
+
+    if tiling.biased:
+
+        @pl.when((pl.program_id(1) == 0) & (i == 0) & (j == 0))
+        def _():
+            of_curve[0][...] = jnp.zeros_like(of_curve[0])
+
+    @pl.when(sees)
+    def _():
+        scores_SL = _scores(tiling, place, i, j, query, key, segments, memory_segments, *curve)
+        _, of_scores_SL = _of_scores(scores_SL, value, gradient, log_sum, mean)
+        partial[...] += product(key[...], of_scores_SL.astype(key.dtype), NN)
+        if tiling.biased:
+            near, far = _distances(tiling, place, i, j)
+            sums = along_diagonals(of_scores_SL)
+            of_curve[0][:, near] += sums[:, tiling.block :]
+            of_curve[0][:, far] += sums[:, : tiling.block]
+
+    @pl.when(is_last)
+    def _():
+        of_query[...] = partial[...].astype(of_query.dtype)
+
+
+def _key_kernel(tiling: Tiling, place, bounds, query, key, value, segments, memory_segments, *refs):
+    *curve, gradient, log_sum, mean, of_key, of_value, partial_key, partial_value = refs
+    j, i, sees, is_last = _steps(bounds)
+
+    @pl.when(i == 0)
+    def _():
+        partial_key[...] = jnp.zeros_like(partial_key)
+        partial_value[...] = jnp.zeros_like(partial_value)
+
+    @pl.when(sees)
+    def _():
+        scores_SL = _scores(tiling, place, i, j, query, key, segments, memory_segments, *curve)
+        weights_SL, of_scores_SL = _of_scores(scores_SL, value, gradient, log_sum, mean)
+        partial_value[...] += product(gradient[...], weights_SL.astype(gradient.dtype), NT)
+        partial_key[...] += product(query[...], of_scores_SL.astype(query.dtype), NT)
+
+    @pl.when(is_last)
+    def _():
+        of_key[...] = partial_key[...].astype(of_key.dtype)
+        of_value[...] = partial_value[...].astype(of_value.dtype)
+
+
+def _scores(tiling: Tiling, place, i, j, query, key, segments, memory_segments, curve=None) -> jax.Array:
+    """Float32 scores of query block i and key block j, hidden where nothing is seen."""
+    scores_SL = product(key[...], query[...], TN)
+    if tiling.biased:
+        assert curve is not None
+        near, far = _distances(tiling, place, i, j)
+        scores_SL += on_diagonals(jnp.concatenate([curve[:, far], curve[:, near]], axis=1), tiling.block)
+    # Transposed as whole tiles of equal columns, because a single column is no shape for a vector unit.
+    across_SC = jnp.broadcast_to(memory_segments[...], (LANES, tiling.block)).T
+    visible_SL = jnp.tile(across_SC, (1, tiling.block // LANES)) == segments[...]
+    if tiling.causal or tiling.windowed:
+        column = lambda axis: jax.lax.broadcasted_iota(jnp.int32, scores_SL.shape, axis)  # noqa: E731
+        distance_SL = place[0] + (i - j) * tiling.block + column(1) - column(0)
+        if tiling.causal:
+            visible_SL &= distance_SL >= 0
+        if tiling.windowed:
+            visible_SL &= jnp.abs(distance_SL) <= place[1]
+    return jnp.where(visible_SL, scores_SL, HIDDEN)
+
+
+def _of_scores(scores_SL, value, gradient, log_sum, mean) -> tuple[jax.Array, jax.Array]:
+    """The attention weights, and the gradient of the scores: dS = P * (dP - sum of P dP), dP = V^T dO."""
+    weights_SL = jnp.exp(scores_SL - log_sum[...])
+    return weights_SL, weights_SL * (product(value[...], gradient[...], TN) - mean[...])
+
+
+def _distances(tiling: Tiling, place, i, j) -> tuple[Any, Any]:
+    """Where in a curve the distances of two blocks begin: those below the blocks' own, and those from it on."""
+    own = tiling.keys + place[0] + (i - j) * tiling.block
+    window = lambda start: pl.ds(pl.multiple_of(start, LANES), tiling.block)  # noqa: E731
+    return window(own - tiling.block), window(own)
+
+
+def on_diagonals(curve_1N: jax.Array, rows: int) -> jax.Array:
+    """Row r is the curve rotated right by r, its first half: [rows, N / 2]."""
+    curves = jnp.broadcast_to(curve_1N, (SUBLANES, curve_1N.shape[1]))
+    row = jax.lax.broadcasted_iota(jnp.int32, curves.shape, 0)
+    for shift in (1, 2, 4):
+        curves = jnp.where(row & shift != 0, pltpu.roll(curves, shift, 1), curves)
+    while len(curves) < rows:
+        curves = jnp.concatenate([curves, pltpu.roll(curves, len(curves), 1)])
+    return curves[:, : curve_1N.shape[1] // 2]
+
+
+def along_diagonals(block_SL: jax.Array) -> jax.Array:
+    """The sums that are the gradient of `on_diagonals`: [1, N]."""
+    width = 2 * block_SL.shape[1]
+    sums = jnp.concatenate([block_SL, jnp.zeros_like(block_SL)], axis=1)
+    while (half := len(sums) // 2) >= SUBLANES:
+        sums = sums[:half] + pltpu.roll(sums[half:], width - half, 1)
+    row = jax.lax.broadcasted_iota(jnp.int32, sums.shape, 0)
+    for shift in (4, 2, 1):
+        sums = jnp.where(row & shift != 0, pltpu.roll(sums, width - shift, 1), sums)
+    return sums.sum(axis=0, keepdims=True)

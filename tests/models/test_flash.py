@@ -1,0 +1,203 @@
+"""Flash attention equals the plain one: outputs and gradients, packed or alone, on one device or several."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import models, sharding
+from lm.config import Config, InputError, MeshConfig, ModelConfig, TrainConfig
+from lm.models import flash
+from lm.models.attention import attend
+from tests.models.test_packing import MODERN
+from tests.models.test_packing_seq2seq import RELATIVE
+
+HEADS, WIDTH = 2, 16
+interpreted = functools.partial(flash.tpu, interpret=True)
+
+
+def segments_of(*rows):
+    """Rows of 256 with segments of these lengths, then padding."""
+    packed = [np.repeat(range(1, len(row) + 1), row) for row in rows]
+    return jnp.stack([jnp.asarray(np.pad(row, (0, 256 - len(row))), jnp.int32) for row in packed])
+
+
+SEGMENTS = segments_of((100, 140), (256,), (30, 60, 100))
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Queries, keys and values, the weights of a loss, and a bias over distances."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    heads = [jax.random.normal(key, (*SEGMENTS.shape, HEADS, WIDTH)) for key in keys[:4]]
+    return heads[:3], heads[3] * (SEGMENTS > 0)[:, :, None, None], jax.random.normal(keys[4], (HEADS, 512))
+
+
+def over_columns(curve_HN):
+    """A bias over distances as one over pairs of columns."""
+    column = jnp.arange(256)
+    return curve_HN[:, column[:, None] - column[None, :] + 256]
+
+
+def results(backend, arrays, **visibility):
+    """The outputs where there are tokens, and the gradients of queries, keys, values and bias."""
+    (query, key, value), weights, curve = arrays
+    segments = dict(segments_BL=SEGMENTS, memory_segments_BS=SEGMENTS)
+
+    @jax.jit
+    def compute(query, key, value, curve):
+        def loss(query, key, value, curve):
+            bias = {"curve_HN": curve} if backend is interpreted else {"bias_HLS": over_columns(curve)}
+            kept = bias if visibility.get("biased") else {}
+            rest = {name: given for name, given in visibility.items() if name != "biased"}
+            out = backend(query, key, value, scale=0.3, **segments, **kept, **rest)
+            return jnp.vdot(out, weights), out * (weights != 0)
+
+        return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(query, key, value, curve)
+
+    (_, out), gradients = compute(query, key, value, curve)
+    return [out, *gradients]
+
+
+VISIBILITIES = [
+    {},
+    {"causal": True},
+    {"window": 40},
+    {"biased": True},
+    {"biased": True, "causal": True, "window": 150},
+]
+
+
+@pytest.mark.parametrize("visibility", VISIBILITIES, ids=str)
+def test_the_tpu_kernels_equal_plain_attention(arrays, visibility):
+    for one, other in zip(
+        results(interpreted, arrays, **visibility), results(attend, arrays, **visibility), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("visibility", VISIBILITIES[:3], ids=str)
+def test_the_mask_for_cudnn_equals_plain_attention(arrays, visibility):
+    """The mask is ours and is tested; the kernel behind it needs a GPU."""
+    backend = functools.partial(flash.gpu, implementation="xla")
+    for one, other in zip(results(backend, arrays, **visibility), results(attend, arrays, **visibility), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (1, 2, 2, 2)], ids=str)
+def test_sharded_kernels_equal_plain_attention(arrays, sizes):
+    """Over batch, heads and the length of the queries, gradients of the shared bias added up."""
+    (query, key, value), weights, curve = arrays
+    twice = lambda array: jnp.concatenate([array, array[:1]])  # noqa: E731 (four rows)
+    rows = jax.tree.map(twice, (query, key, value, weights, SEGMENTS))
+
+    def loss(query, key, value, curve, backend, rows):
+        bias = {"curve_HN": curve} if backend is interpreted else {"bias_HLS": over_columns(curve)}
+        segments = dict(segments_BL=rows[4], memory_segments_BS=rows[4])
+        return jnp.vdot(backend(query, key, value, causal=True, window=150, **segments, **bias), rows[3])
+
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2, 3)), static_argnums=4)
+    expected = gradients(*rows[:3], curve, attend, rows)
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(**dict(zip(sharding.AXES, sizes, strict=True))))):
+        found = gradients(*rows[:3], curve, interpreted, rows)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_nothing_leaks_between_segments(arrays):
+    """A segment is computed to the last bit alike whatever shares its row, and gives the rest no gradient."""
+    (query, key, value), _, _ = arrays
+    segments = dict(segments_BL=SEGMENTS, memory_segments_BS=SEGMENTS)
+    mine = (SEGMENTS == 2)[:, :, None, None]
+
+    for backend in (interpreted, functools.partial(flash.gpu, implementation="xla")):
+        compute = jax.jit(lambda *heads, backend=backend: jnp.where(mine, backend(*heads, **segments), 0.0))
+        other = jax.tree.map(lambda array: jnp.where(mine, array, 7.0 + array), (query, key, value))
+        out, gradients = jax.vjp(compute, query, key, value)
+        np.testing.assert_array_equal(out, compute(*other))
+        for gradient in gradients(jnp.ones_like(out)):
+            np.testing.assert_array_equal(jnp.where(mine, 0.0, gradient), 0.0)
+            assert jnp.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("config", [MODERN, RELATIVE], ids=["encoder", "encoder-decoder"])
+def test_a_model_computes_the_same_with_flash(config, monkeypatch):
+    """Local and global layers, T5's bias of both stacks, attention to the memory: outputs and all gradients."""
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(5, config.vocab_size, SEGMENTS.shape), jnp.int32)
+    positions = jnp.concatenate([jnp.arange(256)[None]] * len(SEGMENTS))
+    params = models.build(config).init(jax.random.key(0))
+
+    def compute(params):
+        model = models.build(config).merge(params)
+        if config.architecture == "encoder":
+            out = model(tokens, SEGMENTS, positions, jnp.zeros_like(tokens))
+        else:
+            out = model(model.encode(tokens, SEGMENTS, positions), tokens, SEGMENTS, positions)
+        return (out.astype(jnp.float32) ** 2 * (SEGMENTS > 0)[:, :, None]).mean()
+
+    plain = jax.jit(jax.value_and_grad(compute))(params)
+    used = []
+    monkeypatch.setattr(flash, "choose", lambda setting, **shapes: used.append(shapes) or interpreted)
+    for one, other in zip(
+        jax.tree.leaves(jax.jit(jax.value_and_grad(lambda params: compute(params)))(params)),
+        jax.tree.leaves(plain),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    assert used
+
+
+def choose(monkeypatch, platform, setting="auto", **shapes):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    shapes = dict(lengths=(512, 512), head_dim=64, dtype="bfloat16", has_bias=False, needs_weights=False) | shapes
+    return flash.choose(setting, **shapes)
+
+
+@pytest.mark.parametrize(
+    ("platform", "shapes", "expected"),
+    [
+        ("tpu", {}, flash.tpu),
+        ("tpu", {"has_bias": True}, flash.tpu),
+        ("gpu", {}, flash.gpu),
+        ("cpu", {}, None),
+        ("tpu", {"needs_weights": True}, None),
+        ("tpu", {"setting": "plain"}, None),
+    ],
+    ids=str,
+)
+def test_the_platform_chooses(monkeypatch, platform, shapes, expected):
+    assert choose(monkeypatch, platform, **shapes) is expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "shapes", "message"),
+    [
+        ("cpu", {}, "a cpu has none; accepted there: auto, plain"),
+        ("tpu", {"lengths": (300, 512)}, "rows are 300 long, no multiple of 128; nearest: 256 or 384"),
+        ("tpu", {"lengths": (512, 114)}, "rows are 114 long, no multiple of 128; nearest: 128"),
+        ("tpu", {"head_dim": 40}, "heads are 40 wide; accepted on a tpu: multiples of 16"),
+        ("gpu", {"dtype": "float32"}, "train.dtype is float32; accepted on a GPU: bfloat16"),
+        ("gpu", {"has_bias": True}, "cuDNN cannot learn model.position=relative"),
+    ],
+    ids=str,
+)
+def test_what_a_platform_cannot_do_is_plain_or_refused(monkeypatch, platform, shapes, message):
+    assert choose(monkeypatch, platform, **shapes) is None
+    with pytest.raises(InputError, match=message):
+        choose(monkeypatch, platform, "flash", **shapes)
+
+
+def test_a_row_split_over_devices_has_to_leave_each_whole_blocks(monkeypatch):
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(data=1, context=8))):
+        assert choose(monkeypatch, "tpu", lengths=(1024, 1024)) is flash.tpu
+        with pytest.raises(InputError, match="rows are 512 long, no multiple of 1024; nearest: 1024"):
+            choose(monkeypatch, "tpu", "flash", lengths=(512, 512))
+
+
+def test_dropped_attention_weights_and_flash_exclude_each_other():
+    with pytest.raises(InputError, match=r"model\.attention_dropout=0\.1 could drop"):
+        Config(train=TrainConfig(attention="flash"))
+    Config(train=TrainConfig(attention="flash"), model=ModelConfig(attention_dropout=0.0))
