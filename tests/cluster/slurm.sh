@@ -50,7 +50,7 @@ SlurmctldHost=$(hostname)(127.0.0.1)
 SlurmctldPort=$(free_port)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$work/munge/socket,cred_expire=3
+AuthInfo=socket=$work/munge/socket,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation=$work/state
 SlurmdSpoolDir=$work/%n
@@ -89,20 +89,20 @@ text = ("\n".join(" ".join(rng.choices(words, k=rng.randint(4, 12))) + "." for _
 open(sys.argv[1], "w").write("\n\n".join(text))
 PYTHON
 export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=2 XDG_CACHE_HOME="$work/cache"
-steps=2000
+steps=400
 flags=(
   --config=configs/quickstart.py --config.data.source=text --config.data.path="$work/corpus.txt"
   --config.data.vocab_size=448 --config.data.seq_length=32 --config.data.batch_size=8
   --config.model.vocab_size=448 --config.model.d_model=48 --config.model.d_ff=96 --config.model.num_layers=2
-  --config.mesh.fsdp=4 --config.train.steps="$steps" --config.train.eval_every=0
-  --config.checkpoint.every=500 --config.data.store="$work/store"
+  --config.mesh.fsdp=4 --config.train.steps="$steps" --config.train.eval_every=0 --config.train.log_every=1
+  --config.checkpoint.every=100 --config.data.store="$work/store"
 )
-"$python" launch/prepare.py "${flags[@]}" --out="$work/store"
+"$python" launch/prepare.py "${flags[@]}" --out="$work/store" 2>"$work/prepare.log"
 
 say "Submit"
 submit() { "$python" launch/cluster/slurm.py --nodes=2 --partition=research "${flags[@]}" "$@" | sed 's/.* //'; }
 job="$(submit --name=small --workdir="$run")"
-until_true 120 "20 lines of metrics" trained 20
+until_true 600 "20 steps are done" trained 20
 
 say "Preempt: a more important job takes both nodes"
 urgent="$(sbatch --parsable --partition=urgent --nodes=2 --job-name=urgent --output=/dev/null --wrap='sleep 3')"
@@ -110,7 +110,7 @@ until_true 90 "the urgent job runs" is_in "$urgent" RUNNING
 echo "the run: $(state "$job"); the urgent job: $(state "$urgent")"
 
 say "Resume: the run goes on by itself"
-until_true 600 "the run is done" is_in "$job" COMPLETED
+until_true 1200 "the run is done" is_in "$job" COMPLETED
 echo "the run: $(state "$job")"
 grep -hoE '(resuming from|stopped at) step.*' "$run"/launch/*/small-"$job".log
 
@@ -128,11 +128,11 @@ echo "both curves are bitwise equal"
 
 say "The limit of time: a run that takes longer has another turn"
 run="$work/long"
-job="$(submit --name=long --workdir="$run" --time=3 --notice=60 --config.train.steps=1000000)"
+job="$(submit --name=long --workdir="$run" --time=4 --notice=60 --config.train.steps=1000000)"
 again() { [[ "$(state "$job")" = "RUNNING after 1 restarts" ]]; }
-until_true 400 "the run has its second turn" again
+until_true 600 "the run has its second turn" again
 resumed() { grep -q 'resuming from step' "$run"/launch/*/long-"$job".log; }
-until_true 120 "it has resumed" resumed
+until_true 300 "it has resumed" resumed
 grep -hoE '(resuming from|stopped at) step.*' "$run"/launch/*/long-"$job".log
 
 say "Cancel: a cancelled run does not come back"

@@ -1,13 +1,15 @@
 """What travels to the machines of a run: the tracked files as they are now, and nothing that git does not know."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lm.cluster import snapshot, steps
+from lm.cluster import gke, slurm, snapshot, steps
+from lm.cluster.tpu import Topology
 from lm.config import Config, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -102,3 +104,32 @@ def test_what_is_shown_can_be_pasted_into_a_shell() -> None:
     command = steps.Command(("sed", "s/a b/$HOME's/"), stdin="a b\n$HOME\n")
     shell = subprocess.run(["bash", "-c", str(command)], capture_output=True, text=True, check=True)
     assert shell.stdout == command.output().stdout == "$HOME's\n$HOME\n"
+
+
+@pytest.mark.parametrize("launcher", ["gke", "slurm"])
+def test_a_machine_runs_the_code_of_the_snapshot(launcher: str, checkout: Path, tmp_path: Path) -> None:
+    """Not that of the checkout, nor of the package that is installed; and SLURM's stays where data paths are right."""
+    (checkout / "lm").mkdir(exist_ok=True)
+    (checkout / "lm/__init__.py").write_text("")
+    script = "import lm, os, sys\nprint(lm.__file__, os.getcwd(), *sys.argv[1:], sep='|')"
+    (checkout / "launch/train.py").write_text(script)
+    subprocess.run(["git", "add", "lm/__init__.py"], cwd=checkout, check=True)
+    run = take(checkout, "--config.data.path=it's mine")
+    steps.carry_out(run.files)
+    if launcher == "gke":
+        machines = gke.Tpus(Topology.parse("v5e:4x4"))
+        (jobs,) = gke.jobset(gke.Job("run", "default", "image", machines), run)["spec"]["replicatedJobs"]
+        (container,) = jobs["template"]["spec"]["template"]["spec"]["containers"]
+        command = container["command"]
+    else:
+        command = ["bash", "-c", slurm.process(run, sys.executable)]
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    code = tmp_path / "cache/lm/code" / run.id
+    folder, config = (code, "configs/new.py") if launcher == "gke" else (tmp_path, code / "configs/new.py")
+    shown = f"{code}/lm/__init__.py|{folder}|--config={config}|--config.data.path=it's mine|--workdir={run.workdir}\n"
+    assert (done.stdout, done.stderr) == (shown, "")
