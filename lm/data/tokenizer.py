@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 import sentencepiece
 
+from lm import storage
 from lm.config import InputError
 
 NUM_SENTINELS = 100
@@ -400,7 +401,7 @@ def load(model: bytes, name: str) -> Tokenizer:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a local file, or of a folder that holds one.
+    """The tokenizer of a file, or of a folder that holds one; local or on object storage.
 
     Args:
         path: `tokenizer.model`, `tokenizer.json`, `vocab.txt`, `spiece.model`, or a folder with one of them.
@@ -409,9 +410,12 @@ def load_tokenizer(path: str) -> Tokenizer:
         InputError: there is none, or it cannot be used.
     """
     accepted = ("tokenizer.model", "tokenizer.json", "vocab.txt", "spiece.model")
-    if os.path.isdir(path):
-        path = next((os.path.join(path, name) for name in accepted if os.path.exists(os.path.join(path, name))), path)
-    if not os.path.isfile(path):
-        raise InputError(f"no tokenizer at {path!r}; give one of {', '.join(accepted)}, or a folder that holds one.")
-    with open(path, "rb") as file:
-        return load(file.read(), os.path.basename(path))
+    folder, _, name = path.rstrip("/").rpartition("/")
+    places = [(folder or ".", (name,)), (path, accepted)]
+    if not storage.is_remote(path):
+        places = places[os.path.isdir(path) :][:1]
+    for place, names in places:
+        for name, content in zip(names, storage.read_keys(place, names), strict=True):
+            if content is not None:
+                return load(content, name)
+    raise InputError(f"no tokenizer at {path!r}; give one of {', '.join(accepted)}, or a folder that holds one.")
