@@ -13,8 +13,6 @@ The image gives the environment (see launch/Dockerfile); the code is that of thi
 bucket, give the pods a --service_account with access to it, or a --secret that holds AWS_ACCESS_KEY_ID and so on.
 """
 
-import os
-
 from absl import flags
 
 from lm import cli
@@ -25,7 +23,7 @@ from lm.config import InputError
 
 _run = cluster_flags.define_run()
 _image = flags.DEFINE_string("image", None, "Container image with the project's environment.", required=True)
-_name = flags.DEFINE_string("name", None, "Of the JobSet; default: the last part of the workdir.")
+_name = cluster_flags.define_name()
 _topology = flags.DEFINE_string("topology", "", "TPU slice, such as v5e:16x16.")
 _slices = flags.DEFINE_integer("slices", 1, "TPU slices, joined over the data-centre network.", lower_bound=1)
 _gpu = flags.DEFINE_string("gpu", "", "Kind of GPU, such as nvidia-h100-80gb.")
@@ -55,7 +53,7 @@ def main() -> int:
         machines = gke.Gpus(_gpu.value, _nodes.value, _gpus.value)
     run = _run()
     job = gke.Job(
-        name=_name.value or os.path.basename(run.workdir).replace("_", "-").lower(),
+        name=_name(run),
         namespace=_namespace.value,
         image=_image.value,
         machines=machines,

@@ -11,8 +11,6 @@ The Python that runs this script runs the job, so its environment and the workdi
 nodes share; the workdir may also be gs://... or s3://... The code is that of now, whatever is edited later.
 """
 
-import os
-
 from absl import flags
 
 from lm import cli
@@ -20,7 +18,7 @@ from lm.cluster import flags as cluster_flags
 from lm.cluster import slurm
 
 _run = cluster_flags.define_run()
-_name = flags.DEFINE_string("name", None, "Of the job; default: the last part of the workdir.")
+_name = cluster_flags.define_name()
 _nodes = flags.DEFINE_integer("nodes", 1, "Machines.", lower_bound=1)
 _gpus = flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each; 0: train on CPUs.", lower_bound=0)
 _time = flags.DEFINE_string("time", "", "Limit of one turn, such as 24:00:00; default: the partition's.")
@@ -33,7 +31,7 @@ _dry_run = cluster_flags.define_dry_run()
 def main() -> int:
     run = _run()
     job = slurm.Job(
-        name=_name.value or os.path.basename(run.workdir),
+        name=_name(run),
         nodes=_nodes.value,
         gpus_per_node=_gpus.value,
         time=_time.value,

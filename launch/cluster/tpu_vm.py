@@ -11,7 +11,6 @@ again. --delete stops the run and returns the TPUs at once. You need `gcloud aut
 zone, and a bucket that their service account may write to.
 """
 
-import os
 import sys
 
 from absl import flags
@@ -24,7 +23,7 @@ from lm.cluster.tpu import Topology
 _run = cluster_flags.define_run()
 _topology = flags.DEFINE_string("topology", None, "TPU slice, such as v5e:16x16.", required=True)
 _zone = flags.DEFINE_string("zone", None, "Where to rent, such as us-central1-a.", required=True)
-_name = flags.DEFINE_string("name", None, "Of the queued resource; default: the last part of the workdir.")
+_name = cluster_flags.define_name()
 _slices = flags.DEFINE_integer("slices", 1, "Slices, joined over the data-centre network.", lower_bound=1)
 _spot = flags.DEFINE_bool("spot", False, "TPUs that may be taken back; otherwise on demand.")
 _project = flags.DEFINE_string("project", "", "Google Cloud project; default: gcloud's own.")
@@ -39,7 +38,7 @@ def main() -> int:
     run = _run()
     tpu_vm.check(run)
     request = tpu_vm.Request(
-        name=_name.value or os.path.basename(run.workdir).replace("_", "-").lower(),
+        name=_name(run),
         zone=_zone.value,
         topology=Topology.parse(_topology.value),
         project=_project.value,

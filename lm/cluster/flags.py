@@ -1,5 +1,6 @@
 """The flags that launchers share. They are those of launch/train.py: a run is launched with the command that trains."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 
@@ -10,6 +11,7 @@ from lm import cli
 from lm.cluster import snapshot, steps
 from lm.cluster.snapshot import Snapshot
 from lm.cluster.steps import Step
+from lm.config import InputError
 
 
 def define_dry_run() -> flags.FlagHolder[bool]:
@@ -33,6 +35,22 @@ def define_run() -> Callable[[], Snapshot]:
         return taken
 
     return run
+
+
+def define_name() -> Callable[[Snapshot], str]:
+    """Defines `--name`. Returns a function of the run, whose workdir gives the default."""
+    name = flags.DEFINE_string("name", None, "What the cluster calls the run; default: the last part of the workdir.")
+
+    def chosen(run: Snapshot) -> str:
+        part = run.workdir.rpartition("/")[2].lower()
+        given = re.sub(r"[^a-z0-9]+", "-", part).strip("-") if name.value is None else name.value
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", given):
+            raise InputError(
+                f"--name is {given!r}; accepted: at most 40 lower-case letters, digits and -, a letter first."
+            )
+        return given
+
+    return chosen
 
 
 def config_arguments() -> list[str]:
