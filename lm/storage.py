@@ -150,7 +150,11 @@ def write_version(path: str, name: str, value: bytes | None, version: bytes) -> 
         The new version; None where somebody else has written meanwhile, and nothing was done.
     """
     with errors(path):
-        return _open(path).write(name, value, if_equal=version).result().generation or None
+        store = _open(path)
+        made = store.write(name, value, if_equal=version).result().generation
+        if not made:  # which is also the answer where there is no such bucket; listing tells
+            store.list(ts.KvStore.KeyRange(name, name + "\0")).result()
+    return made or None
 
 
 def list_keys(path: str) -> list[str]:
