@@ -5,6 +5,7 @@ import shlex
 import sys
 
 from lm import storage
+from lm.cli import EXIT_PREEMPTED
 from lm.cluster.snapshot import Snapshot
 from lm.cluster.steps import Command, Step, Write
 
@@ -55,7 +56,11 @@ def script(job: Job, run: Snapshot, python: str = sys.executable) -> str:
 trap : TERM
 srun --wait=60 --kill-on-bad-exit=0 bash -c {shlex.quote(process(run, python))}
 code=$?
-if [ "$code" = 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+# Saved, or told to end before it could: another turn. The processes of a cancelled job say the same; its state does not.
+state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
+if [[ "$code" =~ ^({EXIT_PREEMPTED}|143)$ && "$state" =~ ^(RUNNING|SIGNALING)$ ]]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$code"
 """
 

@@ -89,7 +89,7 @@ text = ("\n".join(" ".join(rng.choices(words, k=rng.randint(4, 12))) + "." for _
 open(sys.argv[1], "w").write("\n\n".join(text))
 PYTHON
 export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=2 XDG_CACHE_HOME="$work/cache"
-steps=400
+steps=200
 flags=(
   --config=configs/quickstart.py --config.data.source=text --config.data.path="$work/corpus.txt"
   --config.data.vocab_size=448 --config.data.seq_length=32 --config.data.batch_size=8
