@@ -298,7 +298,7 @@ def load_params(workdir: epath.PathLike, step: int, abstract_params: State | Non
     directory = _directory(workdir) / str(step) / "params"
     with _reading(directory):
         checkpointer = ocp.StandardCheckpointer()
-        metadata: Any = checkpointer.metadata(directory)
+        metadata: Any = checkpointer.metadata(directory).item_metadata
         if abstract_params is not None:
             _check_shapes(workdir, metadata, abstract_params)
         params = checkpointer.restore(directory, abstract_params)
@@ -322,7 +322,7 @@ def _reading(directory: epath.Path) -> Iterator[None]:
 
 def _check_shapes(workdir: epath.PathLike, metadata: Any, abstract_params: State) -> None:
     """Refuses a checkpoint of another model, naming the first parameter that differs."""
-    saved = jax.tree.map(lambda leaf: leaf.shape, dict(metadata.item_metadata))
+    saved = jax.tree.map(lambda leaf: leaf.shape, dict(metadata))
     wanted = jax.tree.map(lambda leaf: leaf.shape, abstract_params)
     is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
     flat = [dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_shape)) for tree in (saved, wanted)]

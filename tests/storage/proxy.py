@@ -18,6 +18,7 @@ class Proxy(socketserver.ThreadingTCPServer):
         upstream: the server's port on this machine.
         decide: what becomes of a request, from its head.
         counts: how many requests met each fate.
+        sent: bytes that clients were sent.
     """
 
     daemon_threads = True
@@ -28,6 +29,7 @@ class Proxy(socketserver.ThreadingTCPServer):
         self.upstream = upstream
         self.decide = decide
         self.counts = [0] * 4
+        self.sent = 0
 
     @property
     def url(self) -> str:
@@ -58,6 +60,7 @@ class _Handler(socketserver.StreamRequestHandler):
             threading.Thread(target=self._send, args=(upstream,), daemon=True).start()
             while data := upstream.recv(1 << 16):
                 self.wfile.write(data)
+                self.server.sent += len(data)
 
     def _send(self, upstream: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError):  # closed where the answer is complete
