@@ -1,7 +1,5 @@
 """Pretrains a model, or goes on with a run: python launch/train.py --config=FILE --workdir=DIR."""
 
-import sys
-
 from absl import flags
 
 from lm import cli
@@ -11,18 +9,23 @@ _workdir = flags.DEFINE_string("workdir", None, "Folder of the run; rerun the sa
 
 
 def main() -> int:
+    from lm import distributed
     from lm.training import train
 
+    config = _config()
+    distributed.initialize(config.train.heartbeat_timeout)
     try:
-        metrics = train.train(_config(), _workdir.value)
+        with distributed.fail_fast(train.Preempted, train.Diverged):
+            metrics = train.train(config, _workdir.value)
     except train.Preempted as notice:
-        print(notice, file=sys.stderr)
+        distributed.say(notice)
         return cli.EXIT_PREEMPTED
     except train.Diverged as error:
-        print("error:", error, file=sys.stderr)
+        distributed.say(f"error: {error}")
         return cli.EXIT_FAULT
     shown = {name: value for name, value in metrics.items() if name == "loss" or name.startswith("eval/")}
-    print(f"{_workdir.value}:", ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+    if distributed.is_primary():
+        print(f"{_workdir.value}:", ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
     return cli.EXIT_DONE
 
 

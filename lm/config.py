@@ -460,6 +460,9 @@ class TrainConfig:
         log_every, eval_every, eval_batches: steps between metric lines and between evaluations
             (0: only at the end), and held-out batches in one.
         max_bad_steps: non-finite losses in a row that stop the run; each is skipped and counted.
+        heartbeat_timeout: of several processes, seconds of silence after which one counts as dead and the rest end.
+        hang_timeout: seconds without a finished step after which a process shows what all its threads are doing, and
+            ends; longer than an evaluation and a save together. 0: never.
     """
 
     steps: int = 1000
@@ -472,11 +475,14 @@ class TrainConfig:
     eval_every: int = 0
     eval_batches: int = 16
     max_bad_steps: int = 10
+    heartbeat_timeout: int = 30
+    hang_timeout: int = 3600
 
     def validate(self) -> None:
         for name in ("steps", "accumulation", "log_every", "eval_batches", "max_bad_steps"):
             _at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("unroll", "eval_every"):
+        _at_least("train.heartbeat_timeout", self.heartbeat_timeout, 5)
+        for name in ("unroll", "eval_every", "hang_timeout"):
             _at_least(f"train.{name}", getattr(self, name), 0)
         _one_of("train.dtype", self.dtype, ("float32", "bfloat16"))
         _one_of("train.remat", self.remat, ("none", "dots", "full"))

@@ -51,13 +51,13 @@ def _paths(config: Config, folder: str) -> dict[str, str]:
     return {name: tasks[name].store or f"{folder}/{name}" for name in sorted(tasks)} or {"": folder}
 
 
-def open_stores(config: Config, folder: str, tokenizer: Tokenizer) -> dict[str, Store]:
+def open_stores(config: Config, folder: str, tokenizer: Tokenizer | None = None) -> dict[str, Store]:
     """Opens the complete token stores of a run.
 
     Args:
         config: of the run.
         folder: the store of the run; of a mixture, the folder in which each task with a source has its store.
-        tokenizer: the one that all must have been made with.
+        tokenizer: the one that all must have been made with; by default each its own.
 
     Returns:
         The stores by task.

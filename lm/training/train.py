@@ -3,11 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,16 +13,18 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import checkpoint, lease, models, sharding
+from lm import checkpoint, distributed, lease, models, sharding
 from lm.config import Config, InputError
 from lm.data import batches, mixture
 from lm.data import tokenizer as tokenizers
 from lm.data.mixture import Task
+from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
 from lm.models import Model
 from lm.training import metrics as metrics_lib
 from lm.training import objectives, optim
 from lm.training.objectives import Objective
+from lm.training.report import Diverged, Report
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -37,16 +35,6 @@ INIT, MASKING, DROPOUT, EVALUATION = range(4)
 
 class Preempted(Exception):
     """The run was asked to stop and has saved everything; running the same command again continues it."""
-
-
-class Diverged(Exception):
-    """Too many losses in a row were not finite."""
-
-
-def say(message: str) -> None:
-    """One line of progress on stderr, from the first process only."""
-    if jax.process_index() == 0:
-        print(message, file=sys.stderr, flush=True)
 
 
 def run_key(seed: int, use: int) -> jax.Array:
@@ -154,14 +142,16 @@ class Program:
 
     Attributes:
         mesh, model, objective: as built from the config.
+        batch_size: rows of a global batch.
         abstract_state: shapes, dtypes and shardings of the state.
         init, step, evaluate, means: compiled functions; `step` reuses the memory of the state it is given.
-        rows: the rows of a global batch that belong to this process.
+        rows: the rows of a global batch that belong to this process, ascending.
     """
 
     mesh: Mesh
     model: Model
     objective: Objective
+    batch_size: int
     abstract_state: State
     init: Callable[[], State]
     step: Callable[[State, objectives.Batch], tuple[State, Metrics]]
@@ -171,8 +161,12 @@ class Program:
 
     def put(self, batch: dict[str, np.ndarray]) -> objectives.Batch:
         """Places this process's rows of a batch on its devices."""
-        place = sharding.batch_sharding(self.mesh)
-        return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}
+        place, size = sharding.batch_sharding(self.mesh), self.batch_size
+        with jax.transfer_guard("allow"):
+            return {
+                name: jax.make_array_from_process_local_data(place, rows, (size, *rows.shape[1:]))
+                for name, rows in batch.items()
+            }
 
 
 def compile_program(config: Config, objective: Objective, mesh: Mesh, example: dict[str, np.ndarray]) -> Program:
@@ -207,6 +201,7 @@ def compile_program(config: Config, objective: Objective, mesh: Mesh, example: d
             mesh=mesh,
             model=model,
             objective=objective,
+            batch_size=rows,
             abstract_state=state,
             init=jax.jit(init, out_shardings=shardings).lower().compile(),
             step=step.lower(state, batch).compile(),
@@ -255,19 +250,64 @@ def initial_params(path: str, tokenizer: Tokenizer, abstract_params: models.Para
             f"checkpoint.init_from={path} has another tokenizer than this run; set data.tokenizer={workdir} and "
             "prepare the store with it."
         )
-    say(f"starting from the weights of {path}")
+    distributed.say(f"starting from the weights of {path}")
     return checkpoint.load_params(workdir, step, abstract_params)
 
 
-def _describe(config: Config, task: Task, period: int) -> None:
-    """Says what part of a mixture a task has, and what of its pairs is cut."""
-    if task.name:
-        say(f"{task.name}: {task.rows / period:.2%} of all rows; {task.train.rows_per_epoch:,} show its text once")
-    if task.train.truncated:
-        say(
-            f"{task.train.truncated:,} pairs of {task.store.train.num_documents:,} are longer than data.seq_length="
-            f"{config.data.seq_length} or data.target_length={config.data.target_length} and are cut"
+def shared_stores(config: Config, folder: str) -> dict[str, Store]:
+    """The token stores that process 0 has prepared, opened by another one.
+
+    Raises:
+        InputError: when it cannot see them.
+    """
+    try:
+        return mixture.open_stores(config, folder)
+    except InputError as error:
+        raise InputError(
+            f"process {jax.process_index()} does not find what process 0 has prepared ({error}); on several machines "
+            "give a --workdir, and a data.store if you set one, that all of them share."
+        ) from error
+
+
+def make_tasks(config: Config, stores: dict[str, Store]) -> list[Task]:
+    """Plans the batches of the run, and says what part of a mixture each task has and what of its pairs is cut.
+
+    Raises:
+        InputError: when a store does not fit the config.
+    """
+    store = next(iter(stores.values()))
+    if store.tokenizer.vocab_size > config.model.vocab_size:
+        raise InputError(
+            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {store.path} has "
+            f"{store.tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
         )
+    tasks = mixture.make_tasks(config, stores)
+    period = sum(task.rows for task in tasks)
+    for task in tasks:
+        train = task.train
+        if task.name:
+            share = f"{task.rows / period:.2%} of all rows"
+            distributed.say(f"{task.name}: {share}; {train.rows_per_epoch:,} show its text once")
+        if train.truncated:
+            distributed.say(
+                f"{train.truncated:,} pairs of {task.store.train.num_documents:,} are longer than data.seq_length="
+                f"{config.data.seq_length} or data.target_length={config.data.target_length} and are cut"
+            )
+    return tasks
+
+
+def first_step(saved: checkpoint.Checkpoints, workdir: epath.Path) -> int:
+    """The step that a run goes on from, 0 for a new one.
+
+    Raises:
+        InputError: when the working directory is an imported model.
+    """
+    latest = saved.latest_step()
+    if latest == 0:
+        raise InputError(
+            f"{workdir} is an imported model; choose another --workdir and checkpoint.init_from={workdir}."
+        )
+    return latest or 0
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
@@ -281,50 +321,48 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         Preempted: after SIGTERM, everything saved.
         Diverged: after `train.max_bad_steps` losses in a row that were not finite.
     """
-    root = epath.Path(workdir)
-    primary = jax.process_index() == 0
+    root, primary = epath.Path(workdir), distributed.is_primary()
+    folder = checkpoint.store_path(config, root)
+    with contextlib.ExitStack() as held:
+        with distributed.agreement():
+            mesh = sharding.make_mesh(config.mesh)
+            sharding.check_divisible(mesh, config)
+            checkpoint.check_workdir(root, config)
+            check_lease = held.enter_context(lease.hold(workdir, enabled=primary))
+            stores = mixture.prepare_stores(config, folder) if primary else {}
+        with distributed.agreement():
+            tasks = make_tasks(config, stores or shared_stores(config, folder))
+            objective = objectives.create(config, tasks[0].store.tokenizer)
+        return _train(config, root, mesh, tasks, objective, check_lease)
 
-    # ---- Devices and data -------------------------------------------------------------------
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_divisible(mesh, config)
-    checkpoint.check_workdir(root, config)
-    with lease.hold(workdir, enabled=primary) as check_lease:
-        return _train(config, root, mesh, check_lease)
 
-
-def _train(config: Config, root: epath.Path, mesh: Mesh, check_lease: Callable[[], None]) -> dict[str, float]:
-    """What `train` does in a folder that nobody else writes to."""
-    primary = jax.process_index() == 0
-    stores = mixture.prepare_stores(config, checkpoint.store_path(config, root))
-    store = next(iter(stores.values()))
-    tokenizer = store.tokenizer  # of all of them
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise InputError(
-            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {store.path} has "
-            f"{tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
-        )
-    tasks = mixture.make_tasks(config, stores)
-    for task in tasks:
-        _describe(config, task, sum(each.rows for each in tasks))
-    source = mixture.mixed(tasks, config.data.batch_size)
-    objective = objectives.create(config, tokenizer)
+def _train(
+    config: Config,
+    root: epath.Path,
+    mesh: Mesh,
+    tasks: list[Task],
+    objective: Objective,
+    check_lease: Callable[[], None],
+) -> dict[str, float]:
+    """What `train` does once every process has its data, in a folder that nobody else writes to."""
+    primary = distributed.is_primary()
 
     # ---- Program and state ------------------------------------------------------------------
     saved = checkpoint.Checkpoints(root, config.checkpoint)
-    latest = saved.latest_step()
-    if latest == 0:
-        raise InputError(
-            f"{root} is an imported model; choose another --workdir and checkpoint.init_from={root}."
-        )
-    start = latest or 0
+    with distributed.agreement():
+        start = first_step(saved, root)
     if start >= config.train.steps:
-        say(f"{root} is already trained for {start} steps; raise train.steps to go on.")
+        distributed.say(f"{root} is already trained for {start} steps; raise train.steps to go on.")
         return metrics_lib.read_metrics(root)[-1]
-    say(f"compiling the training step for {mesh.size} device(s)")
-    program = compile_program(config, objective, mesh, source(0, sharding.process_rows(mesh, config.data.batch_size)))
+    distributed.say(f"compiling the training step for {mesh.size} device(s)")
+    source = mixture.mixed(tasks, config.data.batch_size)
+    tokenizer = tasks[0].store.tokenizer  # of all of them
+    with distributed.agreement():  # the first sum over processes does not wait long for one that still compiles
+        example = source(0, sharding.process_rows(mesh, config.data.batch_size))
+        program = compile_program(config, objective, mesh, example)
     if start:
         start, state = saved.restore(program.abstract_state)
-        say(f"resuming from step {start}")
+        distributed.say(f"resuming from step {start}")
     else:
         state = program.init()
         if config.checkpoint.init_from:
@@ -335,15 +373,23 @@ def _train(config: Config, root: epath.Path, mesh: Mesh, check_lease: Callable[[
 
     # ---- Loop -------------------------------------------------------------------------------
     writer = metrics_lib.MetricWriter(root, start, config.train.steps, enabled=primary)
-    report = _Report(config, program, writer, float(state["skipped"]))
+    report = Report(config, program.objective.max_positions, mesh, len(program.rows), writer, float(state["skipped"]))
     every, last = config.train.eval_every, config.train.steps
+    evaluates = any(task.heldout for task in tasks)
     try:
-        with _stop_signal() as stop_asked, jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+        with (
+            distributed.fail_fast(Preempted, Diverged),
+            distributed.watchdog(config.train.hang_timeout) as alive,
+            distributed.stop_signal() as stop_asked,
+            jax.set_mesh(mesh),
+            jax.transfer_guard("disallow"),
+        ):
             for step, rows in zip(range(start + 1, last + 1), batches.loader(source, start, program.rows)):  # noqa: B905
                 state, metrics = program.step(state, program.put(rows))
                 report.add(step, metrics, rows)
-                stopping = stop_asked()
-                if any(task.heldout for task in tasks) and (step == last or (every and step % every == 0)):
+                alive()
+                stopping = stop_asked(step)
+                if evaluates and (step == last or (every and step % every == 0)):
                     jax.block_until_ready(metrics)
                     with report.off_the_clock():
                         report.extend(evaluate(program, state["params"], tasks, config.train.eval_batches))
@@ -360,87 +406,3 @@ def _train(config: Config, root: epath.Path, mesh: Mesh, check_lease: Callable[[
         saved.close()
         writer.close()
     return report.last
-
-
-class _Report:
-    """Reads a step's metrics while the next step computes, and writes the lines that are due."""
-
-    def __init__(self, config: Config, program: Program, writer: metrics_lib.MetricWriter, skipped: float):
-        self._config = config
-        self._writer = writer
-        self._pending: tuple[int, Metrics] | None = None
-        self._extra: dict[str, float] = {}
-        self._bad = 0  # steps in a row that were skipped
-        self._skipped = skipped  # the count before the pending step
-        self._began = time.monotonic()
-        self._tokens = self._places = self._steps = 0
-        self.last: dict[str, float] = {}
-        self._flops = config.data.batch_size * metrics_lib.model_flops(config, program.objective.max_positions)
-        peak = metrics_lib.PEAK_FLOPS.get(program.mesh.devices.flat[0].device_kind)
-        self._peak = peak and peak * program.mesh.size
-        self._shards = config.data.batch_size / len(program.rows)
-
-    def add(self, step: int, metrics: Metrics, rows: dict[str, np.ndarray]) -> None:
-        """Takes the metrics of a step just dispatched; reads those of the one before."""
-        self.flush()
-        self._pending = (step, metrics)
-        tokens, places = batches.count_tokens(rows)
-        self._tokens += int(tokens * self._shards)
-        self._places += int(places * self._shards)
-        self._steps += 1
-
-    def extend(self, metrics: dict[str, float]) -> None:
-        """Adds an evaluation to the line of the step last added."""
-        self._extra = metrics
-
-    def flush(self) -> None:
-        """Waits for the pending step and writes its line if one is due.
-
-        Raises:
-            Diverged: after `train.max_bad_steps` skipped steps in a row.
-        """
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._pending = None
-        self._writer.progress(step)
-        self._bad = self._bad + 1 if values["skipped_steps"] > self._skipped else 0
-        self._skipped = values["skipped_steps"]
-        if self._extra or step % self._config.train.log_every == 0 or step == self._config.train.steps:
-            self.last = {**values, **self._rates(), **self._extra}
-            self._extra = {}
-            self._writer.write(step, self.last)
-        if self._bad >= self._config.train.max_bad_steps:
-            raise Diverged(
-                f"the loss or its gradient was not finite for {self._bad} steps in a row, up to step {step}; lower "
-                "optim.learning_rate, lengthen optim.warmup_steps, or look at the data of these steps."
-            )
-
-    @contextlib.contextmanager
-    def off_the_clock(self) -> Iterator[None]:
-        """What is done inside does not count as training time."""
-        began = time.monotonic()
-        yield
-        self._began += time.monotonic() - began
-
-    def _rates(self) -> dict[str, float]:
-        """Throughput since the line before."""
-        now = time.monotonic()
-        seconds, self._began = now - self._began, now
-        rates = {"tokens_per_second": self._tokens / seconds, "padding_fraction": 1 - self._tokens / self._places}
-        if self._peak:
-            rates["mfu"] = self._steps * self._flops / seconds / self._peak
-        self._tokens = self._places = self._steps = 0
-        return rates
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM, a preemption notice, into a question that the loop asks between steps."""
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,235 @@
+"""Several processes, one run: how they find each other, agree, stop at the same step and end together.
+
+A cluster that JAX knows (Cloud TPU VM, GKE, SLURM, Open MPI) needs no setting. Elsewhere three variables say it:
+
+    LM_COORDINATOR=host:port   of process 0, the same for all
+    LM_PROCESSES=N             how many there are; 1 means one process, whatever the cluster says
+    LM_PROCESS=i               which this is, from 0
+
+Without any of it there is one process and nothing to agree on: every function here then does nothing.
+"""
+
+import contextlib
+import faulthandler
+import itertools
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import jax
+from jax._src.distributed import global_state  # the key-value store of the coordinator has no public name
+from jax.experimental import multihost_utils
+
+from lm import cli
+from lm.config import InputError
+
+_VARIABLES = ("LM_COORDINATOR", "LM_PROCESSES", "LM_PROCESS")
+_LOOPBACK = ("127.0.0.1", "localhost")
+_SLOW_START_SECONDS = 30.0
+# In what JAX says when a sum over processes, or the coordinator, fails because one of them is gone.
+_LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|heartbeat")
+_PATIENCE_MS = 7 * 24 * 3600 * 1000  # a process that died ends a wait long before; preparing a corpus may take days
+
+_agreements = itertools.count()
+
+
+class Refused(InputError):
+    """Wrong input that every process knows of, so that one of them may say it for all."""
+
+
+def initialize(heartbeat_timeout: int) -> None:
+    """Joins the other processes of this run, if there are any. Called before any device is touched.
+
+    Args:
+        heartbeat_timeout: seconds without a sign of life after which a process counts as dead and the others end.
+
+    Raises:
+        InputError: the variables are wrong, or say only half and no cluster that JAX knows says the rest; or the
+            coordinator cannot listen where they say.
+    """
+    coordinator, count, index = _settings()
+    if count == 1:
+        return
+    local = coordinator is not None and coordinator.rpartition(":")[0] in _LOOPBACK
+    with _slow_start():
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                count,
+                index,
+                heartbeat_timeout_seconds=heartbeat_timeout,
+                coordinator_bind_address=coordinator if local else None,
+            )
+        except ValueError as error:
+            if coordinator or count is not None or index is not None:
+                wanted = ", ".join(_VARIABLES)
+                raise InputError(f"{_given()}, and no cluster says the rest; set all of {wanted}.") from error
+        except jax.errors.JaxRuntimeError as error:
+            raise InputError(f"{_given()}: {error}; accepted: an address of process 0 with a free port.") from error
+
+
+@contextlib.contextmanager
+def _slow_start() -> Iterator[None]:
+    """Says after a while what is being waited for: the run may lack a process, or look for it in the wrong place."""
+    text = f"still waiting for the other processes of the run ({_given()})"
+    timer = threading.Timer(_SLOW_START_SECONDS, print, [text], {"file": sys.stderr, "flush": True})
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _settings() -> tuple[str | None, int | None, int | None]:
+    """Coordinator, number of processes and index of this one, None where a variable is not set."""
+    coordinator, *numbers = (os.environ.get(name) for name in _VARIABLES)
+    if coordinator and not coordinator.rpartition(":")[2].isdecimal():
+        raise InputError(f"LM_COORDINATOR is {coordinator!r}; accepted: host:port of process 0.")
+    for name, value in zip(_VARIABLES[1:], numbers, strict=True):
+        if value and not value.isdecimal():
+            raise InputError(f"{name} is {value!r}; accepted: a whole number.")
+    count, index = (int(value) if value else None for value in numbers)
+    if count is not None and not (index or 0) < count:
+        raise InputError(f"{_given()}; accepted: LM_PROCESS from 0 to LM_PROCESSES - 1.")
+    return coordinator or None, count, index
+
+
+def _given() -> str:
+    return " ".join(f"{name}={os.environ.get(name, '')}" for name in _VARIABLES)
+
+
+def several() -> bool:
+    """Whether this run has more than one process."""
+    return global_state.client is not None and global_state.num_processes > 1
+
+
+def is_primary() -> bool:
+    """Whether this is process 0, which alone writes logs, metrics, the config and the token store."""
+    return global_state.process_id == 0
+
+
+def say(message: object) -> None:
+    """One line of progress on stderr, from process 0 only."""
+    if is_primary():
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def agreement() -> Iterator[None]:
+    """A block that all processes leave together: when each is through, or when one found wrong input.
+
+    Nothing in the block may wait for another process.
+
+    Raises:
+        Refused: in every process, where any of them raised `InputError`; the words are those of the first.
+    """
+    error = None
+    try:
+        yield
+    except InputError as caught:
+        if not several():
+            raise
+        error = caught
+    found = [text for text in _exchange("" if error is None else str(error)) if text]
+    if found:
+        raise Refused(found[0]) from error
+
+
+def _exchange(text: str) -> list[str]:
+    """What each process says, in their order; waits until all have spoken."""
+    client, here = global_state.client, global_state.process_id
+    if client is None:
+        return [text]
+    key = f"lm/agreement/{next(_agreements)}"
+    client.key_value_set(f"{key}/{here:08}", text)
+    client.wait_at_barrier(key, _PATIENCE_MS)
+    return [value for _, value in sorted(client.key_value_dir_get(key))]
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[int], bool]]:
+    """Turns SIGTERM, a preemption notice, into a question that the loop asks after every step.
+
+    Yields:
+        A function of the step just taken: whether to stop after it. SIGTERM to any process makes it true in all
+        of them, at the same step, a few steps later.
+    """
+    if global_state.client is not None:  # JAX has taken the signal itself
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield lambda step: asked.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def watchdog(seconds: int) -> Iterator[Callable[[], None]]:
+    """Ends a process that hangs: the stacks of all threads on stderr, exit code 1.
+
+    Args:
+        seconds: the longest time without a sign of life; 0 waits for ever.
+
+    Yields:
+        The sign of life, to be called again and again.
+    """
+    if not seconds:
+        yield lambda: None
+        return
+
+    def alive() -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True)  # in C: works while Python itself is stuck
+
+    alive()
+    try:
+        yield alive
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def fail_fast(*expected: type[Exception]) -> Iterator[None]:
+    """Where several processes run, an exception in the block ends this one on the spot.
+
+    The others wait for this one's part of a sum or of a checkpoint. Cleaning up, or waiting for them at the exit,
+    would leave all of them hanging; a process that is gone ends them.
+
+    Args:
+        expected: exceptions that every process raises at the same step; they pass.
+    """
+    try:
+        yield
+    except Refused:
+        if not is_primary():
+            sys.exit(cli.EXIT_INPUT)
+        raise
+    except expected:
+        raise
+    except Exception as error:
+        if not several():
+            raise
+        _end(error)
+
+
+def _end(error: Exception) -> NoReturn:
+    if isinstance(error, InputError):
+        print("error:", error, file=sys.stderr)
+    elif isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+        cause = str(error).splitlines()[0]
+        print(
+            f"error: process {global_state.process_id} of {global_state.num_processes} has lost another one, whose "
+            f"log says why ({cause}). Run the same command again to go on from the last checkpoint.",
+            file=sys.stderr,
+        )
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(cli.EXIT_INPUT if isinstance(error, InputError) else cli.EXIT_FAULT)

@@ -1,0 +1,110 @@
+"""What a run says of itself while it goes on: a line of metrics now and then, and when to give up."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lm.config import Config
+from lm.data import batches
+from lm.training import metrics as metrics_lib
+
+Metrics = dict[str, jax.Array]
+
+
+class Diverged(Exception):
+    """Too many losses in a row were not finite."""
+
+
+class Report:
+    """Reads a step's metrics while the next step computes, and writes the lines that are due."""
+
+    def __init__(
+        self,
+        config: Config,
+        max_positions: int,
+        mesh: Mesh,
+        rows: int,
+        writer: metrics_lib.MetricWriter,
+        skipped: float,
+    ):
+        """Begins the clock.
+
+        Args:
+            config: of the run.
+            max_positions: the positions of a row that reach the vocabulary projection.
+            mesh: of all devices.
+            rows: how many of a batch's rows this process reads.
+            writer: of the lines.
+            skipped: steps before this one that changed nothing.
+        """
+        self._config = config
+        self._writer = writer
+        self._pending: tuple[int, Metrics] | None = None
+        self._extra: dict[str, float] = {}
+        self._bad = 0  # steps in a row that were skipped
+        self._skipped = skipped  # the count before the pending step
+        self._began = time.monotonic()
+        self._tokens = self._places = self._steps = 0
+        self.last: dict[str, float] = {}
+        self._flops = config.data.batch_size * metrics_lib.model_flops(config, max_positions)
+        peak = metrics_lib.PEAK_FLOPS.get(mesh.devices.flat[0].device_kind)
+        self._peak = peak and peak * mesh.size
+        self._shards = config.data.batch_size / rows
+
+    def add(self, step: int, metrics: Metrics, rows: dict[str, np.ndarray]) -> None:
+        """Takes the metrics of a step just dispatched; reads those of the one before."""
+        self.flush()
+        self._pending = (step, metrics)
+        tokens, places = batches.count_tokens(rows)
+        self._tokens += int(tokens * self._shards)
+        self._places += int(places * self._shards)
+        self._steps += 1
+
+    def extend(self, metrics: dict[str, float]) -> None:
+        """Adds an evaluation to the line of the step last added."""
+        self._extra = metrics
+
+    def flush(self) -> None:
+        """Waits for the pending step and writes its line if one is due.
+
+        Raises:
+            Diverged: after `train.max_bad_steps` skipped steps in a row.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._pending = None
+        self._writer.progress(step)
+        self._bad = self._bad + 1 if values["skipped_steps"] > self._skipped else 0
+        self._skipped = values["skipped_steps"]
+        if self._extra or step % self._config.train.log_every == 0 or step == self._config.train.steps:
+            self.last = {**values, **self._rates(), **self._extra}
+            self._extra = {}
+            self._writer.write(step, self.last)
+        if self._bad >= self._config.train.max_bad_steps:
+            raise Diverged(
+                f"the loss or its gradient was not finite for {self._bad} steps in a row, up to step {step}; lower "
+                "optim.learning_rate, lengthen optim.warmup_steps, or look at the data of these steps."
+            )
+
+    @contextlib.contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """What is done inside does not count as training time."""
+        began = time.monotonic()
+        yield
+        self._began += time.monotonic() - began
+
+    def _rates(self) -> dict[str, float]:
+        """Throughput since the line before."""
+        now = time.monotonic()
+        seconds, self._began = now - self._began, now
+        rates = {"tokens_per_second": self._tokens / seconds, "padding_fraction": 1 - self._tokens / self._places}
+        if self._peak:
+            rates["mfu"] = self._steps * self._flops / seconds / self._peak
+        self._tokens = self._places = self._steps = 0
+        return rates
