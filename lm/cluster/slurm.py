@@ -56,7 +56,7 @@ def script(job: Job, run: Snapshot, python: str = sys.executable) -> str:
 trap : TERM
 srun --wait=60 --kill-on-bad-exit=0 bash -c {shlex.quote(process(run, python))}
 code=$?
-# Saved, or told to end before it could: another turn. The processes of a cancelled job say the same; its state does not.
+# Saved, or told to end before it could: another turn. A cancelled job's processes say the same; its state does not.
 state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
 if [[ "$code" =~ ^({EXIT_PREEMPTED}|143)$ && "$state" =~ ^(RUNNING|SIGNALING)$ ]]; then
   scontrol requeue "$SLURM_JOB_ID"

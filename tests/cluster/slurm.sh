@@ -11,6 +11,7 @@ if [ -z "${SLURM_TEST:-}" ]; then # in a mount namespace of its own: /etc/hosts 
   SLURM_TEST="$(mktemp -d)" exec unshare --mount --pid --fork --kill-child --mount-proc bash "${BASH_SOURCE[0]}"
 fi
 work="$SLURM_TEST"
+trap 'rm -rf "$work"' EXIT # the daemons end with the namespace
 python="${PYTHON:-$PWD/.venv/bin/python}"
 hosts="$(cat /etc/hosts)"
 printf '%s\n127.0.0.1 node1 node2 %s\n' "$hosts" "$(hostname)" >"$work/hosts"
