@@ -38,6 +38,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 
 class _Handler(socketserver.StreamRequestHandler):
     server: Proxy
+    disable_nagle_algorithm = True
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):
@@ -56,6 +57,7 @@ class _Handler(socketserver.StreamRequestHandler):
     def _forward(self, head: bytes) -> None:
         head = re.sub(rb"\r\nConnection: [^\r]*", b"", head, flags=re.IGNORECASE) + b"Connection: close\r\n\r\n"
         with socket.create_connection(("127.0.0.1", self.server.upstream)) as upstream:
+            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             upstream.sendall(head)
             threading.Thread(target=self._send, args=(upstream,), daemon=True).start()
             while data := upstream.recv(1 << 16):

@@ -24,7 +24,7 @@ from tests.test_bad_input import assert_refused
 from tests.training.conftest import changed
 
 from . import proxy
-from .conftest import BUCKET
+from .servers import BUCKET
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from lm.config import DataConfig, InputError
 from lm.data import corpus, prepare, store
 from tests.training.conftest import make_corpus
 
-from .conftest import BUCKET
+from .servers import BUCKET
 
 
 @pytest.mark.parametrize(
