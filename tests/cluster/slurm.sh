@@ -96,9 +96,8 @@ flags=(
   --config.data.vocab_size=448 --config.data.seq_length=32 --config.data.batch_size=8
   --config.model.vocab_size=448 --config.model.d_model=48 --config.model.d_ff=96 --config.model.num_layers=2
   --config.mesh.fsdp=4 --config.train.steps="$steps" --config.train.eval_every=0 --config.train.log_every=1
-  --config.checkpoint.every=100 --config.data.store="$work/store"
+  --config.checkpoint.every=100
 )
-"$python" launch/prepare.py "${flags[@]}" --out="$work/store" 2>"$work/prepare.log"
 
 say "Submit"
 submit() { "$python" launch/cluster/slurm.py --nodes=2 --partition=research "${flags[@]}" "$@" | sed 's/.* //'; }
