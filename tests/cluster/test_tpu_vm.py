@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -129,12 +130,20 @@ def test_a_process_is_found_again(world: Path, capfd: pytest.CaptureFixture[str]
     (machine / "installed").touch()
     (machine / "log").write_text("started before\n")
     (machine / "code").write_text("0")
-    training = subprocess.Popen(["sleep", "0.3"])
+    os.utime(machine / "log", (0, 0))
+    training = subprocess.Popen(["sleep", "60"])
     (machine / "pid").write_text(str(training.pid))
+
+    def end_when_followed() -> None:
+        while (machine / "log").stat().st_mtime == 0:  # the script touches it once it has looked for the process
+            time.sleep(0.01)
+        training.kill()
+        training.wait()
+
     (world / "turns").write_text("3\n")
     run = Snapshot(f"{world}/run/launch/abc", (), ("launch/train.py",), ())
     (world / "run/launch/abc").mkdir(parents=True)
-    threading.Thread(target=training.wait).start()
+    threading.Thread(target=end_when_followed, daemon=True).start()
     assert tpu_vm.supervise(REQUEST, run, keep=True, poll=0.0) == 0
     assert "started before" in capfd.readouterr().out
     assert (world / "turns").read_text() == "3\n"
