@@ -48,7 +48,7 @@ def gradients(devices):
     }
     batch = {name: array.astype(np.int32) for name, array in batch.items()}
     mesh = sharding.make_mesh(MeshConfig(data=1, context=len(devices)), devices)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     placed = jax.device_put(params, sharding.state_shardings(mesh, {"params": params})["params"])
 
     @jax.jit

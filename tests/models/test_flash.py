@@ -1,5 +1,6 @@
 """Flash attention equals the plain one: outputs and gradients, packed or alone, on one device or several."""
 
+import dataclasses
 import functools
 
 import jax
@@ -61,16 +62,9 @@ def results(backend, arrays, **visibility):
     return [out, *gradients]
 
 
-VISIBILITIES = [
-    {},
-    {"causal": True},
-    {"window": 40},
-    {"biased": True},
-    {"biased": True, "causal": True, "window": 150},
-]
-
-
-@pytest.mark.parametrize("visibility", VISIBILITIES, ids=str)
+@pytest.mark.parametrize(
+    "visibility", [{"window": 40}, {"biased": True}, {"biased": True, "causal": True, "window": 150}], ids=str
+)
 def test_the_tpu_kernels_equal_plain_attention(arrays, visibility):
     for one, other in zip(
         results(interpreted, arrays, **visibility), results(attend, arrays, **visibility), strict=True
@@ -78,7 +72,7 @@ def test_the_tpu_kernels_equal_plain_attention(arrays, visibility):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-@pytest.mark.parametrize("visibility", VISIBILITIES[:3], ids=str)
+@pytest.mark.parametrize("visibility", [{"causal": True}, {"window": 40}], ids=str)
 def test_the_mask_for_cudnn_equals_plain_attention(arrays, visibility):
     """The mask is ours and is tested; the kernel behind it needs a GPU."""
     backend = functools.partial(flash.gpu, implementation="xla")
@@ -86,9 +80,8 @@ def test_the_mask_for_cudnn_equals_plain_attention(arrays, visibility):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (1, 2, 2, 2)], ids=str)
-def test_sharded_kernels_equal_plain_attention(arrays, sizes):
-    """Over batch, heads and the length of the queries, gradients of the shared bias added up."""
+def test_sharded_kernels_equal_plain_attention(arrays):
+    """Over batch, the length of the queries and heads; the gradients of the bias that all share are added up."""
     (query, key, value), weights, curve = arrays
     twice = lambda array: jnp.concatenate([array, array[:1]])  # noqa: E731 (four rows)
     rows = jax.tree.map(twice, (query, key, value, weights, SEGMENTS))
@@ -100,7 +93,7 @@ def test_sharded_kernels_equal_plain_attention(arrays, sizes):
 
     gradients = jax.jit(jax.grad(loss, (0, 1, 2, 3)), static_argnums=4)
     expected = gradients(*rows[:3], curve, attend, rows)
-    with jax.set_mesh(sharding.make_mesh(MeshConfig(**dict(zip(sharding.AXES, sizes, strict=True))))):
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))):
         found = gradients(*rows[:3], curve, interpreted, rows)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
@@ -122,13 +115,17 @@ def test_nothing_leaks_between_segments(arrays):
             assert jnp.abs(gradient).max() > 0
 
 
-@pytest.mark.parametrize("config", [MODERN, RELATIVE], ids=["encoder", "encoder-decoder"])
+@pytest.mark.parametrize(
+    "config",
+    [dataclasses.replace(MODERN, num_layers=2, global_every=2), dataclasses.replace(RELATIVE, num_decoder_layers=2)],
+    ids=["encoder", "encoder-decoder"],
+)
 def test_a_model_computes_the_same_with_flash(config, monkeypatch):
     """Local and global layers, T5's bias of both stacks, attention to the memory: outputs and all gradients."""
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(5, config.vocab_size, SEGMENTS.shape), jnp.int32)
     positions = jnp.concatenate([jnp.arange(256)[None]] * len(SEGMENTS))
-    params = models.build(config).init(jax.random.key(0))
+    params = jax.jit(models.build(config).init)(jax.random.key(0))
 
     def compute(params):
         model = models.build(config).merge(params)
