@@ -8,7 +8,9 @@ WORKDIR/checkpoints/<step>/{params,training}, complete where it has a commit_suc
 import contextlib
 import functools
 import json
+import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -117,11 +119,28 @@ class Checkpoints:
 
 def _directory(workdir: epath.PathLike) -> epath.Path:
     """Where the checkpoints of a working directory are, ready to be used by orbax."""
+    _hush_orbax()
     path = storage.as_path(workdir)
     if storage.is_remote(path):
         _teach_orbax()
         return path / "checkpoints"
     return path.resolve() / "checkpoints"
+
+
+@functools.cache
+def _hush_orbax() -> None:
+    """Keeps to one line what a storage that fails puts on stderr.
+
+    Orbax raises the error to us, but also logs it three times with its traceback, and closes an event loop to which
+    the other arrays then report in vain.
+    """
+    of_orbax = f"{os.sep}orbax{os.sep}"
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or of_orbax not in record.pathname
+    )
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else report(what)
 
 
 @functools.cache

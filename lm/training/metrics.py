@@ -100,9 +100,10 @@ class MetricWriter:
         """One line of metrics.jsonl, and the same numbers to TensorBoard and the bar."""
         if not self._enabled:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        with storage.errors(self._workdir):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
         shown = {name: metrics[name] for name in ("loss", "eval/loss", "tokens_per_second") if name in metrics}
         self._bar.set_postfix({name: f"{value:,.4g}" for name, value in shown.items()})
         if self._remote and time.monotonic() - self._uploaded > _SECONDS_BETWEEN_UPLOADS:
@@ -137,8 +138,9 @@ class MetricWriter:
         if not self._enabled:
             return
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        with storage.errors(self._workdir):
+            self._file.close()
+            self._board.close()
         self.sync()
         if self._remote:
             shutil.rmtree(self._folder)

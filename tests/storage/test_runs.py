@@ -152,10 +152,6 @@ def finished(config: Config, tmp_path: Path) -> str:
     return workdir
 
 
-# Orbax closes its event loop at the first array that cannot be read, while others are still being read.
-gives_up_early = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 def flip(workdir: str, step: int, item: str, share: float) -> None:
     """Flips a bit in each data file of a checkpoint: some hold only what was written anew elsewhere."""
     for path in (Path(workdir) / "checkpoints" / str(step) / item).glob("**/d/*"):
@@ -164,7 +160,6 @@ def flip(workdir: str, step: int, item: str, share: float) -> None:
         path.write_bytes(content)
 
 
-@gives_up_early
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished: str, config, capfd):
     longer = changed(config, optim={"schedule": "constant"})
     flip(finished, 8, "training", 0.5)
@@ -183,7 +178,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished: str,
     assert [step for step, *_ in curve(finished)] == list(range(1, 14))
 
 
-@gives_up_early
 def test_where_no_checkpoint_is_whole_nothing_is_deleted(finished: str, config):
     for step in (4, 8):
         flip(finished, step, "training", 0.3)
@@ -192,7 +186,6 @@ def test_where_no_checkpoint_is_whole_nothing_is_deleted(finished: str, config):
     assert sorted(path.name for path in Path(finished, "checkpoints").iterdir()) == ["4", "8"]
 
 
-@gives_up_early
 def test_a_flipped_bit_in_weights_is_not_read_as_weights(finished: str):
     flip(finished, 8, "params", 0.7)
     with pytest.raises(InputError, match=r"checkpoints/8/params is damaged .*; use another step"):
