@@ -8,6 +8,7 @@ Array names carry their shape: B batch, L length, S memory length, D model, H he
 F feed-forward, V vocabulary, M masked positions, P segments of a row.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -196,6 +197,16 @@ def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique([np.arange(batch_size)[index] for index in indices.values() if index is not None])
 
 
+def place_rows(mesh: Mesh, batch_size: int, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The global batch, each process giving the rows that `process_rows` says."""
+    place = batch_sharding(mesh)
+    with jax.transfer_guard("allow"):  # this is the one transfer of a step that is meant
+        return {
+            name: jax.make_array_from_process_local_data(place, rows, (batch_size, *rows.shape[1:]))
+            for name, rows in batch.items()
+        }
+
+
 def _mesh_is_trivial() -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
@@ -238,7 +249,8 @@ def shard_start(dim: str, size: int) -> jax.Array | int:
 def gather_weights(module: Any) -> Any:
     """A module whose weights are whole along `fsdp`: what a layer needs while it computes.
 
-    Said explicitly because the compiler otherwise may move activations instead of weights.
+    Said explicitly because the compiler otherwise may move activations instead of weights. Their gradients are asked
+    for split again, so that they are reduced and scattered, which is half the traffic of reducing them whole.
     """
     if _mesh_is_trivial():
         return module
@@ -247,6 +259,19 @@ def gather_weights(module: Any) -> Any:
         # A module's leaves end in the variable's own value, which is no part of the parameter's name.
         name = re.sub(r"/(value|raw_value|0)$", "", path_name(path))
         spec = parameter_spec(name, leaf.ndim)
-        return jax.lax.with_sharding_constraint(leaf, P(*(None if axis == "fsdp" else axis for axis in spec)))
+        return _relaid(leaf, P(*(None if axis == "fsdp" else axis for axis in spec)), spec)
 
     return jax.tree_util.tree_map_with_path(gather, module)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _relaid(array: jax.Array, layout: P, gradient_layout: P) -> jax.Array:
+    """The array in one layout, its gradient in another; the transpose of a constraint is the same constraint."""
+    del gradient_layout
+    return jax.lax.with_sharding_constraint(array, layout)
+
+
+_relaid.defvjp(
+    lambda array, layout, gradient_layout: (_relaid(array, layout, gradient_layout), None),
+    lambda layout, gradient_layout, _, gradient: (jax.lax.with_sharding_constraint(gradient, gradient_layout),),
+)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -161,12 +161,58 @@ class Program:
 
     def put(self, batch: dict[str, np.ndarray]) -> objectives.Batch:
         """Places this process's rows of a batch on its devices."""
-        place, size = sharding.batch_sharding(self.mesh), self.batch_size
-        with jax.transfer_guard("allow"):
-            return {
-                name: jax.make_array_from_process_local_data(place, rows, (size, *rows.shape[1:]))
-                for name, rows in batch.items()
-            }
+        return sharding.place_rows(self.mesh, self.batch_size, batch)
+
+
+@dataclasses.dataclass
+class Definition:
+    """What a config becomes on a mesh, before anything is compiled or an array exists.
+
+    Attributes:
+        config, mesh, model, objective, optimizer: as given, and as built from the config.
+        state, batch: shapes, dtypes and shardings of the training state and of a global batch.
+    """
+
+    config: Config
+    mesh: Mesh
+    model: Model
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    state: State
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    def step_function(self) -> Callable[[State, objectives.Batch], tuple[State, Metrics]]:
+        """`train_step` as a function of state and batch."""
+        return functools.partial(train_step, self.config, self.model, self.objective, self.optimizer)
+
+    def lower_step(self) -> jax.stages.Lowered:
+        """The training step, ready to be compiled; it reuses the memory of the state it is given."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        with jax.set_mesh(self.mesh):
+            step = jax.jit(self.step_function(), out_shardings=(shardings, replicated), donate_argnums=0)
+            return step.lower(self.state, self.batch)
+
+
+def define(config: Config, objective: Objective, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Definition:
+    """Builds everything that does not need the devices.
+
+    Args:
+        shapes: of each array of a batch, its rows left out.
+
+    Raises:
+        InputError: when the mesh does not divide the config.
+    """
+    sharding.check_divisible(mesh, config)
+    execution = models.Execution(config.train.dtype, config.train.remat, config.train.unroll, config.train.attention)
+    model = models.build(config.model, execution)
+    optimizer = optim.create(config.optim)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(functools.partial(init_state, model, optimizer, config.seed))
+    state = checkpoint.abstract_like(state, sharding.state_shardings(mesh, state))
+    place, rows = sharding.batch_sharding(mesh), config.data.batch_size
+    batch = {name: jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=place) for name, shape in shapes.items()}
+    return Definition(config, mesh, model, objective, optimizer, state, batch)
 
 
 def compile_program(config: Config, objective: Objective, mesh: Mesh, example: dict[str, np.ndarray]) -> Program:
@@ -175,39 +221,23 @@ def compile_program(config: Config, objective: Objective, mesh: Mesh, example: d
     Args:
         example: a batch of this process, for its shapes.
     """
-    sharding.check_divisible(mesh, config)
-    execution = models.Execution(config.train.dtype, config.train.remat, config.train.unroll, config.train.attention)
-    model = models.build(config.model, execution)
-    optimizer = optim.create(config.optim)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    rows = config.data.batch_size
-    batch = {
-        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=sharding.batch_sharding(mesh))
-        for name, array in example.items()
-    }
+    made = define(config, objective, mesh, {name: array.shape[1:] for name, array in example.items()})
+    state, replicated = made.state, NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
-        init = functools.partial(init_state, model, optimizer, config.seed)
-        abstract = jax.eval_shape(init)
-        shardings = sharding.state_shardings(mesh, abstract)
-        state = checkpoint.abstract_like(abstract, shardings)
-        step = jax.jit(
-            functools.partial(train_step, config, model, objective, optimizer),
-            out_shardings=(shardings, replicated),
-            donate_argnums=0,
-        )
-        evaluate = jax.jit(functools.partial(eval_step, config, model, objective), out_shardings=replicated)
+        init = functools.partial(init_state, made.model, made.optimizer, config.seed)
+        evaluate = jax.jit(functools.partial(eval_step, config, made.model, objective), out_shardings=replicated)
         index = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
         return Program(
             mesh=mesh,
-            model=model,
+            model=made.model,
             objective=objective,
-            batch_size=rows,
+            batch_size=config.data.batch_size,
             abstract_state=state,
-            init=jax.jit(init, out_shardings=shardings).lower().compile(),
-            step=step.lower(state, batch).compile(),
-            evaluate=evaluate.lower(state["params"], batch, index).compile(),
+            init=jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state)).lower().compile(),
+            step=made.lower_step().compile(),
+            evaluate=evaluate.lower(state["params"], made.batch, index).compile(),
             means=jax.jit(means),
-            rows=sharding.process_rows(mesh, rows),
+            rows=sharding.process_rows(mesh, config.data.batch_size),
         )
 
 
