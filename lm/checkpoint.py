@@ -83,21 +83,24 @@ class Checkpoints:
             InputError: the storage refuses, or none is whole.
         """
         training = {name: value for name, value in abstract_state.items() if name != "params"}
+        wanted = {"params": abstract_state["params"], "training": training}
         damaged: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            folder, items, fault = self._directory / str(step), {}, ""
+            folder, items, sums, fault = self._directory / str(step), {}, {}, ""
             try:
                 with storage.errors(folder):
-                    items["params"] = _restore(folder / "params", abstract_state["params"])
-                    items["training"] = _restore(folder / "training", training)
+                    for name, abstract in wanted.items():
+                        items[name], sums[name] = _restore(folder / name, abstract)
             except InputError:
                 raise
             except Exception as error:  # of many kinds: a byte may be wrong anywhere
                 fault = _first_line(error)
-            if _all_processes(not fault):
-                for newer in damaged:
-                    self._manager.delete(newer)
-                return step, {"params": items["params"], **items["training"]}
+            if _all_processes(not fault):  # else one would wait in vain for the others' part of a sum
+                fault = "; ".join(filter(None, (_difference(sums[name], items[name]) for name in wanted)))
+                if not fault:
+                    for newer in damaged:
+                        self._manager.delete(newer)
+                    return step, {"params": items["params"], **items["training"]}
             damaged.append(step)
             reason = fault or "another process could not read its part"
             print(f"checkpoint {folder} is damaged and not used: {reason}", file=sys.stderr, flush=True)
@@ -179,13 +182,19 @@ def _save_args(tree: Any) -> ocp.args.PyTreeSave:
     )
 
 
-def _restore(folder: epath.Path, abstract: Any) -> Any:
-    """Reads a tree. No process waits for another here, so that each can say whether it could read its part."""
+def _restore(folder: epath.Path, abstract: Any) -> tuple[Any, dict[str, int] | None]:
+    """Reads a tree, and the checksums beside it: none in a checkpoint of an earlier version.
+
+    No process waits for another here, so that each can say whether it could read its part.
+    """
     arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.restore(folder, args=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments))
-    _check_sums(handler.metadata(folder).custom_metadata, tree)
-    return tree
+    return tree, _saved_sums(handler.metadata(folder).custom_metadata)
+
+
+def _saved_sums(metadata: Any) -> dict[str, int] | None:
+    return (metadata or {}).get(_CHECKSUMS)
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -213,11 +222,10 @@ def _sums(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([sum_of(jnp.asarray(array)) for array in arrays])
 
 
-def _check_sums(metadata: Any, tree: Any) -> None:
-    """Raises ValueError where an array is not the one that was saved."""
-    saved = (metadata or {}).get(_CHECKSUMS)  # none in a checkpoint of an earlier version
-    if saved is not None and (wrong := [name for name, value in checksums(tree).items() if saved.get(name) != value]):
-        raise ValueError(f"{len(wrong)} arrays are not what was saved, such as {wrong[0]}")
+def _difference(saved: dict[str, int] | None, tree: Any) -> str:
+    """Says where an array is not the one that was saved; empty where all are. All processes compute it together."""
+    wrong = [] if saved is None else [name for name, value in checksums(tree).items() if saved.get(name) != value]
+    return f"{len(wrong)} arrays are not what was saved, such as {wrong[0]}" if wrong else ""
 
 
 def _first_line(error: Exception) -> str:
@@ -321,7 +329,8 @@ def load_params(workdir: epath.PathLike, step: int, abstract_params: State | Non
         if abstract_params is not None:
             _check_shapes(workdir, metadata, abstract_params)
         params = checkpointer.restore(directory, abstract_params)
-        _check_sums(metadata.custom_metadata, params)
+        if fault := _difference(_saved_sums(metadata.custom_metadata), params):
+            raise ValueError(fault)
     return params
 
 

@@ -178,6 +178,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished: str,
     assert [step for step, *_ in curve(finished)] == list(range(1, 14))
 
 
+def test_a_part_that_only_another_process_cannot_read_counts_before_any_sum(
+    finished: str, config, monkeypatch: pytest.MonkeyPatch, capfd
+):
+    """A sum over an array of several processes waits for all of them: none may begin one that another cannot join."""
+    asked, sums = [], checkpoint.checksums
+    monkeypatch.setattr(checkpoint, "_all_processes", lambda mine: bool(asked.append(mine) or len(asked) > 1))
+
+    def checksums(tree):
+        assert len(asked) != 1
+        return sums(tree)
+
+    monkeypatch.setattr(checkpoint, "checksums", checksums)
+    train.train(changed(config, optim={"schedule": "constant"}), finished)
+    assert asked == [True, True]
+    shown = capfd.readouterr().err
+    assert "checkpoints/8 is damaged and not used: another process could not read its part" in shown
+    assert "resuming from step 4" in shown
+
+
 def test_where_no_checkpoint_is_whole_nothing_is_deleted(finished: str, config):
     for step in (4, 8):
         flip(finished, step, "training", 0.3)
