@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from lm import storage
@@ -78,6 +77,8 @@ class MetricWriter:
         self._enabled = enabled
         if not enabled:
             return
+        from tensorboardX import SummaryWriter  # imports torch where it is installed: only for who needs it
+
         self._workdir = str(workdir)
         self._remote = storage.is_remote(workdir)
         self._folder = Path(tempfile.mkdtemp(prefix="metrics-") if self._remote else workdir)
