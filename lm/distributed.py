@@ -10,6 +10,7 @@ Without any of it there is one process and nothing to agree on: every function h
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import itertools
 import os
@@ -33,6 +34,7 @@ _LOOPBACK = ("127.0.0.1", "localhost")
 _SLOW_START_SECONDS = 30.0
 # In what JAX says when a sum over processes, or the coordinator, fails because one of them is gone.
 _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|heartbeat")
+_GO_ON = "Run the same command again to go on from the last checkpoint."
 _PATIENCE_MS = 7 * 24 * 3600 * 1000  # a process that died ends a wait long before; preparing a corpus may take days
 
 _agreements = itertools.count()
@@ -71,6 +73,26 @@ def initialize(heartbeat_timeout: int) -> None:
                 raise InputError(f"{_given()}, and no cluster says the rest; set all of {wanted}.") from error
         except jax.errors.JaxRuntimeError as error:
             raise InputError(f"{_given()}: {error}; accepted: an address of process 0 with a free port.") from error
+    if several():
+        ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(_: int) -> None:
+    """Says in one line that JAX ends this process, from a thread of its own: it does where the coordinator is gone.
+
+    The callback that JAX has for this cannot be written in Python: jaxlib 0.10.2 does not know how to call it.
+    """
+    if threading.get_native_id() in {thread.native_id for thread in threading.enumerate()}:
+        faulthandler.dump_traceback()  # this is something else
+        return
+    print(
+        f"error: process {global_state.process_id} of {global_state.num_processes} was ended by JAX, which says above "
+        f"why; most likely another one is gone. {_GO_ON}",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(cli.EXIT_FAULT)
 
 
 @contextlib.contextmanager
@@ -225,7 +247,7 @@ def _end(error: Exception) -> NoReturn:
         cause = str(error).splitlines()[0]
         print(
             f"error: process {global_state.process_id} of {global_state.num_processes} has lost another one, whose "
-            f"log says why ({cause}). Run the same command again to go on from the last checkpoint.",
+            f"log says why ({cause}). {_GO_ON}",
             file=sys.stderr,
         )
     else:

@@ -72,6 +72,22 @@ def test_a_run_goes_on_after_a_kill_and_a_preemption_and_on_other_processes(conf
     np.testing.assert_allclose(curve(workdir)[stopped:], curve(unbroken)[stopped:], rtol=1e-6)
 
 
+def test_where_the_first_process_is_killed_the_others_say_so_and_end():
+    """JAX aborts them, as they have lost its coordinator."""
+    script = (
+        "import sys, threading\nfrom lm import distributed\ndistributed.initialize(heartbeat_timeout=10)\n"
+        "print('joined', file=sys.stderr, flush=True)\nthreading.Event().wait()\n"
+    )
+    run = Run([sys.executable, "-c", script], 2, 1)
+    run.when(lambda: all("joined" in run.log(index) for index in (0, 1)))
+    run.send(signal.SIGKILL, 0)
+    assert run.wait() == [-signal.SIGKILL, 1]
+    assert run.log(1).splitlines()[-1] == (
+        "error: process 1 of 2 was ended by JAX, which says above why; most likely another one is gone. "
+        "Run the same command again to go on from the last checkpoint."
+    )
+
+
 def test_a_hung_process_shows_its_stacks_and_ends():
     script = (
         "import threading\nfrom lm import distributed\nwith distributed.watchdog(1):\n    threading.Event().wait()\n"
