@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,12 +145,18 @@ def test_a_missing_bucket_is_refused(url: str, config):
         train.train(config, url)
 
 
-@pytest.fixture
-def finished(config: Config, tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def eight_steps(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of eight steps, with checkpoints 4 and 8, on disk."""
-    workdir = str(tmp_path / "run")
-    train.train(changed(config, train={"steps": 8}, optim={"schedule": "constant"}), workdir)
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    train.train(changed(config, train={"steps": 8}, optim={"schedule": "constant"}), str(workdir))
     return workdir
+
+
+@pytest.fixture
+def finished(eight_steps: Path, tmp_path: Path) -> str:
+    """A copy of it, to be spoiled."""
+    return str(shutil.copytree(eight_steps, tmp_path / "run"))
 
 
 def flip(workdir: str, step: int, item: str, share: float) -> None:
