@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lm import storage
 from lm.config import Config
+from lm.training.tensorboard import ScalarWriter
 
 _METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_UPLOADS = 60.0
@@ -77,8 +78,6 @@ class MetricWriter:
         self._enabled = enabled
         if not enabled:
             return
-        from tensorboardX import SummaryWriter  # imports torch where it is installed: only for who needs it
-
         self._workdir = str(workdir)
         self._remote = storage.is_remote(workdir)
         self._folder = Path(tempfile.mkdtemp(prefix="metrics-") if self._remote else workdir)
@@ -87,7 +86,7 @@ class MetricWriter:
         kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
         storage.write_key(str(self._folder), _METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = open(self._folder / _METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step + 1)
+        self._board = ScalarWriter(self._folder / "tensorboard", start_step + 1)
         self._bar = tqdm(
             total=steps, initial=start_step, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr
         )
@@ -103,8 +102,7 @@ class MetricWriter:
             return
         with storage.errors(self._workdir):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+            self._board.write(step, metrics)
         shown = {name: metrics[name] for name in ("loss", "eval/loss", "tokens_per_second") if name in metrics}
         self._bar.set_postfix({name: f"{value:,.4g}" for name, value in shown.items()})
         if self._remote and time.monotonic() - self._uploaded > _SECONDS_BETWEEN_UPLOADS:
@@ -119,7 +117,6 @@ class MetricWriter:
     def _upload(self) -> None:
         """Starts copying the files to object storage; an earlier copy ends first, or it might win."""
         self._wait()
-        self._board.flush()
         files = [path for path in self._folder.rglob("*") if path.is_file()]
         with storage.errors(self._workdir):
             self._uploads = [
