@@ -36,10 +36,14 @@ class Run:
                 subprocess.Popen(command, cwd=ROOT, env=os.environ | added, stdout=subprocess.DEVNULL, stderr=log)
             )
 
-    def when(self, condition: Callable[[], bool]) -> None:
-        """Waits until `condition` holds, or a process has ended."""
-        while all(process.poll() is None for process in self.processes) and not condition():
-            time.sleep(0.002)
+    def runs(self) -> bool:
+        """Whether no process has ended."""
+        return all(process.poll() is None for process in self.processes)
+
+    def when(self, condition: Callable[[], bool], every: float = 0.02) -> None:
+        """Waits until `condition`, asked `every` so many seconds, holds, or a process has ended."""
+        while self.runs() and not condition():
+            time.sleep(every)
 
     def send(self, signal: int, index: int = -1) -> None:
         self.processes[index].send_signal(signal)
@@ -64,7 +68,8 @@ def config_file(config: Config, folder: Path) -> Path:
 
 def train_command(config: Path, workdir: Path, *overrides: str) -> list[str]:
     script = str(ROOT / "launch" / "train.py")
-    return [sys.executable, script, f"--config={config}", f"--workdir={workdir}", *overrides]
+    start = [sys.executable, "-m", "tests.distributed.cached", script]
+    return [*start, f"--config={config}", f"--workdir={workdir}", *overrides]
 
 
 def curve(workdir: Path) -> list[tuple[int, float, float]]:
@@ -78,17 +83,22 @@ def checkpoints(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
 
 
+def last_step(workdir: Path) -> int:
+    """The step of the last whole line of the metrics, 0 where there is none."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:  # the end is enough, and may be asked for often
+        file.seek(max(0, path.stat().st_size - 4096))
+        found = re.findall(rb'^{"step": (\d+),.*}$', file.read(), re.MULTILINE)
+    return int(found[-1]) if found else 0
+
+
 def reached(workdir: Path, step: int) -> Callable[[], bool]:
     """True once the metrics of `step` are written."""
-
-    def is_reached() -> bool:
-        path = workdir / "metrics.jsonl"
-        found = re.findall(r'^{"step": (\d+),.*}$', path.read_text() if path.exists() else "", re.MULTILINE)
-        return bool(found) and int(found[-1]) >= step
-
-    return is_reached
+    return lambda: last_step(workdir) >= step
 
 
-def saving(workdir: Path, step: int) -> Callable[[], bool]:
-    """True while checkpoint `step` is being written and has not got its final name."""
-    return lambda: any(path.name.startswith(f"{step}.orbax") for path in (workdir / "checkpoints").glob(f"{step}.*"))
+def saving(workdir: Path) -> Callable[[], bool]:
+    """True while a checkpoint is being written and has not got its final name."""
+    return lambda: any((workdir / "checkpoints").glob("*.orbax*"))

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from absl import app, flags
 import tests.conftest  # noqa: F401  what tests run under, the compile cache among it
 from lm.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from lm.data import prepare
-from tests.distributed.processes import Run, checkpoints, config_file, curve, reached, saving, train_command
+from tests.distributed.processes import Run, checkpoints, config_file, curve, last_step, reached, saving, train_command
 from tests.training.conftest import make_corpus
 
 _times = flags.DEFINE_integer("times", 10, "How often each fault strikes.", lower_bound=1)
@@ -31,18 +32,29 @@ _only = flags.DEFINE_list("only", None, "Names of the faults, by default all.")
 _seed = flags.DEFINE_integer("seed", 0, "Decides the moments and places.")
 
 ENDLESS = 10**6
-EVERY = 5  # steps between checkpoints
+EVERY = 4  # steps between checkpoints
+SAVE_SECONDS = 0.2  # of a save, at most: a blow comes somewhere in this time
 TMPFS = 32 << 20  # bytes
+BLOCK = 4096
 WORKERS = {1: 8, 2: 4, 4: 2}  # processes -> devices of each
 
 
 @dataclasses.dataclass
 class Strike:
-    """What one strike did: exit codes, the last step that was written down, and what the user was told."""
+    """What one strike did: exit codes, the last step that was written down, and what the user was told.
+
+    Attributes:
+        seconds: from the blow to the end of the last process.
+    """
 
     codes: list[int]
     step: int
     message: str
+    seconds: float
+
+
+class Missed(Exception):
+    """The blow came too late or too early to be the fault that was meant."""
 
 
 @dataclasses.dataclass
@@ -60,7 +72,7 @@ class Victim:
     def start(self) -> Run:
         return Run(self.command(ENDLESS), self.processes, WORKERS[self.processes])
 
-    def go_on(self, run: Run, least: int = 2 * EVERY, most: int = 5 * EVERY) -> None:
+    def go_on(self, run: Run, least: int = EVERY, most: int = 3 * EVERY) -> None:
         """Waits until the run has written a checkpoint of its own, and has taken some more steps."""
         before = last_step(self.workdir)
         run.when(reached(self.workdir, before + self.chance.randint(least, most)))
@@ -68,17 +80,14 @@ class Victim:
 
     def end(self, run: Run) -> Strike:
         """What is left once all processes have ended."""
+        struck = time.monotonic()
         codes = run.wait()
-        return Strike(codes, last_step(self.workdir), message(run))
+        return Strike(codes, last_step(self.workdir), message(run), time.monotonic() - struck)
 
     def preempt(self, run: Run) -> Strike:
         self.go_on(run)
         run.send(signal.SIGTERM)
         return self.end(run)
-
-
-def last_step(workdir: Path) -> int:
-    return curve(workdir)[-1][0] if (workdir / "metrics.jsonl").exists() else 0
 
 
 def message(run: Run) -> str:
@@ -88,6 +97,13 @@ def message(run: Run) -> str:
         if found:
             return found[-1]
     return ""
+
+
+def damage_named(run: Run) -> str:
+    """What a process says of a damaged checkpoint, the one that could not read it first."""
+    logs = "".join(run.log(index) for index in range(len(run.processes)))
+    found = re.findall(r"checkpoint \S+ is damaged.*", logs)
+    return min(found, key=lambda line: "another process" in line, default="")
 
 
 def resumed_from(run: Run) -> int:
@@ -110,17 +126,26 @@ def killed(victim: Victim, run: Run) -> Strike:
 
 def killed_in_save(victim: Victim, run: Run) -> Strike:
     victim.go_on(run)
-    run.when(saving(victim.workdir, (last_step(victim.workdir) // EVERY + 1) * EVERY))
+    run.when(lambda: not saving(victim.workdir)())
+    run.when(saving(victim.workdir), every=0.001)
+    time.sleep(victim.chance.uniform(0, SAVE_SECONDS))
     run.send(signal.SIGKILL, victim.chance.randrange(len(run.processes)))
-    return victim.end(run)
+    ended = victim.end(run)
+    if not saving(victim.workdir)():
+        raise Missed("the save was complete nevertheless")
+    return ended
 
 
 def damaged(how: Callable[[Path, random.Random], None]) -> Callable[[Victim, Run], Strike]:
+    """Harms a file of the newest checkpoint; each as often as it takes blocks of a disk."""
+
     def strike(victim: Victim, run: Run) -> Strike:
         ended = victim.preempt(run)
         folder = victim.workdir / "checkpoints" / str(checkpoints(victim.workdir)[-1])
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-        how(victim.chance.choice(files), victim.chance)
+        (file,) = victim.chance.choices(files, [-(-path.stat().st_size // BLOCK) for path in files])
+        print(f"harmed: {file.relative_to(victim.workdir)}", file=sys.stderr, flush=True)
+        how(file, victim.chance)
         return ended
 
     return strike
@@ -150,7 +175,7 @@ def on_processes(count: int) -> Callable[[Victim, Run], Strike]:
 def second_run(victim: Victim, run: Run) -> Strike:
     victim.go_on(run)
     second = Run(victim.command(ENDLESS), 1, 8)
-    refused = Strike(second.wait(), 0, message(second))
+    refused = victim.end(second)
     ended = victim.preempt(run)  # the first one has not noticed
     assert ended.codes == [75, 75], ended
     return dataclasses.replace(refused, step=ended.step)
@@ -198,43 +223,62 @@ def folder_for(name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def strike_again_and_again(name: str, config: Path, times: int) -> str:
+def strike_again_and_again(name: str, config: Path, times: int, reference: "Reference") -> str:
     """A row of the table."""
     what, strike = FAULTS[name]
     with folder_for(name) as folder:
         victim = Victim(config, folder / "run", random.Random(f"{name} {_seed.value}"))
-        strikes, lost = [], []
+        strikes: list[Strike] = []
+        lost: list[int] = []
         run = victim.start()
-        for _ in range(times):
-            strikes.append(strike(victim, run))
+        while len(strikes) < times:
+            try:
+                struck = strike(victim, run)
+            except Missed as missed:
+                print(f"{name}: {missed}; once more", file=sys.stderr, flush=True)
+                run = victim.start()
+                continue
             run = victim.start()
             run.when(lambda run=run: "train:" in run.log(0))  # the bar: nothing more will be said of the start
-            lost.append(strikes[-1].step - resumed_from(run))
-            if damage := re.search(r"checkpoint \S+ is damaged.*", run.log(0)):
-                strikes[-1].message = damage[0]
-            print(f"{name}: {strikes[-1]}, {lost[-1]} steps lost", file=sys.stderr, flush=True)
+            assert run.runs(), f"it does not go on: {run.log(0)}"
+            lost.append(struck.step - resumed_from(run))
+            if damage := damage_named(run):
+                struck.message = damage
+            strikes.append(struck)
+            print(f"{name}: {struck}, {lost[-1]} steps lost", file=sys.stderr, flush=True)
         assert victim.preempt(run).codes == [75] * len(run.processes), run.log(0)
-        struck = curve(victim.workdir)
-        equal = compare(struck, unbroken(config, folder.parent, len(struck)))
+        equal = compare(curve(victim.workdir), reference)
     codes = " or ".join(sorted({", ".join(map(str, each.codes)) for each in strikes}))
     messages = [each.message for each in strikes if each.message]
     said = re.sub(r"/\S*/(?=run\b)", "", messages[0]) if messages else "none"
-    return f"| {what} | {times} | {min(lost)} to {max(lost)} | {equal} | {codes} | {said} |"
+    slowest = max(each.seconds for each in strikes)
+    return f"| {what} | {times} | {min(lost)} to {max(lost)} | {equal} | {codes} | {slowest:.0f} s | {said} |"
 
 
-def unbroken(config: Path, parent: Path, steps: int) -> list[tuple[int, float, float]]:
-    """The curve of two processes that nothing happens to."""
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
-        workdir = Path(folder) / "run"
-        run = Run(train_command(config, workdir, f"--config.train.steps={steps}"), 2, 4)
-        assert run.wait() == [0, 0], run.log(0)
-        return curve(workdir)
+@dataclasses.dataclass
+class Reference:
+    """The curve of two processes that nothing happens to; made as long as somebody asks."""
+
+    config: Path
+    folder: Path
+    curve: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
+
+    def first(self, steps: int) -> list[tuple[int, float, float]]:
+        if len(self.curve) < steps:
+            workdir = self.folder / f"unbroken{steps}"
+            run = Run(train_command(self.config, workdir, f"--config.train.steps={steps}"), 2, 4)
+            assert run.wait() == [0, 0], run.log(0)
+            self.curve = curve(workdir)
+        return self.curve[:steps]
 
 
-def compare(found: list[tuple[int, float, float]], expected: list[tuple[int, float, float]]) -> str:
+def compare(found: list[tuple[int, float, float]], reference: Reference) -> str:
+    expected = reference.first(len(found))
     if found == expected:
         return "yes"
     assert [step for step, *_ in found] == [step for step, *_ in expected], "steps are missing"
+    first = next(a[0] for a, b in zip(found, expected, strict=True) if a != b)
+    print(f"the curve differs from step {first} on", file=sys.stderr, flush=True)
     return f"to {max(abs(a[1] / b[1] - 1) for a, b in zip(found, expected, strict=True)):.0e}"
 
 
@@ -263,12 +307,16 @@ def make_config(folder: Path) -> Config:
 
 def main(argv: list[str]) -> None:
     del argv
+    wanted = _only.value or list(FAULTS)
+    if unknown := set(wanted) - set(FAULTS):
+        sys.exit(f"error: --only={','.join(sorted(unknown))}; accepted: {', '.join(FAULTS)}.")
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         config = config_file(make_config(Path(folder)), Path(folder))
-        print("| fault | times | steps lost | curve bitwise | exit code | message |")
-        print("|---|---:|---:|---|---|---|")
-        for name in _only.value or FAULTS:
-            print(strike_again_and_again(name, config, _times.value), flush=True)
+        reference = Reference(config, Path(folder))
+        print("| fault | times | steps lost | curve bitwise | exit code | all ended within | message |")
+        print("|---|---:|---:|---|---|---:|---|", flush=True)
+        for name in wanted:
+            print(strike_again_and_again(name, config, _times.value, reference), flush=True)
 
 
 if __name__ == "__main__":
