@@ -228,8 +228,12 @@ def platform() -> str:
 def ways(dim: str) -> int:
     """Into how many parts the dimension of that letter is split."""
     axes = ACTIVATIONS.get(dim, ())
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes))
+    return math.prod(axis_size(axis) for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
+def axis_size(axis: str) -> int:
+    """Devices along an axis of the mesh; 1 without one."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def map_shards(function: Callable[..., jax.Array], inputs: Sequence[str], output: str) -> Callable[..., jax.Array]:
@@ -246,11 +250,14 @@ def shard_start(dim: str, size: int) -> jax.Array | int:
     return 0 if ways(dim) == 1 else jax.lax.axis_index(ACTIVATIONS[dim]) * size
 
 
-def gather_weights(module: Any) -> Any:
+def gather_weights(module: Any, dtype: Any = None) -> Any:
     """A module whose weights are whole along `fsdp`: what a layer needs while it computes.
 
     Said explicitly because the compiler otherwise may move activations instead of weights. Their gradients are asked
     for split again, so that they are reduced and scattered, which is half the traffic of reducing them whole.
+
+    Args:
+        dtype: what the weights that are gathered become before: with bfloat16 half the bytes travel.
     """
     if _mesh_is_trivial():
         return module
@@ -259,7 +266,9 @@ def gather_weights(module: Any) -> Any:
         # A module's leaves end in the variable's own value, which is no part of the parameter's name.
         name = re.sub(r"/(value|raw_value|0)$", "", path_name(path))
         spec = parameter_spec(name, leaf.ndim)
-        return _relaid(leaf, P(*(None if axis == "fsdp" else axis for axis in spec)), spec)
+        if "fsdp" not in spec:
+            return leaf
+        return _relaid(leaf.astype(dtype or leaf.dtype), P(*(None if axis == "fsdp" else axis for axis in spec)), spec)
 
     return jax.tree_util.tree_map_with_path(gather, module)
 
@@ -275,3 +284,11 @@ _relaid.defvjp(
     lambda array, layout, gradient_layout: (_relaid(array, layout, gradient_layout), None),
     lambda layout, gradient_layout, _, gradient: (jax.lax.with_sharding_constraint(gradient, gradient_layout),),
 )
+
+
+def keeps_all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """A policy for `jax.checkpoint`: weights are gathered again where the gradient needs them, all else is kept."""
+    relays = primitive.name == "custom_vjp_call" and {
+        equation.primitive.name for equation in params["call_jaxpr"].eqns
+    } == {"sharding_constraint"}
+    return not relays

@@ -4,7 +4,9 @@ Array names carry their shape: B batch, L length, D model, F feed-forward, V voc
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -85,18 +87,29 @@ def initial(config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], fan_in_
     return nnx.Param(config.init_std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32))
 
 
+def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function, which keeps its arguments for the gradient and nothing that it computes on the way.
+
+    For elementwise chains: writing what is between their ends to memory and reading it back takes longer than
+    computing it twice. GELU alone would keep six arrays of the feed-forward width in every layer.
+    """
+    kept = jax.custom_vjp(function)
+    kept.defvjp(lambda *args: (function(*args), args), lambda args, gradient: jax.vjp(function, *args)[1](gradient))
+    return kept
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+
 def activate(name: str, array: jax.Array) -> jax.Array:
-    """The activation function of that name; `gelu` is the erf form, `gelu_tanh` its approximation."""
-    match name:
-        case "relu":
-            return jax.nn.relu(array)
-        case "gelu":
-            return jax.nn.gelu(array, approximate=False)
-        case "gelu_tanh":
-            return jax.nn.gelu(array, approximate=True)
-        case "silu":
-            return jax.nn.silu(array)
-    raise ValueError(f"unknown activation {name!r}")
+    """The activation function of that name, in float32; `gelu` is the erf form, `gelu_tanh` its approximation."""
+    function = ACTIVATIONS[name]
+    return recomputed(lambda array: function(array.astype(jnp.float32)).astype(array.dtype))(array)
 
 
 class Dense(nnx.Module):
@@ -136,14 +149,17 @@ class Norm(nnx.Module):
         self.eps = config.norm_eps
 
     def __call__(self, array: jax.Array) -> jax.Array:
-        wide = array.astype(jnp.float32)
-        if self.centred:
-            wide = wide - wide.mean(axis=-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.eps)
-        wide = wide * _broadcast(self.scale[...], wide.ndim)
-        if self.bias is not None:
-            wide = wide + _broadcast(self.bias[...], wide.ndim)
-        return wide.astype(array.dtype)
+        def normalized(array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None) -> jax.Array:
+            wide = array.astype(jnp.float32)
+            if self.centred:
+                wide = wide - wide.mean(axis=-1, keepdims=True)
+            wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.eps)
+            wide = wide * _broadcast(scale_D, wide.ndim)
+            if bias_D is not None:
+                wide = wide + _broadcast(bias_D, wide.ndim)
+            return wide.astype(array.dtype)
+
+        return recomputed(normalized)(array, self.scale[...], None if self.bias is None else self.bias[...])
 
 
 def _broadcast(vector_D: jax.Array, ndim: int) -> jax.Array:

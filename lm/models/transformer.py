@@ -24,7 +24,7 @@ from lm.models.layers import (
     make_dropout,
     rotary_angles,
 )
-from lm.sharding import constrain, gather_weights
+from lm.sharding import axis_size, constrain, gather_weights, keeps_all_but_gathered
 
 # What tells one use of dropout from another within a stack.
 EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT, MLP_HIDDEN, MEMORY_WEIGHTS, MEMORY_OUT, FINAL = range(8)
@@ -356,12 +356,11 @@ def run_stack(
 
     def body(hidden: jax.Array, layer_and_index: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
         layer, index = layer_and_index
-        return apply(gather_weights(layer), hidden, index), None
+        return apply(gather_weights(layer, execution.dtype), hidden, index), None
 
-    if execution.remat != "none":
-        policies = jax.checkpoint_policies
-        policy = policies.dots_with_no_batch_dims_saveable if execution.remat == "dots" else None
-        body = jax.checkpoint(body, policy=policy, prevent_cse=execution.unroll != 1)
+    policies = {"none": keeps_all_but_gathered, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    if execution.remat != "none" or axis_size("fsdp") > 1:
+        body = jax.checkpoint(body, policy=policies.get(execution.remat), prevent_cse=execution.unroll != 1)
     unroll = execution.unroll or num_layers
     hidden, _ = jax.lax.scan(body, hidden, (layers, jnp.arange(num_layers)), unroll=min(unroll, num_layers))
     return hidden
