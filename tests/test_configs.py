@@ -58,6 +58,7 @@ def test_its_docstring_gives_command_hardware_time_and_score(path: Path) -> None
         ("t5_small", 76_961_152, 0),
         ("t5_base", 247_577_856, 0),
         ("t5_large", 783_150_080, 0),
+        ("t5_xxl", 11_135_332_352, 0),
         ("bart_base", 139_420_416, 39 * 768 + 50_304 - 2 * 2 * 768),
         ("gpt_small", 124_439_808, 47 * 768),
     ],
