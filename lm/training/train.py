@@ -136,6 +136,11 @@ def eval_step(
     return objective.sums(model.merge(params), examples, None), objective.weights(examples)
 
 
+# Platform -> options of XLA. A TPU's would split a product with gathered weights into as many as there are devices and
+# pass the weights around meanwhile, which by its own estimate takes longer (tests/benchmarks/RESULTS.md).
+COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
+
+
 @dataclasses.dataclass
 class Program:
     """What a config becomes on a mesh: compiled once, then only called.
@@ -190,7 +195,13 @@ class Definition:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         with jax.set_mesh(self.mesh):
-            step = jax.jit(self.step_function(), out_shardings=(shardings, replicated), donate_argnums=0)
+            options = COMPILER_OPTIONS.get(sharding.platform())
+            step = jax.jit(
+                self.step_function(),
+                out_shardings=(shardings, replicated),
+                donate_argnums=0,
+                compiler_options=options,
+            )
             return step.lower(self.state, self.batch)
 
 

@@ -1,0 +1,188 @@
+"""What the text of a compiled TPU program says: estimated cycles and collectives, each times its trip count."""
+
+import collections
+import dataclasses
+import math
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
+_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+)\[([\d,]*)\]")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program.
+
+    Attributes:
+        kind: `all-gather` and so on.
+        bytes: that a device sends in one execution, over the best algorithm: of an all-gather over n devices
+            (n - 1) / n of what it has afterwards.
+        group: n.
+        times: executions in a step.
+        asynchronous: whether other work goes on meanwhile.
+    """
+
+    kind: str
+    bytes: float
+    group: int
+    times: int
+    asynchronous: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Of one execution on one device: the compiler's estimated cycles, and the collectives."""
+
+    cycles: int
+    collectives: list[Collective]
+
+
+def build(lowered: jax.stages.Lowered) -> tuple[Any, str]:
+    """Compiles a program for a TPU: what JAX makes of it, and its text.
+
+    Goes past JAX's compilation cache, which cannot read back programs for machines that are not here. The text is the
+    compiler's own dump: what JAX makes of programs that use the sparse cores of a v5p cannot be printed.
+
+    Raises:
+        JaxRuntimeError: it does not fit, or cannot be compiled.
+    """
+    cached: bool = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 - types do not know it
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            program = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            (text,) = Path(folder).glob("*.after_codegen.txt")
+            return program, text.read_text()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+        compilation_cache.reset_cache()
+
+
+def read(text: str, devices: int) -> Summary:
+    """Reads the text of a program.
+
+    The cost model of the TPU compiler writes estimated cycles to most operations; Pallas kernels and collectives have
+    none.
+
+    Args:
+        text: from `build`.
+        devices: of the program, the group of a collective that names none.
+    """
+    entry, computations = _computations(text)
+    times = collections.Counter({entry: 1})
+    pending = [entry]
+    while pending:  # loops call loops
+        name = pending.pop()
+        for line in computations[name]:
+            if loop := _LOOP.search(line):
+                times[loop[2]] += times[name] * _trip_count(computations[loop[1]])
+                pending.append(loop[2])
+    cycles = sum(
+        count * int(match[1])
+        for name, count in times.items()
+        for line in computations[name]
+        if (match := re.search(r'"estimated_cycles":"(\d+)"', line))
+    )
+    return Summary(cycles, list(_collectives(computations, times, devices)))
+
+
+def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    entry, name, found = "", "", {}
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[2]
+            found[name] = []
+            entry = name if match[1] else entry
+        elif line.startswith("}"):
+            name = ""
+        elif name:
+            found[name].append(line)
+    return entry, found
+
+
+def _trip_count(condition: list[str]) -> int:
+    """Of a loop that counts from 0 to a constant; 1 where the condition is another."""
+    bounds = [int(match[1]) for line in condition if (match := re.search(r"[su]32\[\]\S* constant\((\d+)\)", line))]
+    return max(bounds, default=1)
+
+
+def _collectives(computations: dict[str, list[str]], times: collections.Counter, devices: int) -> Iterator[Collective]:
+    """Every collective once: those fused with the work they overlap appear in several fusions of one channel."""
+    callers = _callers(computations)
+    seen: set[tuple[str, str]] = set()
+    for name, lines in computations.items():
+        for line in lines:
+            match = _OPERATION.match(line)
+            kind = match and match[2].removesuffix("-start")
+            if not match or kind not in _COLLECTIVES:
+                continue
+            executed = _executed(name, callers, times)
+            chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', line)
+            key = (executed, f"{chain[1]} {chain[2]}" if chain else f"{name} {line}")
+            if not executed or key in seen:
+                continue
+            seen.add(key)
+            arrays = [_bytes(*array) for array in _ARRAY.findall(match[1])]
+            started = match[2].endswith("-start")
+            size = max(arrays) if started else sum(arrays)
+            group = _group(line, devices)
+            overlapped = started or "chain_id" in line
+            if name.startswith("all-reduce-scatter"):  # how TPUs write it: an all-reduce of which each keeps a part
+                kind, size = "reduce-scatter", size / group
+            yield Collective(kind, _sent(kind, size, group), group, times[executed], overlapped)
+
+
+def _callers(computations: dict[str, list[str]]) -> dict[str, str]:
+    callers = {}
+    for name, lines in computations.items():
+        for line in lines:
+            for called in re.findall(r"calls=%?([\w.\-]+)", line):
+                callers.setdefault(called, name)
+    return callers
+
+
+def _executed(name: str, callers: dict[str, str], times: collections.Counter) -> str:
+    """The computation, executed as a whole, that a fused one belongs to."""
+    while name and not times[name]:
+        name = callers.get(name, "")
+    return name
+
+
+def _bytes(kind: str, dims: str) -> float:
+    bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind.split("e")[0].replace("bf", "f")))
+    return math.prod(int(dim) for dim in dims.split(",") if dim) * bits / 8
+
+
+def _group(line: str, devices: int) -> int:
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    return devices
+
+
+def _sent(kind: str, size: float, group: int) -> float:
+    share = (group - 1) / group
+    match kind:
+        case "all-reduce":
+            return 2 * share * size
+        case "reduce-scatter":
+            return share * size * group  # `size` is what is left of it
+        case "collective-permute":
+            return size
+        case _:
+            return share * size

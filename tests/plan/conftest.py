@@ -1,0 +1,47 @@
+"""Configs small enough to compile for a TPU in seconds."""
+
+import dataclasses
+
+import pytest
+
+from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
+
+
+@pytest.fixture
+def encoder() -> Config:
+    """A two-layer BERT that flash attention can take."""
+    return Config(
+        data=DataConfig(vocab_size=512, seq_length=128, batch_size=16, max_segments=4),
+        model=ModelConfig(
+            vocab_size=512, d_model=128, num_layers=2, num_heads=4, d_ff=256, max_length=128, attention_dropout=0.0
+        ),
+        optim=OptimConfig(warmup_steps=2),
+        train=TrainConfig(steps=100, dtype="bfloat16"),
+    )
+
+
+@pytest.fixture
+def encoder_decoder(encoder: Config) -> Config:
+    """A T5 1.1 of two and two layers."""
+    model = dataclasses.replace(
+        encoder.model,
+        architecture="encoder-decoder",
+        norm="rmsnorm",
+        norm_position="pre",
+        embedding_norm=False,
+        final_norm=True,
+        activation="gelu_tanh",
+        gated=True,
+        attention_bias=False,
+        mlp_bias=False,
+        position="relative",
+        token_types=0,
+        attention_scale=False,
+        tie_embeddings=False,
+        logits_bias=False,
+        pooler=False,
+        dropout=0.0,
+        init="fan_in",
+    )
+    data = dataclasses.replace(encoder.data, target_length=128)
+    return dataclasses.replace(encoder, data=data, model=model, objective=ObjectiveConfig(name="span_corruption"))

@@ -1,0 +1,70 @@
+"""FLOPs counted from a traced program: loops, branches, meshes and kernels among them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import PartitionSpec as P
+
+from lm import sharding
+from lm.config import MeshConfig
+from lm.plan import flops
+
+ONE = 2 * 8 * 16 * 32  # of a product of [8, 16] and [16, 32]
+
+
+def counted(function, *shapes: tuple[int, ...]) -> tuple[float, float]:
+    return flops.count(jax.make_jaxpr(function)(*(jnp.zeros(shape) for shape in shapes)))
+
+
+def test_products_are_counted_as_xla_counts_them():
+    function = lambda a, b: jnp.einsum("bij,bjk->bik", a, b) @ jnp.ones((32, 4))  # noqa: E731
+    expected = jax.jit(function).lower(jnp.zeros((3, 8, 16)), jnp.zeros((3, 16, 32))).compile().cost_analysis()
+    assert counted(function, (3, 8, 16), (3, 16, 32)) == (expected["flops"], 0)
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def loop(a, b):
+        return jax.lax.scan(lambda carry, _: (carry + (a @ b).sum(), None), 0.0, None, length=7)[0]
+
+    assert counted(loop, (8, 16), (16, 32)) == (7 * ONE, 0)
+
+
+def test_of_branches_the_dearest_counts():
+    def branch(a, b):
+        return jax.lax.cond(a[0, 0] > 0, lambda: (a @ b).sum(), lambda: (a @ b @ b.T).sum())
+
+    assert counted(branch, (8, 16), (16, 32))[0] == 2 * ONE
+
+
+def test_what_every_device_does_is_counted_for_all():
+    mesh = sharding.make_mesh(MeshConfig())
+    split = jax.shard_map(lambda a, b: a @ b, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    assert counted(split, (8 * mesh.size, 16), (16, 32))[0] == mesh.size * ONE
+
+
+def test_kernels_are_counted_by_their_grid():
+    def kernel(a_ref, b_ref, out_ref):
+        out_ref[...] = a_ref[...] @ b_ref[...]
+
+    def call(a, b):
+        return pl.pallas_call(
+            kernel,
+            out_shape=jax.ShapeDtypeStruct((40, 32), jnp.float32),
+            grid=(5,),
+            in_specs=[pl.BlockSpec((8, 16), lambda i: (i, 0)), pl.BlockSpec((16, 32), lambda i: (0, 0))],
+            out_specs=pl.BlockSpec((8, 32), lambda i: (i, 0)),
+        )(a, b)
+
+    assert counted(call, (40, 16), (16, 32)) == (5 * ONE, 5 * ONE)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_gradient_costs_twice_what_it_is_of(length: int):
+    def loss(a, b):
+        return jax.lax.scan(lambda carry, _: (jnp.tanh(carry @ b @ b.T), None), a, None, length=length)[0].sum()
+
+    forward = counted(loss, (8, 16), (16, 32))[0]
+    both = counted(jax.value_and_grad(loss, argnums=(0, 1)), (8, 16), (16, 32))[0]
+    np.testing.assert_allclose(both, 3 * forward)
