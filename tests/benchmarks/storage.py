@@ -1,6 +1,6 @@
 """Throughput of store, loader and checkpoint on a disk and on an S3 server, at one and at ten times a size.
 
-python -m tests.benchmarks.storage [--folder=DIR] [--megabytes=64] [--scales=1,10]
+python -m tests.benchmarks.storage [--folder=DIR] [--megabytes=64] [--scales=1,10] [--picture=FILE]
 
 The server is SeaweedFS on this machine. Prints a JSON object a line: MB/s of writing
 and reading a token store, rows a second of the loader, and of a checkpoint: seconds that the loop waits in a save,
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -38,6 +39,8 @@ from tests.storage.proxy import PASS, running
 _folder = flags.DEFINE_string("folder", None, "Where to write on disk; by default a temporary folder.")
 _megabytes = flags.DEFINE_integer("megabytes", 64, "Of tokens and of parameters, at scale 1.", lower_bound=1)
 _scales = flags.DEFINE_list("scales", ["1", "10"], "Multiples of that size.")
+
+_picture = flags.DEFINE_string("picture", "", "Where to draw the rates.")
 
 _ROW = 512  # tokens that the loader reads at once
 
@@ -146,17 +149,38 @@ def _server(folder: Path) -> Iterator[tuple[str, Callable[[Callable[[], object]]
         yield f"s3://{servers.BUCKET}", sent
 
 
+def draw(found: list[dict[str, Any]], path: str) -> None:
+    """A panel for each place: MB/s at each size."""
+    import matplotlib.pyplot as plt
+
+    names = ["store write MB/s", "store read MB/s", "save MB/s", "restore MB/s", "reshard MB/s"]
+    places = list(dict.fromkeys(each["on"] for each in found))
+    figure, panels = plt.subplots(1, len(places), figsize=(9, 3.4), layout="constrained", squeeze=False)
+    for panel, place in zip(panels[0], places, strict=True):
+        for index, each in enumerate(each for each in found if each["on"] == place):
+            at = np.arange(len(names)) + 0.4 * index - 0.2
+            panel.bar(at, [each[name] for name in names], 0.36, label=f"{each['megabytes']} MB")
+        panel.set_xticks(range(len(names)), [name.removesuffix(" MB/s").replace(" ", "\n") for name in names])
+        panel.set(title=f"on {place}", ylabel="MB/s")
+        panel.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     folder = Path(_folder.value or tempfile.mkdtemp())
+    everything = []
     with _server(folder) as (url, sent):
         for place, path, counting in (("disk", str(folder / "disk"), None), ("s3", url, sent)):
             for scale in map(int, _scales.value):
                 megabytes = scale * _megabytes.value
                 at = f"{path}/{scale}"
                 found = {**time_store(f"{at}/store", megabytes), **time_checkpoint(at, megabytes, counting)}
-                print(json.dumps({"on": place, "megabytes": megabytes, **{k: round(v, 3) for k, v in found.items()}}))
+                everything.append({"on": place, "megabytes": megabytes, **{k: round(v, 3) for k, v in found.items()}})
+                print(json.dumps(everything[-1]), flush=True)
                 storage.delete_folder(path, str(scale))
     shutil.rmtree(folder / "server")
+    if _picture.value:
+        draw(everything, _picture.value)
 
 
 if __name__ == "__main__":
