@@ -190,6 +190,12 @@ class Definition:
         """`train_step` as a function of state and batch."""
         return functools.partial(train_step, self.config, self.model, self.objective, self.optimizer)
 
+    def lower_init(self) -> jax.stages.Lowered:
+        """The state of step 0, born where it belongs, ready to be compiled."""
+        init = functools.partial(init_state, self.model, self.optimizer, self.config.seed)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.state)).lower()
+
     def lower_step(self) -> jax.stages.Lowered:
         """The training step, ready to be compiled; it reuses the memory of the state it is given."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
@@ -235,7 +241,6 @@ def compile_program(config: Config, objective: Objective, mesh: Mesh, example: d
     made = define(config, objective, mesh, {name: array.shape[1:] for name, array in example.items()})
     state, replicated = made.state, NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
-        init = functools.partial(init_state, made.model, made.optimizer, config.seed)
         evaluate = jax.jit(functools.partial(eval_step, config, made.model, objective), out_shardings=replicated)
         index = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
         return Program(
@@ -244,7 +249,7 @@ def compile_program(config: Config, objective: Objective, mesh: Mesh, example: d
             objective=objective,
             batch_size=config.data.batch_size,
             abstract_state=state,
-            init=jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state)).lower().compile(),
+            init=made.lower_init().compile(),
             step=made.lower_step().compile(),
             evaluate=evaluate.lower(state["params"], made.batch, index).compile(),
             means=jax.jit(means),

@@ -29,18 +29,21 @@ def take_steps(config: Config, store: Store) -> dict[str, Any]:
     source = Batches(store.train, store.tokenizer.special, config.data, config.objective, config.seed)
     rows = sharding.process_rows(mesh, config.data.batch_size)
     objective = objectives.create(config, store.tokenizer)
-    with distributed.agreement():
-        program = training.compile_program(config, objective, mesh, source(0, rows))
-    state = program.init()
+    shapes = {name: array.shape[1:] for name, array in source(0, rows[:1]).items()}
+    made = training.define(config, objective, mesh, shapes)
+    with distributed.agreement():  # one may compile for longer than the other would wait in a sum
+        init, take_step = made.lower_init().compile(), made.lower_step().compile()
+    state = init()
     found: dict[str, Any] = {"losses": [], "batches": [], "rows": len(rows), "placed": True}
     for step in range(STEPS):
-        whole, batch = source(step), program.put(source(step, rows))
+        whole = source(step)
+        batch = sharding.place_rows(mesh, config.data.batch_size, source(step, rows))
         for name, array in batch.items():
             found["placed"] &= all(
                 np.array_equal(shard.data, whole[name][shard.index]) for shard in array.addressable_shards
             )
         found["batches"].append(digest(whole))
-        state, metrics = program.step(state, batch)
+        state, metrics = take_step(state, batch)
         found["losses"].append(float(metrics["loss"]))
     return found
 
