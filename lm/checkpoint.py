@@ -135,11 +135,11 @@ def _hush_orbax() -> None:
     """Keeps to one line what a storage that fails puts on stderr.
 
     Orbax raises the error to us, but also logs it three times with its traceback, and closes an event loop to which
-    the other arrays then report in vain.
+    the other arrays then report in vain. It also warns of metadata that it looks for in two places.
     """
     of_orbax = f"{os.sep}orbax{os.sep}"
     logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or of_orbax not in record.pathname
+        lambda record: record.levelno < logging.WARNING or of_orbax not in record.pathname
     )
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     report = sys.unraisablehook

@@ -19,7 +19,7 @@ from pathlib import Path
 from lm import storage
 from lm.config import InputError
 
-NAME = "lease.json"
+NAME = "lease"  # no suffix: a reader of *.json must not take it for text
 SECONDS = 60.0  # that a lease lasts; clocks of different machines should differ by less than a quarter of it
 
 

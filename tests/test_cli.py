@@ -100,7 +100,7 @@ def test_wrong_flags_are_one_line_and_exit_code_2(folder: Path, command: str, me
     [
         ("--config.train.step=3", "error: --config.train.step is not a field of the config; nearest: train.steps"),
         ("--config.num_layers=3", "nearest: model.num_layers."),
-        ("--config.mesh.zzz=3", "accepted: mesh.data, mesh.fsdp, mesh.tensor."),
+        ("--config.mesh.zzz=3", "accepted: mesh.data, mesh.fsdp, mesh.context, mesh.tensor."),
         ("--config.zzz=3", "accepted: seed, data, model,"),
         ("--config.mesh=build", "a section; set one of its fields: mesh.data,"),
         ("--config.model.width_per_head=3", "width_per_head is not a field"),

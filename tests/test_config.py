@@ -91,8 +91,8 @@ def test_json_round_trip() -> None:
     ("values", "message"),
     [
         ({"modle": {}}, "unknown field 'modle'; accepted: seed, data, model"),
-        ({"mesh": {"dat": 1}}, "unknown field mesh.dat; accepted: data, fsdp, tensor"),
-        ({"mesh": 8}, "mesh is 8; accepted: an object with fields among data, fsdp, tensor"),
+        ({"mesh": {"dat": 1}}, "unknown field mesh.dat; accepted: data, fsdp, context, tensor"),
+        ({"mesh": 8}, "mesh is 8; accepted: an object with fields among data, fsdp, context, tensor"),
         ({"seed": {"data": 1}}, "seed is {'data': 1}; accepted: a value of type int"),
         ({"train": {"steps": "7"}}, "train.steps is '7'; accepted: a value of type int"),
         ({"train": {"steps": 0}}, "train.steps is 0; it must be at least 1"),

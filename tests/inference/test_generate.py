@@ -175,7 +175,7 @@ def test_decoding_is_the_same_sharded_over_eight_devices(sizes, options):
     model, params = build("relative")
     inputs = sources(np.random.default_rng(3).integers(2, 20, 16))
     expected = decode("relative", inputs, max_length=8, **options)
-    mesh = sharding.make_mesh(MeshConfig(**dict(zip(sharding.AXES, sizes, strict=True))))
+    mesh = sharding.make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))))
     rows = sharding.batch_sharding(mesh)
     function = make_generate(
         model, Decoding(max_length=8, **options), start_id=START, end_id=END, pad_id=PAD, vocab_size=VOCABULARY
