@@ -1,7 +1,7 @@
 """Trains on Cloud TPU VMs: the command that trains, with which TPUs to rent.
 
 python launch/cluster/tpu_vm.py --topology=v5e:16x16 --zone=us-central1-a --spot \
-    --config=configs/bert_large.py --workdir=gs://BUCKET/runs/bert_large --config.mesh.fsdp=256
+    --config=configs/bert_large.py --workdir=gs://BUCKET/runs/bert_large --config.mesh.fsdp=16
 
 It queues for the TPUs, waits for them, installs the project on every machine, trains, shows their logs, queues again
 when spot TPUs are taken back, and returns the TPUs at the end, however the run ends (--keep leaves them rented).
