@@ -5,7 +5,6 @@ topology that the compiler then judges. The rough model decides nothing but that
 """
 
 import concurrent.futures
-import copy
 import dataclasses
 import itertools
 import math
@@ -91,10 +90,11 @@ def _layouts(config: Config, topology: Topology) -> Iterator[Config]:
             continue
         if any(size % tensor for size in (model.num_heads, model.d_ff, model.vocab_size)):
             continue
-        layout = copy.deepcopy(config)
-        layout.mesh = dataclasses.replace(config.mesh, data=replicas, fsdp=fsdp, context=1, tensor=tensor)
-        layout.train = dataclasses.replace(config.train, remat=remat, accumulation=parts)
-        yield layout
+        yield dataclasses.replace(
+            config,
+            mesh=dataclasses.replace(config.mesh, data=replicas, fsdp=fsdp, context=1, tensor=tensor),
+            train=dataclasses.replace(config.train, remat=remat, accumulation=parts),
+        )
 
 
 def _divisors(number: int) -> list[int]:

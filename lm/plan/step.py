@@ -127,25 +127,31 @@ def plan(config: Config, topology: Topology) -> Plan:
         "batch_bytes": memory.bytes_per_device(made.batch),
     }
     began = time.monotonic()
+    traced = made.trace_step()
     try:
-        program, text = compiled.build(made.lower_step())
+        program, text = compiled.build(traced.lower())
     except jax.errors.JaxRuntimeError as error:
         message = memory.shortage(error, _changes(config, layout, topology))
         return Plan(**layout, fits=False, message=message, compile_seconds=time.monotonic() - began)
-    return _read(program, text, made, layout, topology, time.monotonic() - began)
+    return _read(program, text, traced, made.mesh.size, layout, topology, time.monotonic() - began)
 
 
 def _read(
-    program: Any, text: str, made: train.Definition, layout: dict[str, Any], topology: Topology, seconds: float
+    program: Any,
+    text: str,
+    traced: jax.stages.Traced,
+    devices: int,
+    layout: dict[str, Any],
+    topology: Topology,
+    seconds: float,
 ) -> Plan:
     peak = memory.peak_bytes(program)
-    found = compiled.read(text, made.mesh.size)
-    with jax.set_mesh(made.mesh):
-        total, kernels = flops.count(jax.make_jaxpr(made.step_function())(made.state, made.batch))
+    found = compiled.read(text, devices)
+    total, kernels = flops.count(traced.jaxpr)
     chip, needed = topology.chip, layout["model_flops_per_step"]
     exposed = sum(each.bytes * each.times for each in found.collectives if not each.asynchronous)
     step_seconds = found.cycles / chip.clock + exposed / (LINK_EFFICIENCY * chip.link)
-    step_seconds += kernels / made.mesh.size / (KERNEL_EFFICIENCY * chip.peak_flops)
+    step_seconds += kernels / devices / (KERNEL_EFFICIENCY * chip.peak_flops)
     return Plan(
         **layout,
         fits=True,
@@ -157,7 +163,7 @@ def _read(
         collectives=_by_kind(found.collectives),
         estimated_cycles=found.cycles,
         predicted_step_seconds=step_seconds,
-        predicted_mfu=needed / step_seconds / (made.mesh.size * chip.peak_flops),
+        predicted_mfu=needed / step_seconds / (devices * chip.peak_flops),
         compile_seconds=seconds,
     )
 

@@ -186,29 +186,30 @@ class Definition:
     state: State
     batch: dict[str, jax.ShapeDtypeStruct]
 
-    def step_function(self) -> Callable[[State, objectives.Batch], tuple[State, Metrics]]:
-        """`train_step` as a function of state and batch."""
-        return functools.partial(train_step, self.config, self.model, self.objective, self.optimizer)
-
     def lower_init(self) -> jax.stages.Lowered:
         """The state of step 0, born where it belongs, ready to be compiled."""
         init = functools.partial(init_state, self.model, self.optimizer, self.config.seed)
         with jax.set_mesh(self.mesh):
             return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.state)).lower()
 
-    def lower_step(self) -> jax.stages.Lowered:
-        """The training step, ready to be compiled; it reuses the memory of the state it is given."""
+    def trace_step(self) -> jax.stages.Traced:
+        """The training step as a traced program; it reuses the memory of the state it is given."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         with jax.set_mesh(self.mesh):
             options = COMPILER_OPTIONS.get(sharding.platform())
             step = jax.jit(
-                self.step_function(),
+                functools.partial(train_step, self.config, self.model, self.objective, self.optimizer),
                 out_shardings=(shardings, replicated),
                 donate_argnums=0,
                 compiler_options=options,
             )
-            return step.lower(self.state, self.batch)
+            return step.trace(self.state, self.batch)
+
+    def lower_step(self) -> jax.stages.Lowered:
+        """The training step, ready to be compiled."""
+        with jax.set_mesh(self.mesh):
+            return self.trace_step().lower()
 
 
 def define(config: Config, objective: Objective, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Definition:

@@ -5,7 +5,6 @@ replicated beyond. Estimates of the compiler, not measurements; see lm/plan/step
 """
 
 import concurrent.futures
-import copy
 import dataclasses
 import multiprocessing
 import os
@@ -27,12 +26,13 @@ _workers = flags.DEFINE_integer("workers", 2, "Compilations at a time.")
 
 def layout(config: Config, chips: int, rows: int, rows_at_a_time: int) -> Config:
     """The config on so many chips, `rows` of them in a global batch."""
-    config = copy.deepcopy(config)
-    config.mesh = dataclasses.replace(config.mesh, data=-1, fsdp=min(chips, 16))
-    config.data = dataclasses.replace(config.data, batch_size=rows)
     parts = max(1, rows // (chips * rows_at_a_time))
-    config.train = dataclasses.replace(config.train, accumulation=parts)
-    return config
+    return dataclasses.replace(
+        config,
+        mesh=dataclasses.replace(config.mesh, data=-1, fsdp=min(chips, 16)),
+        data=dataclasses.replace(config.data, batch_size=rows),
+        train=dataclasses.replace(config.train, accumulation=parts),
+    )
 
 
 def draw(plans: dict[str, list], path: str) -> None:
