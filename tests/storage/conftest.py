@@ -10,19 +10,20 @@ from . import servers
 from .servers import BUCKET
 
 
-@pytest.fixture(scope="package")
+# Of the session, not of the package: a worker that steals tests comes back here, and clients keep the first address.
+@pytest.fixture(scope="session")
 def environment() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         yield patch
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def s3_port(environment: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with servers.s3(tmp_path_factory.mktemp("s3"), environment) as port:
         yield port
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gcs_port(environment: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with servers.gcs(tmp_path_factory.mktemp("gcs"), environment) as port:
         yield port
