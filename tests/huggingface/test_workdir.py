@@ -12,6 +12,7 @@ import pytest
 from lm import checkpoint, models
 from lm.config import InputError, ModelConfig
 from lm.huggingface import export_folder, import_folder, import_workdir
+from tests.weights import random_params
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(vocab_size=400, d_model=16, num_layers=2, num_heads=2, d_ff=24, max_length=32)
@@ -25,7 +26,7 @@ def folder(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(PIECES))
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     files = [tmp_path / "vocab.txt", tmp_path / "tokenizer_config.json"]
-    export_folder(folder, CONFIG, models.build(CONFIG).init(jax.random.key(0)), tokenizer=files)
+    export_folder(folder, CONFIG, random_params(models.build(CONFIG)), tokenizer=files)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
     (folder / "modules.json").write_text(

@@ -27,8 +27,10 @@ POSITIONS_BL = np.broadcast_to(np.arange(20), (3, 20))
 
 def encode(config: ModelConfig, key: jax.Array | None) -> np.ndarray:
     model = models.build(config)
-    params = model.init(jax.random.key(0))
-    return np.asarray(model.merge(params).encode(TOKENS_BL, ONES_BL, POSITIONS_BL, key).hidden_BSD)
+    compute = jax.jit(
+        lambda: model.merge(model.init(jax.random.key(0))).encode(TOKENS_BL, ONES_BL, POSITIONS_BL, key).hidden_BSD
+    )
+    return np.asarray(compute())
 
 
 @pytest.mark.parametrize(("final_dropout", "share"), [(True, 0.5), (False, 0.0)])

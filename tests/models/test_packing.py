@@ -9,6 +9,7 @@ import pytest
 
 from lm import models
 from lm.config import ModelConfig
+from tests.weights import random_params
 
 BERT = ModelConfig(vocab_size=128, d_model=32, num_layers=3, num_heads=4, d_ff=64, max_length=48)
 MODERN = dataclasses.replace(
@@ -36,8 +37,7 @@ ROW = 48
 @pytest.fixture(params=[BERT, MODERN], ids=["learned-post", "rotary-local-pre"])
 def setup(request):
     model = models.build(request.param)
-    noise = iter(jax.random.split(jax.random.key(7), 200))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), model.init(jax.random.key(0)))
+    params = random_params(model)
     rng = np.random.default_rng(0)
     texts = [rng.integers(5, 128, n) for n in LENGTHS]
     return model, params, texts

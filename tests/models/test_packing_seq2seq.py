@@ -9,6 +9,7 @@ import pytest
 
 from lm import models
 from lm.config import ModelConfig
+from tests.weights import random_params
 
 RELATIVE = ModelConfig(
     architecture="encoder-decoder",
@@ -46,8 +47,7 @@ SOURCE_ROW, TARGET_ROW = 44, 24
 def setup(request):
     config = CONFIGS[request.param]
     model = models.build(config)
-    noise = iter(jax.random.split(jax.random.key(7), 200))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), model.init(jax.random.key(0)))
+    params = random_params(model)
     rng = np.random.default_rng(0)
     # Sources and targets of different ids, so that a gradient says what was read.
     pairs = [(rng.integers(5, 60, source), rng.integers(60, 128, target)) for source, target in LENGTHS]

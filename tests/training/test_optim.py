@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from lm import models
 from lm.config import ModelConfig, OptimConfig
 from lm.training import optim
+from tests.weights import random_params
 
 STEPS = 100
 
@@ -39,11 +42,15 @@ def test_schedules_end_at_the_final_fraction():
 @pytest.fixture(scope="module")
 def params():
     config = ModelConfig(vocab_size=64, d_model=16, num_layers=3, num_heads=2, d_ff=32, max_length=8)
-    return models.build(config).init(jax.random.key(0))
+    return random_params(models.build(config), 0)
 
 
 @pytest.fixture(scope="module")
 def grads(params):
+    return random_like(params)
+
+
+def random_like(params):
     keys = iter(jax.random.split(jax.random.key(1), 100))
     return jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
 
@@ -56,6 +63,7 @@ def unstacked(tree):
     return {**tree, "encoder": encoder} | {f"layer_{i}": layer for i, layer in enumerate(layers)}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def two_steps(transformation, params, grads):
     """The second of two updates."""
     state = transformation.init(params)
@@ -89,9 +97,8 @@ def test_lamb_takes_the_trust_ratio_of_each_layer(params, grads):
 def test_adafactor_factors_each_layer_as_a_matrix():
     """Equal to optax on unstacked layers whose attention kernels are matrices; the statistics are vectors."""
     config = ModelConfig(vocab_size=256, d_model=128, num_layers=3, num_heads=2, d_ff=256, max_length=8)
-    params = models.build(config).init(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    grads = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
+    params = random_params(models.build(config), 0)
+    grads = random_like(params)
 
     def matrices(tree):
         tree = unstacked(tree)
@@ -121,10 +128,10 @@ def test_stable_adamw_limits_a_sudden_gradient(params, grads):
 
     def jump(name):
         optimizer = optim.create(OptimConfig(name=name, clip_norm=0.0, weight_decay=0.0, b2=0.98))
-        state = optimizer.init(params)
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
         for _ in range(20):
-            _, state = optimizer.update(grads, state, params)
-        updates, _ = optimizer.update(jax.tree.map(lambda g: 100 * g, grads), state, params)
+            _, state = update(grads, state, params)
+        updates, _ = update(jax.tree.map(lambda g: 100 * g, grads), state, params)
         return float(jnp.sqrt(jnp.mean(updates["encoder"]["layers"]["mlp"]["up"]["kernel"] ** 2)))
 
     assert jump("stable_adamw") < 0.25 * jump("adamw")
