@@ -2,8 +2,8 @@
 
 Rows of different lengths decode together and do not change one another; the loop ends when all have ended.
 
-Array names carry their shape: B sequences, N hypotheses of each (beams), R = B * N rows, P prompt length, T decoded
-length, V vocabulary.
+Array names carry their shape: B sequences, N hypotheses of each (beams), P prompt length, T decoded length,
+V vocabulary.
 """
 
 import dataclasses
@@ -107,24 +107,23 @@ def make_generate(
         prompts = Prompts(*map(jnp.asarray, prompts))
         total = prompts.tokens_BP.shape[1] + options.max_length
         steps = module.steps(_read(module, sources), total)
-        rows = prompts.tokens_BP.shape[0] * options.num_beams
+        shape = (prompts.tokens_BP.shape[0], options.num_beams)
         only_end = jnp.arange(module.vocab_size) == end_id
 
-        def predict(tokens_R: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
+        def predict(tokens_BN: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
             """Logits of the next token [B, N, V], and log Z [B, N]: log P is their difference.
 
             The difference is taken of the few that are chosen: the vocabulary is too large to be written once more.
             """
-            logits_RV, cache = module.step(steps, tokens_R, step, cache)
-            logits_RV = jnp.where(jnp.arange(logits_RV.shape[1])[None] < vocab_size, logits_RV, _NEVER)
-            logits_BNV = logits_RV.reshape(-1, options.num_beams, logits_RV.shape[1])
+            logits_BNV, cache = module.step(steps, tokens_BN, step, cache)
+            logits_BNV = jnp.where(jnp.arange(logits_BNV.shape[2])[None, None] < vocab_size, logits_BNV, _NEVER)
             log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
             too_early_B = step - prompts.lengths_B + 1 < options.min_length
             logits_BNV = jnp.where(too_early_B[:, None, None] & only_end[None, None], _NEVER, logits_BNV)
             return constrain(logits_BNV, "BNV"), log_z_BN, cache
 
-        first_R = jnp.full((rows,), start_id, jnp.int32)
-        tokens_BNT, scores_BN = search(options, predict, steps.empty(rows), first_R, prompts, keys_B, end_id, pad_id)
+        first_BN = jnp.full(shape, start_id, jnp.int32)
+        tokens_BNT, scores_BN = search(options, predict, steps.empty(*shape), first_BN, prompts, keys_B, end_id, pad_id)
         # Column t holds the token after t others, prompt included: move each row's own part to the front.
         at_BT = prompts.lengths_B[:, None] + jnp.arange(options.max_length)[None]
         return Decoded(jnp.take_along_axis(tokens_BNT, at_BT[:, None], axis=2), scores_BN)
@@ -156,19 +155,19 @@ def _one_by_one(
     options: Decoding,
     predict: Callable[..., tuple[jax.Array, jax.Array, Cache]],
     cache: Cache,
-    first_R: jax.Array,
+    first_BN: jax.Array,
     prompts: Prompts,
     keys_B: jax.Array,
     end_id: int,
     pad_id: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Greedy decoding or sampling: tokens [B, 1, P + T] and scores [B, 1]."""
-    rows = len(first_R)
+    rows = len(first_BN)
     total = prompts.tokens_BP.shape[1] + options.max_length
 
     def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, last_B, tokens_B1T, score_B, done_B, cache = state
-        logits_B1V, log_z_B1, cache = predict(last_B, step, cache)
+        step, last_B1, tokens_B1T, score_B, done_B, cache = state
+        logits_B1V, log_z_B1, cache = predict(last_B1, step, cache)
         logits_BV = logits_B1V[:, 0]
         if options.temperature:
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
@@ -181,10 +180,10 @@ def _one_by_one(
         score_B = score_B + jnp.where(forced_B | done_B, 0.0, gained_B)
         length_B = step + 1 - prompts.lengths_B
         done_B |= ~forced_B & ((next_B == end_id) | (length_B >= options.max_length))
-        return step + 1, next_B, _write(tokens_B1T, step, next_B[:, None]), score_B, done_B, cache
+        return step + 1, next_B[:, None], _write(tokens_B1T, step, next_B[:, None]), score_B, done_B, cache
 
     tokens_B1T = jnp.full((rows, 1, total), pad_id, jnp.int32)
-    state = (jnp.int32(0), first_R, tokens_B1T, jnp.zeros(rows), jnp.zeros(rows, bool), cache)
+    state = (jnp.int32(0), first_BN, tokens_B1T, jnp.zeros(rows), jnp.zeros(rows, bool), cache)
     _, _, tokens_B1T, score_B, _, _ = jax.lax.while_loop(
         lambda state: (state[0] < total) & ~state[4].all(), body, state
     )
@@ -228,7 +227,7 @@ class _Beams(NamedTuple):
     """
 
     step: jax.Array
-    last_R: jax.Array
+    last_BN: jax.Array
     alive_tokens: jax.Array
     alive_scores: jax.Array
     finished_tokens: jax.Array
@@ -241,7 +240,7 @@ def _beam_search(
     options: Decoding,
     predict: Callable[..., tuple[jax.Array, jax.Array, Cache]],
     cache: Cache,
-    first_R: jax.Array,
+    first_BN: jax.Array,
     prompts: Prompts,
     keys_B: jax.Array,
     end_id: int,
@@ -255,11 +254,11 @@ def _beam_search(
     """
     del keys_B
     beams = options.num_beams
-    rows = len(first_R) // beams
+    rows = len(first_BN)
     total = prompts.tokens_BP.shape[1] + options.max_length
 
     def body(state: _Beams) -> _Beams:
-        logits_BNV, log_z_BN, cache = predict(state.last_R, state.step, state.cache)
+        logits_BNV, log_z_BN, cache = predict(state.last_BN, state.step, state.cache)
         # 2 N candidates: if N of them end, N are left to go on.
         logits_BNC, tokens_BNC = _largest(logits_BNV, 2 * beams)
         scores_BNC = logits_BNC - log_z_BN[:, :, None] + state.alive_scores[:, :, None]
@@ -292,19 +291,19 @@ def _beam_search(
         better_B = alive_scores[:, 0] / power_B1[:, 0] > finished_scores.min(axis=1)
         return _Beams(
             step=state.step + 1,
-            last_R=last_BN.reshape(-1),
+            last_BN=last_BN,
             alive_tokens=_write(alive_tokens, state.step, last_BN),
             alive_scores=alive_scores,
             finished_tokens=finished_tokens,
             finished_scores=finished_scores,
             open_B=state.open_B & (forced_B | better_B) & (length_B < options.max_length),
-            cache=_reorder(cache, parent_BN),
+            cache=cache.branch(parent_BN),
         )
 
     empty = jnp.full((rows, beams, total), pad_id, jnp.int32)
     state = _Beams(
         step=jnp.int32(0),
-        last_R=first_R,
+        last_BN=first_BN,
         alive_tokens=empty,
         # One hypothesis to begin with: equal ones would all take the same continuations.
         alive_scores=jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, _NEVER)[None], (rows, beams)),
@@ -315,13 +314,6 @@ def _beam_search(
     )
     state = jax.lax.while_loop(lambda state: (state.step < total) & state.open_B.any(), body, state)
     return state.finished_tokens, state.finished_scores
-
-
-def _reorder(cache: Cache, parent_BN: jax.Array) -> Cache:
-    """Every hypothesis takes over the cache of the one that it continues."""
-    rows, beams = parent_BN.shape
-    parent_R = (jnp.arange(rows)[:, None] * beams + parent_BN).reshape(-1)
-    return jax.tree.map(lambda array_RHTK: array_RHTK[parent_R], cache)
 
 
 def _largest(scores_BNV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

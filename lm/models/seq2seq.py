@@ -1,6 +1,6 @@
 """The encoder-decoder, and the decoder alone.
 
-Array names carry their shape: B batch, S source length, T target length, D model, V vocabulary, R rows decoded.
+Array names carry their shape: B batch, S source length, T target length, D model, V vocabulary, N hypotheses.
 """
 
 import jax
@@ -87,7 +87,7 @@ class Seq2Seq(nnx.Module):
         """Prepares decoding token by token; see `Steps`."""
         return Steps(self.decoder, memory, length, self._tokens_VD)
 
-    def step(self, steps: Steps, tokens_R: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Float32 logits [R, V] of what follows the token at position `step` of every row, and the cache with it."""
-        hidden_RD, cache = steps(tokens_R, step, cache)
-        return self.predict(hidden_RD[:, None])[:, 0], cache
+    def step(self, steps: Steps, tokens_BN: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Float32 logits [B, N, V] of what follows the token at position `step`, and the cache with it."""
+        hidden_BND, cache = steps(tokens_BN, step, cache)
+        return self.predict(hidden_BND), cache

@@ -1,10 +1,10 @@
 """Decoding token by token.
 
-Array names carry their shape: B sequences, N hypotheses of each, R = B * N rows, S source length, T decoded length,
-D model, H heads, K head dim, V vocabulary.
+Array names carry their shape: B sequences, N hypotheses of each (beams), S source length, T decoded length, D model,
+H heads, K head dim, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,42 @@ from lm.models.attention import Attention
 from lm.models.transformer import Memory, Stack, unstack
 from lm.sharding import constrain, gather_weights
 
-Cache = tuple[tuple[jax.Array, jax.Array], ...]
+
+class Cache(NamedTuple):
+    """What was computed of the tokens so far.
+
+    Keys and values stay where they were written when hypotheses branch: instead of moving them, each hypothesis
+    remembers in whose place its own lie.
+
+    Attributes:
+        layers: of each, `stored` keys and values, [B, H, K, C] and [B, H, C, K], where C = T * N: the N of a position
+            beside one another.
+        places_BNT: int32, which of the N places at each position belongs to a hypothesis.
+    """
+
+    layers: tuple[tuple[jax.Array, jax.Array], ...]
+    places_BNT: jax.Array
+
+    def branch(self, parent_BN: jax.Array) -> "Cache":
+        """Every hypothesis goes on from another one, or from itself."""
+        return self._replace(places_BNT=jnp.take_along_axis(self.places_BNT, parent_BN[:, :, None], axis=1))
+
+
+def stored(key_BSHK: jax.Array, value_BSHK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys [B, H, K, S] and values [B, H, S, K], as products with few queries read them fastest."""
+    return key_BSHK.transpose(0, 2, 3, 1), value_BSHK.swapaxes(1, 2)
+
+
+def restored(key_BHKS: jax.Array, value_BHSK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What was `stored`, [B, S, H, K]; the compiler merges it into the products."""
+    return key_BHKS.transpose(0, 3, 1, 2), value_BHSK.swapaxes(1, 2)
 
 
 class Steps:
     """A decoder that takes one token at a time and keeps the keys and values of those before.
 
     What no step changes is computed here, once, and stays out of the loop: each layer's weights as arrays of
-    their own, and the keys and values of the memory. N hypotheses of a sequence (beams) share its memory: they
-    are the rows `b * N ... b * N + N - 1`.
+    their own, and the keys and values of the memory, which the hypotheses of a sequence share.
     """
 
     def __init__(self, stack: Stack, memory: Memory | None, length: int, shared_VD: jax.Array | None):
@@ -31,65 +58,71 @@ class Steps:
         if memory is not None:
             self._memory_segments_BS = (memory.segments_BS > 0).astype(jnp.int32)
             attentions = [gather_weights(layer).memory_attention for layer in self._layers]
-            heads_first = lambda array_BSHK: array_BSHK.swapaxes(1, 2)  # noqa: E731
-            self._memory = [
-                jax.tree.map(heads_first, attention.keys_values(memory.hidden_BSD)) for attention in attentions
-            ]
+            self._memory = [stored(*attention.keys_values(memory.hidden_BSD)) for attention in attentions]
 
-    def empty(self, rows: int) -> Cache:
-        """The cache before the first token: for each layer keys and values, [R, H, T, K]."""
+    def empty(self, sequences: int, hypotheses: int = 1) -> Cache:
+        """The cache before the first token."""
         config = self._stack.config
-        shape = (rows, config.num_heads, self._length, config.width_per_head)
-        zeros = constrain(jnp.zeros(shape, self._stack.execution.dtype), "BHTK")
-        return ((zeros, zeros),) * self._stack.num_layers
+        shape = (sequences, self._length * hypotheses, config.num_heads, config.width_per_head)
+        zeros_BCHK = jnp.zeros(shape, self._stack.execution.dtype)
+        key_BHKC, value_BHCK = stored(zeros_BCHK, zeros_BCHK)
+        layer = constrain(key_BHKC, "BHKC"), constrain(value_BHCK, "BHCK")
+        return Cache((layer,) * self._stack.num_layers, jnp.zeros((sequences, hypotheses, self._length), jnp.int32))
 
-    def __call__(self, tokens_R: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """The hidden state [R, D] after the token at position `step` of every row, and the cache with it."""
+    def __call__(self, tokens_BN: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The hidden states [B, N, D] after the token at position `step` of every hypothesis, and the cache with it."""
         stack = self._stack
-        rows = tokens_R.shape[0]
-        positions_R1 = jnp.broadcast_to(step, (rows, 1))
-        hidden_R1D = stack.embedding(tokens_R[:, None], positions_R1, shared_VD=self._shared_VD)
-        angles, columns = stack.angles(positions_R1), step[None]
-        bias_H1T = stack.bias(columns, self._length)
-        seen = [jnp.ones((rows, size), jnp.int32) for size in (1, self._length)]
-        grown = list(cache)
+        sequences, hypotheses = tokens_BN.shape
+        positions_BN = jnp.broadcast_to(step, tokens_BN.shape)
+        hidden_BND = stack.embedding(tokens_BN, positions_BN, shared_VD=self._shared_VD)
+        angles = stack.angles(positions_BN)
+        bias_H1S = stack.bias(step[None], self._length)
+        if bias_H1S is not None:
+            bias_H1S = jnp.repeat(bias_H1S, hypotheses, axis=2)
+        own_N = jnp.arange(hypotheses, dtype=jnp.int32)
+        own_BN1 = jnp.broadcast_to(own_N[None, :, None], (sequences, hypotheses, 1))
+        places_BNT = jax.lax.dynamic_update_slice_in_dim(cache.places_BNT, own_BN1, step, axis=2)
+        age_T = step - jnp.arange(self._length)
+        visible_BNTN = (places_BNT[..., None] == own_N[None, None, None]) & (age_T >= 0)[None, None, :, None]
+        ones_BN, ones_BS = (jnp.ones((sequences, size), jnp.int32) for size in (hypotheses, visible_BNTN[0, 0].size))
+        grown = list(cache.layers)
 
-        def attend_self(attention: Attention, inputs_R1D: jax.Array, index: Any, dropout: Any) -> jax.Array:
-            angles_R1K = angles(index)
-            new = attention.keys_values(inputs_R1D, angles_R1K)
-            write = lambda old_RHTK, new_R1HK: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
-                old_RHTK, new_R1HK.swapaxes(1, 2), step, axis=2
+        def attend_self(attention: Attention, inputs_BND: jax.Array, index: Any, dropout: Any) -> jax.Array:
+            angles_BNK = angles(index)
+            old_key_BHKC, old_value_BHCK = cache.layers[index]
+            new_key_BHKN, new_value_BHNK = stored(*attention.keys_values(inputs_BND, angles_BNK))
+            column = step * hypotheses
+            grown[index] = (
+                jax.lax.dynamic_update_slice_in_dim(old_key_BHKC, new_key_BHKN, column, axis=3),
+                jax.lax.dynamic_update_slice_in_dim(old_value_BHCK, new_value_BHNK, column, axis=2),
             )
-            key_RHTK, value_RHTK = grown[index] = jax.tree.map(write, cache[index], new)
+            seen_BNTN = visible_BNTN
+            if (window := stack.window(index, self._length)) is not None:
+                seen_BNTN &= (age_T <= window)[None, None, :, None]
             return attention(
-                inputs_R1D,
-                (key_RHTK.swapaxes(1, 2), value_RHTK.swapaxes(1, 2)),
-                angles_BLK=angles_R1K,
-                segments_BL=seen[0],
-                memory_segments_BS=seen[1],
-                columns_L=columns,
-                causal=True,
-                window=stack.window(index, self._length),
-                bias_HLS=bias_H1T,
+                inputs_BND,
+                restored(*grown[index]),
+                angles_BLK=angles_BNK,
+                segments_BL=ones_BN,
+                memory_segments_BS=ones_BS,
+                visible_BLS=seen_BNTN.reshape(sequences, hypotheses, -1),
+                bias_HLS=bias_H1S,
                 dropout=dropout,
             )
 
-        def attend_memory(attention: Attention, inputs_R1D: jax.Array, index: Any, dropout: Any) -> jax.Array:
-            segments_BS = self._memory_segments_BS
+        def attend_memory(attention: Attention, inputs_BND: jax.Array, index: Any, dropout: Any) -> jax.Array:
             # Tied to the step: XLA would take the transposes out of the loop, and with them their cancelling out.
-            inputs_R1D, key_BHSK, value_BHSK = jax.lax.optimization_barrier((inputs_R1D, *self._memory[index]))
-            inputs_BND = inputs_R1D.reshape(segments_BS.shape[0], -1, inputs_R1D.shape[-1])
-            attended_BND = attention(
+            inputs_BND, key_BHKS, value_BHSK = jax.lax.optimization_barrier((inputs_BND, *self._memory[index]))
+            return attention(
                 inputs_BND,
-                (key_BHSK.swapaxes(1, 2), value_BHSK.swapaxes(1, 2)),
-                segments_BL=jnp.ones(inputs_BND.shape[:2], jnp.int32),
-                memory_segments_BS=segments_BS,
+                restored(key_BHKS, value_BHSK),
+                segments_BL=ones_BN,
+                memory_segments_BS=self._memory_segments_BS,
                 dropout=dropout,
             )
-            return attended_BND.reshape(inputs_R1D.shape)
 
         for index, layer in enumerate(self._layers):
-            hidden_R1D = gather_weights(layer)(hidden_R1D, index, attend_self, attend_memory)
+            hidden_BND = gather_weights(layer)(hidden_BND, index, attend_self, attend_memory)
         if stack.final_norm is not None:
-            hidden_R1D = stack.final_norm(hidden_R1D)
-        return hidden_R1D[:, 0], tuple(grown)
+            hidden_BND = stack.final_norm(hidden_BND)
+        return hidden_BND, Cache(tuple(grown), places_BNT)

@@ -12,6 +12,7 @@ import pytest
 from lm import models, sharding
 from lm.config import InputError, MeshConfig, ModelConfig
 from lm.inference.generate import Decoding, Prompts, Sources, _argmax, _largest, make_generate
+from tests.weights import random_params
 
 VOCABULARY = 64
 START, END, PAD = 0, 3, 0
@@ -62,11 +63,8 @@ ALONE = dataclasses.replace(LEARNED, architecture="decoder", position="rotary", 
 
 @functools.cache
 def build(name: str):
-    config = {"relative": RELATIVE, "learned": LEARNED, "alone": ALONE}[name]
-    model = models.build(config)
-    keys = iter(jax.random.split(jax.random.key(1), 200))
-    params = model.init(jax.random.key(0))
-    return model, jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+    model = models.build({"relative": RELATIVE, "learned": LEARNED, "alone": ALONE}[name])
+    return model, random_params(model)
 
 
 def sources(lengths, seed=0) -> Sources:
@@ -97,16 +95,19 @@ def decode(name, inputs, prompts=None, row_keys=None, **options):
 
 def full_log_p(name, inputs: Sources | None, row: int, tokens: np.ndarray) -> np.ndarray:
     """log P of each of `tokens`, computed with the whole sequence at once: [T, V]."""
-    model, params = build(name)
-    module = model.merge(params)
-    memory = None
+    source = None
     if inputs is not None:
-        real = int(inputs.segments_BS[row].sum())
-        ones = jnp.ones((1, real), jnp.int32)
-        memory = module.encode(inputs.tokens_BS[row : row + 1, :real], ones, jnp.arange(real)[None])
+        source = inputs.tokens_BS[row : row + 1, : int(inputs.segments_BS[row].sum())]
     given = np.concatenate([[START], tokens[:-1]])[None].astype(np.int32)
-    hidden = module(memory, given, np.ones_like(given), np.arange(given.shape[1])[None])
-    return np.asarray(jax.nn.log_softmax(module.predict(hidden)[0], axis=-1))
+    return np.asarray(_full_log_p(build(name)[0], build(name)[1], source, given))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _full_log_p(model, params, source_1S, given_1T):
+    module = model.merge(params)
+    places = lambda row: (jnp.ones(row.shape, jnp.int32), jnp.arange(row.shape[1])[None])  # noqa: E731
+    memory = None if source_1S is None else module.encode(source_1S, *places(source_1S))
+    return jax.nn.log_softmax(module.predict(module(memory, given_1T, *places(given_1T)))[0], axis=-1)
 
 
 @pytest.mark.parametrize("name", ["relative", "learned", "alone"])
@@ -126,8 +127,8 @@ def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name):
         cache, found = steps.empty(3), []
         given = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
         for step in range(12):
-            logits, cache = module.step(steps, given[:, step], jnp.int32(step), cache)
-            found.append(jax.nn.log_softmax(logits, axis=-1))
+            logits, cache = module.step(steps, given[:, step : step + 1], jnp.int32(step), cache)
+            found.append(jax.nn.log_softmax(logits[:, 0], axis=-1))
         return jnp.stack(found, axis=1)
 
     found = stepwise(params, tokens)
