@@ -63,6 +63,6 @@ def get_config() -> Config:
         ),
         objective=ObjectiveConfig(name="pairs"),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=300, b2=0.98, weight_decay=0.01),
-        train=TrainConfig(steps=6000, log_every=20, eval_every=1000, eval_batches=30),
+        train=TrainConfig(steps=5000, log_every=20, eval_every=1000, eval_batches=30),
         checkpoint=CheckpointConfig(every=1000, keep=2),
     )

@@ -4,16 +4,17 @@
     bash launch/catalogues.sh catalogues
     python launch/train.py --config=configs/translate_catalogues.py --workdir=runs/translate \\
         --config.data.path=catalogues
-    python launch/evaluate.py --checkpoint=runs/translate --metric=bleu --shown=10
+    python launch/evaluate.py --checkpoint=runs/translate --metric=bleu --num_beams=4 --examples=0 --shown=10
     echo 'Open the file' | python launch/predict.py --checkpoint=runs/translate --task=translate --language=zh_CN
 
 A T5 1.1 of 3 + 3 layers and width 256, its embeddings tied. The data is what programs say: menus, options, error
 messages, some of it with %s and markup; no prose. Messages that differ only in case and punctuation are in one split,
 whatever the language.
 
-Hardware: two CPU cores, no accelerator.
-Time:     planned, not yet measured.
-Score:    planned, not yet measured.
+Hardware: one CPU core; two train 1.6 times as fast.
+Time:     104 minutes on one core that did some other work too, 10,000 steps at 3,500 tokens a second.
+Score:    BLEU 32.0, chrF 51.9 into German and 37.2, 36.7 into Chinese, on all 5,225 held-out messages with four beams;
+          the most similar training message 31.1, 47.6 and 33.9, 34.0; copying the source 15.3, 23.7 and 6.2, 12.9.
 """
 
 from lm.config import (
@@ -66,6 +67,6 @@ def get_config() -> Config:
         ),
         objective=ObjectiveConfig(name="pairs"),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=300, b2=0.98, weight_decay=0.01),
-        train=TrainConfig(steps=12_000, log_every=20, eval_every=1000, eval_batches=20),
+        train=TrainConfig(steps=10_000, log_every=20, eval_every=1000, eval_batches=20),
         checkpoint=CheckpointConfig(every=1000, keep=2),
     )

@@ -18,5 +18,7 @@ ruff format --check
 basedpyright
 
 echo "Testing"
-# A worker for each core up to eight; one that runs out of tests takes over some of another's.
-exec python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal "$@"
+# A worker for each core up to eight, and one more: tests wait for processes that they start, for servers, for a
+# heartbeat to stop. A worker that runs out of tests takes over some of another's.
+cores=$(getconf _NPROCESSORS_ONLN)
+exec python -m pytest --numprocesses=$((cores < 8 ? cores + 1 : 9)) --dist=worksteal "$@"
