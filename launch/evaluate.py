@@ -15,7 +15,7 @@ _input = flags.DEFINE_string("input", "", "Text, .jsonl or (pairs) .tsv file; em
 _METRICS = ["mlm", "perplexity", "bleu", "rouge", "exact-match"]
 _metric = flags.DEFINE_enum("metric", "perplexity", _METRICS, "What to measure.")
 _examples = flags.DEFINE_integer("examples", 1000, "Held-out pairs to write for, 0 for all.", lower_bound=0)
-_shown = flags.DEFINE_integer("shown", 0, "Pairs to print with what was written, unselected.", lower_bound=0)
+_shown = flags.DEFINE_integer("shown", 0, "Pairs to print with what was written, spread over all.", lower_bound=0)
 _num_beams = flags.DEFINE_integer("num_beams", 1, "Hypotheses of beam search; 1 is greedy.", lower_bound=1)
 
 

@@ -46,7 +46,7 @@ def evaluate(
         input_path: pairs in a TSV or .jsonl file, their sources worded as in training; empty for the held-out split
             of the run's store.
         limit: pairs to use, a fixed random choice; 0 for all.
-        shown: so many of them are returned, unselected.
+        shown: so many of them are returned, evenly spread over all.
         num_beams: hypotheses of beam search; 1 is greedy.
 
     Returns:
@@ -90,9 +90,10 @@ def evaluate(
             candidates["nearest"] = nearest(sources, memory)
         scores = {name: compute(texts, targets) for name, texts in candidates.items()}
         found[kind] = {"examples": len(index), **scores}
+    shown = min(shown, len(pairs))
+    places = [len(pairs) * number // shown for number in range(shown)]
     found["shown"] = [
-        {"source": pair.source, "target": pair.target, "written": output}
-        for pair, output in zip(pairs[:shown], outputs, strict=False)
+        {"source": pairs[place].source, "target": pairs[place].target, "written": outputs[place]} for place in places
     ]
     return found
 
