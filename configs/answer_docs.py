@@ -30,10 +30,10 @@ def get_config() -> Config:
         data=DataConfig(
             source="docs-questions",
             vocab_size=8192,
-            seq_length=512,
-            target_length=50,  # in proportion to the mean lengths of sources and targets, so that both sides fill
+            seq_length=320,
+            target_length=72,  # in proportion to the mean lengths of sources and targets, so that both sides fill
             batch_size=4,
-            max_segments=16,
+            max_segments=12,
         ),
         model=ModelConfig(
             architecture="encoder-decoder",
@@ -62,7 +62,7 @@ def get_config() -> Config:
             init_std=0.0625,  # 1 / sqrt(d_model); Adam takes several times as many steps to move T5's embeddings of 1
         ),
         objective=ObjectiveConfig(name="pairs"),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=300, b2=0.98, weight_decay=0.01),
-        train=TrainConfig(steps=5000, log_every=20, eval_every=1000, eval_batches=30),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=300, b2=0.98, weight_decay=0.01),
+        train=TrainConfig(steps=10_000, log_every=20, eval_every=1000, eval_batches=30),
         checkpoint=CheckpointConfig(every=1000, keep=2),
     )

@@ -3,8 +3,10 @@
     question: What does the argument axis mean? context: Sum of array elements ... -> Axis along which ...
 
 What the data is: what the NumPy, Google and Sphinx styles say of parameters (meaning and type), of what is returned
-and of when an exception is raised. The question is one of a few templates around a name, the context a passage of
-the docstring of at most 600 characters, the answer a span of it: the first sentence of a description, or a type.
+and of when an exception is raised. The question is one of a few templates around a name, the answer a span of the
+passage: the first sentence of a description, or a type. The passage is the name's entry with some of the lines around
+it, 400 characters at most: as often 50 to 100 as 100 to 200 or 200 to 400, because copying is learned from short
+passages, many times sooner than from long ones, and then holds for both.
 
 What it is not: questions that people asked. An answer stands where the section's form says it does, so a model
 learns to find a described name and to copy from there; it need not understand, combine or infer, and there is
@@ -12,7 +14,9 @@ always an answer. Left out are names that a docstring describes twice, several n
 more than 200 characters, and an entry that another docstring has word for word.
 """
 
+import bisect
 import hashlib
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -31,8 +35,8 @@ _TEMPLATES = {
     "returns": ("What is returned?", "What does it return?", "What is the result of the call?"),
     "raises": ("When is {} raised?", "What causes {}?", "In which case does {} occur?"),
 }
-_LONGEST_CONTEXT = 600  # characters, about 150 tokens: copying from a longer passage takes longer to learn
-_SHORTEST_CONTEXT = 150
+_LONGEST_CONTEXT = 400  # characters, about 100 tokens
+_SHORTEST_CONTEXT = 50
 _LONGEST_ANSWER = 200
 _DOCSTRINGS_AT_ONCE = 500
 
@@ -101,36 +105,41 @@ def _question(entry: _Entry, context: str) -> str:
 
 
 def _asked(docstring: str) -> Iterator[tuple[str, _Entry]]:
-    """The passages of a docstring, each with the entries that it answers unmistakably."""
+    """The entries of a docstring that a passage answers unmistakably, each with its passage."""
     lines = docstring.splitlines()
     entries = _entries(lines)
     described = [(entry.kind, entry.name) for entry in entries]
-    for start, stop in _passages(lines, entries):
+    cuts = _cuts(lines, entries)
+    for entry in entries:
+        start, stop = _passage(lines, cuts, entry)
         context = one_line("\n".join(lines[start:stop]))
-        if not _SHORTEST_CONTEXT <= len(context) <= _LONGEST_CONTEXT:
-            continue
-        for entry in entries:
-            inside = start <= entry.start and entry.stop <= stop
-            if inside and described.count((entry.kind, entry.name)) == 1 and entry.answer in context:
-                yield context, entry
+        unmistakable = described.count((entry.kind, entry.name)) == 1 and entry.answer in context
+        if unmistakable and len(context) <= _LONGEST_CONTEXT:
+            yield context, entry
 
 
-def _passages(lines: list[str], entries: list[_Entry]) -> Iterator[tuple[int, int]]:
-    """Cuts lines into passages of at most `_LONGEST_CONTEXT` characters, never within an entry or below a header."""
+def _cuts(lines: list[str], entries: list[_Entry]) -> list[int]:
+    """Lines before which a passage may begin or end: never within an entry or below a header."""
     within = {line for entry in entries for line in range(entry.start + 1, entry.stop)}
     within |= {i for i in range(1, len(lines)) if _UNDERLINE.match(lines[i]) or _UNDERLINE.match(lines[i - 1])}
     within |= {i + 1 for i, line in enumerate(lines) if _GOOGLE_HEADER.match(line)}
-    start = cut = 0
-    size = 0
-    for index, line in enumerate(lines):
-        if index not in within:
-            cut = index
-        size += len(line.strip()) + 1
-        if size > _LONGEST_CONTEXT and cut > start:
-            yield start, cut
-            size = sum(len(line.strip()) + 1 for line in lines[cut : index + 1])
-            start = cut
-    yield start, len(lines)
+    return [line for line in range(len(lines)) if line not in within] + [len(lines)]
+
+
+def _passage(lines: list[str], cuts: list[int], entry: _Entry) -> tuple[int, int]:
+    """The lines `start:stop` of an entry and around it, up to a length drawn from its words."""
+    draw = random.Random(f"{entry.name} {entry.answer} {len(lines)}")
+    longest = _SHORTEST_CONTEXT * (_LONGEST_CONTEXT / _SHORTEST_CONTEXT) ** draw.random()
+    first, last = bisect.bisect_right(cuts, entry.start) - 1, bisect.bisect_left(cuts, entry.stop)
+    size = sum(len(line.strip()) + 1 for line in lines[cuts[first] : cuts[last]])
+    while sides := [side for side, more in (("above", first > 0), ("below", last + 1 < len(cuts))) if more]:
+        above = draw.choice(sides) == "above"
+        begin, end = (cuts[first - 1], cuts[first]) if above else (cuts[last], cuts[last + 1])
+        size += sum(len(line.strip()) + 1 for line in lines[begin:end])
+        if size > longest:
+            break
+        first, last = (first - 1, last) if above else (first, last + 1)
+    return cuts[first], cuts[last]
 
 
 # --- sections

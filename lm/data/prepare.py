@@ -14,6 +14,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -230,7 +231,16 @@ def _write_shards(
     missing = [job for job in jobs if markers[job.index].get("digest") != job.digest]
     total = sum(shard.size for shard in shards)
     initial = total - sum(job.shard.size for job in missing)
-    with tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc="tokenise", disable=not progress) as bar:
+    bar = tqdm(
+        total=total,
+        initial=initial,
+        unit="B",
+        unit_scale=True,
+        desc="tokenise",
+        disable=not progress,
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds; a log need not move
+    )
+    with bar:
         futures = {executor.submit(_write_shard, job): job for job in missing}
         for future in concurrent.futures.as_completed(futures):
             job = futures[future]

@@ -87,9 +87,17 @@ class MetricWriter:
         storage.write_key(str(self._folder), _METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = open(self._folder / _METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._board = ScalarWriter(self._folder / "tensorboard", start_step + 1)
+        self._steps = steps
         self._bar = tqdm(
-            total=steps, initial=start_step, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr
+            total=steps,
+            initial=start_step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),  # a bar in a log is one endless line
         )
+        self._say(start_step)
 
     def progress(self, step: int) -> None:
         """Moves the bar to `step`."""
@@ -97,16 +105,23 @@ class MetricWriter:
             self._bar.update(step - self._bar.n)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and the same numbers to TensorBoard and the bar."""
+        """One line of metrics.jsonl, and the same numbers to TensorBoard and the bar or log."""
         if not self._enabled:
             return
         with storage.errors(self._workdir):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._board.write(step, metrics)
         shown = {name: metrics[name] for name in ("loss", "eval/loss", "tokens_per_second") if name in metrics}
-        self._bar.set_postfix({name: f"{value:,.4g}" for name, value in shown.items()})
+        texts = {name: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for name, value in shown.items()}
+        self._bar.set_postfix(texts)
+        self._say(step, *(f"{name} {text}" for name, text in texts.items()))
         if self._remote and time.monotonic() - self._uploaded > _SECONDS_BETWEEN_UPLOADS:
             self._upload()
+
+    def _say(self, step: int, *details: str) -> None:
+        """A line for a log; a terminal has the bar."""
+        if self._bar.disable:
+            print(", ".join([f"train: step {step:,} of {self._steps:,}", *details]), file=sys.stderr, flush=True)
 
     def sync(self) -> None:
         """Makes sure that all lines are where the working directory is, before a checkpoint counts on them."""

@@ -136,7 +136,7 @@ def test_the_answer_is_a_span_of_a_short_passage_that_has_the_name(found: list[P
         question, context = parts(pair)
         (name,) = re.findall(r"name_\d+_\d+", question)
         assert f"{name}: {pair.target}" in context
-        assert len(context) <= 600
+        assert len(context) <= 400
 
 
 def test_a_section_keeps_its_header_wherever_it_begins():
