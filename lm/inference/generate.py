@@ -115,7 +115,7 @@ def make_generate(
 
             The difference is taken of the few that are chosen: the vocabulary is too large to be written once more.
             """
-            logits_BNV, cache = module.step(steps, tokens_BN, step, cache)
+            logits_BNV, cache = steps(tokens_BN, step, cache)
             logits_BNV = jnp.where(jnp.arange(logits_BNV.shape[2])[None, None] < vocab_size, logits_BNV, _NEVER)
             log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
             too_early_B = step - prompts.lengths_B + 1 < options.min_length

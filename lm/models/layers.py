@@ -193,12 +193,16 @@ class Logits(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if config.logits_bias else None
         self.scale = config.d_model**-0.5 if config.scale_logits else 1.0
 
-    def __call__(self, hidden_BLD: jax.Array, token_VD: jax.Array | None) -> jax.Array:
-        pattern, weights = ("BLD,VD->BLV", token_VD) if self.kernel is None else ("BLD,DV->BLV", self.kernel[...])
-        assert weights is not None
+    def weights_DV(self, token_VD: jax.Array) -> jax.Array:
+        """W: the token embedding where they are tied."""
+        if self.kernel is not None:
+            return self.kernel[...]
+        return token_VD.T
+
+    def __call__(self, hidden_BLD: jax.Array, weights_DV: jax.Array) -> jax.Array:
         hidden_BLD = hidden_BLD * self.scale
-        weights = weights.astype(hidden_BLD.dtype)
-        logits_BLV = jnp.einsum(pattern, hidden_BLD, weights, preferred_element_type=jnp.float32)
+        weights_DV = weights_DV.astype(hidden_BLD.dtype)
+        logits_BLV = jnp.einsum("BLD,DV->BLV", hidden_BLD, weights_DV, preferred_element_type=jnp.float32)
         if self.bias is not None:
             logits_BLV = logits_BLV + self.bias[...][None, None]
         return constrain(logits_BLV, "BLV")

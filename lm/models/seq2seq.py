@@ -1,6 +1,6 @@
 """The encoder-decoder, and the decoder alone.
 
-Array names carry their shape: B batch, S source length, T target length, D model, V vocabulary, N hypotheses.
+Array names carry their shape: B batch, S source length, T target length, D model, V vocabulary.
 """
 
 import jax
@@ -8,7 +8,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.models.layers import Execution, Logits
-from lm.models.steps import Cache, Steps
+from lm.models.steps import Steps
 from lm.models.transformer import Memory, Stack
 
 ENCODER, DECODER = range(2)  # stacks, told apart by their dropout
@@ -81,13 +81,8 @@ class Seq2Seq(nnx.Module):
 
     def predict(self, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the next token."""
-        return self.logits(hidden_BTD, self._tokens_VD)
+        return self.logits(hidden_BTD, self.logits.weights_DV(self._tokens_VD))
 
     def steps(self, memory: Memory | None, length: int) -> Steps:
         """Prepares decoding token by token; see `Steps`."""
-        return Steps(self.decoder, memory, length, self._tokens_VD)
-
-    def step(self, steps: Steps, tokens_BN: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Float32 logits [B, N, V] of what follows the token at position `step`, and the cache with it."""
-        hidden_BND, cache = steps(tokens_BN, step, cache)
-        return self.predict(hidden_BND), cache
+        return Steps(self.decoder, self.logits, memory, length, self._tokens_VD)

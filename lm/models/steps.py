@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.models.attention import Attention
+from lm.models.layers import Logits
 from lm.models.transformer import Memory, Stack, unstack
 from lm.sharding import constrain, gather_weights
 
@@ -48,11 +49,13 @@ class Steps:
     """A decoder that takes one token at a time and keeps the keys and values of those before.
 
     What no step changes is computed here, once, and stays out of the loop: each layer's weights as arrays of
-    their own, and the keys and values of the memory, which the hypotheses of a sequence share.
+    their own, those of the output projection in the order in which few rows read them fastest, and the keys and values
+    of the memory, which the hypotheses of a sequence share.
     """
 
-    def __init__(self, stack: Stack, memory: Memory | None, length: int, shared_VD: jax.Array | None):
-        self._stack, self._length, self._shared_VD = stack, length, shared_VD
+    def __init__(self, stack: Stack, logits: Logits, memory: Memory | None, length: int, tokens_VD: jax.Array):
+        self._stack, self._logits, self._length, self._tokens_VD = stack, logits, length, tokens_VD
+        self._weights_DV = jax.lax.optimization_barrier(logits.weights_DV(tokens_VD))
         self._layers = unstack(stack.layers, stack.num_layers)
         self._memory = []
         if memory is not None:
@@ -70,11 +73,11 @@ class Steps:
         return Cache((layer,) * self._stack.num_layers, jnp.zeros((sequences, hypotheses, self._length), jnp.int32))
 
     def __call__(self, tokens_BN: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """The hidden states [B, N, D] after the token at position `step` of every hypothesis, and the cache with it."""
+        """Float32 logits [B, N, V] after every hypothesis's token at position `step`, and the cache with it."""
         stack = self._stack
         sequences, hypotheses = tokens_BN.shape
         positions_BN = jnp.broadcast_to(step, tokens_BN.shape)
-        hidden_BND = stack.embedding(tokens_BN, positions_BN, shared_VD=self._shared_VD)
+        hidden_BND = stack.embedding(tokens_BN, positions_BN, shared_VD=self._tokens_VD)
         angles = stack.angles(positions_BN)
         bias_H1S = stack.bias(step[None], self._length)
         if bias_H1S is not None:
@@ -125,4 +128,4 @@ class Steps:
             hidden_BND = gather_weights(layer)(hidden_BND, index, attend_self, attend_memory)
         if stack.final_norm is not None:
             hidden_BND = stack.final_norm(hidden_BND)
-        return hidden_BND, Cache(tuple(grown), places_BNT)
+        return self._logits(hidden_BND, self._weights_DV), Cache(tuple(grown), places_BNT)

@@ -12,6 +12,7 @@ import pytest
 from lm import models, sharding
 from lm.config import InputError, MeshConfig, ModelConfig
 from lm.inference.generate import Decoding, Prompts, Sources, _argmax, _largest, make_generate
+from lm.models.steps import Steps
 from tests.weights import random_params
 
 VOCABULARY = 64
@@ -127,7 +128,7 @@ def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name):
         cache, found = steps.empty(3), []
         given = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
         for step in range(12):
-            logits, cache = module.step(steps, given[:, step : step + 1], jnp.int32(step), cache)
+            logits, cache = steps(given[:, step : step + 1], jnp.int32(step), cache)
             found.append(jax.nn.log_softmax(logits[:, 0], axis=-1))
         return jnp.stack(found, axis=1)
 
@@ -261,13 +262,13 @@ def test_the_loop_ends_when_all_have_ended(monkeypatch):
     bias = jnp.full(VOCABULARY, -100.0).at[END].set(100.0)
     params = {**params, "logits": {**params["logits"], "bias": bias}}
     counted = []
-    original = models.Seq2Seq.step
+    original = Steps.__call__
 
     def counting(*args):
         jax.debug.callback(lambda: counted.append(1))
         return original(*args)
 
-    monkeypatch.setattr(models.Seq2Seq, "step", counting)
+    monkeypatch.setattr(Steps, "__call__", counting)
     function = make_generate(
         model, Decoding(max_length=50), start_id=START, end_id=END, pad_id=PAD, vocab_size=VOCABULARY
     )
