@@ -136,7 +136,8 @@ def train(config: Config, workdir: Path) -> None:
         total = torch.stack(list(found.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+        if config.optim.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = float(optim.learning_rate(config.optim, config.train.steps, jnp.int32(step - 1)))
         optimizer.step()
