@@ -287,7 +287,12 @@ _relaid.defvjp(
 
 
 def keeps_all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """A policy for `jax.checkpoint`: weights are gathered again where the gradient needs them, all else is kept."""
+    """A policy for `jax.checkpoint`: weights are gathered again where the gradient needs them, all else is kept.
+
+    But for what is another in another order: one of the two is enough.
+    """
+    if primitive.name == "transpose":
+        return False
     relays = primitive.name == "custom_vjp_call" and {
         equation.primitive.name for equation in params["call_jaxpr"].eqns
     } == {"sharding_constraint"}

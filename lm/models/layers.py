@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +47,25 @@ class Dropout:
     key: jax.Array
 
     def __call__(self, array: jax.Array) -> jax.Array:
-        places = jnp.zeros(array.shape, jnp.uint32)
-        for axis, size in enumerate(array.shape):  # 32 bits wrap around in arrays of over 4 billion entries
-            places = places * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-        low, high = jax.random.key_data(self.key).reshape(-1)[-2:]
-        bits = _mix(_mix(places + low) ^ high)
-        keep = bits >= jnp.uint32(round(self.rate * 2**32))
-        return jnp.where(keep, array / (1 - self.rate), 0).astype(array.dtype)
+        return _dropped(self.rate, array, self.key)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dropped(rate: float, array: jax.Array, key: jax.Array) -> jax.Array:
+    places = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):  # 32 bits wrap around in arrays of over 4 billion entries
+        places = places * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    low, high = jax.random.key_data(key).reshape(-1)[-2:]
+    bits = _mix(_mix(places + low) ^ high)
+    keep = bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, array / (1 - rate), 0).astype(array.dtype)
+
+
+# The gradient goes through the same mask, which is computed again rather than kept.
+_dropped.defvjp(
+    lambda rate, array, key: (_dropped(rate, array, key), key),
+    lambda rate, key, gradient: (_dropped(rate, gradient, key), None),
+)
 
 
 def _mix(bits: jax.Array) -> jax.Array:
@@ -149,17 +162,46 @@ class Norm(nnx.Module):
         self.eps = config.norm_eps
 
     def __call__(self, array: jax.Array) -> jax.Array:
-        def normalized(array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None) -> jax.Array:
-            wide = array.astype(jnp.float32)
-            if self.centred:
-                wide = wide - wide.mean(axis=-1, keepdims=True)
-            wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.eps)
-            wide = wide * _broadcast(scale_D, wide.ndim)
-            if bias_D is not None:
-                wide = wide + _broadcast(bias_D, wide.ndim)
-            return wide.astype(array.dtype)
+        return _normalized(
+            self.centred, self.eps, array, self.scale[...], None if self.bias is None else self.bias[...]
+        )
 
-        return recomputed(normalized)(array, self.scale[...], None if self.bias is None else self.bias[...])
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalized(centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None) -> jax.Array:
+    return _normalized_forward(centred, eps, array, scale_D, bias_D)[0]
+
+
+def _normalized_forward(
+    centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None
+) -> tuple[jax.Array, Any]:
+    """Keeps for the gradient, beside the input, two numbers a token: reading all to compute them anew takes longer."""
+    wide = array.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True) if centred else None
+    wide = wide - mean if centred else wide
+    inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
+    out = wide * inverse * _broadcast(scale_D, wide.ndim)
+    if bias_D is not None:
+        out = out + _broadcast(bias_D, wide.ndim)
+    return out.astype(array.dtype), (array, scale_D, bias_D, mean, inverse)
+
+
+def _normalized_backward(centred: bool, eps: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    del eps
+    array, scale_D, bias_D, mean, inverse = kept
+    wide, gradient = array.astype(jnp.float32), gradient.astype(jnp.float32)
+    normal = (wide - mean if centred else wide) * inverse
+    leading = tuple(range(array.ndim - 1))
+    of_scale_D = (gradient * normal).sum(leading)
+    of_bias_D = None if bias_D is None else gradient.sum(leading)
+    of_normal = gradient * _broadcast(scale_D, array.ndim)
+    of_array = of_normal - normal * (of_normal * normal).mean(axis=-1, keepdims=True)
+    if centred:
+        of_array = of_array - of_normal.mean(axis=-1, keepdims=True)
+    return (of_array * inverse).astype(array.dtype), of_scale_D, of_bias_D
+
+
+_normalized.defvjp(_normalized_forward, _normalized_backward)
 
 
 def _broadcast(vector_D: jax.Array, ndim: int) -> jax.Array:
