@@ -34,7 +34,7 @@ _source = flags.DEFINE_enum("source", "docs-questions", ["docs-questions", "date
 _pairs = flags.DEFINE_integer("pairs", 32, "Pairs in one of transformers' micro-batches.", lower_bound=1)
 
 VOCAB_SIZE = 32_128
-ROWS = {"docs-questions": (512, 50, 16), "dates": (131, 96, 16)}
+ROWS = {"docs-questions": (320, 72, 12), "dates": (131, 96, 16)}
 
 
 def model_config() -> ModelConfig:
