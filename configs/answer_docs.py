@@ -9,7 +9,7 @@ The questions are made from the form of the docstrings of this Python installati
 type, what is returned, what is raised): a model learns to find and copy what a question names, not to reason. Which
 questions there are depends on what is installed. No passage is in both splits. See lm/data/docs_questions.py.
 
-Hardware: one CPU core; two train 1.6 times as fast.
+Hardware: one CPU core.
 Time:     32 minutes on one core, 2,500 steps at 5,100 tokens a second.
 Score:    exact match 71.1, F1 81.5 on all 1,200 held-out questions; the most similar training question 3.9, 31.3;
           the whole passage 0.0, 50.9. What it gets wrong it mostly copies from another entry of the passage.
@@ -53,7 +53,7 @@ def get_config() -> Config:
             gated=True,
             attention_bias=False,
             mlp_bias=False,
-            position="rotary",  # copying sets in after 800 steps; relative biases, which Adam moves slowly, took 2,800
+            position="rotary",  # copying set in far sooner than with relative biases; see tests/benchmarks/RESULTS.md
             token_types=0,
             tie_embeddings=True,
             logits_bias=False,

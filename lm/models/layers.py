@@ -163,7 +163,7 @@ def _mapped_backward(inputs: int, kept: tuple[jax.Array, jax.Array], gradient: j
     return jnp.tensordot(gradient, kernel, axes=(axes, axes)), jnp.tensordot(array, gradient, axes=(leading, leading))
 
 
-# JAX's own rule computes the kernel's gradient transposed, and a CPU then spends a quarter of its time on turning it.
+# JAX's own rule computes the kernel's gradient transposed: on a CPU copies and slow products come of turning it.
 _mapped.defvjp(lambda inputs, *operands: (_mapped(inputs, *operands), operands), _mapped_backward)
 
 
