@@ -151,11 +151,6 @@ class Dense(nnx.Module):
         return out
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mapped(inputs: int, array: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.tensordot(array, kernel, axes=inputs)
-
-
 def _mapped_backward(inputs: int, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, ...]:
     array, kernel = kept
     leading, outputs = tuple(range(array.ndim - inputs)), gradient.ndim - (array.ndim - inputs)
@@ -164,6 +159,10 @@ def _mapped_backward(inputs: int, kept: tuple[jax.Array, jax.Array], gradient: j
 
 
 # JAX's own rule computes the kernel's gradient transposed: on a CPU copies and slow products come of turning it.
+_mapped = jax.custom_vjp(
+    lambda inputs, array, kernel: jnp.tensordot(array, kernel, axes=inputs),
+    nondiff_argnums=(0,),
+)
 _mapped.defvjp(lambda inputs, *operands: (_mapped(inputs, *operands), operands), _mapped_backward)
 
 
@@ -194,7 +193,7 @@ def _normalized_forward(
     """Keeps for the gradient, beside the input, two numbers a token: reading all to compute them anew takes longer."""
     wide = array.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True) if centred else None
-    wide = wide - mean if centred else wide
+    wide = wide if mean is None else wide - mean
     inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
     out = wide * inverse * _broadcast(scale_D, wide.ndim)
     if bias_D is not None:
