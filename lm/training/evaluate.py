@@ -16,7 +16,7 @@ from lm.data import tokenizer as tokenizers
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
 from lm.training import objectives
-from lm.training import train as training
+from lm.training import step as step_lib
 
 
 def evaluate(path: str, input_path: str = "") -> dict[str, float]:
@@ -46,8 +46,8 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
 
     @jax.jit
     def compute(params: models.Params, batch: objectives.Batch, index: jax.Array, most_frequent: jax.Array):
-        sums, weights = training.eval_step(config, model, objective, params, batch, index)
-        key = jax.random.fold_in(training.run_key(config.seed, training.EVALUATION), index)
+        sums, weights = step_lib.eval_step(config, model, objective, params, batch, index)
+        key = jax.random.fold_in(step_lib.run_key(config.seed, step_lib.EVALUATION), index)
         examples = objective.prepare(batch, key)
         return sums, weights, objective.baseline_hits(examples, most_frequent)
 

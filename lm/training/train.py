@@ -1,15 +1,12 @@
-"""The training loop: a state `{params, opt, step, skipped}`, a step that changes it, and what happens around it."""
+"""The training loop: what happens around the steps."""
 
 import contextlib
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -20,242 +17,15 @@ from lm.data import tokenizer as tokenizers
 from lm.data.mixture import Task
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
-from lm.models import Model
 from lm.training import metrics as metrics_lib
-from lm.training import objectives, optim
+from lm.training import objectives
 from lm.training.objectives import Objective
 from lm.training.report import Diverged, Report
-
-State = dict[str, Any]
-Metrics = dict[str, jax.Array]
-
-# Uses of the run's seed, folded into its key so that none repeats another's random numbers.
-INIT, MASKING, DROPOUT, EVALUATION = range(4)
+from lm.training.step import Metrics, Program, compile_program
 
 
 class Preempted(Exception):
     """The run was asked to stop and has saved everything; running the same command again continues it."""
-
-
-def run_key(seed: int, use: int) -> jax.Array:
-    """The random key of one use of the run's seed."""
-    return jax.random.fold_in(jax.random.key(seed), use)
-
-
-def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> State:
-    """A new state. Called under jit with `out_shardings`, so that every array is born in its place."""
-    params = model.init(run_key(seed, INIT))
-    zero = jnp.zeros((), jnp.int32)
-    return {"params": params, "opt": optimizer.init(params), "step": zero, "skipped": zero}
-
-
-def gradients(
-    model: Model,
-    objective: Objective,
-    params: models.Params,
-    examples: objectives.Examples,
-    key: jax.Array | None,
-    parts: int,
-) -> tuple[models.Params, Metrics]:
-    """The gradient of the batch's loss and its metrics, added up over `parts` micro-batches.
-
-    Each micro-batch's sums are divided by the weights of the whole batch, so the result is that of one
-    large batch whatever the parts.
-    """
-    weights = objective.weights(examples)
-
-    def loss(params: models.Params, examples: objectives.Examples, key: jax.Array | None):
-        sums = objective.sums(model.merge(params), examples, key)
-        return objectives.total_loss(sums, weights), sums
-
-    compute = jax.grad(loss, has_aux=True)
-    if parts == 1:
-        grads, sums = compute(params, examples, key)
-    else:
-        # Row r goes to part r % parts: every device keeps its rows.
-        split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), examples)
-
-        def add(carry: Any, part: tuple[objectives.Examples, jax.Array]) -> tuple[Any, None]:
-            examples, index = part
-            part_key = None if key is None else jax.random.fold_in(key, index)
-            return jax.tree.map(jnp.add, carry, compute(params, examples, part_key)), None
-
-        shapes = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], split), key)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (grads, sums), _ = jax.lax.scan(add, zeros, (split, jnp.arange(parts)))
-    return grads, means(sums, weights)
-
-
-def means(sums: dict[str, dict[str, jax.Array]], weights: dict[str, jax.Array]) -> Metrics:
-    """The total loss and every mean metric."""
-    return {"loss": objectives.total_loss(sums, weights), **objectives.mean_metrics(sums, weights)}
-
-
-def train_step(
-    config: Config,
-    model: Model,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    state: State,
-    batch: objectives.Batch,
-) -> tuple[State, Metrics]:
-    """One update. A step whose loss or gradient is not finite changes nothing but the counts.
-
-    Args:
-        state: `{params, opt, step, skipped}`; the last two count all steps and those that changed nothing.
-        batch: the global batch of this step.
-
-    Returns:
-        The new state, and scalar metrics: `loss`, its parts, `gradient_norm`, `learning_rate` and
-        `skipped_steps`, the count.
-    """
-    step = state["step"]
-    dropout = config.model.dropout or config.model.attention_dropout or config.model.mlp_dropout
-    dropout_key = jax.random.fold_in(run_key(config.seed, DROPOUT), step) if dropout else None
-    examples = objective.prepare(batch, jax.random.fold_in(run_key(config.seed, MASKING), step))
-    grads, metrics = gradients(model, objective, state["params"], examples, dropout_key, config.train.accumulation)
-    norm = optax.tree.norm(grads)
-    rate = optim.learning_rate(config.optim, config.train.steps, step)
-    updates, opt = optimizer.update(grads, state["opt"], state["params"])
-    params = jax.tree.map(lambda param, update: param - rate * update, state["params"], updates)
-
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
-    skipped = state["skipped"] + 1 - finite.astype(jnp.int32)
-    state = {"params": keep(params, state["params"]), "opt": keep(opt, state["opt"]), "step": step + 1}
-    metrics = {**metrics, "gradient_norm": norm, "learning_rate": rate, "skipped_steps": skipped}
-    return {**state, "skipped": skipped}, metrics
-
-
-def eval_step(
-    config: Config, model: Model, objective: Objective, params: models.Params, batch: objectives.Batch, index: jax.Array
-) -> tuple[dict[str, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """Sums and weights of one held-out batch, masked the same way at every evaluation."""
-    key = jax.random.fold_in(run_key(config.seed, EVALUATION), index)
-    examples = objective.prepare(batch, key)
-    return objective.sums(model.merge(params), examples, None), objective.weights(examples)
-
-
-# Platform -> options of XLA. A TPU's would split a product with gathered weights into as many as there are devices and
-# pass the weights around meanwhile, which by its own estimate takes longer (tests/benchmarks/RESULTS.md).
-COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
-
-
-@dataclasses.dataclass
-class Program:
-    """What a config becomes on a mesh: compiled once, then only called.
-
-    Attributes:
-        mesh, model, objective: as built from the config.
-        batch_size: rows of a global batch.
-        abstract_state: shapes, dtypes and shardings of the state.
-        init, step, evaluate, means: compiled functions; `step` reuses the memory of the state it is given.
-        rows: the rows of a global batch that belong to this process, ascending.
-    """
-
-    mesh: Mesh
-    model: Model
-    objective: Objective
-    batch_size: int
-    abstract_state: State
-    init: Callable[[], State]
-    step: Callable[[State, objectives.Batch], tuple[State, Metrics]]
-    evaluate: Callable[..., Any]
-    means: Callable[..., Metrics]
-    rows: np.ndarray
-
-    def put(self, batch: dict[str, np.ndarray]) -> objectives.Batch:
-        """Places this process's rows of a batch on its devices."""
-        return sharding.place_rows(self.mesh, self.batch_size, batch)
-
-
-@dataclasses.dataclass
-class Definition:
-    """What a config becomes on a mesh, before anything is compiled or an array exists.
-
-    Attributes:
-        config, mesh, model, objective, optimizer: as given, and as built from the config.
-        state, batch: shapes, dtypes and shardings of the training state and of a global batch.
-    """
-
-    config: Config
-    mesh: Mesh
-    model: Model
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    state: State
-    batch: dict[str, jax.ShapeDtypeStruct]
-
-    def lower_init(self) -> jax.stages.Lowered:
-        """The state of step 0, born where it belongs, ready to be compiled."""
-        init = functools.partial(init_state, self.model, self.optimizer, self.config.seed)
-        with jax.set_mesh(self.mesh):
-            return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.state)).lower()
-
-    def trace_step(self) -> jax.stages.Traced:
-        """The training step as a traced program; it reuses the memory of the state it is given."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        with jax.set_mesh(self.mesh):
-            options = COMPILER_OPTIONS.get(sharding.platform())
-            step = jax.jit(
-                functools.partial(train_step, self.config, self.model, self.objective, self.optimizer),
-                out_shardings=(shardings, replicated),
-                donate_argnums=0,
-                compiler_options=options,
-            )
-            return step.trace(self.state, self.batch)
-
-    def lower_step(self) -> jax.stages.Lowered:
-        """The training step, ready to be compiled."""
-        with jax.set_mesh(self.mesh):
-            return self.trace_step().lower()
-
-
-def define(config: Config, objective: Objective, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Definition:
-    """Builds everything that does not need the devices.
-
-    Args:
-        shapes: of each array of a batch, its rows left out.
-
-    Raises:
-        InputError: when the mesh does not divide the config.
-    """
-    sharding.check_divisible(mesh, config)
-    execution = models.Execution(config.train.dtype, config.train.remat, config.train.unroll, config.train.attention)
-    model = models.build(config.model, execution)
-    optimizer = optim.create(config.optim)
-    with jax.set_mesh(mesh):
-        state = jax.eval_shape(functools.partial(init_state, model, optimizer, config.seed))
-    state = checkpoint.abstract_like(state, sharding.state_shardings(mesh, state))
-    place, rows = sharding.batch_sharding(mesh), config.data.batch_size
-    batch = {name: jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=place) for name, shape in shapes.items()}
-    return Definition(config, mesh, model, objective, optimizer, state, batch)
-
-
-def compile_program(config: Config, objective: Objective, mesh: Mesh, example: dict[str, np.ndarray]) -> Program:
-    """Builds and compiles the training step ahead of time: it cannot be compiled a second time by accident.
-
-    Args:
-        example: a batch of this process, for its shapes.
-    """
-    made = define(config, objective, mesh, {name: array.shape[1:] for name, array in example.items()})
-    state, replicated = made.state, NamedSharding(mesh, PartitionSpec())
-    with jax.set_mesh(mesh):
-        evaluate = jax.jit(functools.partial(eval_step, config, made.model, objective), out_shardings=replicated)
-        index = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-        return Program(
-            mesh=mesh,
-            model=made.model,
-            objective=objective,
-            batch_size=config.data.batch_size,
-            abstract_state=state,
-            init=made.lower_init().compile(),
-            step=made.lower_step().compile(),
-            evaluate=evaluate.lower(state["params"], made.batch, index).compile(),
-            means=jax.jit(means),
-            rows=sharding.process_rows(mesh, config.data.batch_size),
-        )
 
 
 def evaluate(program: Program, params: models.Params, tasks: Sequence[Task], count: int) -> dict[str, float]:

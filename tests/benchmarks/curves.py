@@ -27,7 +27,7 @@ from lm.config import Config
 from lm.data import batches
 from lm.data.store import Store
 from lm.training import metrics, objectives, optim
-from lm.training import train as training
+from lm.training import step as step_lib
 
 _workdir = flags.DEFINE_string("workdir", None, "A finished run of ours.", required=True)
 _picture = flags.DEFINE_string("picture", None, "Where to draw; default WORKDIR/curves.png.")
@@ -43,14 +43,14 @@ def masked_batches(config: Config, workdir: Path, start: int) -> Iterator[dict[s
     source = batches.Batches(store.train, special, config.data, config.objective, config.seed)
     prepare = jax.jit(objectives.create(config, store.tokenizer).prepare)
     for step, batch in enumerate(batches.loader(source, start), start):
-        key = jax.random.fold_in(training.run_key(config.seed, training.MASKING), step)
+        key = jax.random.fold_in(step_lib.run_key(config.seed, step_lib.MASKING), step)
         yield {name: torch.from_numpy(np.array(value)).long() for name, value in prepare(batch, key).items()}
 
 
 def initial_model(config: Config) -> torch.nn.Module:
     """transformers' BERT, ModernBERT or T5 with the weights that the run started from."""
     model = models.build(config.model)
-    params = model.init(training.run_key(config.seed, training.INIT))
+    params = model.init(step_lib.run_key(config.seed, step_lib.INIT))
     with tempfile.TemporaryDirectory() as folder:
         huggingface.export_folder(folder, config.model, params)
         if config.model.architecture == "encoder-decoder":

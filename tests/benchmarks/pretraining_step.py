@@ -37,7 +37,7 @@ from lm.data.store import Store
 from lm.huggingface import write_config
 from lm.sharding import make_mesh
 from lm.training import metrics, objectives
-from lm.training.train import compile_program
+from lm.training.step import compile_program
 
 SIZES = {
     "tiny": {"d_model": 64, "num_layers": 2, "num_heads": 2, "d_ff": 256},

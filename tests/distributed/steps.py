@@ -18,7 +18,7 @@ from lm.config import Config
 from lm.data.batches import Batches
 from lm.data.store import Store
 from lm.training import objectives
-from lm.training import train as training
+from lm.training import step as step_lib
 
 STEPS = 10
 
@@ -30,7 +30,7 @@ def take_steps(config: Config, store: Store) -> dict[str, Any]:
     rows = sharding.process_rows(mesh, config.data.batch_size)
     objective = objectives.create(config, store.tokenizer)
     shapes = {name: array.shape[1:] for name, array in source(0, rows[:1]).items()}
-    made = training.define(config, objective, mesh, shapes)
+    made = step_lib.define(config, objective, mesh, shapes)
     with distributed.agreement():  # one may compile for longer than the other would wait in a sum
         init, take_step = made.lower_init().compile(), made.lower_step().compile()
     state = init()

@@ -10,7 +10,7 @@ import pytest
 from lm import models, sharding
 from lm.config import Config, DataConfig, InputError, MeshConfig, ObjectiveConfig
 from lm.training import objectives
-from lm.training import train as training
+from lm.training import step as step_lib
 from tests.models.test_packing import MODERN
 
 LENGTH, LONGEST = 8192, 5000
@@ -54,7 +54,7 @@ def gradients(devices):
     @jax.jit
     def compute(params, batch):
         task = objective()
-        return training.gradients(model, task, params, task.prepare(batch, jax.random.key(1)), None, 1)
+        return step_lib.gradients(model, task, params, task.prepare(batch, jax.random.key(1)), None, 1)
 
     with jax.set_mesh(mesh):
         program = compute.lower(placed, jax.device_put(batch, sharding.batch_sharding(mesh))).compile()

@@ -11,7 +11,7 @@ import transformers
 
 from lm import models
 from lm.huggingface import export_folder, import_folder, to_tensors
-from lm.training.train import gradients
+from lm.training.step import gradients
 from tests.peers import ragged
 
 pytestmark = pytest.mark.peers

@@ -15,7 +15,7 @@ from lm.data.tokenizer import SpecialIds, load_tokenizer
 from lm.huggingface import export_folder, import_folder, to_tensors
 from lm.models.attention import relative_buckets
 from lm.training import optim
-from lm.training.train import gradients, train_step
+from lm.training.step import gradients, train_step
 from tests.huggingface.test_seq2seq import t5_tokenizer
 from tests.peers import ragged, ragged_pairs
 from tests.peers.test_training import make_torch_optimizer

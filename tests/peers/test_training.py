@@ -12,7 +12,7 @@ import transformers
 from lm import models
 from lm.huggingface import import_folder, to_tensors
 from lm.training import optim
-from lm.training.train import MASKING, run_key, train_step
+from lm.training.step import MASKING, run_key, train_step
 from tests.peers import ragged
 
 pytestmark = pytest.mark.peers

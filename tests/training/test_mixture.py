@@ -9,6 +9,7 @@ from lm import sharding
 from lm.config import Config, MixtureConfig, TaskConfig
 from lm.data import mixture
 from lm.training import evaluate, objectives
+from lm.training import step as step_lib
 from lm.training import train as training
 
 from .conftest import changed
@@ -44,7 +45,7 @@ def test_the_total_counts_each_task_by_its_rate(config: Config) -> None:
     tasks = mixture.make_tasks(config, mixture.prepare_stores(config, config.data.store))
     assert {task.name: task.rows for task in tasks} == {"pairs": 1, "spans": 3}
     objective = objectives.create(config, tasks[0].store.tokenizer)
-    program = training.compile_program(config, objective, sharding.make_mesh(config.mesh), tasks[0].train(0))
+    program = step_lib.compile_program(config, objective, sharding.make_mesh(config.mesh), tasks[0].train(0))
     params = program.init()["params"]
     found = training.evaluate(program, params, tasks, 2)
     total = weights = 0.0

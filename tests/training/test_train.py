@@ -9,6 +9,7 @@ from lm import sharding
 from lm.config import InputError, MeshConfig
 from lm.data.batches import Batches
 from lm.training import objectives
+from lm.training import step as step_lib
 from lm.training import train as training
 
 from .conftest import changed
@@ -21,7 +22,7 @@ def start(config, store, devices=None):
     mesh = sharding.make_mesh(config.mesh, devices)
     source = Batches(store.train, store.tokenizer.special, config.data, config.objective, config.seed)
     objective = objectives.create(config, store.tokenizer)
-    program = training.compile_program(config, objective, mesh, source(0))
+    program = step_lib.compile_program(config, objective, mesh, source(0))
     return program, program.init(), source
 
 
@@ -115,20 +116,20 @@ def test_divergence_stops_the_run(tiny_config, tmp_path):
 
 def test_the_step_is_traced_once_and_transfers_nothing_unasked(tiny_config, tiny_store, tmp_path, monkeypatch):
     traces = []
-    original = training.train_step
+    original = step_lib.train_step
 
     def counting(*args):
         traces.append(1)
         return original(*args)
 
-    monkeypatch.setattr(training, "train_step", counting)
+    monkeypatch.setattr(step_lib, "train_step", counting)
     training.train(changed(tiny_config, train={"steps": 6, "eval_every": 2}), str(tmp_path / "run"))
     assert len(traces) == 1
 
 
 def test_the_loop_runs_under_a_transfer_guard(tiny_config, tmp_path, monkeypatch):
     """A batch that is not placed on the devices by hand stops the run."""
-    monkeypatch.setattr(training.Program, "put", lambda self, batch: batch)
+    monkeypatch.setattr(step_lib.Program, "put", lambda self, batch: batch)
     with pytest.raises(Exception, match=r"(?i)transfer"):
         training.train(changed(tiny_config, train={"steps": 2}), str(tmp_path / "run"))
 
