@@ -265,12 +265,30 @@ def gather_weights(module: Any, dtype: Any = None) -> Any:
     def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         # A module's leaves end in the variable's own value, which is no part of the parameter's name.
         name = re.sub(r"/(value|raw_value|0)$", "", path_name(path))
-        spec = parameter_spec(name, leaf.ndim)
-        if "fsdp" not in spec:
-            return leaf
-        return _relaid(leaf.astype(dtype or leaf.dtype), P(*(None if axis == "fsdp" else axis for axis in spec)), spec)
+        split = "fsdp" in parameter_spec(name, leaf.ndim)
+        return gather_weight(name, leaf.astype(dtype) if dtype and split else leaf)
 
     return jax.tree_util.tree_map_with_path(gather, module)
+
+
+def gather_weight(path: str, array: jax.Array) -> jax.Array:
+    """One parameter, made whole like those of `gather_weights`; the path is how `PARAMETERS` knows it."""
+    spec = parameter_spec(path, array.ndim)
+    if _mesh_is_trivial() or "fsdp" not in spec:
+        return array
+    return _relaid(array, P(*(None if axis == "fsdp" else axis for axis in spec)), spec)
+
+
+def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of an embedding table, [B, L, D], not yet laid out as an activation.
+
+    Where tables are split along D, every device looks up its part of D for all that share the table with it, and the
+    parts then change hands: far fewer bytes than the table, and its gradient is born split as well.
+    """
+    if _mesh_is_trivial():
+        return table_VD[rows_BL].astype(dtype)
+    rows_BL = jax.lax.with_sharding_constraint(rows_BL, P("data", "context"))
+    return jax.lax.with_sharding_constraint(table_VD[rows_BL].astype(dtype), P("data", "context", "fsdp"))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

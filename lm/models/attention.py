@@ -51,7 +51,7 @@ def attend(
     """
     scores_BHLS = jnp.einsum("BLHK,BSHK->BHLS", query_BLHK * scale, key_BSHK, preferred_element_type=jnp.float32)
     if bias_HLS is not None:
-        scores_BHLS += bias_HLS[None]
+        scores_BHLS = _biased(scores_BHLS, bias_HLS)
     seen_BLS = segments_BL[:, :, None] == memory_segments_BS[:, None, :]
     if visible_BLS is not None:
         seen_BLS &= visible_BLS
@@ -66,6 +66,21 @@ def attend(
         weights_BHLS = dropout(weights_BHLS)
     # In this order: the product that einsum makes of "->BLHK" takes ten times as long on CPUs for a few queries.
     return jnp.einsum("BHLS,BSHK->BHLK", weights_BHLS.astype(value_BSHK.dtype), value_BSHK).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _biased(scores_BHLS: jax.Array, bias_HLS: jax.Array) -> jax.Array:
+    return scores_BHLS + bias_HLS[None]
+
+
+def _biased_backward(shape: tuple[int, ...], gradient_BHLS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # A product with ones, because XLA's CPU compiler takes eighty times as long for the sum that it is.
+    ones_B = jnp.ones(len(gradient_BHLS), gradient_BHLS.dtype)
+    of_bias_HLS = jnp.einsum("BHLS,B->HLS", gradient_BHLS, ones_B)
+    return gradient_BHLS, of_bias_HLS.sum(axis=1, keepdims=True) if shape[1] == 1 else of_bias_HLS
+
+
+_biased.defvjp(lambda scores_BHLS, bias_HLS: (_biased(scores_BHLS, bias_HLS), bias_HLS.shape), _biased_backward)
 
 
 def rotate(heads_BLHK: jax.Array, angles_BLK: jax.Array) -> jax.Array:

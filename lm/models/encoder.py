@@ -30,7 +30,7 @@ class MaskedLMHead(nnx.Module):
 
     def __call__(self, hidden_BMD: jax.Array, token_embedding_VD: jax.Array) -> jax.Array:
         hidden_BMD = self.norm(activate(self.activation, self.dense(hidden_BMD)))
-        return self.logits(hidden_BMD, self.logits.weights_DV(token_embedding_VD))
+        return self.logits(hidden_BMD, self.logits.weights_DV(token_embedding_VD, hidden_BMD.dtype))
 
 
 class Encoder(nnx.Module):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.sharding import constrain
+from lm.sharding import constrain, gather_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,15 +144,19 @@ class Dense(nnx.Module):
         self.inputs = inputs
 
     def __call__(self, array: jax.Array) -> jax.Array:
-        out = _mapped(self.inputs, array, self.kernel[...].astype(array.dtype))
+        out = _mapped(self.inputs, array.dtype, array, self.kernel[...].astype(array.dtype))
         if self.bias is not None:
             bias = self.bias[...].astype(array.dtype)
             out = out + bias.reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
         return out
 
 
-def _mapped_backward(inputs: int, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, ...]:
+def _mapped_backward(
+    inputs: int, dtype: Any, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, ...]:
+    del dtype
     array, kernel = kept
+    gradient = gradient.astype(array.dtype)
     leading, outputs = tuple(range(array.ndim - inputs)), gradient.ndim - (array.ndim - inputs)
     axes = tuple(range(-outputs, 0))
     return jnp.tensordot(gradient, kernel, axes=(axes, axes)), jnp.tensordot(array, gradient, axes=(leading, leading))
@@ -160,10 +164,10 @@ def _mapped_backward(inputs: int, kept: tuple[jax.Array, jax.Array], gradient: j
 
 # JAX's own rule computes the kernel's gradient transposed: on a CPU copies and slow products come of turning it.
 _mapped = jax.custom_vjp(
-    lambda inputs, array, kernel: jnp.tensordot(array, kernel, axes=inputs),
-    nondiff_argnums=(0,),
+    lambda inputs, dtype, array, kernel: jnp.tensordot(array, kernel, axes=inputs, preferred_element_type=dtype),
+    nondiff_argnums=(0, 1),
 )
-_mapped.defvjp(lambda inputs, *operands: (_mapped(inputs, *operands), operands), _mapped_backward)
+_mapped.defvjp(lambda inputs, dtype, *operands: (_mapped(inputs, dtype, *operands), operands), _mapped_backward)
 
 
 class Norm(nnx.Module):
@@ -250,16 +254,14 @@ class Logits(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if config.logits_bias else None
         self.scale = config.d_model**-0.5 if config.scale_logits else 1.0
 
-    def weights_DV(self, token_VD: jax.Array) -> jax.Array:
-        """W: the token embedding where they are tied."""
+    def weights_DV(self, token_VD: jax.Array, dtype: Any) -> jax.Array:
+        """W in the compute dtype, the token embedding where they are tied, whole but for its vocabulary."""
         if self.kernel is not None:
-            return self.kernel[...]
-        return token_VD.T
+            return gather_weight("logits/kernel", self.kernel[...].astype(dtype))
+        return gather_weight("embedding/token", token_VD.astype(dtype)).T
 
     def __call__(self, hidden_BLD: jax.Array, weights_DV: jax.Array) -> jax.Array:
-        hidden_BLD = hidden_BLD * self.scale
-        weights_DV = weights_DV.astype(hidden_BLD.dtype)
-        logits_BLV = jnp.einsum("BLD,DV->BLV", hidden_BLD, weights_DV, preferred_element_type=jnp.float32)
+        logits_BLV = _mapped(1, jnp.float32, hidden_BLD * self.scale, weights_DV)
         if self.bias is not None:
             logits_BLV = logits_BLV + self.bias[...][None, None]
         return constrain(logits_BLV, "BLV")

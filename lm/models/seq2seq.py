@@ -81,7 +81,7 @@ class Seq2Seq(nnx.Module):
 
     def predict(self, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the next token."""
-        return self.logits(hidden_BTD, self.logits.weights_DV(self._tokens_VD))
+        return self.logits(hidden_BTD, self.logits.weights_DV(self._tokens_VD, hidden_BTD.dtype))
 
     def steps(self, memory: Memory | None, length: int) -> Steps:
         """Prepares decoding token by token; see `Steps`."""

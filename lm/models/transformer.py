@@ -24,7 +24,7 @@ from lm.models.layers import (
     make_dropout,
     rotary_angles,
 )
-from lm.sharding import axis_size, constrain, gather_weights, keeps_all_but_gathered
+from lm.sharding import axis_size, constrain, gather_weights, keeps_all_but_gathered, look_up
 
 # What tells one use of dropout from another within a stack.
 EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT, MLP_HIDDEN, MEMORY_WEIGHTS, MEMORY_OUT, FINAL = range(8)
@@ -54,19 +54,16 @@ class Embedding(nnx.Module):
         dropout_key: jax.Array | None = None,
         shared_VD: jax.Array | None = None,
     ) -> jax.Array:
-        embedding = gather_weights({"embedding": self})["embedding"]
-        if embedding.token is None:
-            token_VD = gather_weights({"embedding": {"token": shared_VD}})["embedding"]["token"]
-        else:
-            token_VD = embedding.token[...]
-        hidden_BLD = token_VD.astype(self.dtype)[tokens_BL]
-        if embedding.position is not None:
-            hidden_BLD += embedding.position[...].astype(self.dtype)[positions_BL]
-        if embedding.token_type is not None and token_types_BL is not None:
-            hidden_BLD += embedding.token_type[...].astype(self.dtype)[token_types_BL]
+        token_VD = shared_VD if self.token is None else self.token[...]
+        assert token_VD is not None
+        hidden_BLD = look_up(token_VD, tokens_BL, self.dtype)
+        if self.position is not None:
+            hidden_BLD += look_up(self.position[...], positions_BL, self.dtype)
+        if self.token_type is not None and token_types_BL is not None:
+            hidden_BLD += look_up(self.token_type[...], token_types_BL, self.dtype)
         hidden_BLD = constrain(hidden_BLD, "BLD")
-        if embedding.norm is not None:
-            hidden_BLD = embedding.norm(hidden_BLD)
+        if self.norm is not None:
+            hidden_BLD = self.norm(hidden_BLD)
         return drop(hidden_BLD, make_dropout(self.dropout, dropout_key, EMBEDDING))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.config import ModelConfig
-from lm.models import layers
+from lm.models import attention, layers
 
 
 def assert_same(ours, plain, *operands: jax.Array) -> None:
@@ -66,6 +66,11 @@ def test_linear_maps(leading, inputs, outputs):
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)
 def test_activations(name):
     assert_same(lambda array: layers.activate(name, array), layers.ACTIVATIONS[name], *normals((3, 40)))
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+def test_attention_bias(queries):
+    assert_same(attention._biased, lambda scores, bias: scores + bias[None], *normals((3, 2, 5, 7), (2, queries, 7)))
 
 
 def test_dropout():
