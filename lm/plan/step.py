@@ -16,7 +16,7 @@ from lm.data.tokenizer import SpecialIds
 from lm.plan import compiled, flops, memory
 from lm.plan.chips import Topology
 from lm.training import metrics, objectives
-from lm.training import step as training
+from lm.training import step as step_lib
 
 # Of the peak, for what the compiler gives no cycles for. Assumptions, not measurements.
 KERNEL_EFFICIENCY = 0.4
@@ -82,7 +82,7 @@ class _Vocabulary:
         return np.ones(self.vocab_size, bool)
 
 
-def define(config: Config, topology: Topology) -> training.Definition:
+def define(config: Config, topology: Topology) -> step_lib.Definition:
     """The training step of a config on a topology.
 
     Raises:
@@ -90,7 +90,7 @@ def define(config: Config, topology: Topology) -> training.Definition:
     """
     mesh = sharding.make_mesh(config.mesh, topology.devices())
     vocabulary: Any = _Vocabulary(config.data.vocab_size)
-    return training.define(config, objectives.create(config, vocabulary), mesh, batch_shapes(config))
+    return step_lib.define(config, objectives.create(config, vocabulary), mesh, batch_shapes(config))
 
 
 def batch_shapes(config: Config) -> dict[str, tuple[int, ...]]:

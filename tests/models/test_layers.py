@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lm.config import ModelConfig
 from lm.models import attention, layers
@@ -56,7 +57,7 @@ def test_linear_maps(leading, inputs, outputs):
 
     def ours(array, kernel, bias):
         config = ModelConfig(d_model=8, num_heads=2)
-        module = layers.Dense(config, kernel.shape, inputs=len(inputs), bias=True, rngs=layers.nnx.Rngs(0))
+        module = layers.Dense(config, kernel.shape, inputs=len(inputs), bias=True, rngs=nnx.Rngs(0))
         module.kernel[...], module.bias[...] = kernel, bias
         return module(array)
 
