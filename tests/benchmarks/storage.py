@@ -150,19 +150,28 @@ def _server(folder: Path) -> Iterator[tuple[str, Callable[[Callable[[], object]]
 
 
 def draw(found: list[dict[str, Any]], path: str) -> None:
-    """A panel for each place: MB/s at each size."""
+    """A panel for each place, MB/s at each size, and one of the loader's rows."""
     import matplotlib.pyplot as plt
 
     names = ["store write MB/s", "store read MB/s", "save MB/s", "restore MB/s", "reshard MB/s"]
     places = list(dict.fromkeys(each["on"] for each in found))
-    figure, panels = plt.subplots(1, len(places), figsize=(9, 3.4), layout="constrained", squeeze=False)
-    for panel, place in zip(panels[0], places, strict=True):
-        for index, each in enumerate(each for each in found if each["on"] == place):
-            at = np.arange(len(names)) + 0.4 * index - 0.2
-            panel.bar(at, [each[name] for name in names], 0.36, label=f"{each['megabytes']} MB")
+    sizes = list(dict.fromkeys(each["megabytes"] for each in found))
+    figure, panels = plt.subplots(
+        1, len(places) + 1, figsize=(10, 3.2), layout="constrained", width_ratios=[2] * len(places) + [1]
+    )
+    for index, size in enumerate(sizes):
+        of_size = {each["on"]: each for each in found if each["megabytes"] == size}
+        for panel, place in zip(panels, places, strict=False):
+            at = np.arange(len(names)) + (0.8 * index + 0.4) / len(sizes) - 0.4
+            panel.bar(at, [of_size[place][name] for name in names], 0.72 / len(sizes), label=f"{size} MB")
+        at = np.arange(len(places)) + (0.8 * index + 0.4) / len(sizes) - 0.4
+        panels[-1].bar(at, [of_size[place]["random rows/s"] for place in places], 0.72 / len(sizes))
+    for panel, place in zip(panels, places, strict=False):
         panel.set_xticks(range(len(names)), [name.removesuffix(" MB/s").replace(" ", "\n") for name in names])
         panel.set(title=f"on {place}", ylabel="MB/s")
-        panel.legend(frameon=False)
+    panels[0].legend(frameon=False)
+    panels[-1].set_xticks(range(len(places)), places)
+    panels[-1].set(title=f"loader, rows of {_ROW}", ylabel="rows/s")
     figure.savefig(path, dpi=150)
 
 
