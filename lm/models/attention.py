@@ -76,7 +76,7 @@ def _biased(scores_BHLS: jax.Array, bias_HLS: jax.Array) -> jax.Array:
 def _biased_backward(shape: tuple[int, ...], gradient_BHLS: jax.Array) -> tuple[jax.Array, jax.Array]:
     # A product with ones, because XLA's CPU compiler takes eighty times as long for the sum that it is.
     ones_B = jnp.ones(len(gradient_BHLS), gradient_BHLS.dtype)
-    of_bias_HLS = jnp.einsum("BHLS,B->HLS", gradient_BHLS, ones_B)
+    of_bias_HLS = jnp.tensordot(ones_B, gradient_BHLS, axes=1)
     return gradient_BHLS, of_bias_HLS.sum(axis=1, keepdims=True) if shape[1] == 1 else of_bias_HLS
 
 

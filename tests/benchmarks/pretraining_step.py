@@ -54,7 +54,7 @@ _rows = flags.DEFINE_integer("rows", 8, "Rows of one of our batches.", lower_bou
 _steps = flags.DEFINE_integer("steps", 3, "Steps in one turn.", lower_bound=1)
 _repetitions = flags.DEFINE_integer("repetitions", 5, "Turns of each contender.", lower_bound=1)
 _dropout = flags.DEFINE_float("dropout", 0.1, "Of embeddings, sublayers and attention weights.")
-_unroll = flags.DEFINE_integer("unroll", 0, "Our train.unroll.")
+_unroll = flags.DEFINE_integer("unroll", 1, "Our train.unroll.")
 _dtypes = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Our train.dtype.")
 _peers = flags.DEFINE_bool("peers", True, "Also measure transformers (needs the [peers] extra).")
 _store = flags.DEFINE_string("store", "runs/benchmark/store", "Token store of the embedded corpus; made if missing.")
@@ -205,7 +205,11 @@ def even_parts(count: int, most: int) -> list[slice]:
 
 
 def measure(case: Case, contenders: dict[str, Step]) -> dict[str, list[float]]:
-    """Seconds of each turn of each contender, after one that compiles."""
+    """Seconds of each turn of each contender, after one that compiles.
+
+    A turn begins with a step that is not timed. It finds the machine's memory as the contender before left it, and the
+    system may spend seconds on putting pages in order, which a training of one model does once.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for name, step in contenders.items():
         start = time.perf_counter()
@@ -214,7 +218,7 @@ def measure(case: Case, contenders: dict[str, Step]) -> dict[str, list[float]]:
         print(f"  {name}: ready after {time.perf_counter() - start:.0f} s", flush=True)
     for _ in range(_repetitions.value):
         for name, step in contenders.items():
-            time.sleep(0.5)  # until the threads of the contender before have stopped to wait for work
+            step(0)
             start = time.perf_counter()
             for index in range(len(case.batches)):
                 step(index)
