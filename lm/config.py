@@ -453,7 +453,7 @@ class TrainConfig:
         accumulation: micro-batches that a step adds up before it updates the weights.
         dtype: `float32` or `bfloat16` compute; the master weights are always float32.
         remat: `none` keeps all activations, `dots` keeps the matrix products, `full` keeps a layer's input.
-        unroll: layers in one iteration of the scan over layers; 0 unrolls all.
+        unroll: layers in one iteration of the scan over layers; 0 writes all out, without a scan.
         attention: `plain` keeps the scores of every pair of tokens. `flash` computes them block by block: our kernels
             on a TPU, cuDNN's on a GPU; it cannot drop out attention weights, and wants rows that are multiples of
             128 (TPU). `auto` takes flash wherever it can be had.

@@ -184,7 +184,7 @@ class Stack(nnx.Module):
         drops = dropout_key is not None and self.config.attention_dropout > 0
         attends = self._attends(segments_BL, positions_BL, memory, needs_weights=drops)
 
-        def apply(layer: Layer, hidden_BLD: jax.Array, index: jax.Array) -> jax.Array:
+        def apply(layer: Layer, hidden_BLD: jax.Array, index: jax.Array | int) -> jax.Array:
             return layer(hidden_BLD, index, *attends, dropout_key)
 
         hidden_BLD = run_stack(self.layers, hidden_BLD, self.num_layers, self.execution, apply)
@@ -335,7 +335,10 @@ def make_stack(build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: n
 
 def unstack(layers: Any, num_layers: int) -> list[Any]:
     """The modules that `make_stack` stacked."""
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(num_layers)]
+    leaves, structure = jax.tree.flatten(layers)
+    # Of a split, unlike of slices, the gradient is one concatenation.
+    parts = [[part.squeeze(0) for part in jax.lax.split(leaf, [1] * num_layers)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*parts, strict=True)]
 
 
 def run_stack(
@@ -343,21 +346,24 @@ def run_stack(
     hidden: jax.Array,
     num_layers: int,
     execution: Execution,
-    apply: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    apply: Callable[[Any, jax.Array, jax.Array | int], jax.Array],
 ) -> jax.Array:
     """Carries `hidden` through the stacked layers by `apply(layer, hidden, index)`.
 
-    The scan's `unroll` trades compile time and memory against overlap; `remat` decides what the
-    backward pass recomputes.
+    The scan's `unroll` trades compile time and memory against overlap; with 0 there is no scan, and what the backward
+    pass needs is not copied into one array for all layers. `remat` decides what the backward pass recomputes.
     """
 
-    def body(hidden: jax.Array, layer_and_index: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
+    def body(hidden: jax.Array, layer_and_index: tuple[Any, jax.Array | int]) -> tuple[jax.Array, None]:
         layer, index = layer_and_index
         return apply(gather_weights(layer, execution.dtype), hidden, index), None
 
     policies = {"none": keeps_all_but_gathered, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
     if execution.remat != "none" or axis_size("fsdp") > 1:
         body = jax.checkpoint(body, policy=policies.get(execution.remat), prevent_cse=execution.unroll != 1)
-    unroll = execution.unroll or num_layers
-    hidden, _ = jax.lax.scan(body, hidden, (layers, jnp.arange(num_layers)), unroll=min(unroll, num_layers))
+    if execution.unroll:
+        unroll = min(execution.unroll, num_layers)
+        return jax.lax.scan(body, hidden, (layers, jnp.arange(num_layers)), unroll=unroll)[0]
+    for index, layer in enumerate(unstack(layers, num_layers)):
+        hidden, _ = body(hidden, (layer, index))
     return hidden

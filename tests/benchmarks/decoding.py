@@ -8,12 +8,12 @@ work; greedy outputs must be equal before anything is timed. They take turns in 
 repetition. The figure is tokens written a second, the best hypothesis counted only.
 
 transformers: as it comes (eager, dynamic cache), with its static cache, and with the static cache and the forward pass
-compiled. CTranslate2 runs in float32. All with as many threads as there are cores.
+compiled. CTranslate2 (`pip install ctranslate2`, or `--noctranslate2`) runs in float32. All with as many threads as
+there are cores.
 """
 
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -27,6 +27,7 @@ from absl import app, flags
 from lm import huggingface, models
 from lm.config import ModelConfig
 from lm.inference.generate import Decoding, Prompts, Sources, make_generate
+from tests.benchmarks import machine
 
 _batches = flags.DEFINE_list("batches", ["1", "8", "32"], "Sources decoded together.")
 _beams = flags.DEFINE_list("beams", ["1", "4"], "1: greedy.")
@@ -185,7 +186,7 @@ def agreement(found: list[list[int]], expected: list[list[int]]) -> float:
 def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     params = jax.jit(models.build(MODEL).init)(jax.random.key(0))
-    print(f"T5 small, {_length.value} tokens each, {platform.machine()}, load {os.getloadavg()[0]:.1f}")
+    print(f"T5 small, {_length.value} tokens each, {machine.describe()}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
         huggingface.export_folder(folder, MODEL, jax.tree.map(np.asarray, params))
@@ -217,7 +218,7 @@ def run(contenders: dict[str, Decode], beams: int, count: int) -> None:
         seconds[name] = []
     for _ in range(_repetitions.value):
         for name in seconds:
-            time.sleep(0.3)  # until the threads of the contender before have stopped to wait for work
+            contenders[name]()
             start = time.perf_counter()
             contenders[name]()
             seconds[name].append(time.perf_counter() - start)

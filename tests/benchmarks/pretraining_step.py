@@ -20,7 +20,6 @@ import dataclasses
 import itertools
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from lm.huggingface import write_config
 from lm.sharding import make_mesh
 from lm.training import metrics, objectives
 from lm.training.step import compile_program
+from tests.benchmarks import machine
 
 SIZES = {
     "tiny": {"d_model": 64, "num_layers": 2, "num_heads": 2, "d_ff": 256},
@@ -263,7 +263,7 @@ def main(_: list[str]) -> None:
     Path(_store.value).parent.mkdir(parents=True, exist_ok=True)
     store = prepare.prepare(data, _store.value)
     device = jax.devices()[0].device_kind
-    print(f"BERT {_size.value} on {device}, {platform.machine()}, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}")
+    print(f"BERT {_size.value} on {device}, {machine.describe()}")
     for length in map(int, _lengths.value):
         for setting in _settings.value:
             case = {"full": full_case, "ragged": ragged_case}[setting](store, length)

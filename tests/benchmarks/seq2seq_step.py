@@ -16,7 +16,6 @@ counted, ours runs the whole `train_step`.
 import dataclasses
 import itertools
 import os
-import platform
 import tempfile
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from lm.data import batches, prepare
 from lm.data.store import Store
 from lm.huggingface import write_config
 from lm.training import objectives
+from tests.benchmarks import machine
 from tests.benchmarks import pretraining_step as shared
 from tests.benchmarks.pretraining_step import Case, Step
 
@@ -129,7 +129,7 @@ def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
 
 def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
-    print(f"T5 1.1 small, {platform.machine()}, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}")
+    print(f"T5 1.1 small, {machine.describe()}")
     with tempfile.TemporaryDirectory() as folder:
         for setting in shared._settings.value:
             case = full_case(folder) if setting == "full" else ragged_case(folder)
