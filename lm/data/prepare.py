@@ -74,7 +74,7 @@ def prepare(
     if manifest is not None:
         _refuse_changes(out, manifest["settings"], settings)
         return store.Store.open(out)
-    num_workers = num_workers or _available_cores()
+    num_workers = num_workers or available_cores()
     with lease.hold(out), _executor(num_workers) as executor:
         shards = corpus.shards(config, executor.map)
         if not any(True for shard in shards for _ in corpus.read(shard)):
@@ -110,7 +110,8 @@ def _refuse_changes(out: str, made_with: dict[str, Any], wanted: dict[str, Any])
 # --- processes
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
+    """Those that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only; knows the limits of a container or job
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

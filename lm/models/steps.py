@@ -56,7 +56,7 @@ class Steps:
     def __init__(self, stack: Stack, logits: Logits, memory: Memory | None, length: int, tokens_VD: jax.Array):
         self._stack, self._logits, self._length, self._tokens_VD = stack, logits, length, tokens_VD
         self._weights_DV = jax.lax.optimization_barrier(logits.weights_DV(tokens_VD, stack.execution.dtype))
-        self._layers = unstack(stack.layers, stack.num_layers)
+        self._layers = unstack(stack.layers)
         self._memory = []
         if memory is not None:
             self._memory_segments_BS = (memory.segments_BS > 0).astype(jnp.int32)

@@ -222,7 +222,7 @@ class Stack(nnx.Module):
 
         own, of_memory = [], []
         attend_self, attend_memory = self._attends(segments_BL, positions_BL, memory, needs_weights=True)
-        for index, layer in enumerate(unstack(self.layers, self.num_layers)):
+        for index, layer in enumerate(unstack(self.layers)):
             attends = keep(attend_self, own), keep(attend_memory, of_memory)
             hidden_BLD = gather_weights(layer)(hidden_BLD, index, *attends)
         return jnp.stack(own), jnp.stack(of_memory) if of_memory else None
@@ -333,12 +333,11 @@ def make_stack(build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: n
     return jax.vmap(lambda key: build(nnx.Rngs(params=key)))(keys)
 
 
-def unstack(layers: Any, num_layers: int) -> list[Any]:
+def unstack(layers: Any) -> list[Any]:
     """The modules that `make_stack` stacked."""
     leaves, structure = jax.tree.flatten(layers)
-    # Of a split, unlike of slices, the gradient is one concatenation.
-    parts = [[part.squeeze(0) for part in jax.lax.split(leaf, [1] * num_layers)] for leaf in leaves]
-    return [jax.tree.unflatten(structure, layer) for layer in zip(*parts, strict=True)]
+    # Not by slices: the gradient of each would be as large as all layers together.
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]
 
 
 def run_stack(
@@ -364,6 +363,6 @@ def run_stack(
     if execution.unroll:
         unroll = min(execution.unroll, num_layers)
         return jax.lax.scan(body, hidden, (layers, jnp.arange(num_layers)), unroll=unroll)[0]
-    for index, layer in enumerate(unstack(layers, num_layers)):
+    for index, layer in enumerate(unstack(layers)):
         hidden, _ = body(hidden, (layer, index))
     return hidden

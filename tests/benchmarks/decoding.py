@@ -5,7 +5,8 @@
 
 Every contender writes exactly `--length` tokens for each source (the end is forbidden before), so all do the same
 work; greedy outputs must be equal before anything is timed. They take turns in one process, repetition after
-repetition. The figure is tokens written a second, the best hypothesis counted only.
+repetition, and a turn begins with a run that is not timed. The figure is tokens written a second, the best hypothesis
+counted only.
 
 transformers: as it comes (eager, dynamic cache), with its static cache, and with the static cache and the forward pass
 compiled. CTranslate2 (`pip install ctranslate2`, or `--noctranslate2`) runs in float32. All with as many threads as
@@ -13,7 +14,6 @@ there are cores.
 """
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -26,6 +26,7 @@ from absl import app, flags
 
 from lm import huggingface, models
 from lm.config import ModelConfig
+from lm.data import prepare
 from lm.inference.generate import Decoding, Prompts, Sources, make_generate
 from tests.benchmarks import machine
 
@@ -108,7 +109,7 @@ def theirs(folder: Path, sources: list[list[int]], beams: int, mode: str) -> Dec
     import torch
     import transformers
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(prepare.available_cores())
     model = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
     tokens, segments = (torch.from_numpy(array).long() for array in padded(sources))
     options = {} if mode == "eager" else {"cache_implementation": "static"}
@@ -141,7 +142,7 @@ def with_ctranslate2(folder: Path, sources: list[list[int]], beams: int) -> Deco
         write_tokenizer(folder)
         ctranslate2.converters.TransformersConverter(str(folder)).convert(str(converted))
     translator = ctranslate2.Translator(
-        str(converted), device="cpu", compute_type="float32", intra_threads=len(os.sched_getaffinity(0))
+        str(converted), device="cpu", compute_type="float32", intra_threads=prepare.available_cores()
     )
     tokens = [[piece(index) for index in source] for source in sources]
 

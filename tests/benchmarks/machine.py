@@ -7,6 +7,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from lm.data import prepare
+
 
 def describe() -> str:
     """The machine in a line: architecture, cores, load, jax, and how fast its default device multiplies now.
@@ -24,6 +26,5 @@ def describe() -> str:
         jax.block_until_ready(multiply(matrix, matrix))
         seconds.append(time.perf_counter() - start)
     rate = 2 * size**3 / min(seconds) / 1e9
-    cores = len(os.sched_getaffinity(0))
-    load = os.getloadavg()[0]
+    cores, load = prepare.available_cores(), os.getloadavg()[0]
     return f"{platform.machine()}, {cores} cores, load {load:.1f}, jax {jax.__version__}, products {rate:,.0f} GFLOP/s"

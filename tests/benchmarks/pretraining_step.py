@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -145,7 +144,7 @@ def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
     import torch
     import transformers
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(prepare.available_cores())
     device = torch.device("cuda" if _device.value == "gpu" else "cpu")
     settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
     hf_config = transformers.BertConfig(**settings, attn_implementation="sdpa")

@@ -15,7 +15,6 @@ counted, ours runs the whole `train_step`.
 
 import dataclasses
 import itertools
-import os
 import tempfile
 from pathlib import Path
 
@@ -119,7 +118,7 @@ def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
     import torch
     import transformers
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(prepare.available_cores())
     settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)).train()
     inputs = [micro_batches(case, index) for index in range(len(case.batches))]

@@ -144,7 +144,7 @@ def computed(kind: str) -> tuple[Any, Any, list[tuple], Any, Any]:
             return attend
 
         hidden = stack.embedding(ROW[0], POSITIONS, shared_VD=shared)
-        for index, layer in enumerate(unstack(stack.layers, stack.num_layers)):
+        for index, layer in enumerate(unstack(stack.layers)):
             hidden = layer(hidden, index, replay(weights[0], True), replay(weights[1], False))
         hidden = hidden if stack.final_norm is None else stack.final_norm(hidden)
         return weights, seen, hidden, expected
@@ -166,7 +166,7 @@ def test_weights_are_what_the_model_multiplies_the_values_by(kind):
 def test_weights_are_the_softmax_of_queries_and_keys(kind):
     stack, (own, of_memory), seen, _, _ = computed(kind)
     seen = iter(seen)
-    for index, layer in enumerate(unstack(stack.layers, stack.num_layers)):
+    for index, layer in enumerate(unstack(stack.layers)):
         expected = plain_weights(stack, index, layer.attention, *next(seen), own=True)
         np.testing.assert_allclose(own[index], expected, atol=2e-5)
         if of_memory is not None:
