@@ -109,21 +109,26 @@ def _backward(tiling: Tiling, residuals: tuple[jax.Array, ...], gradient_BHKL: j
     partial_sum = pltpu.VMEM((K, tiling.block), jnp.float32)
 
     blocks = _Blocks(tiling, operands)
+    together = rows == 1  # then the scores need computing once, not once for queries and once for keys
+    keys = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (key_BHKS, value_BHKS)]
     curve = [jax.ShapeDtypeStruct((H, 1, curve_HN.shape[1]), jnp.float32)] * tiling.biased
-    of_query_BHKL, *of_curve_H1N = pl.pallas_call(
-        functools.partial(_query_kernel, tiling),
+    of_query_BHKL, *rest = pl.pallas_call(
+        functools.partial(_query_kernel, tiling, together),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(H, B, rows, columns),
             in_specs=[*blocks.operands, blocks.queries, blocks.statistics, blocks.statistics],
-            out_specs=[blocks.queries, *[blocks.curve] * tiling.biased],
+            out_specs=[blocks.queries, *[blocks.every_key] * 2 * together, *[blocks.curve] * tiling.biased],
             scratch_shapes=[partial_sum],
         ),
-        out_shape=[jax.ShapeDtypeStruct(query_BHKL.shape, query_BHKL.dtype), *curve],
+        out_shape=[jax.ShapeDtypeStruct(query_BHKL.shape, query_BHKL.dtype), *keys * together, *curve],
         compiler_params=_parallel(1 if tiling.biased else 3),  # a curve's gradient adds up over all but the heads
         interpret=tiling.interpret,
-        name="flash_backward_queries",
+        name="flash_backward" if together else "flash_backward_queries",
     )(place, bounds(seen_BLS), *inputs)
+    of_curve_HN = rest.pop()[:, 0] if tiling.biased else jnp.zeros_like(curve_HN)
+    if together:
+        return of_query_BHKL, *rest, of_curve_HN, None, None, None
 
     blocks = _Blocks(tiling, operands, by_keys=True)
     of_key_BHKS, of_value_BHKS = pl.pallas_call(
@@ -135,12 +140,11 @@ def _backward(tiling: Tiling, residuals: tuple[jax.Array, ...], gradient_BHKL: j
             out_specs=[blocks.keys, blocks.keys],
             scratch_shapes=[partial_sum, partial_sum],
         ),
-        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (key_BHKS, value_BHKS)],
+        out_shape=keys,
         compiler_params=_parallel(3),
         interpret=tiling.interpret,
         name="flash_backward_keys",
     )(place, bounds(seen_BLS.swapaxes(1, 2)), *inputs)
-    of_curve_HN = of_curve_H1N[0][:, 0] if tiling.biased else jnp.zeros_like(curve_HN)
     return of_query_BHKL, of_key_BHKS, of_value_BHKS, of_curve_HN, None, None, None
 
 
@@ -191,7 +195,7 @@ class _Blocks:
     """Which block of each array a step of the grid (head, row, outer, inner) works on.
 
     The outer blocks are of queries, the inner ones of keys, or the other way round. An inner block that the outer one
-    does not see is not loaded: the nearest that it sees stays.
+    does not see is not loaded: the nearest that it sees stays. `every_key` is for outputs, which are all written.
     """
 
     def __init__(self, tiling: Tiling, operands: Any, *, by_keys: bool = False):
@@ -213,6 +217,7 @@ class _Blocks:
         block = tiling.block
         self.queries = spec((None, None, K, block), lambda h, b, i, j: (b, h, 0, i))
         self.keys = spec((None, None, K, block), lambda h, b, i, j: (b, h, 0, j))
+        self.every_key = pl.BlockSpec((None, None, K, block), lambda h, b, outer, inner, *_: (b, h, 0, inner))
         self.statistics = spec((None, None, 1, block), lambda h, b, i, j: (b, h, 0, i))
         self.curve = spec((None, 1, curve_HN.shape[1]), lambda h, b, i, j: (h, 0, 0))
         segments = spec((None, 1, block), lambda h, b, i, j: (b, 0, i))
@@ -254,9 +259,11 @@ def _forward_kernel(tiling: Tiling, place, bounds, query, key, value, segments, 
         log_sum[...] = top[...] + jnp.log(sum_1L)
 
 
-def _query_kernel(tiling: Tiling, place, bounds, query, key, value, segments, memory_segments, *refs):
+def _query_kernel(tiling: Tiling, together, place, bounds, query, key, value, segments, memory_segments, *refs):
+    """The gradients of queries and curve; where they are computed `together`, of keys and values as well."""
     curve, refs = refs[: tiling.biased], refs[tiling.biased :]
-    gradient, log_sum, mean, of_query, *of_curve, partial = refs
+    gradient, log_sum, mean, of_query, *refs, partial = refs
+    of_keys_values, of_curve = (refs[:2], refs[2:]) if together else ([], refs)
     i, j, sees, is_last = _steps(bounds)
 
     @pl.when(j == 0)
@@ -272,13 +279,20 @@ def _query_kernel(tiling: Tiling, place, bounds, query, key, value, segments, me
     @pl.when(sees)
     def _():
         scores_SL = _scores(tiling, place, i, j, query, key, segments, memory_segments, *curve)
-        _, of_scores_SL = _of_scores(scores_SL, value, gradient, log_sum, mean)
+        weights_SL, of_scores_SL = _of_scores(scores_SL, value, gradient, log_sum, mean)
         partial[...] += product(key[...], of_scores_SL.astype(key.dtype), NN)
+        for out, rows, weights in zip(of_keys_values, (query, gradient), (of_scores_SL, weights_SL), strict=False):
+            out[...] = product(rows[...], weights.astype(rows.dtype), NT).astype(out.dtype)
         if tiling.biased:
             near, far = _distances(tiling, place, i, j)
             sums = along_diagonals(of_scores_SL)
             of_curve[0][:, near] += sums[:, tiling.block :]
             of_curve[0][:, far] += sums[:, : tiling.block]
+
+    @pl.when(jnp.logical_not(sees))
+    def _():
+        for out in of_keys_values:
+            out[...] = jnp.zeros_like(out)
 
     @pl.when(is_last)
     def _():
