@@ -35,7 +35,7 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"attention/out/kernel", P("tensor", None, "fsdp")),
     (r"mlp/(up|gate)/kernel", P("fsdp", "tensor")),
     (r"mlp/(up|gate)/bias", P("tensor")),
-    (r"mlp/down/kernel", P("tensor", "fsdp")),
+    (r"mlp/down/kernel", P(("tensor", "fsdp"), None)),
     (r"relative_bias", P(None, "tensor")),
     (r"(pooler|nsp|mlm/dense)/kernel", P("fsdp", None)),
     (r"logits/kernel", P("fsdp", "tensor")),
@@ -109,7 +109,7 @@ def check_divisible(mesh: Mesh, config: Config) -> None:
         ("data.batch_size / train.accumulation", rows, BATCH),
         ("model.d_model", config.model.d_model, ("fsdp",)),
         ("model.num_heads", config.model.num_heads, ("tensor",)),
-        ("model.d_ff", config.model.d_ff, ("tensor",)),
+        ("model.d_ff", config.model.d_ff, ("fsdp", "tensor")),
         ("model.vocab_size", config.model.vocab_size, ("tensor",)),
         ("data.seq_length", config.data.seq_length, ("context",)),
     ]
@@ -227,8 +227,7 @@ def platform() -> str:
 
 def ways(dim: str) -> int:
     """Into how many parts the dimension of that letter is split."""
-    axes = ACTIVATIONS.get(dim, ())
-    return math.prod(axis_size(axis) for axis in ((axes,) if isinstance(axes, str) else axes))
+    return math.prod(map(axis_size, _names(ACTIVATIONS.get(dim))))
 
 
 def axis_size(axis: str) -> int:
@@ -250,33 +249,44 @@ def shard_start(dim: str, size: int) -> jax.Array | int:
     return 0 if ways(dim) == 1 else jax.lax.axis_index(ACTIVATIONS[dim]) * size
 
 
-def gather_weights(module: Any, dtype: Any = None) -> Any:
-    """A module whose weights are whole along `fsdp`: what a layer needs while it computes.
+def gathered(path: str, array: jax.Array) -> jax.Array:
+    """A parameter made whole along `fsdp`, as a layer needs it; the path is how `PARAMETERS` knows it.
 
-    Said explicitly because the compiler otherwise may move activations instead of weights. Their gradients are asked
-    for split again, so that they are reduced and scattered, which is half the traffic of reducing them whole.
-
-    Args:
-        dtype: what the weights that are gathered become before: with bfloat16 half the bytes travel.
+    Said explicitly because the compiler otherwise may move activations instead of weights.
     """
-    if _mesh_is_trivial():
-        return module
-
-    def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        # A module's leaves end in the variable's own value, which is no part of the parameter's name.
-        name = re.sub(r"/(value|raw_value|0)$", "", path_name(path))
-        split = "fsdp" in parameter_spec(name, leaf.ndim)
-        return gather_weight(name, leaf.astype(dtype) if dtype and split else leaf)
-
-    return jax.tree_util.tree_map_with_path(gather, module)
+    return _relaid(path, array, whole=True)
 
 
-def gather_weight(path: str, array: jax.Array) -> jax.Array:
-    """One parameter, made whole like those of `gather_weights`; the path is how `PARAMETERS` knows it."""
-    spec = parameter_spec(path, array.ndim)
-    if _mesh_is_trivial() or "fsdp" not in spec:
+def scattered(path: str, gradient: jax.Array) -> jax.Array:
+    """A parameter's gradient, split as the parameter is.
+
+    It is reduced and scattered then, which is half the traffic of reducing it whole.
+    """
+    return _relaid(path, gradient, whole=False)
+
+
+def _relaid(path: str, array: jax.Array, *, whole: bool) -> jax.Array:
+    if _mesh_is_trivial() or not path:
         return array
-    return _relaid(array, P(*(None if axis == "fsdp" else axis for axis in spec)), spec)
+    spec = [_names(axes) for axes in parameter_spec(path, array.ndim)]
+    if not any("fsdp" in names for names in spec):
+        return array
+    layout = P(*(tuple(name for name in names if name != "fsdp" or not whole) for names in spec))
+    return jax.lax.with_sharding_constraint(array, layout)
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that one dimension is split over."""
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gather(path: str, array: jax.Array) -> jax.Array:
+    """A parameter `gathered`, its gradient `scattered`."""
+    return gathered(path, array)
+
+
+gather.defvjp(lambda path, array: (gathered(path, array), None), lambda path, _, gradient: (scattered(path, gradient),))
 
 
 def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: Any) -> jax.Array:
@@ -289,29 +299,3 @@ def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: Any) -> jax.Array:
         return table_VD[rows_BL].astype(dtype)
     rows_BL = jax.lax.with_sharding_constraint(rows_BL, P("data", "context"))
     return jax.lax.with_sharding_constraint(table_VD[rows_BL].astype(dtype), P("data", "context", "fsdp"))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _relaid(array: jax.Array, layout: P, gradient_layout: P) -> jax.Array:
-    """The array in one layout, its gradient in another; the transpose of a constraint is the same constraint."""
-    del gradient_layout
-    return jax.lax.with_sharding_constraint(array, layout)
-
-
-_relaid.defvjp(
-    lambda array, layout, gradient_layout: (_relaid(array, layout, gradient_layout), None),
-    lambda layout, gradient_layout, _, gradient: (jax.lax.with_sharding_constraint(gradient, gradient_layout),),
-)
-
-
-def keeps_all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """A policy for `jax.checkpoint`: weights are gathered again where the gradient needs them, all else is kept.
-
-    But for what is another in another order: one of the two is enough.
-    """
-    if primitive.name == "transpose":
-        return False
-    relays = primitive.name == "custom_vjp_call" and {
-        equation.primitive.name for equation in params["call_jaxpr"].eqns
-    } == {"sharding_constraint"}
-    return not relays

@@ -28,28 +28,26 @@ def attend(
     causal: bool = False,
     window: jax.Array | int | None = None,
     bias_HLS: jax.Array | None = None,
-    scale: float = 1.0,
     dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """softmax(Q K^T / sqrt(d_k)) V, where a token sees only tokens of its own segment.
+    """softmax(Q K^T) V, with Q scaled by 1 / sqrt(d_k), where a token sees only tokens of its own segment.
 
     Vaswani et al., 2017, section 3.2.1. Padding is segment 0: it attends to padding, so that no row
     of the softmax is empty, and no real token ever sees it.
 
     Args:
-        query_BLHK, key_BSHK, value_BSHK: projections, any float dtype; the softmax is float32.
+        query_BLHK, key_BSHK, value_BSHK: projections, queries scaled; any float dtype, but the softmax is float32.
         segments_BL, memory_segments_BS: int32; segments of queries and of keys.
         visible_BLS: hides more keys where it is False.
         causal: hides the keys to the right of a query.
         window: how many tokens to either side are visible, possibly traced; None for all.
         bias_HLS: float32, added to the scores; L may be 1 for all queries.
-        scale: what the scores are multiplied by, 1 / sqrt(d_k) in the paper.
         dropout: what the attention weights, float32 [B, H, L, S], go through.
 
     Returns:
         [B, L, H, K], the weighted values of each head.
     """
-    scores_BHLS = jnp.einsum("BLHK,BSHK->BHLS", query_BLHK * scale, key_BSHK, preferred_element_type=jnp.float32)
+    scores_BHLS = jnp.einsum("BLHK,BSHK->BHLS", query_BLHK, key_BSHK, preferred_element_type=jnp.float32)
     if bias_HLS is not None:
         scores_BHLS = _biased(scores_BHLS, bias_HLS)
     seen_BLS = segments_BL[:, :, None] == memory_segments_BS[:, None, :]
@@ -120,14 +118,14 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, heads, depth = config.d_model, config.num_heads, config.width_per_head
-        make = lambda shape, inputs, gain=1.0: Dense(  # noqa: E731
-            config, shape, inputs=inputs, bias=config.attention_bias, gain=gain, rngs=rngs
+        make = lambda name, shape, inputs=1, gain=1.0: Dense(  # noqa: E731
+            config, f"attention/{name}", shape, inputs=inputs, bias=config.attention_bias, gain=gain, rngs=rngs
         )
         # Scores that are not scaled at run time are scaled in the initial queries.
-        self.query = make((width, heads, depth), 1, 1.0 if config.attention_scale else depth**-0.5)
-        self.key = make((width, heads, depth), 1)
-        self.value = make((width, heads, depth), 1)
-        self.out = make((heads, depth, width), 2)
+        self.query = make("query", (width, heads, depth), gain=1.0 if config.attention_scale else depth**-0.5)
+        self.key = make("key", (width, heads, depth))
+        self.value = make("value", (width, heads, depth))
+        self.out = make("out", (heads, depth, width), inputs=2)
         self.scale = depth**-0.5 if config.attention_scale else 1.0
 
     def keys_values(self, memory_BLD: jax.Array, angles_BLK: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -151,8 +149,8 @@ class Attention(nnx.Module):
         **visibility: Any,
     ) -> jax.Array:
         """[B, L, D]: what the inputs see of keys and values; `visibility` is handed on to `attend` or its like."""
-        query_BLHK = constrain(self.query(inputs_BLD), "BLHK")
+        query_BLHK = constrain(self.query(inputs_BLD, self.scale), "BLHK")
         if angles_BLK is not None:
             query_BLHK = rotate(query_BLHK, angles_BLK)
-        mixed_BLHK = backend(query_BLHK, *keys_values_BSHK, scale=self.scale, **visibility)
+        mixed_BLHK = backend(query_BLHK, *keys_values_BSHK, **visibility)
         return constrain(self.out(mixed_BLHK), "BLD")

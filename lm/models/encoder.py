@@ -23,7 +23,7 @@ class MaskedLMHead(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width = config.d_model
-        self.dense = Dense(config, (width, width), bias=config.head_bias, rngs=rngs)
+        self.dense = Dense(config, "mlm/dense", (width, width), bias=config.head_bias, rngs=rngs)
         self.norm = Norm(config)
         self.logits = Logits(config, rngs=rngs)
         self.activation = config.head_activation
@@ -40,8 +40,8 @@ class Encoder(nnx.Module):
         self.encoder = Stack(config, execution, num_layers=config.num_layers, rngs=rngs)
         self.mlm = MaskedLMHead(config, rngs=rngs)
         width = config.d_model
-        self.pooler = Dense(config, (width, width), bias=True, rngs=rngs) if config.pooler else None
-        self.nsp = Dense(config, (width, 2), bias=True, rngs=rngs) if config.pooler else None
+        self.pooler = Dense(config, "pooler", (width, width), bias=True, rngs=rngs) if config.pooler else None
+        self.nsp = Dense(config, "nsp", (width, 2), bias=True, rngs=rngs) if config.pooler else None
 
     def __call__(
         self,

@@ -70,7 +70,6 @@ def gpu(
     memory_segments_BS: jax.Array,
     causal: bool = False,
     window: jax.Array | int | None = None,
-    scale: float = 1.0,
     dropout: None = None,
     implementation: Any = "cudnn",
 ) -> jax.Array:
@@ -90,7 +89,7 @@ def gpu(
             visible_BLS &= (distance_LS >= 0)[None]
         visible_BLS &= (jnp.abs(distance_LS) <= window)[None]
         return jax.nn.dot_product_attention(
-            query_BLHK, key_BSHK, value_BSHK, mask=visible_BLS[:, None], scale=scale, implementation=implementation
+            query_BLHK, key_BSHK, value_BSHK, mask=visible_BLS[:, None], scale=1.0, implementation=implementation
         )
 
     furthest = segments_BL.shape[1] + memory_segments_BS.shape[1]
@@ -109,7 +108,6 @@ def tpu(
     causal: bool = False,
     window: jax.Array | int | None = None,
     curve_HN: jax.Array | None = None,
-    scale: float = 1.0,
     dropout: None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -133,7 +131,7 @@ def tpu(
 
     length_last = lambda array_BLHK: array_BLHK.transpose(0, 2, 3, 1)  # noqa: E731
     operands = (
-        length_last(query_BLHK * scale),
+        length_last(query_BLHK),
         length_last(key_BSHK),
         length_last(value_BSHK),
         curve_HN if biased else jnp.zeros((query_BLHK.shape[2], 1)),

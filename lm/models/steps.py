@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lm.models.attention import Attention
 from lm.models.layers import Logits
 from lm.models.transformer import Memory, Stack, unstack
-from lm.sharding import constrain, gather_weights
+from lm.sharding import constrain
 
 
 class Cache(NamedTuple):
@@ -60,8 +60,7 @@ class Steps:
         self._memory = []
         if memory is not None:
             self._memory_segments_BS = (memory.segments_BS > 0).astype(jnp.int32)
-            attentions = [gather_weights(layer).memory_attention for layer in self._layers]
-            self._memory = [stored(*attention.keys_values(memory.hidden_BSD)) for attention in attentions]
+            self._memory = [stored(*layer.memory_attention.keys_values(memory.hidden_BSD)) for layer in self._layers]
 
     def empty(self, sequences: int, hypotheses: int = 1) -> Cache:
         """The cache before the first token."""
@@ -125,7 +124,7 @@ class Steps:
             )
 
         for index, layer in enumerate(self._layers):
-            hidden_BND = gather_weights(layer)(hidden_BND, index, attend_self, attend_memory)
+            hidden_BND = layer(hidden_BND, index, attend_self, attend_memory)
         if stack.final_norm is not None:
             hidden_BND = stack.final_norm(hidden_BND)
         return self._logits(hidden_BND, self._weights_DV), Cache(tuple(grown), places_BNT)

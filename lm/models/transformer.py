@@ -24,7 +24,7 @@ from lm.models.layers import (
     make_dropout,
     rotary_angles,
 )
-from lm.sharding import axis_size, constrain, gather_weights, keeps_all_but_gathered, look_up
+from lm.sharding import constrain, look_up
 
 # What tells one use of dropout from another within a stack.
 EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT, MLP_HIDDEN, MEMORY_WEIGHTS, MEMORY_OUT, FINAL = range(8)
@@ -224,7 +224,7 @@ class Stack(nnx.Module):
         attend_self, attend_memory = self._attends(segments_BL, positions_BL, memory, needs_weights=True)
         for index, layer in enumerate(unstack(self.layers)):
             attends = keep(attend_self, own), keep(attend_memory, of_memory)
-            hidden_BLD = gather_weights(layer)(hidden_BLD, index, *attends)
+            hidden_BLD = layer(hidden_BLD, index, *attends)
         return jnp.stack(own), jnp.stack(of_memory) if of_memory else None
 
     def _attends(
@@ -355,11 +355,11 @@ def run_stack(
 
     def body(hidden: jax.Array, layer_and_index: tuple[Any, jax.Array | int]) -> tuple[jax.Array, None]:
         layer, index = layer_and_index
-        return apply(gather_weights(layer, execution.dtype), hidden, index), None
+        return apply(layer, hidden, index), None
 
-    policies = {"none": keeps_all_but_gathered, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-    if execution.remat != "none" or axis_size("fsdp") > 1:
-        body = jax.checkpoint(body, policy=policies.get(execution.remat), prevent_cse=execution.unroll != 1)
+    if execution.remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if execution.remat == "dots" else None
+        body = jax.checkpoint(body, policy=policy, prevent_cse=execution.unroll != 1)
     if execution.unroll:
         unroll = min(execution.unroll, num_layers)
         return jax.lax.scan(body, hidden, (layers, jnp.arange(num_layers)), unroll=unroll)[0]

@@ -53,7 +53,7 @@ def results(backend, arrays, **visibility):
             bias = {"curve_HN": curve} if backend is interpreted else {"bias_HLS": over_columns(curve)}
             kept = bias if visibility.get("biased") else {}
             rest = {name: given for name, given in visibility.items() if name != "biased"}
-            out = backend(query, key, value, scale=0.3, **segments, **kept, **rest)
+            out = backend(0.3 * query, key, value, **segments, **kept, **rest)
             return jnp.vdot(out, weights), out * (weights != 0)
 
         return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(query, key, value, curve)

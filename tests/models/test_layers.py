@@ -57,7 +57,7 @@ def test_linear_maps(leading, inputs, outputs):
 
     def ours(array, kernel, bias):
         config = ModelConfig(d_model=8, num_heads=2)
-        module = layers.Dense(config, kernel.shape, inputs=len(inputs), bias=True, rngs=nnx.Rngs(0))
+        module = layers.Dense(config, "dense", kernel.shape, inputs=len(inputs), bias=True, rngs=nnx.Rngs(0))
         module.kernel[...], module.bias[...] = kernel, bias
         return module(array)
 
