@@ -54,9 +54,8 @@ def _refusal(platform: str, lengths: Sequence[int], head_dim: int, dtype: str, h
     multiple, widest = (16, 256) if platform == "tpu" else (8, 128)
     if head_dim % multiple or head_dim > widest:
         return f"heads are {head_dim} wide; accepted on a {platform}: multiples of {multiple} up to {widest}"
-    smallest = kernels.LANES if platform == "tpu" else 2
-    for length, step in zip(lengths, (smallest * sharding.ways("L"), smallest), strict=True):
-        if length % step:
+    for length, step in zip(lengths, (2 * sharding.ways("L"), 2), strict=True):
+        if platform == "gpu" and length % step:
             return f"rows are {length} long, no multiple of {step}; nearest: {sharding.nearest(length, step)}"
     return ""
 
@@ -113,6 +112,8 @@ def tpu(
 ) -> jax.Array:
     """Our kernels; arguments as in `attend`, but for the bias, and a query that sees nothing gives zeros.
 
+    Rows are padded to whole blocks.
+
     Args:
         curve_HN: float32 [H, S + L], the bias of every distance, query column minus key column, from -S on.
         interpret: computes the same on any platform.
@@ -121,13 +122,23 @@ def tpu(
     biased, windowed = curve_HN is not None, window is not None
 
     def attend(query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, window) -> Any:
-        length, keys = query_BHKL.shape[3], key_BHKS.shape[3]
-        block = next(size for size in BLOCKS if length % size == keys % size == 0)
+        length = query_BHKL.shape[3]
+        more, more_keys = -length % kernels.LANES, -key_BHKS.shape[3] % kernels.LANES
+        keys = key_BHKS.shape[3] + more_keys
+        block = next(size for size in BLOCKS if (length + more) % size == keys % size == 0)
         tiling = kernels.Tiling(block, keys, causal, windowed, biased, interpret)
         place = jnp.stack([jnp.int32(sharding.shard_start("L", length)), window])
-        return kernels.attend(
-            tiling, query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, place
+        mixed_BHKL: Any = kernels.attend(
+            tiling,
+            _padded(query_BHKL, 0, more),
+            _padded(key_BHKS, 0, more_keys),
+            _padded(value_BHKS, 0, more_keys),
+            _padded(curve_HN, more_keys, more) if biased else curve_HN,
+            _padded(segments_BL, 0, more),
+            _padded(memory_segments_BS, 0, more_keys),
+            place,
         )
+        return mixed_BHKL[..., :length]
 
     length_last = lambda array_BLHK: array_BLHK.transpose(0, 2, 3, 1)  # noqa: E731
     operands = (
@@ -141,3 +152,8 @@ def tpu(
     )
     dims = ("BHKL", "BHKS", "BHKS", "HN", "BL", "BS", "")
     return sharding.map_shards(attend, dims, "BHKL")(*operands).transpose(0, 3, 1, 2)
+
+
+def _padded(array: jax.Array, before: int, after: int) -> jax.Array:
+    """Zeros at both ends of the last axis."""
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(before, after)])

@@ -62,10 +62,12 @@ def results(backend, arrays, **visibility):
     return [out, *gradients]
 
 
+@pytest.mark.parametrize("block", [256, 128])  # one block of queries, whose gradients are computed together, and two
 @pytest.mark.parametrize(
     "visibility", [{"window": 40}, {"biased": True}, {"biased": True, "causal": True, "window": 150}], ids=str
 )
-def test_the_tpu_kernels_equal_plain_attention(arrays, visibility):
+def test_the_tpu_kernels_equal_plain_attention(arrays, visibility, block, monkeypatch):
+    monkeypatch.setattr(flash, "BLOCKS", (block,))
     for one, other in zip(
         results(interpreted, arrays, **visibility), results(attend, arrays, **visibility), strict=True
     ):
@@ -172,8 +174,8 @@ def test_the_platform_chooses(monkeypatch, platform, shapes, expected):
     ("platform", "shapes", "message"),
     [
         ("cpu", {}, "a cpu has none; accepted there: auto, plain"),
-        ("tpu", {"lengths": (300, 512)}, "rows are 300 long, no multiple of 128; nearest: 256 or 384"),
-        ("tpu", {"lengths": (512, 114)}, "rows are 114 long, no multiple of 128; nearest: 128"),
+        ("gpu", {"lengths": (301, 512)}, "rows are 301 long, no multiple of 2; nearest: 300 or 302"),
+        ("gpu", {"lengths": (512, 115)}, "rows are 115 long, no multiple of 2; nearest: 114 or 116"),
         ("tpu", {"head_dim": 40}, "heads are 40 wide; accepted on a tpu: multiples of 16"),
         ("gpu", {"dtype": "float32"}, "train.dtype is float32; accepted on a GPU: bfloat16"),
         ("gpu", {"has_bias": True}, "cuDNN cannot learn model.position=relative"),
@@ -186,11 +188,31 @@ def test_what_a_platform_cannot_do_is_plain_or_refused(monkeypatch, platform, sh
         choose(monkeypatch, platform, "flash", **shapes)
 
 
-def test_a_row_split_over_devices_has_to_leave_each_whole_blocks(monkeypatch):
+def test_a_row_split_over_devices_has_to_leave_each_an_even_part(monkeypatch):
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=1, context=8))):
-        assert choose(monkeypatch, "tpu", lengths=(1024, 1024)) is flash.tpu
-        with pytest.raises(InputError, match="rows are 512 long, no multiple of 1024; nearest: 1024"):
-            choose(monkeypatch, "tpu", "flash", lengths=(512, 512))
+        assert choose(monkeypatch, "gpu", lengths=(512, 512)) is flash.gpu
+        with pytest.raises(InputError, match="rows are 520 long, no multiple of 16; nearest: 512 or 528"):
+            choose(monkeypatch, "gpu", "flash", lengths=(520, 512))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_rows_of_any_length_are_padded_to_whole_blocks(arrays, biased):
+    """Queries and keys of other lengths, as T5's inputs and targets are: outputs and all gradients."""
+    (query, key, value), weights, curve = arrays
+    length, keys = 114, 250
+    segments = dict(segments_BL=SEGMENTS[:, :length], memory_segments_BS=SEGMENTS[:, :keys])
+    distance = jnp.arange(length)[:, None] - jnp.arange(keys)[None, :]
+
+    def loss(query, key, value, curve, backend):
+        bias = {"curve_HN": curve} if backend is interpreted else {"bias_HLS": curve[:, distance + keys]}
+        out = backend(query, key, value, **segments, **(bias if biased else {}))
+        return jnp.vdot(out, weights[:, :length]), out * (weights[:, :length] != 0)
+
+    compute = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True), static_argnums=4)
+    operands = query[:, :length], key[:, :keys], value[:, :keys], curve[:, : length + keys]
+    found, expected = compute(*operands, interpreted), compute(*operands, attend)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-5)
 
 
 def test_dropped_attention_weights_and_flash_exclude_each_other():
