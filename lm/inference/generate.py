@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import InputError
-from lm.models import Cache, Memory, Model, Params, Seq2Seq
+from lm.models import Cache, Memory, Model, Params, Seq2Seq, argmax
 from lm.sharding import constrain
 
 _NEVER = -1.0e9  # the score of what must not be chosen; finite, so that sums of it stay ordered
@@ -173,7 +173,7 @@ def _one_by_one(
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
             chosen_B = jax.vmap(jax.random.categorical)(step_keys_B, _restricted(logits_BV, options))
         else:
-            chosen_B = _argmax(logits_BV)
+            chosen_B = argmax(logits_BV)
         forced_B, prompt_B = _forced(prompts, step)
         next_B = jnp.where(forced_B, prompt_B, jnp.where(done_B, pad_id, chosen_B)).astype(jnp.int32)
         gained_B = (jnp.take_along_axis(logits_BV, next_B[:, None], axis=1) - log_z_B1)[:, 0]
@@ -193,13 +193,6 @@ def _one_by_one(
         ended_B.any(axis=1), ended_B.argmax(axis=1) + 1 - prompts.lengths_B, options.max_length
     ).astype(jnp.float32)
     return tokens_B1T, (score_B / length_B**options.length_penalty)[:, None]
-
-
-def _argmax(logits_BV: jax.Array) -> jax.Array:
-    """The index of the largest, int32 [B], as two reductions: XLA's own argmax takes ten times as long on CPUs."""
-    size = logits_BV.shape[1]
-    is_best_BV = logits_BV == logits_BV.max(axis=-1, keepdims=True)
-    return jnp.where(is_best_BV, jnp.arange(size, dtype=jnp.int32)[None], size - 1).min(axis=-1)
 
 
 def _restricted(logits_BV: jax.Array, options: Decoding) -> jax.Array:

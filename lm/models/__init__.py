@@ -8,7 +8,7 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.models.encoder import Encoder
-from lm.models.layers import Execution
+from lm.models.layers import Execution, argmax
 from lm.models.seq2seq import Seq2Seq
 from lm.models.steps import Cache, Steps
 from lm.models.transformer import Memory
@@ -42,4 +42,4 @@ def build(config: ModelConfig, execution: Execution | None = None) -> Model:
     return Model(lambda rngs: kind(config, execution, rngs=rngs))
 
 
-__all__ = ["Cache", "Encoder", "Execution", "Memory", "Model", "Params", "Seq2Seq", "Steps", "build"]
+__all__ = ["Cache", "Encoder", "Execution", "Memory", "Model", "Params", "Seq2Seq", "Steps", "argmax", "build"]

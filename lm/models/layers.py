@@ -315,8 +315,18 @@ class Logits(nnx.Module):
     def __call__(self, hidden_BLD: jax.Array, weights_DV: jax.Array) -> jax.Array:
         logits_BLV: Any = _mapped(_Map(dtype=jnp.float32), hidden_BLD * self.scale, weights_DV)
         if self.bias is not None:
-            logits_BLV = logits_BLV + self.bias[...][None, None]
+            logits_BLV = _added(logits_BLV, self.bias[...])
         return constrain(logits_BLV, "BLV")
+
+
+def argmax(logits: jax.Array) -> jax.Array:
+    """The index of the largest along the last axis, int32: two reductions, which fuse with others, in place of one.
+
+    XLA's own argmax takes ten times as long on CPUs.
+    """
+    indices = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    is_largest = logits == logits.max(axis=-1, keepdims=True)
+    return jnp.where(is_largest, indices.reshape((1,) * (logits.ndim - 1) + (-1,)), indices[-1]).min(axis=-1)
 
 
 def rotary_angles(positions_BL: jax.Array, theta: float, head_dim: int) -> jax.Array:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lm.config import Config
 from lm.data.tokenizer import Tokenizer
-from lm.models import Encoder, Seq2Seq
+from lm.models import Encoder, Seq2Seq, argmax
 from lm.sharding import constrain
 
 Batch = Mapping[str, jax.Array]
@@ -297,7 +297,9 @@ def weighted_sums(
     `z_loss` log^2 Z. With either, `cross_entropy` is the loss without them.
     """
     logits_BNV = logits_BNV.astype(jnp.float32)
-    label_BN = jnp.take_along_axis(logits_BNV, labels_BN[:, :, None], axis=-1)[:, :, 0]
+    # Compared, not indexed: the gradient of an index is a scatter, which nothing else fuses with.
+    is_label_BNV = jnp.arange(logits_BNV.shape[-1])[None, None] == labels_BN[:, :, None]
+    label_BN = jnp.where(is_label_BNV, logits_BNV, 0.0).sum(axis=-1)
     log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
     cross_entropy_BN = loss_BN = log_z_BN - label_BN
     if label_smoothing:
@@ -305,7 +307,7 @@ def weighted_sums(
         loss_BN = (1 - label_smoothing) * cross_entropy_BN + label_smoothing * uniform_BN
     if z_loss:
         loss_BN = loss_BN + z_loss * jnp.square(log_z_BN)
-    hits_BN = (logits_BNV.argmax(axis=-1) == labels_BN).astype(jnp.float32)
+    hits_BN = (argmax(logits_BNV) == labels_BN).astype(jnp.float32)
     sums = {"loss": (loss_BN * weights_BN).sum(), "accuracy": (hits_BN * weights_BN).sum()}
     if label_smoothing or z_loss:
         sums["cross_entropy"] = (cross_entropy_BN * weights_BN).sum()
