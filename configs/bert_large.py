@@ -29,6 +29,6 @@ def get_config() -> Config:
             attention_dropout=0.0,  # the paper's is 0.1; flash attention has no weights to drop
         ),
         optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000, weight_decay=0.01, bias_correction=False),
-        train=TrainConfig(steps=1_000_000, dtype="bfloat16", unroll=1, log_every=100, eval_every=10_000),
+        train=TrainConfig(steps=1_000_000, dtype="bfloat16", unroll=0, log_every=100, eval_every=10_000),
         checkpoint=CheckpointConfig(every=5_000),
     )

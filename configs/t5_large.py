@@ -67,6 +67,6 @@ def get_config() -> Config:
         optim=OptimConfig(
             name="adafactor", learning_rate=0.01, schedule="rsqrt", warmup_steps=10_000, weight_decay=0.0, clip_norm=0.0
         ),
-        train=TrainConfig(steps=1_000_000, dtype="bfloat16", unroll=1, log_every=100, eval_every=10_000),
+        train=TrainConfig(steps=1_000_000, dtype="bfloat16", unroll=0, log_every=100, eval_every=10_000),
         checkpoint=CheckpointConfig(every=5_000),
     )

@@ -1,8 +1,8 @@
 """What a run takes on a pod, before anyone rents it: python launch/plan.py --config=FILE --topology=v5e:16x16.
 
 The exact training step is compiled for the topology on this machine, which needs no TPU but its compiler:
-pip install -e .[plan]. --search varies mesh, rematerialisation and micro-batches, on several topologies if more are
-given, and ranks what it finds; prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2, "v5p": 4.2}.
+pip install -e .[plan]. --search varies mesh, rematerialisation, unroll and micro-batches, on several topologies if
+more are given, and ranks what it finds; prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2}.
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:8x8,v5p:2x2x4,v6e:4x4 \\
         --search --prices=prices.json
@@ -23,8 +23,13 @@ from lm import cli
 _config = cli.define_config()
 _topology = flags.DEFINE_list("topology", None, "KIND:SHAPE of TPUs, such as v5e:16x16 or 2*v5e:16x16.", required=True)
 _output = flags.DEFINE_string("output", "", "A file for the plan as JSON; with --search a list, best first.")
-_search = flags.DEFINE_bool("search", False, "Vary mesh, remat and micro-batches.")
-_layouts = flags.DEFINE_integer("layouts", 3, "Layouts that --search compiles for each topology.", lower_bound=1)
+_search = flags.DEFINE_bool("search", False, "Vary mesh, remat, unroll and micro-batches.")
+_layouts = flags.DEFINE_integer(
+    "layouts",
+    3,
+    "Layouts that --search compiles for each topology, scanned; the best without a scan, too.",
+    lower_bound=1,
+)
 _workers = flags.DEFINE_integer("workers", 2, "Compilations at a time.", lower_bound=1)
 _prices = flags.DEFINE_string("prices", None, "A JSON file: the price of a chip-hour of each kind.")
 _deadline = flags.DEFINE_float("deadline", None, "Hours that the whole run may take; ranks what is faster first.")
@@ -64,7 +69,7 @@ def main() -> int:
 
 def _announce(plan) -> None:
     what = plan.message or f"compiled in {plan.compile_seconds:.0f} s"
-    print(f"{plan.topology} {plan.mesh}, remat {plan.remat}: {what}", file=sys.stderr, flush=True)
+    print(f"{plan.topology} {plan.mesh}, remat {plan.remat}, unroll {plan.unroll}: {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def test_a_search_compiles_and_reports(encoder: Config):
     seen = []
     plans = search.search(encoder, [chips.parse("v5e:2x2")], compiled=1, workers=1, report=seen.append)
     assert plans == seen
-    assert plans[0].fits
+    assert [(each.fits, each.unroll) for each in plans] == [(True, 1), (True, 0)]
+    assert plans[0].mesh == plans[1].mesh
 
 
 def make_run(topology: str, seconds: float | None, price: float | None = None) -> report.Run:
