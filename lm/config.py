@@ -453,10 +453,10 @@ class TrainConfig:
         accumulation: micro-batches that a step adds up before it updates the weights.
         dtype: `float32` or `bfloat16` compute; the master weights are always float32.
         remat: `none` keeps all activations, `dots` keeps the matrix products, `full` keeps a layer's input.
-        unroll: layers in one iteration of the scan over layers; 0 writes all out, without a scan.
+        unroll: layers in one iteration of the scan over layers; 0 writes all out, without a scan: faster, but it takes
+            longer to compile, and weights that are gathered for a layer are kept for its gradient.
         attention: `plain` keeps the scores of every pair of tokens. `flash` computes them block by block: our kernels
-            on a TPU, cuDNN's on a GPU; it cannot drop out attention weights, and wants rows that are multiples of
-            128 (TPU). `auto` takes flash wherever it can be had.
+            on a TPU, cuDNN's on a GPU; it cannot drop out attention weights. `auto` takes flash wherever it can be had.
         log_every, eval_every, eval_batches: steps between metric lines and between evaluations
             (0: only at the end), and held-out batches in one.
         max_bad_steps: non-finite losses in a row that stop the run; each is skipped and counted.

@@ -24,7 +24,7 @@ class Execution:
     Attributes:
         dtype: of activations and of the weights while they are used; norms and softmax stay float32.
         remat: `none`, `dots` or `full`; see `TrainConfig`.
-        unroll: layers in one iteration of the scan over layers; 0 writes all out, without a scan.
+        unroll: layers in one iteration of the scan over layers; 0 writes all out; see `TrainConfig`.
         attention: `auto`, `plain` or `flash`; see `TrainConfig`.
     """
 
