@@ -1,10 +1,20 @@
 """Configs small enough to compile for a TPU in seconds."""
 
 import dataclasses
+import os
 
+import jax
 import pytest
 
 from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from tests.conftest import ONLY_CPUS
+
+
+@pytest.fixture(autouse=True)
+def flags_that_a_tpu_knows(monkeypatch: pytest.MonkeyPatch):
+    """Libtpu ends the process over any other, where it is loaded; CPUs have read theirs before."""
+    jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(ONLY_CPUS, ""))
 
 
 @pytest.fixture
