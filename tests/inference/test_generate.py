@@ -11,7 +11,7 @@ import pytest
 
 from lm import models, sharding
 from lm.config import InputError, MeshConfig, ModelConfig
-from lm.inference.generate import Decoding, Prompts, Sources, _argmax, _largest, make_generate
+from lm.inference.generate import Decoding, Prompts, Sources, _largest, make_generate
 from lm.models.steps import Steps
 from tests.weights import random_params
 
@@ -305,4 +305,4 @@ def test_the_largest_of_a_large_vocabulary_are_found_block_by_block(size):
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(jnp.take_along_axis(scores, tokens, axis=2), expected)
     assert all(len(set(row)) == 8 for row in np.asarray(tokens).reshape(-1, 8).tolist())
-    np.testing.assert_array_equal(_argmax(scores[:, 0]), scores[:, 0].argmax(axis=-1))
+    np.testing.assert_array_equal(models.argmax(scores[:, 0]), scores[:, 0].argmax(axis=-1))
