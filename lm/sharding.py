@@ -8,7 +8,6 @@ Array names carry their shape: B batch, L length, S memory length, D model, H he
 F feed-forward, V vocabulary, M masked positions, P segments of a row.
 """
 
-import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -278,15 +277,6 @@ def _relaid(path: str, array: jax.Array, *, whole: bool) -> jax.Array:
 def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """The mesh axes that one dimension is split over."""
     return (axes,) if isinstance(axes, str) else axes or ()
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gather(path: str, array: jax.Array) -> jax.Array:
-    """A parameter `gathered`, its gradient `scattered`."""
-    return gathered(path, array)
-
-
-gather.defvjp(lambda path, array: (gathered(path, array), None), lambda path, _, gradient: (scattered(path, gradient),))
 
 
 def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: Any) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.sharding import constrain, gather, gathered, scattered
+from lm.sharding import constrain, gathered, scattered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +301,8 @@ class FeedForward(nnx.Module):
 class Logits(nnx.Module):
     """softmax(W h + b) before the softmax: W is the tied token embedding or a kernel of its own. Float32."""
 
+    path = "logits/kernel"  # how `sharding.PARAMETERS` knows W
+
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         shape = (config.d_model, config.vocab_size)
         self.kernel = None if config.tie_embeddings else Dense(config, "logits", shape, bias=False, rngs=rngs).kernel
@@ -308,12 +310,11 @@ class Logits(nnx.Module):
         self.scale = config.d_model**-0.5 if config.scale_logits else 1.0
 
     def weights_DV(self, token_VD: jax.Array, dtype: Any) -> jax.Array:
-        """W in the compute dtype, the token embedding where they are tied, whole but for its vocabulary."""
-        weights_DV = token_VD.T if self.kernel is None else self.kernel[...]
-        return gather("logits/kernel", weights_DV.astype(dtype))
+        """W in the compute dtype, the token embedding where they are tied."""
+        return (token_VD.T if self.kernel is None else self.kernel[...]).astype(dtype)
 
     def __call__(self, hidden_BLD: jax.Array, weights_DV: jax.Array) -> jax.Array:
-        logits_BLV: Any = _mapped(_Map(dtype=jnp.float32), hidden_BLD * self.scale, weights_DV)
+        logits_BLV: Any = _mapped(_Map(path=self.path, dtype=jnp.float32), hidden_BLD * self.scale, weights_DV)
         if self.bias is not None:
             logits_BLV = _added(logits_BLV, self.bias[...])
         return constrain(logits_BLV, "BLV")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lm.models.attention import Attention
 from lm.models.layers import Logits
 from lm.models.transformer import Memory, Stack, unstack
-from lm.sharding import constrain
+from lm.sharding import constrain, gathered
 
 
 class Cache(NamedTuple):
@@ -55,7 +55,8 @@ class Steps:
 
     def __init__(self, stack: Stack, logits: Logits, memory: Memory | None, length: int, tokens_VD: jax.Array):
         self._stack, self._logits, self._length, self._tokens_VD = stack, logits, length, tokens_VD
-        self._weights_DV = jax.lax.optimization_barrier(logits.weights_DV(tokens_VD, stack.execution.dtype))
+        weights_DV = gathered(logits.path, logits.weights_DV(tokens_VD, stack.execution.dtype))
+        self._weights_DV = jax.lax.optimization_barrier(weights_DV)
         self._layers = unstack(stack.layers)
         self._memory = []
         if memory is not None:
