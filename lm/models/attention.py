@@ -17,6 +17,11 @@ from lm.models.layers import Dense
 from lm.sharding import constrain
 
 
+def scores(query_BLHK: jax.Array, key_BSHK: jax.Array) -> jax.Array:
+    """Q K^T, float32 [B, H, L, S]."""
+    return jnp.einsum("BLHK,BSHK->BHLS", query_BLHK, key_BSHK, preferred_element_type=jnp.float32)
+
+
 def attend(
     query_BLHK: jax.Array,
     key_BSHK: jax.Array,
@@ -29,6 +34,7 @@ def attend(
     window: jax.Array | int | None = None,
     bias_HLS: jax.Array | None = None,
     dropout: Callable[[jax.Array], jax.Array] | None = None,
+    score: Callable[[jax.Array, jax.Array], jax.Array] = scores,
 ) -> jax.Array:
     """softmax(Q K^T) V, with Q scaled by 1 / sqrt(d_k), where a token sees only tokens of its own segment.
 
@@ -43,11 +49,12 @@ def attend(
         window: how many tokens to either side are visible, possibly traced; None for all.
         bias_HLS: float32, added to the scores; L may be 1 for all queries.
         dropout: what the attention weights, float32 [B, H, L, S], go through.
+        score: Q K^T of queries and keys, where keys are laid out in another way.
 
     Returns:
         [B, L, H, K], the weighted values of each head.
     """
-    scores_BHLS = jnp.einsum("BLHK,BSHK->BHLS", query_BLHK, key_BSHK, preferred_element_type=jnp.float32)
+    scores_BHLS = score(query_BLHK, key_BSHK)
     if bias_HLS is not None:
         scores_BHLS = _biased(scores_BHLS, bias_HLS)
     seen_BLS = segments_BL[:, :, None] == memory_segments_BS[:, None, :]

@@ -111,30 +111,36 @@ def _full_log_p(model, params, source_1S, given_1T):
     return jax.nn.log_softmax(module.predict(module(memory, given_1T, *places(given_1T)))[0], axis=-1)
 
 
+# Hypotheses beside one another are kept in blocks: here of 21 positions, of which the last block has one too many.
+@pytest.mark.parametrize(("hypotheses", "length", "longest"), [(1, 12, 11), (3, 41, 64)])
 @pytest.mark.parametrize("name", ["relative", "learned", "alone"])
-def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name):
+def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name, hypotheses, length, longest):
     model, params = build(name)
-    inputs = None if name == "alone" else sources([5, 11, 8])
-    tokens = np.random.default_rng(1).integers(4, VOCABULARY, (3, 12)).astype(np.int32)
+    inputs = None if name == "alone" else sources([5, longest, 8])
+    shape = (3, hypotheses, length)
+    tokens_BNT = np.random.default_rng(1).integers(4, VOCABULARY, shape).astype(np.int32)
 
     @jax.jit
-    def stepwise(params, tokens):
+    def stepwise(params, tokens_BNT):
         module = model.merge(params)
         memory = None
         if inputs is not None:
-            positions = jnp.broadcast_to(jnp.arange(11)[None], (3, 11))
+            positions = jnp.broadcast_to(jnp.arange(longest)[None], (3, longest))
             memory = module.encode(jnp.asarray(inputs.tokens_BS), jnp.asarray(inputs.segments_BS), positions)
-        steps = module.steps(memory, 12)
-        cache, found = steps.empty(3), []
-        given = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
-        for step in range(12):
-            logits, cache = steps(given[:, step : step + 1], jnp.int32(step), cache)
-            found.append(jax.nn.log_softmax(logits[:, 0], axis=-1))
-        return jnp.stack(found, axis=1)
+        steps = module.steps(memory, length, hypotheses)
+        given_TBN = jnp.pad(tokens_BNT[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=START).transpose(2, 0, 1)
 
-    found = stepwise(params, tokens)
-    for row in range(3):
-        np.testing.assert_allclose(found[row], full_log_p(name, inputs, row, tokens[row]), atol=1e-5)
+        def body(cache, step_and_tokens):
+            step, tokens_BN = step_and_tokens
+            logits_BNV, cache = steps(tokens_BN, step, cache)
+            return cache, jax.nn.log_softmax(logits_BNV, axis=-1)
+
+        return jax.lax.scan(body, steps.empty(3), (jnp.arange(length), given_TBN))[1]
+
+    found_TBNV = stepwise(params, tokens_BNT)
+    for row, hypothesis in itertools.product(range(3), range(hypotheses)):
+        expected = full_log_p(name, inputs, row, tokens_BNT[row, hypothesis])
+        np.testing.assert_allclose(found_TBNV[:, row, hypothesis], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["relative", "learned"])
@@ -236,7 +242,8 @@ def test_a_prompt_is_continued_whatever_its_length(options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["greedy", "beam", "sampled"])
 def test_the_least_and_the_greatest_length_are_kept(options):
-    found = decode("relative", sources([6] * 8), min_length=5, max_length=7, **options)
+    inputs = sources([6] * 8)
+    found = decode("relative", inputs, min_length=5, max_length=7, **options)
     lengths = [(row == END).argmax() + 1 if (row == END).any() else 7 for row in found.tokens_BNT[:, 0]]
     assert min(lengths) >= 5
     assert not (found.tokens_BNT[:, 0, :4] == END).any()
