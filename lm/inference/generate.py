@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import InputError
-from lm.models import Cache, Memory, Model, Params, Seq2Seq, argmax
+from lm.models import Cache, Memory, Model, Params, Seq2Seq
 from lm.sharding import constrain
 
 _NEVER = -1.0e9  # the score of what must not be chosen; finite, so that sums of it stay ordered
@@ -108,7 +108,6 @@ def make_generate(
         total = prompts.tokens_BP.shape[1] + options.max_length
         steps = module.steps(_read(module, sources), total, options.num_beams)
         rows = len(prompts.tokens_BP)
-        only_end = jnp.arange(module.vocab_size) == end_id
 
         def predict(tokens_BN: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
             """Logits of the next token [B, N, V], and log Z [B, N]: log P is their difference.
@@ -116,10 +115,14 @@ def make_generate(
             The difference is taken of the few that are chosen: the vocabulary is too large to be written once more.
             """
             logits_BNV, cache = steps(tokens_BN, step, cache)
-            logits_BNV = jnp.where(jnp.arange(logits_BNV.shape[2])[None, None] < vocab_size, logits_BNV, _NEVER)
-            log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
-            too_early_B = step - prompts.lengths_B + 1 < options.min_length
-            logits_BNV = jnp.where(too_early_B[:, None, None] & only_end[None, None], _NEVER, logits_BNV)
+            tokens_11V = jnp.arange(module.vocab_size)[None, None]
+            too_early_B11 = (step - prompts.lengths_B + 1 < options.min_length)[:, None, None]
+            end_BN = logits_BNV[:, :, end_id]
+            allowed_B1V = (tokens_11V < vocab_size) & ~(too_early_B11 & (tokens_11V == end_id))
+            logits_BNV = jnp.where(allowed_B1V, logits_BNV, _NEVER)
+            log_z_BN = _log_sum_exp(logits_BNV)
+            # Z counts an end that comes too early: added here, because writing all logits twice would take longer.
+            log_z_BN = jnp.where(too_early_B11[:, 0], jnp.logaddexp(log_z_BN, end_BN), log_z_BN)
             return constrain(logits_BNV, "BNV"), log_z_BN, cache
 
         first_BN = jnp.full((rows, options.num_beams), start_id, jnp.int32)
@@ -173,7 +176,7 @@ def _one_by_one(
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
             chosen_B = jax.vmap(jax.random.categorical)(step_keys_B, _restricted(logits_BV, options))
         else:
-            chosen_B = argmax(logits_BV)
+            chosen_B = _largest(logits_B1V, 1)[1][:, 0, 0]
         forced_B, prompt_B = _forced(prompts, step)
         next_B = jnp.where(forced_B, prompt_B, jnp.where(done_B, pad_id, chosen_B)).astype(jnp.int32)
         gained_B = (jnp.take_along_axis(logits_BV, next_B[:, None], axis=1) - log_z_B1)[:, 0]
@@ -320,11 +323,22 @@ def _largest(scores_BNV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     if size < 2 * _BLOCK * count:
         return jax.lax.top_k(scores_BNV, count)
     rows = scores_BNV.shape[:2]
-    blocks_BNYK = jnp.pad(scores_BNV, ((0, 0), (0, 0), (0, -size % _BLOCK)), constant_values=-jnp.inf).reshape(
-        *rows, -1, _BLOCK
-    )
+    blocks_BNYK = _blocks(scores_BNV)
     block_BNC = jnp.sort(jax.lax.top_k(blocks_BNYK.max(axis=-1), count)[1], axis=-1)
     candidates_BNCK = jnp.take_along_axis(blocks_BNYK, block_BNC[..., None], axis=2)
     best_BNC, place_BNC = jax.lax.top_k(candidates_BNCK.reshape(*rows, -1), count)
     chosen_BNC = jnp.take_along_axis(block_BNC, place_BNC // _BLOCK, axis=2)
     return best_BNC, (chosen_BNC * _BLOCK + place_BNC % _BLOCK).astype(jnp.int32)
+
+
+def _log_sum_exp(scores_BNV: jax.Array) -> jax.Array:
+    """Of each hypothesis [B, N]; block by block, as `_largest` reads them, so that they are written once for both."""
+    blocks_BNYK = _blocks(scores_BNV)
+    largest_BN = jax.lax.optimization_barrier(blocks_BNYK.max(axis=-1)).max(axis=-1)
+    return largest_BN + jnp.log(jnp.exp(blocks_BNYK - largest_BN[:, :, None, None]).sum(axis=(-2, -1)))
+
+
+def _blocks(scores_BNV: jax.Array) -> jax.Array:
+    """The scores in blocks of the vocabulary, [B, N, Y, K], -inf where the last one is not full."""
+    padding = ((0, 0), (0, 0), (0, -scores_BNV.shape[2] % _BLOCK))
+    return jnp.pad(scores_BNV, padding, constant_values=-jnp.inf).reshape(*scores_BNV.shape[:2], -1, _BLOCK)

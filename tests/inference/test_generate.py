@@ -247,6 +247,10 @@ def test_the_least_and_the_greatest_length_are_kept(options):
     lengths = [(row == END).argmax() + 1 if (row == END).any() else 7 for row in found.tokens_BNT[:, 0]]
     assert min(lengths) >= 5
     assert not (found.tokens_BNT[:, 0, :4] == END).any()
+    for row, length in enumerate(lengths):  # an end that was forbidden keeps its share of the probability
+        tokens = found.tokens_BNT[row, 0, :length]
+        log_p = full_log_p("relative", inputs, row, tokens)[np.arange(length), tokens].mean()
+        np.testing.assert_allclose(found.scores_BN[row, 0], log_p, atol=1e-5)
 
 
 def test_sampling_follows_the_restricted_distribution():
