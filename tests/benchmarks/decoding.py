@@ -4,19 +4,19 @@
     python -m tests.benchmarks.decoding --batches=1,32 --beams=1 --repetitions=1
 
 Every contender writes exactly `--length` tokens for each source (the end is forbidden before), so all do the same
-work; greedy outputs must be equal before anything is timed. They take turns in one process, repetition after
-repetition, and a turn begins with a run that is not timed. The figure is tokens written a second, the best hypothesis
-counted only.
+work; greedy outputs must be equal before anything is timed. They take turns, repetition after repetition, each in a
+process of its own, and a turn begins with a run that is not timed. The figure is tokens written a second, the best
+hypothesis counted only.
 
 transformers: as it comes (eager, dynamic cache), with its static cache, and with the static cache and the forward pass
 compiled. CTranslate2 (`pip install ctranslate2`, or `--noctranslate2`) runs in float32. All with as many threads as
 there are cores.
 """
 
+import functools
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from lm.config import ModelConfig
 from lm.data import prepare
 from lm.inference.generate import Decoding, Prompts, Sources, make_generate
 from tests.benchmarks import machine
+from tests.benchmarks.turns import Contender, apart
 
 _batches = flags.DEFINE_list("batches", ["1", "8", "32"], "Sources decoded together.")
 _beams = flags.DEFINE_list("beams", ["1", "4"], "1: greedy.")
@@ -87,8 +88,12 @@ def padded(sources: list[list[int]]) -> Sources:
     return Sources(tokens, segments)
 
 
-def ours(params: models.Params, sources: list[list[int]], beams: int) -> Decode:
-    length = _length.value
+def random_params() -> models.Params:
+    return jax.jit(models.build(MODEL).init)(jax.random.key(0))
+
+
+def ours(sources: list[list[int]], beams: int) -> Decode:
+    length, params = _length.value, random_params()
     function = jax.jit(
         make_generate(
             models.build(MODEL),
@@ -184,33 +189,36 @@ def agreement(found: list[list[int]], expected: list[list[int]]) -> float:
     return float(np.mean(np.asarray([row[: _length.value - 1] for row in found]) == np.asarray(expected)[:, :-1]))
 
 
+def export(folder: Path) -> None:
+    huggingface.export_folder(folder, MODEL, jax.tree.map(np.asarray, random_params()))
+
+
 def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
-    params = jax.jit(models.build(MODEL).init)(jax.random.key(0))
-    print(f"T5 small, {_length.value} tokens each, {machine.describe()}")
+    print(f"T5 small, {_length.value} tokens each, on {apart(machine.describe)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
-        huggingface.export_folder(folder, MODEL, jax.tree.map(np.asarray, params))
+        apart(export, folder)
         for beams in map(int, _beams.value):
             for count in map(int, _batches.value):
                 sources = make_sources(count)
-                contenders = {"ours": ours(params, sources, beams)}
+                makers = {"ours": functools.partial(ours, sources, beams)}
                 for mode in filter(None, _modes.value):
-                    contenders[f"transformers {mode}"] = theirs(folder, sources, beams, mode)
+                    makers[f"transformers {mode}"] = functools.partial(theirs, folder, sources, beams, mode)
                 if _ctranslate2.value:
-                    contenders["CTranslate2"] = with_ctranslate2(folder, sources, beams)
-                run(contenders, beams, count)
+                    makers["CTranslate2"] = functools.partial(with_ctranslate2, folder, sources, beams)
+                run({name: Contender(make) for name, make in makers.items()}, beams, count)
 
 
-def run(contenders: dict[str, Decode], beams: int, count: int) -> None:
+def run(contenders: dict[str, Contender], beams: int, count: int) -> None:
     """Checks, times and reports the contenders of one case."""
     seconds: dict[str, list[float]] = {}
     expected: list[list[int]] = []
     for name, decode in contenders.items():
         try:
-            found = decode()
-        except Exception as error:  # a mode that a library does not support on this machine is named, not hidden
-            print(f"  {name}: does not run: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
+            found, _ = decode()
+        except RuntimeError as error:  # a mode that a library does not support on this machine is named, not hidden
+            print(f"  {name}: does not run: {str(error).splitlines()[0][:150]}")
             continue
         expected = expected or found
         share = agreement(found, expected)
@@ -220,9 +228,9 @@ def run(contenders: dict[str, Decode], beams: int, count: int) -> None:
     for _ in range(_repetitions.value):
         for name in seconds:
             contenders[name]()
-            start = time.perf_counter()
-            contenders[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(contenders[name]()[1])
+    for each in contenders.values():
+        each.end()
     print(f"\nbeams {beams}, batch {count}")
     print("| contender | tokens/s, median | best | ours over it, median | best |\n|---|---|---|---|---|")
     tokens = count * _length.value

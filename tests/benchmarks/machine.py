@@ -11,7 +11,7 @@ from lm.data import prepare
 
 
 def describe() -> str:
-    """The machine in a line: architecture, cores, load, jax, and how fast its default device multiplies now.
+    """The machine in a line: architecture, cores, load, jax, its default device and how fast that multiplies now.
 
     A virtual machine's cores are not the same every day: the best of ten products of float32 matrices of 3,072 says
     what they give today, and makes figures of different days comparable.
@@ -27,4 +27,8 @@ def describe() -> str:
         seconds.append(time.perf_counter() - start)
     rate = 2 * size**3 / min(seconds) / 1e9
     cores, load = prepare.available_cores(), os.getloadavg()[0]
-    return f"{platform.machine()}, {cores} cores, load {load:.1f}, jax {jax.__version__}, products {rate:,.0f} GFLOP/s"
+    device = jax.devices()[0].device_kind
+    return (
+        f"{device}: {platform.machine()}, {cores} cores, load {load:.1f}, jax {jax.__version__}, "
+        f"products {rate:,.0f} GFLOP/s"
+    )

@@ -4,8 +4,8 @@
     python -m tests.benchmarks.pretraining_step --size=tiny --repetitions=1
     python -m tests.benchmarks.pretraining_step --device=gpu --size=large --rows=64
 
-The contenders take turns in one process, repetition after repetition, so that what else the machine does
-meets them alike; a turn begins with a step that is not timed. The figure is real tokens a second: padding is
+The contenders take turns, repetition after repetition, so that what else the machine does meets them alike, each in a
+process of its own; a turn begins with a step that is not timed. The figure is real tokens a second: padding is
 computed, not counted. Dropout is 0.1 for all (`--dropout`), sdpa attention and fused AdamW are transformers' own
 best, and ours runs the whole `train_step`: masking, clipping and schedule are inside its time and outside of theirs.
 
@@ -15,15 +15,15 @@ Two settings at each length:
             each step one a row, in micro-batches of at most `--rows`, each padded to its own longest.
 """
 
-import contextlib
 import dataclasses
+import functools
 import itertools
 import json
+import os
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,6 +37,7 @@ from lm.sharding import make_mesh
 from lm.training import metrics, objectives
 from lm.training.step import compile_program
 from tests.benchmarks import machine
+from tests.benchmarks.turns import Contender, apart
 
 SIZES = {
     "tiny": {"d_model": 64, "num_layers": 2, "num_heads": 2, "d_ff": 256},
@@ -44,6 +45,7 @@ SIZES = {
     "large": {"d_model": 1024, "num_layers": 24, "num_heads": 16, "d_ff": 4096},
 }
 VOCAB_SIZE = 30_522
+MODES = ["float32", "float32 compiled", "bfloat16 compiled"]  # of transformers
 
 _device = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Of both sides.")
 _size = flags.DEFINE_enum("size", "base", list(SIZES), "Of the model.")
@@ -55,7 +57,8 @@ _repetitions = flags.DEFINE_integer("repetitions", 5, "Turns of each contender."
 _dropout = flags.DEFINE_float("dropout", 0.1, "Of embeddings, sublayers and attention weights.")
 _unroll = flags.DEFINE_integer("unroll", 1, "Our train.unroll.")
 _dtypes = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Our train.dtype.")
-_peers = flags.DEFINE_bool("peers", True, "Also measure transformers (needs the [peers] extra).")
+_modes = flags.DEFINE_list("modes", MODES, "Of transformers (needs the [peers] extra); empty for none.")
+flags.register_validator("modes", lambda modes: set(modes) <= {*MODES, ""}, f"of {', '.join(MODES)}")
 _store = flags.DEFINE_string("store", "runs/benchmark/store", "Token store of the embedded corpus; made if missing.")
 _output = flags.DEFINE_string("output", None, "JSON lines to append the results to.")
 
@@ -74,6 +77,15 @@ class Case:
     @property
     def tokens(self) -> int:
         return sum(batches.count_tokens(batch)[0] for batch in self.batches)
+
+
+class Facts(NamedTuple):
+    """Of one contender's work in a turn: real tokens, padding among all that it computes, FLOPs, and the device's."""
+
+    tokens: int
+    padding: float
+    flops: float
+    peak: float | None
 
 
 def make_config(length: int, max_segments: int) -> Config:
@@ -115,8 +127,33 @@ def ragged_case(store: Store, length: int) -> Case:
     return Case(config, [source(step) for step in range(_steps.value)], objectives.create(config, store.tokenizer))
 
 
-def our_step(case: Case, dtype: str) -> Step:
-    """The training step as `lm.training.train` runs it."""
+def contender(make_case: Callable[[], Case], make_step: Callable[[Case], tuple[Step, int]]) -> Contender:
+    """A process that takes steps of a case: `--steps` of them, or the first alone.
+
+    Args:
+        make_case: makes the case, in that process.
+        make_step: of a case, the function that takes the step of a number, and the places, tokens or padding, that
+            all steps compute.
+    """
+
+    def make() -> Callable[[int], Facts]:
+        case = make_case()
+        step, places = make_step(case)
+        flops = len(case.batches) * _rows.value * metrics.model_flops(case.config, case.objective.max_positions)
+        peak = metrics.PEAK_FLOPS.get(jax.devices()[0].device_kind)
+
+        def run(steps: int) -> Facts:
+            for index in range(steps):
+                step(index)
+            return Facts(case.tokens, 1 - case.tokens / places, flops, peak)
+
+        return run
+
+    return Contender(make)
+
+
+def our_step(dtype: str, case: Case) -> tuple[Step, int]:
+    """The training step as `lm.training.train` runs it, and the places of its batches."""
     config = dataclasses.replace(case.config, train=dataclasses.replace(case.config.train, dtype=dtype))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     program = compile_program(config, case.objective, mesh, case.batches[0])
@@ -127,7 +164,7 @@ def our_step(case: Case, dtype: str) -> Step:
         state, _ = program.step(state, program.put(case.batches[index]))
         jax.block_until_ready(state)
 
-    return step
+    return step, sum(batches.count_tokens(batch)[1] for batch in case.batches)
 
 
 def micro_batches(case: Case, index: int) -> list[dict]:
@@ -139,31 +176,28 @@ def micro_batches(case: Case, index: int) -> list[dict]:
     return [ragged.padded(examples, part) for part in parts]
 
 
-def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
-    """The modes of transformers' BertForPreTraining, and the share of its input that is padding."""
+def their_step(mode: str, dynamic: bool, case: Case) -> tuple[Step, int]:
+    """A mode of transformers' BertForPreTraining, and the places of its inputs."""
     import torch
     import transformers
 
     torch.set_num_threads(prepare.available_cores())
-    device = torch.device("cuda" if _device.value == "gpu" else "cpu")
     settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
     hf_config = transformers.BertConfig(**settings, attn_implementation="sdpa")
-    model = transformers.BertForPreTraining(hf_config).train().to(device)
+    model = transformers.BertForPreTraining(hf_config).train().to("cuda" if _device.value == "gpu" else "cpu")
     inputs = [micro_batches(case, index) for index in range(len(case.batches))]
-    slots = sum(micro_batch["input_ids"].numel() for micro_batch in itertools.chain(*inputs))
-    modes = their_modes(model, inputs, dynamic)
-    if device.type == "cuda":
-        modes = {"transformers bfloat16 compiled": modes["transformers bfloat16 compiled"]}
-    return modes, 1 - case.tokens / slots
+    places = sum(micro_batch["input_ids"].numel() for micro_batch in itertools.chain(*inputs))
+    return make_their_step(model, inputs, mode, dynamic), places
 
 
-def their_modes(model: Any, inputs: list[list[dict]], dynamic: bool) -> dict[str, Step]:
-    """Training steps of a model of transformers: as it is, compiled, and compiled under bfloat16 autocast.
+def make_their_step(model: Any, inputs: list[list[dict]], mode: str, dynamic: bool) -> Step:
+    """The training step of a model of transformers.
 
     Args:
         model: on its device.
         inputs: the micro-batches of each step, of which the gradients are averaged.
-        dynamic: whether their shapes differ.
+        mode: of `MODES`: as it is, compiled, or compiled under bfloat16 autocast.
+        dynamic: whether the shapes of micro-batches differ.
     """
     import torch
 
@@ -174,26 +208,18 @@ def their_modes(model: Any, inputs: list[list[dict]], dynamic: bool) -> dict[str
                 for dim in range(tensor.ndim):
                     torch._dynamo.mark_dynamic(tensor, dim)
             micro_batch[name] = tensor.to(model.device)
+    forward = torch.compile(model, dynamic=dynamic) if "compiled" in mode else model
 
-    def make(forward: Callable, context: Callable[[], contextlib.AbstractContextManager]) -> Step:
-        def step(index: int) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            for micro_batch in inputs[index]:
-                with context():
-                    loss = forward(**micro_batch).loss / len(inputs[index])
-                loss.backward()
-            optimizer.step()
-            loss.item()
+    def step(index: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for micro_batch in inputs[index]:
+            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled="bfloat16" in mode):
+                loss = forward(**micro_batch).loss / len(inputs[index])
+            loss.backward()
+        optimizer.step()
+        loss.item()
 
-        return step
-
-    bf16 = lambda: torch.autocast(model.device.type, dtype=torch.bfloat16)  # noqa: E731
-    compiled = torch.compile(model, dynamic=dynamic)
-    return {
-        "transformers float32": make(model, contextlib.nullcontext),
-        "transformers float32 compiled": make(compiled, contextlib.nullcontext),
-        "transformers bfloat16 compiled": make(compiled, bf16),
-    }
+    return step
 
 
 def even_parts(count: int, most: int) -> list[slice]:
@@ -203,52 +229,48 @@ def even_parts(count: int, most: int) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
 
-def measure(case: Case, contenders: dict[str, Step]) -> dict[str, list[float]]:
-    """Seconds of each turn of each contender, after one that compiles.
+def measure(contenders: dict[str, Contender]) -> tuple[dict[str, Facts], dict[str, list[float]]]:
+    """What each contender does in a turn, and the seconds of its turns, after one that compiles.
 
-    A turn begins with a step that is not timed. It finds the machine's memory as the contender before left it, and the
-    system may spend seconds on putting pages in order, which a training of one model does once.
+    A turn begins with a step that is not timed: it meets caches and pages that the others have driven out.
     """
+    facts: dict[str, Facts] = {}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for name, step in contenders.items():
-        start = time.perf_counter()
-        for index in range(len(case.batches)):
-            step(index)
-        print(f"  {name}: ready after {time.perf_counter() - start:.0f} s", flush=True)
+    for name, run in contenders.items():
+        facts[name], spent = run(_steps.value)
+        print(f"  {name}: ready after {spent:.0f} s", flush=True)
     for _ in range(_repetitions.value):
-        for name, step in contenders.items():
-            step(0)
-            start = time.perf_counter()
-            for index in range(len(case.batches)):
-                step(index)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+        for name, run in contenders.items():
+            run(1)
+            seconds[name].append(run(_steps.value)[1])
+    return facts, seconds
 
 
-def report(setting: str, length: int, case: Case, padding: dict[str, float], seconds: dict[str, list[float]]) -> None:
-    """Prints a table, and appends a line of JSON for each contender."""
-    flops_per_row = metrics.model_flops(case.config, case.objective.max_positions)
-    flops = len(case.batches) * _rows.value * flops_per_row
-    peak = metrics.PEAK_FLOPS.get(jax.devices()[0].device_kind)
+def report(setting: str, length: int, contenders: dict[str, Contender]) -> None:
+    """Measures, prints a table, and appends a line of JSON for each contender."""
+    facts, seconds = measure(contenders)
+    for each in contenders.values():
+        each.end()
     ours = [name for name in seconds if name.startswith("ours")]
-    print(f"\n{setting}, {length} tokens in a row, {case.tokens / len(case.batches):.0f} real tokens a step")
+    tokens = facts[ours[0]].tokens
+    print(f"\n{setting}, {length} tokens in a row, {tokens / _steps.value:.0f} real tokens a step")
     print("| contender | padding | tokens/s, median | best |" + "".join(f" {name} over it |" for name in ours))
     print("|---|---|---|---|" + "---|" * len(ours))
     for name, times in seconds.items():
         middle, best = statistics.median(times), min(times)
         ratios = "".join(f" {middle / statistics.median(seconds[each]):.2f} |" for each in ours)
-        print(f"| {name} | {padding[name]:.0%} | {case.tokens / middle:.0f} | {case.tokens / best:.0f} |{ratios}")
+        print(f"| {name} | {facts[name].padding:.0%} | {tokens / middle:.0f} | {tokens / best:.0f} |{ratios}")
         result = {
             "setting": setting,
             "length": length,
             "contender": name,
-            "tokens_per_second": case.tokens / middle,
-            "best_tokens_per_second": case.tokens / best,
-            "padding_fraction": padding[name],
+            "tokens_per_second": tokens / middle,
+            "best_tokens_per_second": tokens / best,
+            "padding_fraction": facts[name].padding,
             "seconds": times,
         }
-        if peak and name in ours:
-            result["mfu"] = flops / middle / peak
+        if (peak := facts[name].peak) and name in ours:
+            result["mfu"] = facts[name].flops / middle / peak
             print(f"MFU of {name}: {result['mfu']:.1%}")
         if _output.value:
             with open(_output.value, "a") as file:
@@ -256,23 +278,25 @@ def report(setting: str, length: int, case: Case, padding: dict[str, float], sec
     print(flush=True)
 
 
+def modes() -> list[str]:
+    """Those of transformers that are measured; on a GPU compiled ones alone."""
+    return [mode for mode in _modes.value if mode and (_device.value == "cpu" or "compiled" in mode)]
+
+
 def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_device.value])
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # contenders share a GPU's memory
     data = DataConfig(source="installed-docs", vocab_size=VOCAB_SIZE)
     Path(_store.value).parent.mkdir(parents=True, exist_ok=True)
     store = prepare.prepare(data, _store.value)
-    device = jax.devices()[0].device_kind
-    print(f"BERT {_size.value} on {device}, {machine.describe()}")
+    print(f"BERT {_size.value} on {apart(machine.describe)}")
     for length in map(int, _lengths.value):
         for setting in _settings.value:
-            case = {"full": full_case, "ragged": ragged_case}[setting](store, length)
-            contenders = {f"ours {dtype}": our_step(case, dtype) for dtype in _dtypes.value}
-            padding = dict.fromkeys(contenders, 1 - case.tokens / (len(case.batches) * _rows.value * length))
-            if _peers.value:
-                theirs, their_padding = their_steps(case, dynamic=setting == "ragged")
-                contenders |= theirs
-                padding |= dict.fromkeys(theirs, their_padding)
-            report(setting, length, case, padding, measure(case, contenders))
+            case = functools.partial({"full": full_case, "ragged": ragged_case}[setting], store, length)
+            steps = {f"ours {dtype}": functools.partial(our_step, dtype) for dtype in _dtypes.value}
+            for mode in modes():
+                steps[f"transformers {mode}"] = functools.partial(their_step, mode, setting == "ragged")
+            report(setting, length, {name: contender(case, step) for name, step in steps.items()})
 
 
 if __name__ == "__main__":

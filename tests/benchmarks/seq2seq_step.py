@@ -3,7 +3,8 @@
     python -m tests.benchmarks.seq2seq_step                  # on the CPU, about half an hour
     python -m tests.benchmarks.seq2seq_step --settings=ragged --source=dates --repetitions=1
 
-On a CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment is worth 15% to ours.
+On a CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment is worth 15% to ours. Where malloc keeps memory, four
+contenders want more than 24 GiB: `--modes="float32 compiled"` measures ours beside one.
 
 As `pretraining_step`, whose other flags hold here too: the contenders take turns, real tokens of both sides are
 counted, ours runs the whole `train_step`.
@@ -14,6 +15,7 @@ counted, ours runs the whole `train_step`.
 """
 
 import dataclasses
+import functools
 import itertools
 import tempfile
 from pathlib import Path
@@ -30,6 +32,7 @@ from lm.training import objectives
 from tests.benchmarks import machine
 from tests.benchmarks import pretraining_step as shared
 from tests.benchmarks.pretraining_step import Case, Step
+from tests.benchmarks.turns import apart
 
 _source = flags.DEFINE_enum("source", "docs-questions", ["docs-questions", "dates"], "Of the ragged pairs.")
 _pairs = flags.DEFINE_integer("pairs", 32, "Pairs in one of transformers' micro-batches.", lower_bound=1)
@@ -113,8 +116,8 @@ def micro_batches(case: Case, index: int) -> list[dict]:
     return [ragged_pairs.padded(batch, special, part) for part in parts]
 
 
-def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
-    """The modes of transformers' T5, and the share of its input that is padding."""
+def their_step(mode: str, dynamic: bool, case: Case) -> tuple[Step, int]:
+    """A mode of transformers' T5, and the places of both sides of its inputs."""
     import torch
     import transformers
 
@@ -122,25 +125,21 @@ def their_steps(case: Case, dynamic: bool) -> tuple[dict[str, Step], float]:
     settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)).train()
     inputs = [micro_batches(case, index) for index in range(len(case.batches))]
-    sizes = [batch["input_ids"].numel() + batch["labels"].numel() for batch in itertools.chain(*inputs)]
-    return shared.their_modes(model, inputs, dynamic), 1 - case.tokens / sum(sizes)
+    places = sum(batch["input_ids"].numel() + batch["labels"].numel() for batch in itertools.chain(*inputs))
+    return shared.make_their_step(model, inputs, mode, dynamic), places
 
 
 def main(_: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
-    print(f"T5 1.1 small, {machine.describe()}")
+    print(f"T5 1.1 small on {apart(machine.describe)}")
     with tempfile.TemporaryDirectory() as folder:
         for setting in shared._settings.value:
-            case = full_case(folder) if setting == "full" else ragged_case(folder)
-            data = case.config.data
-            contenders = {f"ours {dtype}": shared.our_step(case, dtype) for dtype in ["float32"]}
-            places = len(case.batches) * data.batch_size * (data.seq_length + data.target_length)
-            padding = dict.fromkeys(contenders, 1 - case.tokens / places)
-            if shared._peers.value:
-                theirs, their_padding = their_steps(case, dynamic=setting == "ragged")
-                contenders |= theirs
-                padding |= dict.fromkeys(theirs, their_padding)
-            shared.report(setting, data.seq_length, case, padding, shared.measure(case, contenders))
+            length = 512 if setting == "full" else ROWS[_source.value][0]
+            case = functools.partial(full_case if setting == "full" else ragged_case, folder)
+            steps = {"ours float32": functools.partial(shared.our_step, "float32")}
+            for mode in shared.modes():
+                steps[f"transformers {mode}"] = functools.partial(their_step, mode, setting == "ragged")
+            shared.report(setting, length, {name: shared.contender(case, step) for name, step in steps.items()})
 
 
 if __name__ == "__main__":
