@@ -206,14 +206,15 @@ def place_rows(mesh: Mesh, batch_size: int, batch: dict[str, np.ndarray]) -> dic
         }
 
 
-def _mesh_is_trivial() -> bool:
+def is_trivial() -> bool:
+    """Whether there is a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
 
 
 def constrain(array: jax.Array, dims: str) -> jax.Array:
     """Pins an activation's layout: `constrain(hidden_BLD, "BLD")`. Without a mesh it does nothing."""
-    if _mesh_is_trivial():
+    if is_trivial():
         return array
     return jax.lax.with_sharding_constraint(array, P(*(ACTIVATIONS.get(dim) for dim in dims)))
 
@@ -236,7 +237,7 @@ def axis_size(axis: str) -> int:
 
 def map_shards(function: Callable[..., jax.Array], inputs: Sequence[str], output: str) -> Callable[..., jax.Array]:
     """A function that every device computes on its own part, its arrays laid out as in `constrain`."""
-    if _mesh_is_trivial():
+    if is_trivial():
         return function
     spec = lambda dims: P(*(ACTIVATIONS.get(dim) for dim in dims))  # noqa: E731
     # What a kernel computes is not checked for replication: kernels do not say.
@@ -265,7 +266,7 @@ def scattered(path: str, gradient: jax.Array) -> jax.Array:
 
 
 def _relaid(path: str, array: jax.Array, *, whole: bool) -> jax.Array:
-    if _mesh_is_trivial() or not path:
+    if is_trivial() or not path:
         return array
     spec = [_names(axes) for axes in parameter_spec(path, array.ndim)]
     if not any("fsdp" in names for names in spec):
@@ -285,7 +286,7 @@ def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: Any) -> jax.Array:
     Where tables are split along D, every device looks up its part of D for all that share the table with it, and the
     parts then change hands: far fewer bytes than the table, and its gradient is born split as well.
     """
-    if _mesh_is_trivial():
+    if is_trivial():
         return table_VD[rows_BL].astype(dtype)
     rows_BL = jax.lax.with_sharding_constraint(rows_BL, P("data", "context"))
     return jax.lax.with_sharding_constraint(table_VD[rows_BL].astype(dtype), P("data", "context", "fsdp"))

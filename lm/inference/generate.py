@@ -106,8 +106,8 @@ def make_generate(
         module: Seq2Seq = model.merge(params)
         prompts = Prompts(*map(jnp.asarray, prompts))
         total = prompts.tokens_BP.shape[1] + options.max_length
-        steps = module.steps(_read(module, sources), total, options.num_beams)
-        rows = len(prompts.tokens_BP)
+        shape_BN = (len(prompts.tokens_BP), options.num_beams)
+        steps = module.steps(_read(module, sources), (*shape_BN, total))
 
         def predict(tokens_BN: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
             """Logits of the next token [B, N, V], and log Z [B, N]: log P is their difference.
@@ -125,8 +125,8 @@ def make_generate(
             log_z_BN = jnp.where(too_early_B11[:, 0], jnp.logaddexp(log_z_BN, end_BN), log_z_BN)
             return constrain(logits_BNV, "BNV"), log_z_BN, cache
 
-        first_BN = jnp.full((rows, options.num_beams), start_id, jnp.int32)
-        tokens_BNT, scores_BN = search(options, predict, steps.empty(rows), first_BN, prompts, keys_B, end_id, pad_id)
+        first_BN = jnp.full(shape_BN, start_id, jnp.int32)
+        tokens_BNT, scores_BN = search(options, predict, steps.empty(), first_BN, prompts, keys_B, end_id, pad_id)
         # Column t holds the token after t others, prompt included: move each row's own part to the front.
         at_BT = prompts.lengths_B[:, None] + jnp.arange(options.max_length)[None]
         return Decoded(jnp.take_along_axis(tokens_BNT, at_BT[:, None], axis=2), scores_BN)

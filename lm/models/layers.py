@@ -16,6 +16,9 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.sharding import constrain, gathered, scattered
 
+# In a block of those operands of products with a few rows that XLA's CPU compiler reads as they lie.
+COLUMNS = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
@@ -148,6 +151,46 @@ class Dense(nnx.Module):
         """The map, times `scale`, which its gradient puts on the weights: they are smaller than the result."""
         out: Any = _mapped(_Map(self.inputs, scale, f"{self.name}/kernel"), array, self.kernel[...])
         return out if self.bias is None else _added(out, self.bias[...] * scale)
+
+
+class FewRows(nnx.Module):
+    """A `Dense` without a gradient for a few rows, its kernel laid out `in_columns`."""
+
+    def __init__(self, dense: Dense, dtype: Any):
+        kernel = dense.kernel[...].astype(dtype)
+        self.columns = kernel.shape[dense.inputs :]
+        self.blocks = nnx.Param(in_columns(kernel.reshape(-1, math.prod(self.columns))))
+        self.bias, self.inputs = dense.bias, dense.inputs
+
+    def __call__(self, array: jax.Array, scale: float = 1.0) -> jax.Array:
+        """As `Dense`."""
+        leading = array.shape[: array.ndim - self.inputs]
+        out = by_columns(array.reshape(*leading, -1), self.blocks[...], array.dtype)
+        out = out.reshape(*leading, *self.columns) * scale
+        return out if self.bias is None else _added(out, self.bias[...] * scale)
+
+
+def in_columns(kernel_IO: jax.Array) -> jax.Array:
+    """A kernel in blocks of its columns, [G, I, C]; as it is, [I, O], where its columns do not divide into blocks.
+
+    XLA's CPU compiler copies a kernel into such blocks each time before it multiplies it with a few rows. Behind a
+    barrier, or it would make them anew in each iteration of a loop.
+    """
+    if kernel_IO.shape[1] % COLUMNS == 0:
+        kernel_IO = kernel_IO.reshape(len(kernel_IO), -1, COLUMNS).swapaxes(0, 1)
+    return jax.lax.optimization_barrier(kernel_IO)
+
+
+def by_columns(array: jax.Array, blocks: jax.Array, dtype: Any) -> jax.Array:
+    """The product of an array [..., I] and a kernel that is laid out `in_columns`: [..., O]."""
+    if blocks.ndim == 2:
+        return jnp.tensordot(array, blocks, axes=1, preferred_element_type=dtype)
+    # A batch of products: every block with the same rows.
+    array_GRI = jnp.broadcast_to(
+        array.reshape(1, -1, array.shape[-1]), (len(blocks), array[..., 0].size, array.shape[-1])
+    )
+    out_GRC = jnp.einsum("GRI,GIC->GRC", array_GRI, blocks, preferred_element_type=dtype)
+    return out_GRC.swapaxes(0, 1).reshape(*array.shape[:-1], -1)
 
 
 @jax.custom_vjp
@@ -314,7 +357,12 @@ class Logits(nnx.Module):
         return (token_VD.T if self.kernel is None else self.kernel[...]).astype(dtype)
 
     def __call__(self, hidden_BLD: jax.Array, weights_DV: jax.Array) -> jax.Array:
-        logits_BLV: Any = _mapped(_Map(path=self.path, dtype=jnp.float32), hidden_BLD * self.scale, weights_DV)
+        """Logits [B, L, V]; in decoding, weights may be laid out `in_columns`."""
+        hidden_BLD = hidden_BLD * self.scale
+        if weights_DV.ndim == 2:
+            logits_BLV: Any = _mapped(_Map(path=self.path, dtype=jnp.float32), hidden_BLD, weights_DV)
+        else:
+            logits_BLV = by_columns(hidden_BLD, weights_DV, jnp.float32)
         if self.bias is not None:
             logits_BLV = _added(logits_BLV, self.bias[...])
         return constrain(logits_BLV, "BLV")

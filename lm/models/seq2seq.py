@@ -83,6 +83,6 @@ class Seq2Seq(nnx.Module):
         """Float32 logits [B, T, V] of the next token."""
         return self.logits(hidden_BTD, self.logits.weights_DV(self._tokens_VD, hidden_BTD.dtype))
 
-    def steps(self, memory: Memory | None, length: int, hypotheses: int = 1) -> Steps:
-        """Prepares decoding token by token, at most `length` of them; see `Steps`."""
-        return Steps(self.decoder, self.logits, memory, length, hypotheses, self._tokens_VD)
+    def steps(self, memory: Memory | None, shape_BNT: tuple[int, int, int]) -> Steps:
+        """Prepares decoding token by token; see `Steps`."""
+        return Steps(self.decoder, self.logits, memory, shape_BNT, self._tokens_VD)

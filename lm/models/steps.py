@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from lm.models.attention import Attention, attend
-from lm.models.layers import Logits
+from lm.models.layers import COLUMNS, Dense, FewRows, Logits, in_columns
 from lm.models.transformer import Memory, Stack, unstack
-from lm.sharding import constrain, gathered, platform
+from lm.sharding import constrain, gathered, is_trivial, platform
 
-_COLUMNS = 64  # of one block of keys on CPUs; see `stored`
+_FEW = 8  # rows; products of more do not gain from kernels in columns, nor does that of one
 
 
 class Cache(NamedTuple):
@@ -73,6 +74,14 @@ def _score(query_BNHK: jax.Array, key: jax.Array) -> jax.Array:
     return scores_BHNGC.reshape(*scores_BHNGC.shape[:3], -1)
 
 
+def _for_few_rows(layer: nnx.Module, dtype: Any) -> None:
+    """Lays out the kernels of a layer in columns."""
+    for _, module in list(nnx.iter_modules(layer)):
+        for name, part in list(vars(module).items()):
+            if isinstance(part, Dense):
+                setattr(module, name, FewRows(part, dtype))
+
+
 class Steps:
     """A decoder that takes one token at a time and keeps the keys and values of those before.
 
@@ -86,40 +95,47 @@ class Steps:
         stack: Stack,
         logits: Logits,
         memory: Memory | None,
-        length: int,
-        hypotheses: int,
+        shape_BNT: tuple[int, int, int],
         tokens_VD: jax.Array,
     ):
+        """`shape_BNT`: sequences, hypotheses of each, and tokens of each at most."""
         self._stack, self._logits, self._tokens_VD = stack, logits, tokens_VD
-        in_blocks = platform() == "cpu" and hypotheses > 1  # one query meets all keys as they lie
-        self._hypotheses = hypotheses
-        self._positions = min(length, max(1, _COLUMNS // hypotheses)) if in_blocks else length
+        self._sequences, self._hypotheses, length = shape_BNT
+        on_cpu = platform() == "cpu"
+        few_rows = on_cpu and is_trivial() and 1 < self._sequences * self._hypotheses <= _FEW
+        in_blocks = on_cpu and self._hypotheses > 1  # one query meets all keys as they lie
+        self._positions = min(length, max(1, COLUMNS // self._hypotheses)) if in_blocks else length
         self._length = -(-length // self._positions) * self._positions
-        weights_DV = gathered(logits.path, logits.weights_DV(tokens_VD, stack.execution.dtype))
-        self._weights_DV = jax.lax.optimization_barrier(weights_DV)
+        dtype = stack.execution.dtype
+        weights_DV = gathered(logits.path, logits.weights_DV(tokens_VD, dtype))
+        self._weights_DV = in_columns(weights_DV) if few_rows else jax.lax.optimization_barrier(weights_DV)
         self._layers = unstack(stack.layers)
         self._memory = []
         if memory is not None:
             self._memory_segments_BS = (memory.segments_BS > 0).astype(jnp.int32)
             columns = memory.hidden_BSD.shape[1]
-            columns = _COLUMNS if in_blocks and columns % _COLUMNS == 0 else columns
-            keys_values = (layer.memory_attention.keys_values(memory.hidden_BSD) for layer in self._layers)
-            self._memory = [stored(*each, columns) for each in keys_values]
+            columns = COLUMNS if in_blocks and columns % COLUMNS == 0 else columns
+            for layer in self._layers:
+                key_BSHK, value_BSHK = layer.memory_attention.keys_values(memory.hidden_BSD)
+                self._memory.append(stored(key_BSHK, value_BSHK, columns))
+        if few_rows:  # not before: the memory has many
+            for layer in self._layers:
+                _for_few_rows(layer, dtype)
 
-    def empty(self, sequences: int) -> Cache:
+    def empty(self) -> Cache:
         """The cache before the first token."""
         config = self._stack.config
-        shape = (sequences, self._length * self._hypotheses, config.num_heads, config.width_per_head)
+        shape = (self._sequences, self._length * self._hypotheses, config.num_heads, config.width_per_head)
         zeros_BSHK = jnp.zeros(shape, self._stack.execution.dtype)
         key, value_BHSK = stored(zeros_BSHK, zeros_BSHK, self._positions * self._hypotheses)
         layer = constrain(key, "BHKS" if key.ndim == 4 else "BHGKC"), constrain(value_BHSK, "BHSK")
-        places_BNT = jnp.zeros((sequences, self._hypotheses, self._length), jnp.int32)
+        places_BNT = jnp.zeros((self._sequences, self._hypotheses, self._length), jnp.int32)
         return Cache((layer,) * self._stack.num_layers, places_BNT)
 
     def __call__(self, tokens_BN: jax.Array, step: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Float32 logits [B, N, V] after every hypothesis's token at position `step`, and the cache with it."""
         stack = self._stack
-        sequences, hypotheses, length = len(tokens_BN), self._hypotheses, self._length
+        sequences, hypotheses, length = self._sequences, self._hypotheses, self._length
         positions_BN = jnp.broadcast_to(step, tokens_BN.shape)
         hidden_BND = stack.embedding(tokens_BN, positions_BN, shared_VD=self._tokens_VD)
         angles = stack.angles(positions_BN)
@@ -137,7 +153,8 @@ class Steps:
         def attend_self(attention: Attention, inputs_BND: jax.Array, index: Any, dropout: Any) -> jax.Array:
             angles_BNK = angles(index)
             old_key, old_value_BHSK = cache.layers[index]
-            key_BHKN, value_BHNK = stored(*attention.keys_values(inputs_BND, angles_BNK), hypotheses)
+            key_BNHK, value_BNHK = attention.keys_values(inputs_BND, angles_BNK)
+            key_BHKN, value_BHNK = stored(key_BNHK, value_BNHK, hypotheses)
             column = step * hypotheses
             grown[index] = (
                 _written(old_key, key_BHKN, column),
@@ -160,10 +177,10 @@ class Steps:
 
         def attend_memory(attention: Attention, inputs_BND: jax.Array, index: Any, dropout: Any) -> jax.Array:
             # Tied to the step: XLA would take the transposes out of the loop, and with them their cancelling out.
-            inputs_BND, *keys_values = jax.lax.optimization_barrier((inputs_BND, *self._memory[index]))
+            inputs_BND, key, value_BHSK = jax.lax.optimization_barrier((inputs_BND, *self._memory[index]))
             return attention(
                 inputs_BND,
-                keys_values,
+                (key, value_BHSK),
                 backend=_attend,
                 segments_BL=ones_BN,
                 memory_segments_BS=self._memory_segments_BS,

@@ -127,7 +127,7 @@ def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name, hypoth
         if inputs is not None:
             positions = jnp.broadcast_to(jnp.arange(longest)[None], (3, longest))
             memory = module.encode(jnp.asarray(inputs.tokens_BS), jnp.asarray(inputs.segments_BS), positions)
-        steps = module.steps(memory, length, hypotheses)
+        steps = module.steps(memory, shape)
         given_TBN = jnp.pad(tokens_BNT[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=START).transpose(2, 0, 1)
 
         def body(cache, step_and_tokens):
@@ -135,7 +135,7 @@ def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name, hypoth
             logits_BNV, cache = steps(tokens_BN, step, cache)
             return cache, jax.nn.log_softmax(logits_BNV, axis=-1)
 
-        return jax.lax.scan(body, steps.empty(3), (jnp.arange(length), given_TBN))[1]
+        return jax.lax.scan(body, steps.empty(), (jnp.arange(length), given_TBN))[1]
 
     found_TBNV = stepwise(params, tokens_BNT)
     for row, hypothesis in itertools.product(range(3), range(hypotheses)):
