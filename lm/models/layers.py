@@ -185,10 +185,9 @@ def by_columns(array: jax.Array, blocks: jax.Array, dtype: Any) -> jax.Array:
     """The product of an array [..., I] and a kernel that is laid out `in_columns`: [..., O]."""
     if blocks.ndim == 2:
         return jnp.tensordot(array, blocks, axes=1, preferred_element_type=dtype)
+    array_RI = array.reshape(-1, array.shape[-1])
     # A batch of products: every block with the same rows.
-    array_GRI = jnp.broadcast_to(
-        array.reshape(1, -1, array.shape[-1]), (len(blocks), array[..., 0].size, array.shape[-1])
-    )
+    array_GRI = jnp.broadcast_to(array_RI[None], (len(blocks), *array_RI.shape))
     out_GRC = jnp.einsum("GRI,GIC->GRC", array_GRI, blocks, preferred_element_type=dtype)
     return out_GRC.swapaxes(0, 1).reshape(*array.shape[:-1], -1)
 
