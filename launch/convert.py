@@ -7,7 +7,7 @@ python launch/convert.py --checkpoint=WORKDIR[/checkpoints/N] --to_huggingface=D
 from absl import flags
 
 from lm import cli
-from lm.config import InputError
+from lm.errors import InputError
 
 _from = flags.DEFINE_string(
     "from_huggingface", None, "Folder with config.json and weights: BERT, ModernBERT, T5 or BART."

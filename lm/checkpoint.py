@@ -27,7 +27,8 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from lm import config as config_lib
 from lm import storage
-from lm.config import CheckpointConfig, Config, InputError
+from lm.config import CheckpointConfig, Config
+from lm.errors import InputError
 
 State = dict[str, Any]
 

@@ -28,7 +28,8 @@ from typing import IO, Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lm.config import Config, InputError
+from lm.config import Config
+from lm.errors import InputError
 
 EXIT_DONE = 0
 EXIT_FAULT = 1  # a bug, a broken machine, a diverged run

@@ -11,12 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_origin, get_type_hints
 
+from lm.errors import InputError
+
 # Sections that a rerun in the same working directory may change: a longer run, another pod.
 RERUN_MAY_CHANGE = ("train", "checkpoint", "mesh")
-
-
-class InputError(Exception):
-    """The user's input is wrong: one line that says what was given, what is accepted, what to do."""
 
 
 def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:

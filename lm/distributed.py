@@ -27,7 +27,7 @@ from jax._src.distributed import global_state  # the key-value store of the coor
 from jax.experimental import multihost_utils
 
 from lm import cli
-from lm.config import InputError
+from lm.errors import InputError
 
 _VARIABLES = ("LM_COORDINATOR", "LM_PROCESSES", "LM_PROCESS")
 _LOOPBACK = ("127.0.0.1", "localhost")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lm import storage
-from lm.config import InputError
+from lm.errors import InputError
 
 NAME = "lease"  # no suffix: a reader of *.json must not take it for text
 SECONDS = 60.0  # that a lease lasts; clocks of different machines should differ by less than a quarter of it

@@ -19,7 +19,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.config import Config, InputError, MeshConfig
+from lm.config import Config, MeshConfig
+from lm.errors import InputError
 
 AXES = ("data", "fsdp", "context", "tensor")  # from the least communication to the most
 BATCH = ("data", "fsdp")

@@ -18,7 +18,7 @@ import fsspec.config
 import tensorstore as ts
 from etils import epath
 
-from lm.config import InputError
+from lm.errors import InputError
 
 # What serves a scheme through fsspec: the package, and the extra of setup.py that installs it.
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}

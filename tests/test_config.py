@@ -9,7 +9,6 @@ import pytest
 from lm.config import (
     Config,
     DataConfig,
-    InputError,
     MeshConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -19,6 +18,7 @@ from lm.config import (
     from_dict,
     to_json,
 )
+from lm.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lm import sharding
-from lm.config import InputError, MeshConfig
+from lm.config import MeshConfig
+from lm.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

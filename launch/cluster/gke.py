@@ -19,7 +19,7 @@ from lm import cli
 from lm.cluster import flags as cluster_flags
 from lm.cluster import gke
 from lm.cluster.tpu import Topology
-from lm.config import InputError
+from lm.errors import InputError
 
 _run = cluster_flags.define_run()
 _image = flags.DEFINE_string("image", None, "Container image with the project's environment.", required=True)

@@ -13,7 +13,7 @@ from absl import flags
 from lm import cli
 from lm.cluster import flags as cluster_flags
 from lm.cluster import local
-from lm.config import InputError
+from lm.errors import InputError
 
 _processes = flags.DEFINE_integer("processes", 2, "Processes to start.", lower_bound=1)
 _devices = flags.DEFINE_integer("devices", 1, "CPU devices of each process.", lower_bound=1)

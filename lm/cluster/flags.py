@@ -11,7 +11,7 @@ from lm import cli
 from lm.cluster import snapshot, steps
 from lm.cluster.snapshot import Snapshot
 from lm.cluster.steps import Step
-from lm.config import InputError
+from lm.errors import InputError
 
 
 def define_dry_run() -> flags.FlagHolder[bool]:

@@ -16,7 +16,7 @@ from lm.cli import EXIT_INPUT
 from lm.cluster.snapshot import Snapshot
 from lm.cluster.steps import Command, Step, Write
 from lm.cluster.tpu import Topology
-from lm.config import InputError
+from lm.errors import InputError
 
 Manifest = dict[str, Any]
 

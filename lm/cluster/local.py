@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from lm.cli import EXIT_DONE, EXIT_PREEMPTED
-from lm.config import InputError
+from lm.errors import InputError
 
 GRACE_SECONDS = 30.0  # between asking the rest to end and ending them
 

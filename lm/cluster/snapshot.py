@@ -25,7 +25,8 @@ from pathlib import Path
 from lm import config as config_lib
 from lm import storage
 from lm.cluster.steps import Write
-from lm.config import Config, InputError
+from lm.config import Config
+from lm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 

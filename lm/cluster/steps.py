@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterable
 
 from lm import storage
-from lm.config import InputError
+from lm.errors import InputError
 
 END = "END_OF_INPUT"  # marks the end of a here-document; no script of ours has such a line
 

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 
-from lm.config import InputError
+from lm.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

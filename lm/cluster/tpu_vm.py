@@ -13,7 +13,7 @@ from lm.cli import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, EXIT_PREEMPTED
 from lm.cluster.snapshot import Snapshot
 from lm.cluster.steps import Command, Step
 from lm.cluster.tpu import Topology
-from lm.config import InputError
+from lm.errors import InputError
 
 ABSENT, ACTIVE = "ABSENT", "ACTIVE"
 ENDED = ("FAILED", "SUSPENDED")  # it never becomes ACTIVE again and has to be deleted before its name is free

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from lm.config import DataConfig, InputError, ObjectiveConfig
+from lm.config import DataConfig, ObjectiveConfig
 from lm.data import corruption, examples, layouts, packing
 from lm.data.store import Split
 from lm.data.tokenizer import SpecialIds
+from lm.errors import InputError
 
 # A process's part of a batch: the numbers of its rows, ascending, or what selects them.
 Rows = np.ndarray | slice

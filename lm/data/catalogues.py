@@ -20,9 +20,10 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from lm.config import DataConfig, InputError
+from lm.config import DataConfig
 from lm.data import files
 from lm.data.pairs import Pair, one_line, translation_source
+from lm.errors import InputError
 
 _SUFFIXES = (".mo", ".po")
 _SYSTEM = "/usr/share/locale"

@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from lm import storage
-from lm.config import DataConfig, InputError
+from lm.config import DataConfig
 from lm.data import catalogues, dates, docs_questions, files
 from lm.data.pairs import Pair, make_pair
+from lm.errors import InputError
 
 _SUFFIXES = {
     "text": (".txt", ".txt.gz", ".text", ".md"),

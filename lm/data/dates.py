@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from lm.config import InputError
 from lm.data.pairs import Pair, one_line
+from lm.errors import InputError
 
 LOCALES = (
     *("ar", "bg", "ca", "cs", "da", "de", "el", "en_GB", "en_US", "es", "et", "fa", "fi", "fr", "he", "hi", "hu"),

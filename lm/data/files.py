@@ -7,7 +7,8 @@ import zlib
 from collections.abc import Iterator
 
 from lm import storage
-from lm.config import DataConfig, InputError
+from lm.config import DataConfig
+from lm.errors import InputError
 
 
 def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:

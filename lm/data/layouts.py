@@ -13,13 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
-from lm.config import DataConfig, InputError, ObjectiveConfig
+from lm.config import DataConfig, ObjectiveConfig
 from lm.data import corruption, examples
 from lm.data import tokenizer as tokenizers
 from lm.data.corruption import ranks
 from lm.data.examples import Examples
 from lm.data.store import Split
 from lm.data.tokenizer import SpecialIds
+from lm.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 

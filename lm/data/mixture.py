@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.config import Config, InputError, MixtureConfig
+from lm.config import Config, MixtureConfig
 from lm.data import prepare
 from lm.data import tokenizer as tokenizers
 from lm.data.batches import Batches, Rows, Source, numbers
@@ -19,6 +19,7 @@ from lm.data.layouts import Arrays
 from lm.data.pairs import one_line
 from lm.data.store import Split, Store
 from lm.data.tokenizer import Tokenizer
+from lm.errors import InputError
 
 _LONGEST_PERIOD = 1 << 14
 

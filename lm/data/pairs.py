@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lm.config import InputError
+from lm.errors import InputError
 
 # What `translation_source` and `question_source` put before a text, to be taken off again.
 TRANSLATION = re.compile(r"\Atranslate to (\S+): ")

@@ -23,11 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 from lm import lease, storage
-from lm.config import DataConfig, InputError
+from lm.config import DataConfig
 from lm.data import corpus, store
 from lm.data import tokenizer as tokenizers
 from lm.data.pairs import Pair
 from lm.data.sentences import sentences
+from lm.errors import InputError
 
 # What the content of a store depends on; a store made with other values is refused by name.
 _SETTINGS = (

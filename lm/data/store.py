@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from lm.config import InputError
 from lm.data import tokenizer as tokenizers
 from lm.data.pairs import Pair
+from lm.errors import InputError
 from lm.storage import errors, kvstore, read_keys, write_key
 
 FORMAT_VERSION = 1

@@ -27,7 +27,7 @@ import numpy as np
 import sentencepiece
 
 from lm import storage
-from lm.config import InputError
+from lm.errors import InputError
 
 NUM_SENTINELS = 100
 FIRST_ORDINARY_ID = 5 + NUM_SENTINELS

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm.config import InputError, ModelConfig
+from lm.config import ModelConfig
+from lm.errors import InputError
 from lm.huggingface.bart import BART
 from lm.huggingface.bert import BERT
 from lm.huggingface.family import Family, Setting, Weight

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lm.config import InputError, ModelConfig
+from lm.config import ModelConfig
+from lm.errors import InputError
 
 _ACTIVATIONS = {
     "gelu": "gelu",

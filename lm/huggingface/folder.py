@@ -12,7 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lm.config import InputError, ModelConfig
+from lm.config import ModelConfig
+from lm.errors import InputError
 from lm.huggingface.convert import Tensor, from_tensors, to_tensors, write_config
 from lm.models import Params
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lm.config import InputError, ModelConfig
+from lm.config import ModelConfig
+from lm.errors import InputError
 from lm.huggingface.family import Family, Setting, activation, linear, norm, table
 
 _NUM_LAYERS = 22

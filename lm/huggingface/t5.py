@@ -7,7 +7,8 @@ ties unless `lm_head.weight` was saved with other values, and 4 saved those wher
 from collections.abc import Mapping
 from typing import Any
 
-from lm.config import InputError, ModelConfig
+from lm.config import ModelConfig
+from lm.errors import InputError
 from lm.huggingface.family import (
     Family,
     Setting,

@@ -9,9 +9,10 @@ import numpy as np
 from etils import epath
 
 from lm import checkpoint
-from lm.config import CheckpointConfig, Config, DataConfig, InputError, ModelConfig, ObjectiveConfig, to_json
+from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, to_json
 from lm.data import tokenizer as tokenizers
 from lm.data.tokenizer import HuggingFace, SentencePiece, SpecialIds, Tokenizer
+from lm.errors import InputError
 from lm.huggingface.folder import Imported, export_folder, import_folder
 
 POOLING_FILE = "pooling.json"

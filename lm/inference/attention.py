@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from lm.config import InputError
 from lm.data.tokenizer import Tokenizer
+from lm.errors import InputError
 from lm.inference.predict import Predictor
 from lm.inference.requests import Answer, Row
 from lm.inference.write import Writer, until_end

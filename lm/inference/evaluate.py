@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from lm import checkpoint
-from lm.config import DataConfig, InputError
+from lm.config import DataConfig
 from lm.data import corpus, mixture
 from lm.data.pairs import QUESTION, TRANSLATION, Pair
 from lm.data.store import Store, read_pairs
+from lm.errors import InputError
 from lm.inference import requests
 from lm.inference.write import Writer, with_defaults
 

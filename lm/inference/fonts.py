@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib import font_manager
 
-from lm.config import InputError
+from lm.errors import InputError
 
 _DEFAULT = "DejaVu Sans"  # comes with matplotlib
 _PACKAGE, _FILE = "pylopdf_fonts_zh_cn", "NotoSansSC-Regular.otf"  # the [fonts] extra

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.config import InputError
+from lm.errors import InputError
 from lm.models import Cache, Memory, Model, Params, Seq2Seq
 from lm.sharding import constrain
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import models
-from lm.config import Config, InputError
+from lm.config import Config
 from lm.data.tokenizer import Tokenizer
+from lm.errors import InputError
 from lm.inference import requests as requests_lib
 from lm.inference.requests import Answer, RequestError, Row, field
 

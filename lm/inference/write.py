@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from lm import models
-from lm.config import Config, InputError
+from lm.config import Config
 from lm.data.pairs import one_line, question_source, translation_source
 from lm.data.tokenizer import Tokenizer
+from lm.errors import InputError
 from lm.inference import requests as requests_lib
 from lm.inference.generate import Decoded, Decoding, Prompts, Sources, make_generate
 from lm.inference.requests import Answer, RequestError, Row, field

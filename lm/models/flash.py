@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import sharding
-from lm.config import InputError
+from lm.errors import InputError
 from lm.models import kernels
 
 BLOCKS = (512, 256, kernels.LANES)

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from lm.config import InputError
+from lm.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

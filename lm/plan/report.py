@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lm.config import InputError
+from lm.errors import InputError
 from lm.plan.chips import parse
 from lm.plan.serving import Serving
 from lm.plan.step import KERNEL_EFFICIENCY, LINK_EFFICIENCY, Plan

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from lm import models
-from lm.config import Config, InputError
+from lm.config import Config
+from lm.errors import InputError
 from lm.plan.chips import Topology
 from lm.plan.step import Plan, batch_shapes, plan
 from lm.training import metrics

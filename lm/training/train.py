@@ -11,12 +11,13 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import checkpoint, distributed, lease, models, sharding
-from lm.config import Config, InputError
+from lm.config import Config
 from lm.data import batches, mixture
 from lm.data import tokenizer as tokenizers
 from lm.data.mixture import Task
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
+from lm.errors import InputError
 from lm.training import metrics as metrics_lib
 from lm.training import objectives
 from lm.training.objectives import Objective

@@ -10,7 +10,8 @@ import pytest
 
 from lm.cluster import gke, slurm, snapshot, steps
 from lm.cluster.tpu import Topology
-from lm.config import Config, InputError
+from lm.config import Config
+from lm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from lm.cluster import tpu_vm
 from lm.cluster.snapshot import Snapshot
 from lm.cluster.steps import Write
 from lm.cluster.tpu import Topology
-from lm.config import InputError
+from lm.errors import InputError
 
 # State of the queued resource: the file `state`. What the next training does: the first line of `turns`.
 GCLOUD = """#!{python}

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from lm.config import DataConfig, InputError, ObjectiveConfig
+from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Batches, loader, padding_fraction
 from lm.data.store import Split, Store
 from lm.data.tokenizer import SpecialIds
+from lm.errors import InputError
 
 SPECIAL = SpecialIds()
 FIRST_TOKEN = 10  # ids of the synthetic corpus are unique, and no special id

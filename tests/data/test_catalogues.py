@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lm.config import DataConfig, InputError
+from lm.config import DataConfig
 from lm.data import catalogues, corpus, prepare
 from lm.data.pairs import Pair
 from lm.data.store import read_pairs
+from lm.errors import InputError
 
 pytest.importorskip("polib")
 

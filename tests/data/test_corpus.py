@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lm.config import DataConfig, InputError
+from lm.config import DataConfig
 from lm.data import corpus
+from lm.errors import InputError
 
 
 def config(source: str, path: object, **fields) -> DataConfig:

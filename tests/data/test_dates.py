@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from lm.config import InputError
 from lm.data import dates
 from lm.data.pairs import Pair
+from lm.errors import InputError
 
 pytest.importorskip("babel")
 from babel import Locale

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from lm.config import DataConfig, InputError, ObjectiveConfig
+from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Batches, count_tokens
 from lm.data.store import Split
 from lm.data.tokenizer import SpecialIds
+from lm.errors import InputError
 
 SPECIAL = SpecialIds()
 OBJECTIVES = {

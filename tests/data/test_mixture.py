@@ -14,7 +14,6 @@ import pytest
 from lm.config import (
     Config,
     DataConfig,
-    InputError,
     MixtureConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -27,6 +26,7 @@ from lm.data import mixture, prepare
 from lm.data.batches import Source, loader, padding_fraction
 from lm.data.store import Store
 from lm.data.tokenizer import FIRST_ORDINARY_ID
+from lm.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 ARRAYS = ("tokens", "segments", "positions", "targets", "target_segments", "target_positions")

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.config import DataConfig, InputError
+from lm.config import DataConfig
 from lm.data import corpus, prepare
 from lm.data.sentences import sentences
 from lm.data.store import Split, Store
+from lm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 

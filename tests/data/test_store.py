@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.config import InputError
 from lm.data import store
 from lm.data.store import Split, Store
+from lm.errors import InputError
 
 
 @pytest.fixture

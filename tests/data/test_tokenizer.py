@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from lm.config import DataConfig, InputError, ObjectiveConfig
+from lm.config import DataConfig, ObjectiveConfig
 from lm.data import layouts
 from lm.data import tokenizer as tokenizers
 from lm.data.sentences import sentences
+from lm.errors import InputError
 
 MARKUP = "[PAD] [UNK] [CLS] [SEP] [MASK] <extra_id_0> <extra_id_99> <0x41> ▁ ##a"
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lm import distributed
-from lm.config import Config, InputError
+from lm.config import Config
+from lm.errors import InputError
 from tests.training.conftest import changed, tiny_config  # noqa: F401
 
 from .processes import Run, checkpoints, config_file, curve, reached, train_command

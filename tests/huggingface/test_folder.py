@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lm import models
-from lm.config import InputError, ModelConfig
+from lm.config import ModelConfig
+from lm.errors import InputError
 from lm.huggingface import Pooling, export_folder, import_folder, read_config, to_tensors, write_config
 
 SMALL = {"vocab_size": 40, "d_model": 16, "num_layers": 3, "num_heads": 2, "d_ff": 24, "max_length": 32}

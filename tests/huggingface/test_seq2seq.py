@@ -11,7 +11,8 @@ import sentencepiece
 from safetensors.numpy import load_file
 
 from lm import checkpoint
-from lm.config import Config, DataConfig, InputError, ModelConfig, TrainConfig
+from lm.config import Config, DataConfig, ModelConfig, TrainConfig
+from lm.errors import InputError
 from lm.huggingface import export_folder, export_workdir, import_folder, import_workdir, read_config
 from lm.training.train import train
 from tests.huggingface.test_folder import assert_equal, random_params, rewrite

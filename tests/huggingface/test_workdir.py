@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, models
-from lm.config import InputError, ModelConfig
+from lm.config import ModelConfig
+from lm.errors import InputError
 from lm.huggingface import export_folder, import_folder, import_workdir
 from tests.weights import random_params
 

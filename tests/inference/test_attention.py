@@ -17,8 +17,9 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager, image
 
 from lm import checkpoint, models
-from lm.config import CheckpointConfig, Config, DataConfig, InputError, ModelConfig, ObjectiveConfig, to_json
+from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, to_json
 from lm.data.tokenizer import SentencePiece
+from lm.errors import InputError
 from lm.inference import attention, fonts
 from lm.inference.attention import Picture, WatchedPredictor, WatchedWriter, Weights, draw, with_picture
 from lm.inference.generate import Decoding

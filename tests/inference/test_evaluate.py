@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from lm.config import InputError
 from lm.data.pairs import Pair
 from lm.data.store import Store
+from lm.errors import InputError
 from lm.inference.evaluate import bleu, evaluate, exact_match, nearest, rouge
 from tests.inference.conftest import make_workdir
 

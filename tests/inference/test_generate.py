@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lm import models, sharding
-from lm.config import InputError, MeshConfig, ModelConfig
+from lm.config import MeshConfig, ModelConfig
+from lm.errors import InputError
 from lm.inference.generate import Decoding, Prompts, Sources, _largest, make_generate
 from lm.models.steps import Steps
 from tests.weights import random_params

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lm import models
-from lm.config import InputError
+from lm.errors import InputError
 from lm.inference.predict import Predictor
 from lm.training import train as training
 from tests.training.conftest import changed, tiny_config  # noqa: F401

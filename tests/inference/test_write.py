@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from lm import models
-from lm.config import Config, InputError
+from lm.config import Config
 from lm.data.store import Store
 from lm.data.tokenizer import load_tokenizer
+from lm.errors import InputError
 from lm.inference.generate import Decoding
 from lm.inference.predict import Predictor
 from lm.inference.requests import RequestError, parse

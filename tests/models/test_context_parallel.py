@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lm import models, sharding
-from lm.config import Config, DataConfig, InputError, MeshConfig, ObjectiveConfig
+from lm.config import Config, DataConfig, MeshConfig, ObjectiveConfig
+from lm.errors import InputError
 from lm.training import objectives
 from lm.training import step as step_lib
 from tests.models.test_packing import MODERN

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lm import models, sharding
-from lm.config import Config, InputError, MeshConfig, ModelConfig, TrainConfig
+from lm.config import Config, MeshConfig, ModelConfig, TrainConfig
+from lm.errors import InputError
 from lm.models import flash
 from lm.models.attention import attend
 from tests.models.test_packing import MODERN

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm.config import InputError
+from lm.errors import InputError
 from lm.plan import chips
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lm.config import Config, InputError
+from lm.config import Config
+from lm.errors import InputError
 from lm.plan import chips, report, search
 from lm.plan.step import Plan
 from tests.training.conftest import changed

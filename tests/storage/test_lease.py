@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lm import lease, storage
-from lm.config import InputError
+from lm.errors import InputError
 
 HOLD_FOR_EVER = """
 import sys, time

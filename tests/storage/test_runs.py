@@ -19,7 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import checkpoint, lease, storage
 from lm import config as config_lib
-from lm.config import Config, InputError
+from lm.config import Config
+from lm.errors import InputError
 from lm.training import metrics, train
 from tests.test_bad_input import assert_refused
 from tests.training.conftest import changed

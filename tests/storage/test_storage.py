@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from lm import storage
-from lm.config import DataConfig, InputError
+from lm.config import DataConfig
 from lm.data import corpus, prepare, store
+from lm.errors import InputError
 from tests.training.conftest import make_corpus
 
 from .servers import BUCKET

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoint
-from lm.config import InputError
+from lm.errors import InputError
 from lm.training import evaluate, metrics
 from lm.training import train as training
 

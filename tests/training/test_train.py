@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lm import sharding
-from lm.config import InputError, MeshConfig
+from lm.config import MeshConfig
 from lm.data.batches import Batches
+from lm.errors import InputError
 from lm.training import objectives
 from lm.training import step as step_lib
 from lm.training import train as training
