@@ -42,7 +42,7 @@ _num_beams = flags.DEFINE_integer("num_beams", 1, "Hypotheses of each.", lower_b
 
 def main() -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # what is planned for need not be here
-    from lm.inference.generate import Decoding
+    from lm.inference.decode import Decoding
     from lm.plan import chips, report, search, serving, step
 
     config, prices = _config(), report.read_prices(_prices.value)

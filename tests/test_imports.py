@@ -17,7 +17,7 @@ SOURCES = {
 
 # A room of lm -> the rooms it may import, beside its own. Imports run one way.
 GROUND = {"config", "errors", "sharding", "storage", "lease"}
-MIDDLE = {"data", "models", "checkpoint"}
+MIDDLE = {"data", "ops", "models", "checkpoint"}
 ROOMS = {
     "errors": set(),
     "config": {"errors"},
@@ -28,7 +28,8 @@ ROOMS = {
     "lease": {"config", "errors", "storage"},
     "distributed": {"config", "cli", "errors"},
     "data": GROUND,
-    "models": GROUND,
+    "ops": GROUND,
+    "models": GROUND | {"ops"},
     "checkpoint": GROUND,
     "training": GROUND | MIDDLE | {"distributed"},
     "inference": GROUND | MIDDLE,

@@ -16,9 +16,11 @@ from lm.config import Config
 from lm.data.pairs import one_line, question_source, translation_source
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
+from lm.inference import decode
 from lm.inference import requests as requests_lib
-from lm.inference.generate import Decoded, Decoding, Prompts, Sources, make_generate
+from lm.inference.decode import Decoded, Decoding, Shape, TokenIds
 from lm.inference.requests import Answer, RequestError, Row, field
+from lm.models import Prompts, Sources
 
 MASK = "[MASK]"  # in a request: what the model is to fill in
 
@@ -176,19 +178,19 @@ class Writer:
         # A request's random numbers are its own, whatever it is computed with.
         numbers = np.array([row.index for row in rows] + [0] * (count - len(rows)), np.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-        found: Decoded = jax.device_get(self._compiled(decoding)(self._params, sources, prompts, keys))
+        source = 0 if sources is None else sources.tokens_BS.shape[1]
+        longest = requests_lib.round_up(decoding.max_length, 16)
+        shape = Shape(decoding.num_beams, longest, prompts.tokens_BP.shape[1], source)
+        options = decode.options([decoding] * count, keys)
+        found: Decoded = jax.device_get(self._compiled(shape)(self._params, sources, prompts, options))
         return zip(found.tokens_BNT, found.scores_BN, strict=True)
 
     @functools.lru_cache(maxsize=16)  # noqa: B019 - a writer lives as long as its process
-    def _compiled(self, decoding: Decoding) -> Callable[..., Decoded]:
+    def _compiled(self, shape: Shape) -> Callable[..., Decoded]:
         special = self.tokenizer.special
-        start = special.start(self.config.model.decoder_start)
         size = min(self.tokenizer.vocab_size, self.config.model.vocab_size)
-        return jax.jit(
-            make_generate(
-                self._model, decoding, start_id=start, end_id=special.sep, pad_id=special.pad, vocab_size=size
-            )
-        )
+        ids = TokenIds(special.start(self.config.model.decoder_start), special.sep, special.pad, size)
+        return jax.jit(functools.partial(decode.generate, self._model, ids, shape))
 
     def _present(self, row: Row, result: tuple[np.ndarray, np.ndarray], beams: int) -> Answer:
         del row

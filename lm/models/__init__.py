@@ -7,10 +7,10 @@ import jax
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.models.decode import Cache, Decoder, Prompts, Sources, make_decoder
 from lm.models.encoder import Encoder
-from lm.models.layers import Execution, argmax
+from lm.models.layers import Execution
 from lm.models.seq2seq import Seq2Seq
-from lm.models.steps import Cache, Steps
 from lm.models.transformer import Memory
 
 Params = dict[str, Any]
@@ -42,4 +42,17 @@ def build(config: ModelConfig, execution: Execution | None = None) -> Model:
     return Model(lambda rngs: kind(config, execution, rngs=rngs))
 
 
-__all__ = ["Cache", "Encoder", "Execution", "Memory", "Model", "Params", "Seq2Seq", "Steps", "argmax", "build"]
+__all__ = [
+    "Cache",
+    "Decoder",
+    "Encoder",
+    "Execution",
+    "Memory",
+    "Model",
+    "Params",
+    "Prompts",
+    "Seq2Seq",
+    "Sources",
+    "build",
+    "make_decoder",
+]

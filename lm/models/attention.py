@@ -1,12 +1,12 @@
 """Multi-head attention over packed rows.
 
-Array names carry their shape: B batch, L length, S memory length (L in self-attention), D model,
-H heads, K head dim.
+Array names carry their shape: B batch, L length, S keys (L in self-attention), D model, H heads, K head dim,
+R relative position buckets, N distances between columns.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,78 +14,190 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.models.layers import Dense
+from lm.ops import attention as ops
+from lm.ops import key_cache
 from lm.sharding import constrain
 
+# Keys and values: [B, S, H, K] each, or stored as `lm.ops.key_cache` lays them out.
+KeysValues = tuple[jax.Array, jax.Array]
+# What attention weights [B, H, L, S] go through before they multiply values, such as dropout.
+OfWeights = Callable[[jax.Array], jax.Array]
+# (queries, keys, values, view, what the attention weights go through) -> [B, L, H, K]
+Kernel = Callable[[jax.Array, jax.Array, jax.Array, "View", OfWeights | None], jax.Array]
 
-def scores(query_BLHK: jax.Array, key_BSHK: jax.Array) -> jax.Array:
-    """Q K^T, float32 [B, H, L, S]."""
-    return jnp.einsum("BLHK,BSHK->BHLS", query_BLHK, key_BSHK, preferred_element_type=jnp.float32)
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What queries may see, and how. A token sees the keys of its own segment; the other fields hide more of them.
+
+    Attributes:
+        segments_BL, key_segments_BS: int32. Padding is segment 0 and sees padding, so that no softmax is over nothing.
+        causal: hides the keys to the right of a query.
+        window: how many tokens to either side are visible, possibly traced; None for all.
+        visible_BLS: hides the keys where it is False.
+        bias: float32, added to the scores: [H, L, S] or [B, H, L, S], where L may be 1 for all queries. For a flash
+            kernel the bias of each distance instead, [H, N]; see `lm.ops.flash.tpu`.
+        angles_BLK: float32 [B, L, K / 2], the rotary angles of the queries and of keys computed beside them.
+        local_angles_BLK: those of layers that see a window only.
+        memory_BSD: what keys and values are computed from; None for the queries' own inputs.
+        cache: keys and values that were computed before, stored.
+        columns_B: where in the cache new keys and values are written; None where the cache is complete.
+        kernel: computes the attention from the view; None for `attend`.
+    """
+
+    segments_BL: jax.Array
+    key_segments_BS: jax.Array
+    causal: bool = False
+    window: jax.Array | int | None = None
+    visible_BLS: jax.Array | None = None
+    bias: jax.Array | None = None
+    angles_BLK: jax.Array | None = None
+    local_angles_BLK: jax.Array | None = None
+    memory_BSD: jax.Array | None = None
+    cache: KeysValues | None = None
+    columns_B: jax.Array | None = None
+    kernel: Kernel | None = None
 
 
 def attend(
-    query_BLHK: jax.Array,
-    key_BSHK: jax.Array,
-    value_BSHK: jax.Array,
-    *,
-    segments_BL: jax.Array,
-    memory_segments_BS: jax.Array,
-    visible_BLS: jax.Array | None = None,
-    causal: bool = False,
-    window: jax.Array | int | None = None,
-    bias_HLS: jax.Array | None = None,
-    dropout: Callable[[jax.Array], jax.Array] | None = None,
-    score: Callable[[jax.Array, jax.Array], jax.Array] = scores,
+    query_BLHK: jax.Array, key_BSHK: jax.Array, value_BSHK: jax.Array, view: View, dropout: OfWeights | None = None
 ) -> jax.Array:
-    """softmax(Q K^T) V, with Q scaled by 1 / sqrt(d_k), where a token sees only tokens of its own segment.
+    """softmax(Q K^T + bias) V over the keys in view, with Q scaled by 1 / sqrt(d_k).
 
-    Vaswani et al., 2017, section 3.2.1. Padding is segment 0: it attends to padding, so that no row
-    of the softmax is empty, and no real token ever sees it.
+    Vaswani et al., 2017, section 3.2.1.
 
     Args:
         query_BLHK, key_BSHK, value_BSHK: projections, queries scaled; any float dtype, but the softmax is float32.
-        segments_BL, memory_segments_BS: int32; segments of queries and of keys.
-        visible_BLS: hides more keys where it is False.
-        causal: hides the keys to the right of a query.
-        window: how many tokens to either side are visible, possibly traced; None for all.
-        bias_HLS: float32, added to the scores; L may be 1 for all queries.
-        dropout: what the attention weights, float32 [B, H, L, S], go through.
-        score: Q K^T of queries and keys, where keys are laid out in another way.
+        view: what is seen.
+        dropout: of the attention weights.
 
     Returns:
         [B, L, H, K], the weighted values of each head.
     """
-    scores_BHLS = score(query_BLHK, key_BSHK)
-    if bias_HLS is not None:
-        scores_BHLS = _biased(scores_BHLS, bias_HLS)
-    seen_BLS = segments_BL[:, :, None] == memory_segments_BS[:, None, :]
-    if visible_BLS is not None:
-        seen_BLS &= visible_BLS
-    distance_LS = jnp.arange(segments_BL.shape[1])[:, None] - jnp.arange(memory_segments_BS.shape[1])[None, :]
-    if causal:
-        seen_BLS &= (distance_LS >= 0)[None]
-    if window is not None:
-        seen_BLS &= (jnp.abs(distance_LS) <= window)[None]
-    scores_BHLS = jnp.where(seen_BLS[:, None], scores_BHLS, jnp.finfo(jnp.float32).min)
+    scores_BHLS = jnp.einsum("BLHK,BSHK->BHLS", query_BLHK, key_BSHK, preferred_element_type=jnp.float32)
+    weights_BHLS = attention_weights(scores_BHLS, view, dropout)
+    return ops.mix(weights_BHLS.astype(value_BSHK.dtype), value_BSHK)
+
+
+def attention_weights(scores_BHLS: jax.Array, view: View, dropout: OfWeights | None = None) -> jax.Array:
+    """softmax(scores + bias) over the keys in view, float32 [B, H, L, S]."""
+    if view.bias is not None:
+        scores_BHLS = ops.add_bias(scores_BHLS, view.bias) if view.bias.ndim == 3 else scores_BHLS + view.bias
+    scores_BHLS = jnp.where(visible(view)[:, None], scores_BHLS, jnp.finfo(jnp.float32).min)
     weights_BHLS = jax.nn.softmax(scores_BHLS, axis=-1)
-    if dropout is not None:
-        weights_BHLS = dropout(weights_BHLS)
-    # In this order: the product that einsum makes of "->BLHK" takes ten times as long on CPUs for a few queries.
-    return jnp.einsum("BHLS,BSHK->BHLK", weights_BHLS.astype(value_BSHK.dtype), value_BSHK).swapaxes(1, 2)
+    return weights_BHLS if dropout is None else dropout(weights_BHLS)
 
 
-@jax.custom_vjp
-def _biased(scores_BHLS: jax.Array, bias_HLS: jax.Array) -> jax.Array:
-    return scores_BHLS + bias_HLS[None]
+def visible(view: View) -> jax.Array:
+    """Bool [B, L, S]: which keys each query sees."""
+    seen_BLS = view.segments_BL[:, :, None] == view.key_segments_BS[:, None, :]
+    if view.visible_BLS is not None:
+        seen_BLS &= view.visible_BLS
+    length, keys = seen_BLS.shape[1:]
+    distance_LS = jnp.arange(length)[:, None] - jnp.arange(keys)[None, :]
+    if view.causal:
+        seen_BLS &= (distance_LS >= 0)[None]
+    if view.window is not None:
+        seen_BLS &= (jnp.abs(distance_LS) <= view.window)[None]
+    return seen_BLS
 
 
-def _biased_backward(shape: tuple[int, ...], gradient_BHLS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # A product with ones, because XLA's CPU compiler takes eighty times as long for the sum that it is.
-    ones_B = jnp.ones(len(gradient_BHLS), gradient_BHLS.dtype)
-    of_bias_HLS = jnp.tensordot(ones_B, gradient_BHLS, axes=1)
-    return gradient_BHLS, of_bias_HLS.sum(axis=1, keepdims=True) if shape[1] == 1 else of_bias_HLS
+def attend_flash(
+    flash: Callable[..., jax.Array],
+    query_BLHK: jax.Array,
+    key_BSHK: jax.Array,
+    value_BSHK: jax.Array,
+    view: View,
+    dropout: OfWeights | None = None,
+) -> jax.Array:
+    """`attend` by a kernel of `lm.ops.flash`, which has no attention weights to drop."""
+    assert dropout is None
+    return flash(
+        query_BLHK,
+        key_BSHK,
+        value_BSHK,
+        segments_BL=view.segments_BL,
+        memory_segments_BS=view.key_segments_BS,
+        causal=view.causal,
+        window=view.window,
+        curve_HN=view.bias,
+    )
 
 
-_biased.defvjp(lambda scores_BHLS, bias_HLS: (_biased(scores_BHLS, bias_HLS), bias_HLS.shape), _biased_backward)
+def attend_stored(
+    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: OfWeights | None = None
+) -> jax.Array:
+    """`attend` to keys and values that are stored."""
+    weights_BHLS = attention_weights(key_cache.scores(query_BLHK, key), view, dropout)
+    return ops.mix(weights_BHLS.astype(value_BHSK.dtype), value_BHSK.swapaxes(1, 2))
+
+
+def attend_pinned(
+    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: OfWeights | None = None
+) -> jax.Array:
+    """`attend_stored` to keys and values that no step of a loop changes."""
+    return attend_stored(*key_cache.pin(query_BLHK, key, value_BHSK), view, dropout)
+
+
+class Recorder:
+    """`attend` that keeps the attention weights of each call, float32 [B, H, L, S]."""
+
+    def __init__(self) -> None:
+        self.weights_BHLS: list[jax.Array] = []
+
+    def __call__(
+        self, query_BLHK: jax.Array, key_BSHK: jax.Array, value_BSHK: jax.Array, view: View, dropout: OfWeights | None
+    ) -> jax.Array:
+        del dropout
+        return attend(query_BLHK, key_BSHK, value_BSHK, view, self._keep)
+
+    def _keep(self, weights_BHLS: jax.Array) -> jax.Array:
+        self.weights_BHLS.append(weights_BHLS)
+        return weights_BHLS
+
+
+class Attention(nnx.Module):
+    """Projects to heads, attends, concatenates the heads and projects back (Vaswani et al., 2017, section 3.2.2)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        width, heads, depth = config.d_model, config.num_heads, config.width_per_head
+        make = lambda name, shape, inputs=1, gain=1.0: Dense(  # noqa: E731
+            config, f"attention/{name}", shape, inputs=inputs, bias=config.attention_bias, gain=gain, rngs=rngs
+        )
+        # Scores that are not scaled at run time are scaled in the initial queries.
+        self.query = make("query", (width, heads, depth), gain=1.0 if config.attention_scale else depth**-0.5)
+        self.key = make("key", (width, heads, depth))
+        self.value = make("value", (width, heads, depth))
+        self.out = make("out", (heads, depth, width), inputs=2)
+        self.scale = depth**-0.5 if config.attention_scale else 1.0
+
+    def __call__(
+        self, inputs_BLD: jax.Array, view: View, dropout: OfWeights | None = None
+    ) -> tuple[jax.Array, KeysValues]:
+        """What the inputs see, [B, L, D], and the keys and values that were in view, new ones written to the cache."""
+        query_BLHK = constrain(self.query(inputs_BLD, self.scale), "BLHK")
+        if view.angles_BLK is not None:
+            query_BLHK = rotate(query_BLHK, view.angles_BLK)
+        keys_values = view.cache
+        if keys_values is None:
+            memory_BSD = inputs_BLD if view.memory_BSD is None else view.memory_BSD
+            keys_values = self.keys_values(memory_BSD, view.angles_BLK)
+        elif view.columns_B is not None:
+            new = self.keys_values(inputs_BLD, view.angles_BLK)
+            keys_values = key_cache.write(keys_values, *new, view.columns_B)
+        mixed_BLHK = (view.kernel or attend)(query_BLHK, *keys_values, view, dropout)
+        return constrain(self.out(mixed_BLHK), "BLD"), keys_values
+
+    def keys_values(self, memory_BSD: jax.Array, angles_BSK: jax.Array | None = None) -> KeysValues:
+        """Keys and values [B, S, H, K] of a sequence, the keys rotated by the angles.
+
+        Each device computes those of its part of the sequence, and gets the others from its neighbours.
+        """
+        key_BLHK = constrain(self.key(memory_BSD), "BLHK")
+        value_BLHK = constrain(self.value(memory_BSD), "BLHK")
+        if angles_BSK is not None:
+            key_BLHK = rotate(key_BLHK, angles_BSK)
+        return constrain(key_BLHK, "BSHK"), constrain(value_BLHK, "BSHK")
 
 
 def rotate(heads_BLHK: jax.Array, angles_BLK: jax.Array) -> jax.Array:
@@ -99,6 +211,12 @@ def rotate(heads_BLHK: jax.Array, angles_BLK: jax.Array) -> jax.Array:
     first, second = jnp.split(heads_BLHK.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(heads_BLHK.dtype)
+
+
+def rotary_angles(positions_BL: jax.Array, theta: float, head_dim: int) -> jax.Array:
+    """Angles p * theta^(-2k / K) of rotary positions, float32 [B, L, K / 2]."""
+    frequencies = jnp.exp(-math.log(theta) * jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return positions_BL[:, :, None].astype(jnp.float32) * frequencies[None, None]
 
 
 def relative_buckets(distance: jax.Array, *, causal: bool, num_buckets: int, max_distance: int) -> jax.Array:
@@ -120,44 +238,16 @@ def relative_buckets(distance: jax.Array, *, causal: bool, num_buckets: int, max
     return offset + jnp.where(distance < exact, distance, far)
 
 
-class Attention(nnx.Module):
-    """Projects to heads, attends, concatenates the heads and projects back (Vaswani et al., 3.2.2)."""
+def relative_bias(table_RH: jax.Array, distance: jax.Array, config: ModelConfig, *, causal: bool) -> jax.Array:
+    """The relative position bias of each distance, key column minus query column: float32 [H, ...].
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        width, heads, depth = config.d_model, config.num_heads, config.width_per_head
-        make = lambda name, shape, inputs=1, gain=1.0: Dense(  # noqa: E731
-            config, f"attention/{name}", shape, inputs=inputs, bias=config.attention_bias, gain=gain, rngs=rngs
-        )
-        # Scores that are not scaled at run time are scaled in the initial queries.
-        self.query = make("query", (width, heads, depth), gain=1.0 if config.attention_scale else depth**-0.5)
-        self.key = make("key", (width, heads, depth))
-        self.value = make("value", (width, heads, depth))
-        self.out = make("out", (heads, depth, width), inputs=2)
-        self.scale = depth**-0.5 if config.attention_scale else 1.0
-
-    def keys_values(self, memory_BLD: jax.Array, angles_BLK: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """What queries meet: keys and values [B, S, H, K] of a sequence, the keys rotated by `angles_BLK`.
-
-        Each device computes those of its part of the sequence, and gets the others from its neighbours.
-        """
-        key_BLHK = constrain(self.key(memory_BLD), "BLHK")
-        value_BLHK = constrain(self.value(memory_BLD), "BLHK")
-        if angles_BLK is not None:
-            key_BLHK = rotate(key_BLHK, angles_BLK)
-        return constrain(key_BLHK, "BSHK"), constrain(value_BLHK, "BSHK")
-
-    def __call__(
-        self,
-        inputs_BLD: jax.Array,
-        keys_values_BSHK: tuple[jax.Array, jax.Array],
-        *,
-        angles_BLK: jax.Array | None = None,
-        backend: Callable[..., jax.Array] = attend,
-        **visibility: Any,
-    ) -> jax.Array:
-        """[B, L, D]: what the inputs see of keys and values; `visibility` is handed on to `attend` or its like."""
-        query_BLHK = constrain(self.query(inputs_BLD, self.scale), "BLHK")
-        if angles_BLK is not None:
-            query_BLHK = rotate(query_BLHK, angles_BLK)
-        mixed_BLHK = backend(query_BLHK, *keys_values_BSHK, **visibility)
-        return constrain(self.out(mixed_BLHK), "BLD")
+    Columns tell the distance within a segment, and nothing is seen beyond it.
+    """
+    buckets = relative_buckets(
+        distance,
+        causal=causal,
+        num_buckets=config.relative_buckets,
+        max_distance=config.relative_max_distance,
+    )
+    # As a product, whose gradient is one too: adding up rows by index is slow on every device.
+    return jnp.einsum("...R,RH->H...", jax.nn.one_hot(buckets, config.relative_buckets), table_RH)

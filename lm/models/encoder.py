@@ -1,4 +1,4 @@
-"""The encoder and its heads.
+"""The encoder, with its heads.
 
 Array names carry their shape: B batch, L length, D model, V vocabulary, M masked positions,
 P segments of a row.
@@ -9,28 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.layers import Dense, Execution, Logits, Norm, activate
+from lm.models.heads import MaskedLMHead
+from lm.models.layers import Dense, Execution
 from lm.models.transformer import Stack
 from lm.sharding import constrain
-
-
-class MaskedLMHead(nnx.Module):
-    """x = softmax(W h + b) over the vocabulary, h first through a dense layer, an activation and a norm.
-
-    Devlin et al., 2019, section 3.1 and its released code. With tied embeddings W is the token embedding,
-    which the encoder owns and passes in.
-    """
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        width = config.d_model
-        self.dense = Dense(config, "mlm/dense", (width, width), bias=config.head_bias, rngs=rngs)
-        self.norm = Norm(config)
-        self.logits = Logits(config, rngs=rngs)
-        self.activation = config.head_activation
-
-    def __call__(self, hidden_BMD: jax.Array, token_embedding_VD: jax.Array) -> jax.Array:
-        hidden_BMD = self.norm(activate(self.activation, self.dense(hidden_BMD)))
-        return self.logits(hidden_BMD, self.logits.weights_DV(token_embedding_VD, hidden_BMD.dtype))
 
 
 class Encoder(nnx.Module):

@@ -8,7 +8,6 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.models.layers import Execution, Logits
-from lm.models.steps import Steps
 from lm.models.transformer import Memory, Stack
 
 ENCODER, DECODER = range(2)  # stacks, told apart by their dropout
@@ -35,7 +34,8 @@ class Seq2Seq(nnx.Module):
         self.logits = Logits(config, rngs=rngs)
 
     @property
-    def _tokens_VD(self) -> jax.Array:
+    def tokens_VD(self) -> jax.Array:
+        """The token embedding."""
         token = (self.encoder or self.decoder).embedding.token
         assert token is not None
         return token[...]
@@ -43,7 +43,7 @@ class Seq2Seq(nnx.Module):
     @property
     def vocab_size(self) -> int:
         """V: rows of the token embedding."""
-        return self._tokens_VD.shape[0]
+        return self.tokens_VD.shape[0]
 
     def encode(
         self,
@@ -68,7 +68,7 @@ class Seq2Seq(nnx.Module):
         """Hidden states [B, T, D] of the decoder when its inputs, the targets shifted right, are given."""
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, DECODER)
         return self.decoder(
-            inputs_BT, segments_BT, positions_BT, memory=memory, dropout_key=key, shared_VD=self._tokens_VD
+            inputs_BT, segments_BT, positions_BT, memory=memory, dropout_key=key, shared_VD=self.tokens_VD
         )
 
     def attention_weights(
@@ -76,13 +76,9 @@ class Seq2Seq(nnx.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """Those of the decoder, to itself and to the memory; see `Stack.attention_weights`."""
         return self.decoder.attention_weights(
-            inputs_BT, segments_BT, positions_BT, memory=memory, shared_VD=self._tokens_VD
+            inputs_BT, segments_BT, positions_BT, memory=memory, shared_VD=self.tokens_VD
         )
 
     def predict(self, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the next token."""
-        return self.logits(hidden_BTD, self.logits.weights_DV(self._tokens_VD, hidden_BTD.dtype))
-
-    def steps(self, memory: Memory | None, shape_BNT: tuple[int, int, int]) -> Steps:
-        """Prepares decoding token by token; see `Steps`."""
-        return Steps(self.decoder, self.logits, memory, shape_BNT, self._tokens_VD)
+        return self.logits(hidden_BTD, self.logits.weights_DV(self.tokens_VD, hidden_BTD.dtype))

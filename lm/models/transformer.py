@@ -1,77 +1,40 @@
-"""One Transformer: the embedding, a layer, and the stack of layers that every family shares.
+"""One Transformer: a layer, and the stack of layers that every family shares.
 
-Array names carry their shape: B batch, L length, S memory length, T decoded length, D model, H heads, K head dim,
-V vocabulary, R relative position buckets, N distances between columns.
+Array names carry their shape: B batch, L length, S memory length, N distances, D model, H heads, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models import flash
-from lm.models.attention import Attention, attend, relative_buckets
-from lm.models.layers import (
-    Execution,
-    FeedForward,
-    Norm,
-    drop,
-    initial,
-    make_dropout,
+from lm.models.attention import (
+    Attention,
+    Kernel,
+    KeysValues,
+    Recorder,
+    View,
+    attend_flash,
+    relative_bias,
     rotary_angles,
 )
-from lm.sharding import constrain, look_up
+from lm.models.layers import Embedding, Execution, FeedForward, Norm, initial
+from lm.ops import flash
+from lm.ops.dropout import Dropout, drop, make_dropout
+from lm.ops.recompute import checkpointed
 
 # What tells one use of dropout from another within a stack.
 EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT, MLP_HIDDEN, MEMORY_WEIGHTS, MEMORY_OUT, FINAL = range(8)
 
-# (attention, inputs_BLD, index of the layer, what its weights go through, such as dropout) -> [B, L, D]
-Attend = Callable[[Attention, jax.Array, jax.Array | int, Callable[[jax.Array], jax.Array] | None], jax.Array]
-
-
-class Embedding(nnx.Module):
-    """Tokens, learned positions and token types, summed, normalised and dropped out, as the config says."""
-
-    def __init__(self, config: ModelConfig, execution: Execution, *, shares_tokens: bool, rngs: nnx.Rngs):
-        """`shares_tokens` leaves the token table to another embedding, which is handed in at every call."""
-        table = lambda rows, std: initial(config, rngs, (rows, config.d_model), std)  # noqa: E731
-        self.token = None if shares_tokens else table(config.vocab_size, 1.0)
-        self.position = table(config.max_length, config.d_model**-0.5) if config.position == "learned" else None
-        self.token_type = table(config.token_types, config.d_model**-0.5) if config.token_types else None
-        self.norm = Norm(config) if config.embedding_norm else None
-        self.dtype = execution.dtype
-        self.dropout = config.dropout
-
-    def __call__(
-        self,
-        tokens_BL: jax.Array,
-        positions_BL: jax.Array,
-        token_types_BL: jax.Array | None = None,
-        dropout_key: jax.Array | None = None,
-        shared_VD: jax.Array | None = None,
-    ) -> jax.Array:
-        token_VD = shared_VD if self.token is None else self.token[...]
-        assert token_VD is not None
-        hidden_BLD = look_up(token_VD, tokens_BL, self.dtype)
-        if self.position is not None:
-            hidden_BLD += look_up(self.position[...], positions_BL, self.dtype)
-        if self.token_type is not None and token_types_BL is not None:
-            hidden_BLD += look_up(self.token_type[...], token_types_BL, self.dtype)
-        hidden_BLD = constrain(hidden_BLD, "BLD")
-        if self.norm is not None:
-            hidden_BLD = self.norm(hidden_BLD)
-        return drop(hidden_BLD, make_dropout(self.dropout, dropout_key, EMBEDDING))
-
 
 class Layer(nnx.Module):
-    """Self-attention, in a decoder beside an encoder attention to its output, and feed-forward.
+    """Residual, norm, attention; in a decoder beside an encoder attention to its output; residual, norm, feed-forward.
 
-    Each has a residual and a norm. Post-norm is LayerNorm(x + Sublayer(x)) (Vaswani et al., 2017, section 3.1);
-    pre-norm is x + Sublayer(Norm(x)) (Xiong et al., 2020).
+    Post-norm is LayerNorm(x + Sublayer(x)) (Vaswani et al., 2017, section 3.1); pre-norm is x + Sublayer(Norm(x))
+    (Xiong et al., 2020).
     """
 
     def __init__(self, config: ModelConfig, *, has_memory: bool, rngs: nnx.Rngs):
@@ -87,41 +50,54 @@ class Layer(nnx.Module):
         self,
         hidden_BLD: jax.Array,
         index: jax.Array | int,
-        attend_self: Attend,
-        attend_memory: Attend | None = None,
+        view: View,
+        memory_view: View | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Computes layer number `index`, possibly traced: the layers of a stack share one program.
+    ) -> tuple[jax.Array, KeysValues]:
+        """Computes layer number `index`, which may be traced: the layers of a stack share one program.
 
-        How it attends, to whole sequences or to a cache, is the stack's affair.
+        Args:
+            hidden_BLD: of the layer before.
+            view: what self-attention sees.
+            memory_view: what the attention to the encoder's output sees.
+            dropout_key: None computes without dropout.
+
+        Returns:
+            [B, L, D], and the keys and values of the self-attention.
         """
         config = self.config
+        dropout = functools.partial(_dropout, dropout_key, index)
         pre_norm = config.norm_position == "pre"
-        make = lambda rate, use: make_dropout(rate, dropout_key, index, use)  # noqa: E731
 
-        def sublayer(hidden_BLD: jax.Array, norm: Callable, compute: Callable, use: int) -> jax.Array:
-            mapped_BLD = compute(norm(hidden_BLD) if pre_norm else hidden_BLD)
-            hidden_BLD = hidden_BLD + drop(mapped_BLD, make(config.dropout, use))
-            return hidden_BLD if pre_norm else norm(hidden_BLD)
+        inputs_BLD = self._attention_norm(hidden_BLD, index) if pre_norm else hidden_BLD
+        mixed_BLD, keys_values = self.attention(inputs_BLD, view, dropout(config.attention_dropout, ATTENTION_WEIGHTS))
+        hidden_BLD = hidden_BLD + drop(mixed_BLD, dropout(config.dropout, ATTENTION_OUT))
+        hidden_BLD = hidden_BLD if pre_norm else self._attention_norm(hidden_BLD, index)
 
-        def attention_norm(hidden_BLD: jax.Array) -> jax.Array:
-            normed_BLD = self.attention_norm(hidden_BLD)
-            return normed_BLD if config.first_attention_norm else jnp.where(index == 0, hidden_BLD, normed_BLD)
+        if self.memory_attention is not None and self.memory_attention_norm is not None and memory_view is not None:
+            norm = self.memory_attention_norm
+            inputs_BLD = norm(hidden_BLD) if pre_norm else hidden_BLD
+            weights_dropout = dropout(config.attention_dropout, MEMORY_WEIGHTS)
+            mixed_BLD, _ = self.memory_attention(inputs_BLD, memory_view, weights_dropout)
+            hidden_BLD = hidden_BLD + drop(mixed_BLD, dropout(config.dropout, MEMORY_OUT))
+            hidden_BLD = hidden_BLD if pre_norm else norm(hidden_BLD)
 
-        def attend(attention: Attention, how: Attend, use: int) -> Callable[[jax.Array], jax.Array]:
-            return lambda inputs_BLD: how(attention, inputs_BLD, index, make(config.attention_dropout, use))
+        inputs_BLD = self.mlp_norm(hidden_BLD) if pre_norm else hidden_BLD
+        mapped_BLD = self.mlp(inputs_BLD, dropout(config.mlp_dropout, MLP_HIDDEN))
+        hidden_BLD = hidden_BLD + drop(mapped_BLD, dropout(config.dropout, MLP_OUT))
+        return hidden_BLD if pre_norm else self.mlp_norm(hidden_BLD), keys_values
 
-        compute = attend(self.attention, attend_self, ATTENTION_WEIGHTS)
-        hidden_BLD = sublayer(hidden_BLD, attention_norm, compute, ATTENTION_OUT)
-        if self.memory_attention is not None:
-            assert self.memory_attention_norm is not None
-            assert attend_memory is not None
-            compute = attend(self.memory_attention, attend_memory, MEMORY_WEIGHTS)
-            hidden_BLD = sublayer(hidden_BLD, self.memory_attention_norm, compute, MEMORY_OUT)
-        compute = lambda inputs_BLD: self.mlp(inputs_BLD, make(config.mlp_dropout, MLP_HIDDEN))  # noqa: E731
-        return sublayer(hidden_BLD, self.mlp_norm, compute, MLP_OUT)
+    def _attention_norm(self, hidden_BLD: jax.Array, index: jax.Array | int) -> jax.Array:
+        """The norm of the self-attention, which the first layer may lack."""
+        normed_BLD = self.attention_norm(hidden_BLD)
+        return normed_BLD if self.config.first_attention_norm else jnp.where(index == 0, hidden_BLD, normed_BLD)
 
 
+def _dropout(key: jax.Array | None, index: jax.Array | int, rate: float, use: int) -> Dropout | None:
+    return make_dropout(rate, key, index, use)
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """What a decoder reads of its encoder: hidden states [B, S, D] and their int32 segments [B, S]."""
@@ -149,7 +125,9 @@ class Stack(nnx.Module):
         shape = (config.relative_buckets, config.num_heads)
         relative = config.position == "relative"
         self.relative_bias = initial(config, rngs, shape, config.d_model**-0.5) if relative else None
-        self.layers = make_stack(lambda rngs: Layer(config, has_memory=has_memory, rngs=rngs), num_layers, rngs)
+        make_layer = lambda key: Layer(config, has_memory=has_memory, rngs=nnx.Rngs(params=key))  # noqa: E731
+        # One module whose parameters carry a leading layer axis.
+        self.layers = jax.vmap(make_layer)(jax.random.split(rngs.params(), num_layers))
         self.final_norm = Norm(config) if config.final_norm else None
         self.config, self.execution = config, execution
         self.num_layers, self.causal = num_layers, causal
@@ -180,19 +158,75 @@ class Stack(nnx.Module):
         Returns:
             [B, L, D] in the compute dtype.
         """
-        hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, dropout_key, shared_VD)
-        drops = dropout_key is not None and self.config.attention_dropout > 0
-        attends = self._attends(segments_BL, positions_BL, memory, needs_weights=drops)
+        config, execution = self.config, self.execution
+        drops_weights = dropout_key is not None and config.attention_dropout > 0
+        view, memory_view = self.views(segments_BL, positions_BL, memory, needs_weights=drops_weights)
 
-        def apply(layer: Layer, hidden_BLD: jax.Array, index: jax.Array | int) -> jax.Array:
-            return layer(hidden_BLD, index, *attends, dropout_key)
+        def run_layer(hidden_BLD: jax.Array, layer_and_index: tuple[Layer, jax.Array | int]) -> tuple[jax.Array, None]:
+            layer, index = layer_and_index
+            return layer(hidden_BLD, index, at_layer(config, view, index), memory_view, dropout_key)[0], None
 
-        hidden_BLD = run_stack(self.layers, hidden_BLD, self.num_layers, self.execution, apply)
+        run_layer = checkpointed(run_layer, execution.remat, in_scan=execution.unroll == 1)
+        dropout = make_dropout(config.dropout, dropout_key, EMBEDDING)
+        hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, dropout, shared_VD)
+        if execution.unroll:
+            unroll = min(execution.unroll, self.num_layers)
+            layers = (self.layers, jnp.arange(self.num_layers))
+            hidden_BLD, _ = jax.lax.scan(run_layer, hidden_BLD, layers, unroll=unroll)
+        else:
+            for index, layer in enumerate(unstack(self.layers)):
+                hidden_BLD, _ = run_layer(hidden_BLD, (layer, index))
         if self.final_norm is not None:
             hidden_BLD = self.final_norm(hidden_BLD)
-        if self.config.final_dropout:
-            hidden_BLD = drop(hidden_BLD, make_dropout(self.config.dropout, dropout_key, self.num_layers, FINAL))
+        if config.final_dropout:
+            hidden_BLD = drop(hidden_BLD, make_dropout(config.dropout, dropout_key, self.num_layers, FINAL))
         return hidden_BLD
+
+    def views(
+        self, segments_BL: jax.Array, positions_BL: jax.Array, memory: Memory | None, *, needs_weights: bool
+    ) -> tuple[View, View | None]:
+        """What a layer's attention sees of whole sequences, and of the memory.
+
+        Args:
+            needs_weights: something acts on the attention weights, such as dropout: a flash kernel has none.
+        """
+        length = segments_BL.shape[1]
+        kernel = functools.partial(self._kernel, length, needs_weights=needs_weights)
+        own = kernel(length, has_bias=self.relative_bias is not None)
+        columns_L = jnp.arange(length)
+        # A flash kernel takes the bias of every distance, query column minus key column, from -length on.
+        distance = length - jnp.arange(2 * length) if own else columns_L[None, :] - columns_L[:, None]
+        view = View(
+            segments_BL=segments_BL,
+            key_segments_BS=segments_BL,
+            causal=self.causal,
+            bias=self.bias(distance),
+            kernel=own,
+            angles_BLK=angles(self.config, positions_BL, local=False),
+            local_angles_BLK=angles(self.config, positions_BL, local=True),
+        )
+        if memory is None:
+            return view, None
+        to_memory = kernel(memory.segments_BS.shape[1], has_bias=False)
+        return view, View(segments_BL, memory.segments_BS, memory_BSD=memory.hidden_BSD, kernel=to_memory)
+
+    def _kernel(self, length: int, keys: int, *, has_bias: bool, needs_weights: bool) -> Kernel | None:
+        """The flash attention of the platform; None where plain attention computes."""
+        chosen = flash.choose(
+            self.execution.attention,
+            lengths=(length, keys),
+            head_dim=self.config.width_per_head,
+            dtype=self.execution.dtype,
+            has_bias=has_bias,
+            needs_weights=needs_weights,
+        )
+        return functools.partial(attend_flash, chosen) if chosen else None
+
+    def bias(self, distance: jax.Array) -> jax.Array | None:
+        """The relative position bias of each distance, key minus query: float32 [H, ...]. All layers share it."""
+        if self.relative_bias is None:
+            return None
+        return relative_bias(self.relative_bias[...], distance, self.config, causal=self.causal)
 
     def attention_weights(
         self,
@@ -206,163 +240,41 @@ class Stack(nnx.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """What the attentions of a call without dropout multiply the values by; arguments as there.
 
-        The layers run one by one, on a call's own code, and the weights are kept where dropout would act on them.
-
         Returns:
             float32 [layers, B, H, L, L] of self-attention, and [layers, B, H, L, S] of attention to the memory.
         """
+        own, to_memory = Recorder(), Recorder()
+        view, memory_view = self.views(segments_BL, positions_BL, memory, needs_weights=True)
+        view = dataclasses.replace(view, kernel=own)
+        memory_view = memory_view and dataclasses.replace(memory_view, kernel=to_memory)
         hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, shared_VD=shared_VD)
-
-        def keep(how: Attend, kept: list[jax.Array]) -> Attend:
-            def look(weights_BHLS: jax.Array) -> jax.Array:
-                kept.append(weights_BHLS)
-                return weights_BHLS
-
-            return lambda attention, inputs_BLD, index, _: how(attention, inputs_BLD, index, look)
-
-        own, of_memory = [], []
-        attend_self, attend_memory = self._attends(segments_BL, positions_BL, memory, needs_weights=True)
         for index, layer in enumerate(unstack(self.layers)):
-            attends = keep(attend_self, own), keep(attend_memory, of_memory)
-            hidden_BLD = layer(hidden_BLD, index, *attends)
-        return jnp.stack(own), jnp.stack(of_memory) if of_memory else None
-
-    def _attends(
-        self, segments_BL: jax.Array, positions_BL: jax.Array, memory: Memory | None, *, needs_weights: bool
-    ) -> tuple[Attend, Attend]:
-        """How the layers attend to whole sequences: to their own, and to the memory."""
-        angles = self.angles(positions_BL)
-        length = segments_BL.shape[1]
-        own, to_memory = (
-            flash.choose(
-                self.execution.attention,
-                lengths=(length, keys),
-                head_dim=self.config.width_per_head,
-                dtype=self.execution.dtype,
-                has_bias=has_bias,
-                needs_weights=needs_weights,
-            )
-            for keys, has_bias in (
-                (length, self.relative_bias is not None),
-                (memory.segments_BS.shape[1] if memory else length, False),
-            )
-        )
-        if own:
-            bias = {"curve_HN": self.curve(length)} if self.relative_bias is not None else {}
-        else:
-            bias = {"bias_HLS": self.bias(jnp.arange(length), length)}
-
-        def attend_self(attention: Attention, inputs_BLD: jax.Array, index: Any, dropout: Any) -> jax.Array:
-            angles_BLK = angles(index)
-            return attention(
-                inputs_BLD,
-                attention.keys_values(inputs_BLD, angles_BLK),
-                angles_BLK=angles_BLK,
-                backend=own or attend,
-                segments_BL=segments_BL,
-                memory_segments_BS=segments_BL,
-                causal=self.causal,
-                window=self.window(index, length),
-                dropout=dropout,
-                **bias,
-            )
-
-        def attend_memory(attention: Attention, inputs_BLD: jax.Array, index: Any, dropout: Any) -> jax.Array:
-            del index
-            assert memory is not None
-            return attention(
-                inputs_BLD,
-                attention.keys_values(memory.hidden_BSD),
-                backend=to_memory or attend,
-                segments_BL=segments_BL,
-                memory_segments_BS=memory.segments_BS,
-                dropout=dropout,
-            )
-
-        return attend_self, attend_memory
-
-    def window(self, index: jax.Array | int, length: int) -> jax.Array | int | None:
-        config = self.config
-        if config.global_every == 1:
-            return None
-        return jnp.where(index % config.global_every == 0, length, config.window)
-
-    def angles(self, positions_BL: jax.Array) -> Callable[[jax.Array | int], jax.Array | None]:
-        """Rotary angles of a layer: global ones turn with `rope_theta`, local ones with `rope_theta_local`."""
-        config = self.config
-        if config.position != "rotary":
-            return lambda index: None
-        global_BLK = rotary_angles(positions_BL, config.rope_theta, config.width_per_head)
-        if config.global_every == 1:
-            return lambda index: global_BLK
-        local_BLK = rotary_angles(positions_BL, config.rope_theta_local, config.width_per_head)
-        return lambda index: jnp.where(index % config.global_every == 0, global_BLK, local_BLK)
-
-    def bias(self, columns_L: jax.Array, length: int) -> jax.Array | None:
-        """The relative position bias of queries at some columns, which all layers share: float32 [H, L, S].
-
-        Columns tell the distance within a segment, and nothing is seen beyond it.
-        """
-        if self.relative_bias is None:
-            return None
-        chosen_LSR = self._buckets(jnp.arange(length)[None, :] - columns_L[:, None])
-        return jnp.einsum("LSR,RH->HLS", chosen_LSR, self.relative_bias[...])
-
-    def curve(self, length: int) -> jax.Array:
-        """The relative position bias over distances, query column minus key column: float32 [H, 2 * length]."""
-        assert self.relative_bias is not None
-        chosen_NR = self._buckets(length - jnp.arange(2 * length))
-        return jnp.einsum("NR,RH->HN", chosen_NR, self.relative_bias[...])
-
-    def _buckets(self, distance: jax.Array) -> jax.Array:
-        """Float32 [..., R]: one at the bucket of each distance, key column minus query column."""
-        config = self.config
-        buckets = relative_buckets(
-            distance,
-            causal=self.causal,
-            num_buckets=config.relative_buckets,
-            max_distance=config.relative_max_distance,
-        )
-        # For a product, whose gradient is one too: adding up rows by index is slow on every device.
-        return jax.nn.one_hot(buckets, config.relative_buckets)
+            hidden_BLD, _ = layer(hidden_BLD, index, at_layer(self.config, view, index), memory_view)
+        return jnp.stack(own.weights_BHLS), jnp.stack(to_memory.weights_BHLS) if memory else None
 
 
-def make_stack(build: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> Any:
-    """Builds `num_layers` modules as one whose parameters carry a leading layer axis."""
-    keys = jax.random.split(rngs.params(), num_layers)
-    return jax.vmap(lambda key: build(nnx.Rngs(params=key)))(keys)
+def angles(config: ModelConfig, positions_BL: jax.Array, *, local: bool) -> jax.Array | None:
+    """Rotary angles of the layers that see everything, or of the local ones; None where the model has none."""
+    if config.position != "rotary" or (local and config.global_every == 1):
+        return None
+    theta = config.rope_theta_local if local else config.rope_theta
+    return rotary_angles(positions_BL, theta, config.width_per_head)
 
 
-def unstack(layers: Any) -> list[Any]:
-    """The modules that `make_stack` stacked."""
+def at_layer(config: ModelConfig, view: View, index: jax.Array | int) -> View:
+    """The view of one layer: every `global_every`-th layer sees everything, the others a window of it."""
+    if config.global_every == 1:
+        return view
+    is_global = index % config.global_every == 0
+    window = jnp.where(is_global, view.key_segments_BS.shape[1], config.window)
+    if view.angles_BLK is None or view.local_angles_BLK is None:
+        return dataclasses.replace(view, window=window)
+    angles_BLK = jnp.where(is_global, view.angles_BLK, view.local_angles_BLK)
+    return dataclasses.replace(view, window=window, angles_BLK=angles_BLK)
+
+
+def unstack(layers: Layer) -> list[Layer]:
+    """The layers of a stack, one by one."""
     leaves, structure = jax.tree.flatten(layers)
     # Not by slices: the gradient of each would be as large as all layers together.
     return [jax.tree.unflatten(structure, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]
-
-
-def run_stack(
-    layers: Any,
-    hidden: jax.Array,
-    num_layers: int,
-    execution: Execution,
-    apply: Callable[[Any, jax.Array, jax.Array | int], jax.Array],
-) -> jax.Array:
-    """Carries `hidden` through the stacked layers by `apply(layer, hidden, index)`.
-
-    The scan's `unroll` trades compile time and memory against overlap; with 0 there is no scan, and what the backward
-    pass needs is not copied into one array for all layers. `remat` decides what the backward pass recomputes.
-    """
-
-    def body(hidden: jax.Array, layer_and_index: tuple[Any, jax.Array | int]) -> tuple[jax.Array, None]:
-        layer, index = layer_and_index
-        return apply(layer, hidden, index), None
-
-    if execution.remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if execution.remat == "dots" else None
-        body = jax.checkpoint(body, policy=policy, prevent_cse=execution.unroll != 1)
-    if execution.unroll:
-        unroll = min(execution.unroll, num_layers)
-        return jax.lax.scan(body, hidden, (layers, jnp.arange(num_layers)), unroll=unroll)[0]
-    for index, layer in enumerate(unstack(layers)):
-        hidden, _ = body(hidden, (layer, index))
-    return hidden

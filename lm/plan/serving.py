@@ -4,6 +4,7 @@ Array names carry their shape: B sequences, S source or prompt length.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,9 @@ import jax.numpy as jnp
 from lm import checkpoint, models, sharding
 from lm.config import Config
 from lm.data.tokenizer import SpecialIds
-from lm.inference.generate import Decoding, Prompts, Sources, make_generate
+from lm.inference import decode
+from lm.inference.decode import Decoding, Shape, TokenIds
+from lm.models import Prompts, Sources
 from lm.plan import compiled, memory
 from lm.plan.chips import Topology
 from lm.plan.step import LINK_EFFICIENCY
@@ -120,18 +123,19 @@ def _writing(
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
     """The program that decodes, and its inputs besides the parameters."""
     special, rows = SpecialIds(), sharding.batch_sharding(mesh)
-    start = special.start(config.model.decoder_start)
-    size = config.model.vocab_size
-    generate = make_generate(model, decoding, start_id=start, end_id=special.sep, pad_id=special.pad, vocab_size=size)
-
-    def ints(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-
+    ids = TokenIds(special.start(config.model.decoder_start), special.sep, special.pad, config.model.vocab_size)
     has_source = config.model.architecture == "encoder-decoder"
+    prompt = int(config.data.begin_with_cls) if has_source else length
+    shape = Shape(decoding.num_beams, decoding.max_length, prompt, length if has_source else 0)
+
+    def ints(*dims: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(dims, jnp.int32, sharding=rows)
+
     sources = Sources(ints(batch, length), ints(batch, length)) if has_source else None
-    prompts = Prompts(ints(batch, int(config.data.begin_with_cls) if has_source else length), ints(batch))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    return generate, (sources, prompts, keys)
+    prompts = Prompts(ints(batch, prompt), ints(batch))
+    options = decode.options([decoding] * batch, jax.random.split(jax.random.key(0), batch))
+    options = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows), options)
+    return functools.partial(decode.generate, model, ids, shape), (sources, prompts, options)
 
 
 def _reading(

@@ -18,7 +18,8 @@ import numpy as np
 
 from lm.config import Config
 from lm.data.tokenizer import Tokenizer
-from lm.models import Encoder, Seq2Seq, argmax
+from lm.models import Encoder, Seq2Seq
+from lm.ops.vocabulary import argmax
 from lm.sharding import constrain
 
 Batch = Mapping[str, jax.Array]

@@ -27,7 +27,9 @@ from absl import app, flags
 from lm import huggingface, models
 from lm.config import ModelConfig
 from lm.data import prepare
-from lm.inference.generate import Decoding, Prompts, Sources, make_generate
+from lm.inference import decode
+from lm.inference.decode import Decoding, Shape, TokenIds
+from lm.models import Prompts, Sources
 from tests.benchmarks import machine
 from tests.benchmarks.turns import Contender, apart
 
@@ -93,21 +95,15 @@ def random_params() -> models.Params:
 
 
 def ours(sources: list[list[int]], beams: int) -> Decode:
-    length, params = _length.value, random_params()
-    function = jax.jit(
-        make_generate(
-            models.build(MODEL),
-            Decoding(max_length=length, min_length=length, num_beams=beams),
-            start_id=PAD,
-            end_id=END,
-            pad_id=PAD,
-            vocab_size=MODEL.vocab_size,
-        )
-    )
-    count = len(sources)
+    length, params, count = _length.value, random_params(), len(sources)
+    model, ids = models.build(MODEL), TokenIds(PAD, END, PAD, MODEL.vocab_size)
+    shape = Shape(beams, length, prompt=0, source=padded(sources).tokens_BS.shape[1])
+
+    function = jax.jit(functools.partial(decode.generate, model, ids, shape))
     prompts = Prompts(np.zeros((count, 0), np.int32), np.zeros(count, np.int32))
-    keys = jax.random.split(jax.random.key(0), count)
-    return lambda: np.asarray(function(params, padded(sources), prompts, keys).tokens_BNT[:, 0]).tolist()
+    decoding = Decoding(max_length=length, min_length=length, num_beams=beams)
+    options = decode.options([decoding] * count, jax.random.split(jax.random.key(0), count))
+    return lambda: np.asarray(function(params, padded(sources), prompts, options).tokens_BNT[:, 0]).tolist()
 
 
 def theirs(folder: Path, sources: list[list[int]], beams: int, mode: str) -> Decode:
@@ -214,9 +210,9 @@ def run(contenders: dict[str, Contender], beams: int, count: int) -> None:
     """Checks, times and reports the contenders of one case."""
     seconds: dict[str, list[float]] = {}
     expected: list[list[int]] = []
-    for name, decode in contenders.items():
+    for name, contender in contenders.items():
         try:
-            found, _ = decode()
+            found, _ = contender()
         except RuntimeError as error:  # a mode that a library does not support on this machine is named, not hidden
             print(f"  {name}: does not run: {str(error).splitlines()[0][:150]}")
             continue

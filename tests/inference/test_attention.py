@@ -22,7 +22,7 @@ from lm.data.tokenizer import SentencePiece
 from lm.errors import InputError
 from lm.inference import attention, fonts
 from lm.inference.attention import Picture, WatchedPredictor, WatchedWriter, Weights, draw, with_picture
-from lm.inference.generate import Decoding
+from lm.inference.decode import Decoding
 from lm.inference.write import Writer
 from lm.models.attention import relative_buckets
 from lm.models.transformer import unstack

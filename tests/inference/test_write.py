@@ -16,7 +16,7 @@ from lm.config import Config
 from lm.data.store import Store
 from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
-from lm.inference.generate import Decoding
+from lm.inference.decode import Decoding
 from lm.inference.predict import Predictor
 from lm.inference.requests import RequestError, parse
 from lm.inference.write import Writer, encode_with_sentinels, with_defaults

@@ -12,7 +12,9 @@ import transformers
 from lm import models
 from lm.data.tokenizer import SpecialIds
 from lm.huggingface import import_folder
-from lm.inference.generate import Decoded, Decoding, Prompts, Sources, make_generate
+from lm.inference import decode
+from lm.inference.decode import Decoded, Decoding, Shape, TokenIds
+from lm.models import Prompts, Sources
 from tests.peers import ragged
 from tests.peers.test_seq2seq import BART_IDS, T5_IDS, make_theirs
 
@@ -71,14 +73,15 @@ class Peers:
         tokens = rng.integers(5, self.vocab_size, (ROWS, LONGEST))
         self.tokens = np.where(self.segments > 0, tokens, self.special.pad).astype(np.int32)
 
-    def ours(self, **options) -> Decoded:
-        special = self.special
-        ids = {"start_id": self.start, "end_id": special.sep, "pad_id": special.pad, "vocab_size": self.vocab_size}
-        generate = jax.jit(make_generate(self.model, Decoding(**options), **ids))
+    def ours(self, **given) -> Decoded:
+        decoding = Decoding(**given)
+        ids = TokenIds(self.start, self.special.sep, self.special.pad, self.vocab_size)
+        shape = Shape(decoding.num_beams, decoding.max_length, len(self.prompt), LONGEST)
+        generate = jax.jit(functools.partial(decode.generate, self.model, ids, shape))
         prompt = np.tile(np.array(self.prompt, np.int32), (ROWS, 1))
         prompts = Prompts(prompt, np.full(ROWS, len(self.prompt), np.int32))
-        keys = jax.random.split(jax.random.key(0), ROWS)
-        return jax.device_get(generate(self.params, Sources(self.tokens, self.segments), prompts, keys))
+        options = decode.options([decoding] * ROWS, jax.random.split(jax.random.key(0), ROWS))
+        return jax.device_get(generate(self.params, Sources(self.tokens, self.segments), prompts, options))
 
     def generate(self, **options) -> tuple[np.ndarray, np.ndarray | None]:
         """Theirs: sequences [B, N, T] without the prompt, padded as ours, and scores [B, N] of beam search."""

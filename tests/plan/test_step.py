@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lm.config import Config, MeshConfig
-from lm.inference.generate import Decoding
+from lm.inference.decode import Decoding
 from lm.plan import chips, report, serving, step
 from tests.training.conftest import changed
 

@@ -11,13 +11,20 @@ import pytest
 from lm import models, sharding
 from lm.config import Config, MeshConfig, ModelConfig, TrainConfig
 from lm.errors import InputError
-from lm.models import flash
-from lm.models.attention import attend
+from lm.models.attention import View, attend
+from lm.ops import flash
+from lm.ops.flash import gpu, tpu
 from tests.models.test_packing import MODERN
 from tests.models.test_packing_seq2seq import RELATIVE
 
 HEADS, WIDTH = 2, 16
-interpreted = functools.partial(flash.tpu, interpret=True)
+interpreted = functools.partial(tpu.attend, interpret=True)
+by_xla = functools.partial(gpu.attend, implementation="xla")
+
+
+def plain(query, key, value, *, segments_BL, memory_segments_BS, bias_HLS=None, **fields):
+    """Plain attention behind the interface of the kernels."""
+    return attend(query, key, value, View(segments_BL, memory_segments_BS, bias=bias_HLS, **fields))
 
 
 def segments_of(*rows):
@@ -68,9 +75,9 @@ def results(backend, arrays, **visibility):
     "visibility", [{"window": 40}, {"biased": True}, {"biased": True, "causal": True, "window": 150}], ids=str
 )
 def test_the_tpu_kernels_equal_plain_attention(arrays, visibility, block, monkeypatch):
-    monkeypatch.setattr(flash, "BLOCKS", (block,))
+    monkeypatch.setattr(tpu, "BLOCKS", (block,))
     for one, other in zip(
-        results(interpreted, arrays, **visibility), results(attend, arrays, **visibility), strict=True
+        results(interpreted, arrays, **visibility), results(plain, arrays, **visibility), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
@@ -78,8 +85,7 @@ def test_the_tpu_kernels_equal_plain_attention(arrays, visibility, block, monkey
 @pytest.mark.parametrize("visibility", [{"causal": True}, {"window": 40}], ids=str)
 def test_the_mask_for_cudnn_equals_plain_attention(arrays, visibility):
     """The mask is ours and is tested; the kernel behind it needs a GPU."""
-    backend = functools.partial(flash.gpu, implementation="xla")
-    for one, other in zip(results(backend, arrays, **visibility), results(attend, arrays, **visibility), strict=True):
+    for one, other in zip(results(by_xla, arrays, **visibility), results(plain, arrays, **visibility), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
@@ -95,7 +101,7 @@ def test_sharded_kernels_equal_plain_attention(arrays):
         return jnp.vdot(backend(query, key, value, causal=True, window=150, **segments, **bias), rows[3])
 
     gradients = jax.jit(jax.grad(loss, (0, 1, 2, 3)), static_argnums=4)
-    expected = gradients(*rows[:3], curve, attend, rows)
+    expected = gradients(*rows[:3], curve, plain, rows)
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))):
         found = gradients(*rows[:3], curve, interpreted, rows)
     for one, other in zip(found, expected, strict=True):
@@ -108,7 +114,7 @@ def test_nothing_leaks_between_segments(arrays):
     segments = dict(segments_BL=SEGMENTS, memory_segments_BS=SEGMENTS)
     mine = (SEGMENTS == 2)[:, :, None, None]
 
-    for backend in (interpreted, functools.partial(flash.gpu, implementation="xla")):
+    for backend in (interpreted, by_xla):
         compute = jax.jit(lambda *heads, backend=backend: jnp.where(mine, backend(*heads, **segments), 0.0))
         other = jax.tree.map(lambda array: jnp.where(mine, array, 7.0 + array), (query, key, value))
         out, gradients = jax.vjp(compute, query, key, value)
@@ -168,7 +174,9 @@ def choose(monkeypatch, platform, setting="auto", **shapes):
     ],
 )
 def test_the_platform_chooses(monkeypatch, platform, shapes, expected):
-    assert choose(monkeypatch, platform, **shapes) is (getattr(flash, expected) if expected else None)
+    assert choose(monkeypatch, platform, **shapes) is (
+        {"tpu": tpu.attend, "gpu": gpu.attend}[expected] if expected else None
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +199,7 @@ def test_what_a_platform_cannot_do_is_plain_or_refused(monkeypatch, platform, sh
 
 def test_a_row_split_over_devices_has_to_leave_each_an_even_part(monkeypatch):
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=1, context=8))):
-        assert choose(monkeypatch, "gpu", lengths=(512, 512)) is flash.gpu
+        assert choose(monkeypatch, "gpu", lengths=(512, 512)) is gpu.attend
         with pytest.raises(InputError, match="rows are 520 long, no multiple of 16; nearest: 512 or 528"):
             choose(monkeypatch, "gpu", "flash", lengths=(520, 512))
 
@@ -211,7 +219,7 @@ def test_rows_of_any_length_are_padded_to_whole_blocks(arrays, biased):
 
     compute = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True), static_argnums=4)
     operands = query[:, :length], key[:, :keys], value[:, :keys], curve[:, : length + keys]
-    found, expected = compute(*operands, interpreted), compute(*operands, attend)
+    found, expected = compute(*operands, interpreted), compute(*operands, plain)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-5)
 

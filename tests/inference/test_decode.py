@@ -12,8 +12,9 @@ import pytest
 from lm import models, sharding
 from lm.config import MeshConfig, ModelConfig
 from lm.errors import InputError
-from lm.inference.generate import Decoding, Prompts, Sources, _largest, make_generate
-from lm.models.steps import Steps
+from lm.inference import decode as decode_lib
+from lm.inference.decode import Decoding, Shape, TokenIds
+from lm.models import Decoder, Prompts, Sources, make_decoder
 from tests.weights import random_params
 
 VOCABULARY = 64
@@ -87,12 +88,24 @@ def keys(rows: int) -> jax.Array:
     return jax.random.split(jax.random.key(5), rows)
 
 
+def shape_of(decoding: Decoding, inputs, prompts) -> Shape:
+    source = inputs.tokens_BS.shape[1] if inputs else 0
+    return Shape(decoding.num_beams, decoding.max_length, prompts.tokens_BP.shape[1], source)
+
+
+def generate(model, params, decoding, inputs, prompts, row_keys, vocab_size=VOCABULARY):
+    """All rows with the same options, in one program."""
+    ids, shape = TokenIds(START, END, PAD, vocab_size), shape_of(decoding, inputs, prompts)
+    function = jax.jit(functools.partial(decode_lib.generate, model, ids, shape))
+    options = decode_lib.options([decoding] * len(prompts.tokens_BP), row_keys)
+    return jax.tree.map(np.asarray, function(params, inputs, prompts, options))
+
+
 def decode(name, inputs, prompts=None, row_keys=None, **options):
     model, params = build(name)
     rows = len(inputs.tokens_BS) if inputs else len(prompts.tokens_BP)
-    function = make_generate(model, Decoding(**options), start_id=START, end_id=END, pad_id=PAD, vocab_size=VOCABULARY)
-    found = jax.jit(function)(params, inputs, prompts or no_prompts(rows), keys(rows) if row_keys is None else row_keys)
-    return jax.tree.map(np.asarray, found)
+    row_keys = keys(rows) if row_keys is None else row_keys
+    return generate(model, params, Decoding(**options), inputs, prompts or no_prompts(rows), row_keys)
 
 
 def full_log_p(name, inputs: Sources | None, row: int, tokens: np.ndarray) -> np.ndarray:
@@ -124,19 +137,15 @@ def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name, hypoth
     @jax.jit
     def stepwise(params, tokens_BNT):
         module = model.merge(params)
-        memory = None
-        if inputs is not None:
-            positions = jnp.broadcast_to(jnp.arange(longest)[None], (3, longest))
-            memory = module.encode(jnp.asarray(inputs.tokens_BS), jnp.asarray(inputs.segments_BS), positions)
-        steps = module.steps(memory, shape)
+        decoder = make_decoder(module, 3 * hypotheses)
+        cache = decoder.begin(inputs, no_prompts(3), positions=length, hypotheses=hypotheses)
         given_TBN = jnp.pad(tokens_BNT[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=START).transpose(2, 0, 1)
 
-        def body(cache, step_and_tokens):
-            step, tokens_BN = step_and_tokens
-            logits_BNV, cache = steps(tokens_BN, step, cache)
+        def body(cache, tokens_BN):
+            logits_BNV, cache = decoder(tokens_BN, cache)
             return cache, jax.nn.log_softmax(logits_BNV, axis=-1)
 
-        return jax.lax.scan(body, steps.empty(), (jnp.arange(length), given_TBN))[1]
+        return jax.lax.scan(body, cache, given_TBN)[1]
 
     found_TBNV = stepwise(params, tokens_BNT)
     for row, hypothesis in itertools.product(range(3), range(hypotheses)):
@@ -186,12 +195,16 @@ def test_decoding_is_the_same_sharded_over_eight_devices(sizes, options):
     expected = decode("relative", inputs, max_length=8, **options)
     mesh = sharding.make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))))
     rows = sharding.batch_sharding(mesh)
-    function = make_generate(
-        model, Decoding(max_length=8, **options), start_id=START, end_id=END, pad_id=PAD, vocab_size=VOCABULARY
-    )
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.state_shardings(mesh, {"params": params})["params"])
-        found = jax.jit(function)(placed, jax.device_put(inputs, rows), jax.device_put(no_prompts(16), rows), keys(16))
+        found = generate(
+            model,
+            placed,
+            Decoding(max_length=8, **options),
+            jax.device_put(inputs, rows),
+            jax.device_put(no_prompts(16), rows),
+            keys(16),
+        )
     np.testing.assert_array_equal(found.tokens_BNT, expected.tokens_BNT)
     np.testing.assert_allclose(found.scores_BN, expected.scores_BN, atol=1e-5)
 
@@ -200,15 +213,9 @@ def test_beams_wide_enough_find_the_best_of_all_sequences():
     """With three tokens and as many beams as sequences, beam search is exhaustive."""
     model, params = build("relative")
     inputs = sources([5])
-    function = make_generate(
-        model,
-        Decoding(max_length=4, num_beams=81, length_penalty=0.7),
-        start_id=START,
-        end_id=END,
-        pad_id=PAD,
-        vocab_size=4,  # three to choose from, and the end
-    )
-    found = jax.jit(function)(params, inputs, no_prompts(1), keys(1))
+    decoding = Decoding(max_length=4, num_beams=81, length_penalty=0.7)
+    # four tokens: three to choose from, and the end
+    found = generate(model, params, decoding, inputs, no_prompts(1), keys(1), vocab_size=4)
     best = {}
     for length in range(1, 5):
         for tokens in itertools.product(range(4), repeat=length):
@@ -274,17 +281,14 @@ def test_the_loop_ends_when_all_have_ended(monkeypatch):
     bias = jnp.full(VOCABULARY, -100.0).at[END].set(100.0)
     params = {**params, "logits": {**params["logits"], "bias": bias}}
     counted = []
-    original = Steps.__call__
+    original = Decoder.__call__
 
     def counting(*args):
         jax.debug.callback(lambda: counted.append(1))
         return original(*args)
 
-    monkeypatch.setattr(Steps, "__call__", counting)
-    function = make_generate(
-        model, Decoding(max_length=50), start_id=START, end_id=END, pad_id=PAD, vocab_size=VOCABULARY
-    )
-    found = jax.jit(function)(params, sources([5, 3]), no_prompts(2), keys(2))
+    monkeypatch.setattr(Decoder, "__call__", counting)
+    found = generate(model, params, Decoding(max_length=50), sources([5, 3]), no_prompts(2), keys(2))
     jax.effects_barrier()
     assert (np.asarray(found.tokens_BNT)[:, 0, 0] == END).all()
     assert len(counted) == 1
@@ -307,14 +311,3 @@ def test_the_loop_ends_when_all_have_ended(monkeypatch):
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(InputError):
         Decoding(**options)
-
-
-@pytest.mark.parametrize("size", [5000, 8192])
-def test_the_largest_of_a_large_vocabulary_are_found_block_by_block(size):
-    scores = jnp.round(jax.random.normal(jax.random.key(0), (3, 2, size)), 2)  # rounded: there are ties
-    found, tokens = _largest(scores, 8)
-    expected, _ = jax.lax.top_k(scores, 8)
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(jnp.take_along_axis(scores, tokens, axis=2), expected)
-    assert all(len(set(row)) == 8 for row in np.asarray(tokens).reshape(-1, 8).tolist())
-    np.testing.assert_array_equal(models.argmax(scores[:, 0]), scores[:, 0].argmax(axis=-1))

@@ -48,8 +48,7 @@ class Tiling:
     interpret: bool = False
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(
+def _attend(
     tiling: Tiling,
     query_BHKL: jax.Array,
     key_BHKS: jax.Array,
@@ -148,6 +147,7 @@ def _backward(tiling: Tiling, residuals: tuple[jax.Array, ...], gradient_BHKL: j
     return of_query_BHKL, of_key_BHKS, of_value_BHKS, of_curve_HN, None, None, None
 
 
+attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
 attend.defvjp(_forward, _backward)
 
 

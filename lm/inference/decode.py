@@ -1,0 +1,414 @@
+"""Decoding: greedy, by sampling and by beam search, of rows that come and go.
+
+`insert` reads sources and prompts into rows of a running state, `advance` takes steps for all rows, and `read` gives
+what they have written. `generate` is these in one program. A row's tokens do not depend on its neighbours.
+
+Array names carry their shape: B rows, R rows that are inserted, N hypotheses of each (beams), P prompt length,
+T tokens written, V vocabulary, C candidates.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.errors import InputError
+from lm.models import Cache, Decoder, Model, Params, Prompts, Sources, make_decoder
+from lm.ops.vocabulary import largest, log_sum_exp
+from lm.sharding import constrain
+
+_NEVER = -1.0e9  # the score of what must not be chosen; finite, so that sums of it stay ordered
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How one request is decoded.
+
+    Attributes:
+        max_length, min_length: generated tokens, the end of the sequence included.
+        num_beams: hypotheses that beam search carries along; 1 decodes greedily, or samples.
+        length_penalty: a hypothesis scores its log-probability over its length to this power.
+        temperature: 0 takes the most probable token; otherwise tokens are sampled from softmax(logits / temperature)
+            restricted to the `top_k` most probable (0: all) and to the fewest that have probability `top_p` together.
+    """
+
+    max_length: int = 128
+    min_length: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_length", 1), ("min_length", 0), ("num_beams", 1), ("temperature", 0), ("top_k", 0)):
+            if not getattr(self, name) >= least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.min_length > self.max_length:
+            raise InputError(f"min_length is {self.min_length}, but max_length {self.max_length}; raise max_length.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
+        if self.num_beams > 1 and self.temperature:
+            raise InputError("temperature is for sampling, num_beams for beam search; give one of them.")
+        if (self.top_k or self.top_p < 1) and not self.temperature:
+            raise InputError("top_k and top_p restrict sampling; give a temperature above 0, such as 1, as well.")
+
+
+class Options(NamedTuple):
+    """The fields of `Decoding` for each row, as arrays: other values compile nothing.
+
+    Attributes:
+        key_B2: uint32, the data of each row's random key.
+    """
+
+    max_length_B: jax.Array | np.ndarray
+    min_length_B: jax.Array | np.ndarray
+    length_penalty_B: jax.Array | np.ndarray
+    temperature_B: jax.Array | np.ndarray
+    top_k_B: jax.Array | np.ndarray
+    top_p_B: jax.Array | np.ndarray
+    key_B2: jax.Array | np.ndarray
+
+
+def options(rows: Sequence[Decoding], keys_B: jax.Array) -> Options:
+    """The options of some rows, with a random key for each."""
+    array = lambda name, dtype: np.array([getattr(row, name) for row in rows], dtype)  # noqa: E731
+    return Options(
+        array("max_length", np.int32),
+        array("min_length", np.int32),
+        array("length_penalty", np.float32),
+        array("temperature", np.float32),
+        array("top_k", np.int32),
+        array("top_p", np.float32),
+        jax.random.key_data(keys_B),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a program of decoding is compiled for, besides its number of rows.
+
+    Attributes:
+        hypotheses: N, of each row.
+        written: T, tokens that a row may write at most.
+        prompt: P, tokens of a prompt at most.
+        source: tokens of a source at most; 0 for a decoder alone.
+    """
+
+    hypotheses: int
+    written: int
+    prompt: int = 0
+    source: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenIds:
+    """Ids with a meaning of their own.
+
+    Attributes:
+        start, end, pad: the token that a decoder is given first, the one that ends a sequence, and what follows it.
+        vocab_size: ids from here on only pad the vocabulary and are never chosen.
+    """
+
+    start: int
+    end: int
+    pad: int
+    vocab_size: int
+
+
+class Beams(NamedTuple):
+    """What beam search has finished of each row.
+
+    Attributes:
+        tokens_BNT: as in `DecodeState`.
+        scores_BN: divided by the length to the power of the penalty, descending; _NEVER for none yet.
+    """
+
+    tokens_BNT: jax.Array
+    scores_BN: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """Rows that are being written. The first axis of every array is the row.
+
+    Attributes:
+        cache: keys and values of the tokens before the last one, and those of the source.
+        options: how each row is decoded.
+        begin_B: int32, the position of the first token that a row writes.
+        last_BN: int32, the token of each hypothesis that has not been read yet.
+        tokens_BNT: int32, what each hypothesis has written; padding follows.
+        scores_BN: float32, the log-probability of that; of beams descending.
+        beams: finished hypotheses; None where N is 1.
+        done_B: bool, whether a row writes no more: it has ended, or was never filled.
+        shape, ids: see `Shape` and `TokenIds`.
+    """
+
+    cache: Cache
+    options: Options
+    begin_B: jax.Array
+    last_BN: jax.Array
+    tokens_BNT: jax.Array
+    scores_BN: jax.Array
+    beams: Beams | None
+    done_B: jax.Array
+    shape: Shape = dataclasses.field(metadata={"static": True})
+    ids: TokenIds = dataclasses.field(metadata={"static": True})
+
+
+class Decoded(NamedTuple):
+    """The N best sequences of each row, best first.
+
+    Attributes:
+        tokens_BNT: int32, without the prompt; padding follows the end of the sequence.
+        scores_BN: float32, log-probability over length to the power of `length_penalty`.
+    """
+
+    tokens_BNT: jax.Array
+    scores_BN: jax.Array
+
+
+def begin(
+    decoder: Decoder, ids: TokenIds, shape: Shape, sources: Sources | None, prompts: Prompts, options: Options
+) -> DecodeState:
+    """A state whose rows have read their sources and prompts, and have written nothing."""
+    rows, hypotheses = len(prompts.tokens_BP), shape.hypotheses
+    begin_B = jnp.asarray(prompts.lengths_B, jnp.int32)
+    # The decoder is given the start and the prompt; all but the last of these are read at once.
+    given_BP = jnp.pad(jnp.asarray(prompts.tokens_BP, jnp.int32), ((0, 0), (1, 0)), constant_values=ids.start)
+    last_B1 = jnp.take_along_axis(given_BP, begin_B[:, None], axis=1)
+    cache = decoder.begin(
+        sources,
+        Prompts(given_BP[:, :-1], begin_B),
+        positions=shape.prompt + shape.written,
+        hypotheses=hypotheses,
+        source_length=shape.source,
+    )
+    tokens_BNT = jnp.full((rows, hypotheses, shape.written), ids.pad, jnp.int32)
+    # One hypothesis to begin with: equal ones would all take the same continuations.
+    scores_BN = jnp.broadcast_to(jnp.where(jnp.arange(hypotheses) == 0, 0.0, _NEVER)[None], (rows, hypotheses))
+    return DecodeState(
+        cache=cache,
+        options=Options(*map(jnp.asarray, options)),
+        begin_B=begin_B,
+        last_BN=jnp.broadcast_to(last_B1, (rows, hypotheses)),
+        tokens_BNT=tokens_BNT,
+        scores_BN=scores_BN,
+        beams=Beams(tokens_BNT, jnp.full((rows, hypotheses), _NEVER)) if hypotheses > 1 else None,
+        done_B=jnp.zeros(rows, bool),
+        shape=shape,
+        ids=ids,
+    )
+
+
+def empty(decoder: Decoder, ids: TokenIds, shape: Shape, rows: int) -> DecodeState:
+    """A state of rows that are all to be filled."""
+    ints = lambda *dims: jnp.zeros(dims, jnp.int32)  # noqa: E731
+    sources = Sources(ints(rows, shape.source), ints(rows, shape.source)) if shape.source else None
+    prompts = Prompts(ints(rows, shape.prompt), ints(rows))
+    keys_B = jnp.broadcast_to(jax.random.key(0), (rows,))
+    unused = options([Decoding(max_length=1)], keys_B[:1])
+    unused = Options(*(jnp.repeat(jnp.asarray(array), rows, axis=0) for array in unused))
+    shapes = jax.eval_shape(lambda: begin(decoder, ids, shape, sources, prompts, unused))
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return dataclasses.replace(state, done_B=jnp.ones(rows, bool))
+
+
+def insert(
+    decoder: Decoder,
+    state: DecodeState,
+    rows_R: jax.Array | np.ndarray,
+    sources: Sources | None,
+    prompts: Prompts,
+    options: Options,
+) -> DecodeState:
+    """A running state with some of its rows filled anew.
+
+    Args:
+        decoder: the one that made the state.
+        state: of B rows.
+        rows_R: int32, which rows to fill; a number of B or more fills none.
+        sources, prompts, options: of R rows; no longer than `state.shape` says.
+    """
+    new = begin(decoder, state.ids, state.shape, sources, prompts, options)
+    place = lambda old, new: old.at[jnp.asarray(rows_R)].set(new, mode="drop")  # noqa: E731
+    return jax.tree.map(place, state, new)
+
+
+def advance(decoder: Decoder, state: DecodeState, steps: jax.Array | int) -> DecodeState:
+    """Takes up to `steps` steps for all rows, fewer where all are done before; each writes a token for every row."""
+    step = _search_beams if state.beams is not None else _take_one
+
+    def body(count_and_state: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
+        count, state = count_and_state
+        return count + 1, step(decoder, state)
+
+    goes_on = lambda count_and_state: (count_and_state[0] < steps) & ~count_and_state[1].done_B.all()  # noqa: E731
+    return jax.lax.while_loop(goes_on, body, (jnp.int32(0), state))[1]
+
+
+def read(state: DecodeState) -> Decoded:
+    """What the rows have written; of beam search what it has finished."""
+    if state.beams is not None:
+        return Decoded(*state.beams)
+    power_B1 = _length(state).astype(jnp.float32)[:, None] ** state.options.length_penalty_B[:, None]
+    return Decoded(state.tokens_BNT, state.scores_BN / power_B1)
+
+
+def generate(
+    model: Model,
+    ids: TokenIds,
+    shape: Shape,
+    params: Params,
+    sources: Sources | None,
+    prompts: Prompts,
+    options: Options,
+) -> Decoded:
+    """Decodes a batch from its beginning until all rows are done: `functools.partial` of the first three, for jit."""
+    decoder = make_decoder(model.merge(params), len(prompts.tokens_BP) * shape.hypotheses)
+    return read(advance(decoder, begin(decoder, ids, shape, sources, prompts, options), shape.written))
+
+
+def _length(state: DecodeState) -> jax.Array:
+    """How many tokens each row has written, at least 1: int32 [B]."""
+    return jnp.maximum(state.cache.position_B - state.begin_B, 1)
+
+
+def _predict(decoder: Decoder, state: DecodeState) -> tuple[jax.Array, jax.Array, Cache]:
+    """Logits of the next token [B, N, V], log Z [B, N], and the cache with the last token: log P is their difference.
+
+    The difference is taken of the few tokens that are chosen. Writing log P of the whole vocabulary would write all
+    logits once more.
+    """
+    ids = state.ids
+    logits_BNV, cache = decoder(state.last_BN, state.cache)
+    tokens_11V = jnp.arange(logits_BNV.shape[2])[None, None]
+    too_early_B11 = (_count(cache, state) < state.options.min_length_B)[:, None, None]
+    end_BN = logits_BNV[:, :, ids.end]
+    allowed_B1V = (tokens_11V < ids.vocab_size) & ~(too_early_B11 & (tokens_11V == ids.end))
+    logits_BNV = jnp.where(allowed_B1V, logits_BNV, _NEVER)
+    log_z_BN = log_sum_exp(logits_BNV)
+    # Z counts an end that comes too early: added here, because writing all logits twice would take longer.
+    log_z_BN = jnp.where(too_early_B11[:, 0], jnp.logaddexp(log_z_BN, end_BN), log_z_BN)
+    cache = dataclasses.replace(cache, position_B=jnp.where(state.done_B, state.cache.position_B, cache.position_B))
+    return constrain(logits_BNV, "BNV"), log_z_BN, cache
+
+
+def _count(cache: Cache, state: DecodeState) -> jax.Array:
+    """How many tokens a row will have written, with the one that the logits after this cache choose: int32 [B]."""
+    return cache.position_B - state.begin_B
+
+
+def _write(tokens_BXT: jax.Array, column_B: jax.Array, new_BX: jax.Array) -> jax.Array:
+    """Writes a token of each hypothesis at its row's column."""
+    is_here_B1T = (jnp.arange(tokens_BXT.shape[2])[None] == column_B[:, None])[:, None]
+    return jnp.where(is_here_B1T, new_BX[:, :, None], tokens_BXT)
+
+
+# ---- Greedy decoding and sampling -----------------------------------------------------------
+
+
+def _take_one(decoder: Decoder, state: DecodeState) -> DecodeState:
+    """The state after one more token of each row, the most probable or one that is drawn."""
+    ids, options = state.ids, state.options
+    logits_B1V, log_z_B1, cache = _predict(decoder, state)
+    chosen_B1 = largest(logits_B1V, 1)[1][:, :, 0]
+    samples_B = (options.temperature_B > 0) & ~state.done_B
+    drawn_B1 = jax.lax.cond(samples_B.any(), _draw, lambda logits_B1V, state: chosen_B1, logits_B1V, state)
+    next_B1 = jnp.where(samples_B[:, None], drawn_B1, chosen_B1)
+    next_B1 = jnp.where(state.done_B[:, None], ids.pad, next_B1).astype(jnp.int32)
+    gained_B1 = jnp.take_along_axis(logits_B1V[:, 0], next_B1, axis=1) - log_z_B1
+    length_B = _count(cache, state)
+    column_B = jnp.where(state.done_B, -1, length_B - 1)
+    return dataclasses.replace(
+        state,
+        cache=cache,
+        last_BN=next_B1,
+        tokens_BNT=_write(state.tokens_BNT, column_B, next_B1),
+        scores_BN=state.scores_BN + jnp.where(state.done_B[:, None], 0.0, gained_B1),
+        done_B=state.done_B | (next_B1[:, 0] == ids.end) | (length_B >= options.max_length_B),
+    )
+
+
+def _draw(logits_B1V: jax.Array, state: DecodeState) -> jax.Array:
+    """A token for each row, sampled by its options: int32 [B, 1]."""
+    options, logits_BV = state.options, logits_B1V[:, 0]
+    keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(options.key_B2)), state.cache.position_B)
+    # A greedy row has no temperature; what is drawn for it is not used.
+    logits_BV = logits_BV / jnp.where(options.temperature_B > 0, options.temperature_B, 1.0)[:, None]
+    restricts = (options.top_k_B > 0) | (options.top_p_B < 1)
+    logits_BV = jax.lax.cond(
+        restricts.any(), lambda logits_BV: _restricted(logits_BV, options), lambda logits_BV: logits_BV, logits_BV
+    )
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV)[:, None].astype(jnp.int32)
+
+
+def _restricted(logits_BV: jax.Array, options: Options) -> jax.Array:
+    """The logits, -inf outside of the `top_k` largest and of the fewest with probability `top_p` (Holtzman, 2020)."""
+    size = logits_BV.shape[1]
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    kept_B = jnp.where(options.top_k_B > 0, jnp.minimum(options.top_k_B, size), size)
+    least_B1 = jnp.take_along_axis(sorted_BV, kept_B[:, None] - 1, axis=1)
+    sorted_BV = jnp.where(sorted_BV >= least_B1, sorted_BV, -jnp.inf)
+    share_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
+    is_kept_BV = (before_BV < options.top_p_B[:, None]) | (options.top_p_B == 1)[:, None]
+    least_B1 = jnp.maximum(least_B1, jnp.where(is_kept_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True))
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+
+
+# ---- Beam search ----------------------------------------------------------------------------
+
+
+def _search_beams(decoder: Decoder, state: DecodeState) -> DecodeState:
+    """The state after one more token of each hypothesis.
+
+    Of the 2 N best continuations of all hypotheses, those among the first N that end are finished; the N best of
+    the others go on. A row is done when its best alive hypothesis, at its present length, scores no better than the
+    worst of N finished ones.
+    """
+    logits_BNV, log_z_BN, cache = _predict(decoder, state)
+    rows, beams = log_z_BN.shape
+    # 2 N candidates: if N of them end, N are left to go on.
+    logits_BNC, tokens_BNC = largest(logits_BNV, 2 * beams)
+    scores_BNC = logits_BNC - log_z_BN[:, :, None] + state.scores_BN[:, :, None]
+    best_BC, index_BC = jax.lax.top_k(scores_BNC.reshape(rows, -1), 2 * beams)
+    parent_BC = index_BC // scores_BNC.shape[-1]
+    token_BC = jnp.take_along_axis(tokens_BNC.reshape(rows, -1), index_BC, axis=1)
+    length_B = _count(cache, state)
+    is_last_B = length_B >= state.options.max_length_B
+    ends_BC = (token_BC == state.ids.end) | is_last_B[:, None]
+    power_B1 = jnp.maximum(length_B, 1).astype(jnp.float32)[:, None] ** state.options.length_penalty_B[:, None]
+
+    may_finish_BC = ends_BC & (jnp.arange(2 * beams) < beams)[None] & ~state.done_B[:, None]
+    tokens_BCT = jnp.take_along_axis(state.tokens_BNT, parent_BC[:, :, None], axis=1)
+    tokens_BCT = _write(tokens_BCT, length_B - 1, token_BC)
+    finished = _finish(state, tokens_BCT, jnp.where(may_finish_BC, best_BC / power_B1, _NEVER))
+
+    alive_BN, kept_BN = jax.lax.top_k(jnp.where(ends_BC, best_BC + _NEVER, best_BC), beams)
+    parent_BN = jnp.take_along_axis(parent_BC, kept_BN, axis=1)
+    last_BN = jnp.take_along_axis(token_BC, kept_BN, axis=1)
+    tokens_BNT = jnp.take_along_axis(state.tokens_BNT, parent_BN[:, :, None], axis=1)
+    may_improve_B = alive_BN[:, 0] / power_B1[:, 0] > finished.scores_BN.min(axis=1)
+    return dataclasses.replace(
+        state,
+        cache=cache.branch(parent_BN),
+        last_BN=last_BN,
+        tokens_BNT=_write(tokens_BNT, length_B - 1, last_BN),
+        scores_BN=alive_BN,
+        beams=finished,
+        done_B=state.done_B | ~may_improve_B | is_last_B,
+    )
+
+
+def _finish(state: DecodeState, tokens_BCT: jax.Array, scores_BC: jax.Array) -> Beams:
+    """The N best of the finished hypotheses and of the candidates that have just ended."""
+    assert state.beams is not None
+    scores_BF = jnp.concatenate([state.beams.scores_BN, scores_BC], axis=1)
+    scores_BN, kept_BN = jax.lax.top_k(scores_BF, state.scores_BN.shape[1])
+    tokens_BFT = jnp.concatenate([state.beams.tokens_BNT, tokens_BCT], axis=1)
+    return Beams(jnp.take_along_axis(tokens_BFT, kept_BN[:, :, None], axis=1), scores_BN)

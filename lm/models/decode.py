@@ -1,0 +1,270 @@
+"""A decoder that takes one token of each hypothesis at a time, and keeps the keys and values of those before.
+
+Every array of a `Cache` belongs to rows: a row may stand at any position, whatever the others do.
+
+Array names carry their shape: B rows, each a sequence, N hypotheses of each (beams), S source length, P prompt length,
+T positions of the cache, D model, H heads, K head dim, V vocabulary.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lm.config import ModelConfig
+from lm.models.attention import KeysValues, View, attend_pinned, attend_stored, relative_bias
+from lm.models.layers import Dense, Embedding, Logits, Norm
+from lm.models.seq2seq import Seq2Seq
+from lm.models.transformer import Layer, Stack, angles, at_layer, unstack
+from lm.ops import few_rows, key_cache
+from lm.ops.linear import add_bias
+from lm.sharding import constrain, gathered
+
+
+class Sources(NamedTuple):
+    """What an encoder reads: int32 [B, S]; segment 1 is text, 0 padding."""
+
+    tokens_BS: jax.Array | np.ndarray
+    segments_BS: jax.Array | np.ndarray
+
+
+class Prompts(NamedTuple):
+    """What a decoder has to begin with: int32 tokens [B, P] and how many of them count [B], perhaps none."""
+
+    tokens_BP: jax.Array | np.ndarray
+    lengths_B: jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What was computed of the tokens so far. The first axis of every array is the row.
+
+    Keys and values stay where they were written. Each beam stores the cache slot that holds its tokens, so reordering
+    beams copies indices, not keys.
+
+    Attributes:
+        layers: keys and values of each layer as `key_cache.store` lays them out, S = T * N: the N slots of a position
+            are neighbours.
+        slots_BNT: int32, which of the N slots of each position holds the token of a hypothesis.
+        position_B: int32, how many tokens are cached.
+        memory: keys and values of the encoder's output for each layer; none in a decoder alone.
+        memory_segments_BS: int32, 1 where the source has a token, else 0; None in a decoder alone.
+    """
+
+    layers: tuple[KeysValues, ...]
+    slots_BNT: jax.Array
+    position_B: jax.Array
+    memory: tuple[KeysValues, ...]
+    memory_segments_BS: jax.Array | None
+
+    def branch(self, parent_BN: jax.Array) -> "Cache":
+        """Every hypothesis goes on from another one, or from itself."""
+        slots_BNT = jnp.take_along_axis(self.slots_BNT, parent_BN[:, :, None], axis=1)
+        return dataclasses.replace(self, slots_BNT=slots_BNT)
+
+
+class DenseInColumns(nnx.Module):
+    """A `Dense` for a few rows, without a gradient."""
+
+    def __init__(self, dense: Dense, dtype: jax.typing.DTypeLike):
+        kernel = dense.kernel[...].astype(dtype)
+        self.outputs = kernel.shape[dense.inputs :]
+        self.blocks = nnx.Param(few_rows.in_columns(kernel.reshape(-1, math.prod(self.outputs))))
+        self.bias, self.inputs = dense.bias, dense.inputs
+
+    def __call__(self, array: jax.Array, scale: float = 1.0) -> jax.Array:
+        """As `Dense`."""
+        leading = array.shape[: array.ndim - self.inputs]
+        out = few_rows.by_columns(array.reshape(*leading, -1), self.blocks[...], array.dtype)
+        out = out.reshape(*leading, *self.outputs) * scale
+        return out if self.bias is None else add_bias(out, self.bias[...] * scale)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """The weights of a model as a loop over tokens reads them fastest, made once by `make_decoder`.
+
+    Attributes:
+        encoder: None in a decoder alone.
+        embedding, layers, final_norm, logits: of the decoder, its layers one by one.
+        relative_bias_RH: the table of relative positions; None where the model has none.
+        tokens_VD: the token embedding.
+        weights: of the output projection, [D, V] or in blocks of columns.
+        config: of the model.
+        dtype: of the activations.
+    """
+
+    encoder: Stack | None
+    embedding: Embedding
+    layers: tuple[Layer, ...]
+    final_norm: Norm | None
+    logits: Logits
+    relative_bias_RH: jax.Array | None
+    tokens_VD: jax.Array
+    weights: jax.Array
+    config: ModelConfig = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(metadata={"static": True})
+
+    def begin(
+        self, sources: Sources | None, prompts: Prompts, *, positions: int, hypotheses: int, source_length: int = 0
+    ) -> Cache:
+        """Reads sources and prompts, each in one pass.
+
+        Args:
+            sources: what the encoder reads; None for a decoder alone.
+            prompts: what the decoder is given before the token that it writes first.
+            positions: T, tokens that the cache has room for, those of the prompts included.
+            hypotheses: N.
+            source_length: S, tokens of a source that the cache has room for, if more than these sources have.
+        """
+        memory, segments_BS = (), None
+        if sources is not None:
+            segments_BS = (jnp.asarray(sources.segments_BS) > 0).astype(jnp.int32)
+            more = ((0, 0), (0, max(0, source_length - segments_BS.shape[1])))
+            hidden_BSD = jnp.pad(self._encode(sources, segments_BS), (*more, (0, 0)))
+            segments_BS = jnp.pad(segments_BS, more)
+            memory = self._memory(hidden_BSD, hypotheses)
+        rows, length = prompts.tokens_BP.shape
+        in_block = key_cache.positions_in_block(positions, hypotheses)
+        positions = -(-positions // in_block) * in_block
+        slots_BNT = jnp.zeros((rows, hypotheses, positions), jnp.int32)
+        cache = Cache((), slots_BNT, jnp.asarray(prompts.lengths_B, jnp.int32), memory, segments_BS)
+        shape_BTNHK = (rows, positions, hypotheses, self.config.num_heads, self.config.width_per_head)
+        empty = jnp.zeros(shape_BTNHK, self.dtype)
+        read = self._read_prompts(prompts, cache) if length else [None] * len(self.layers)
+        layers = []
+        for keys_values in read:
+            stored = [empty.at[:, :length, 0].set(new) for new in keys_values] if keys_values else [empty, empty]
+            key, value = (array.reshape(rows, -1, *shape_BTNHK[3:]) for array in stored)
+            key, value_BHSK = key_cache.store(key, value, in_block * hypotheses)
+            layers.append((constrain(key, "BHKS" if key.ndim == 4 else "BHGKC"), constrain(value_BHSK, "BHSK")))
+        return dataclasses.replace(cache, layers=tuple(layers))
+
+    def _encode(self, sources: Sources, segments_BS: jax.Array) -> jax.Array:
+        """What the encoder makes of the sources, [B, S, D]."""
+        assert self.encoder is not None
+        positions_BS = jnp.broadcast_to(jnp.arange(segments_BS.shape[1])[None], segments_BS.shape)
+        return self.encoder(jnp.asarray(sources.tokens_BS), segments_BS, positions_BS)
+
+    def _memory(self, hidden_BSD: jax.Array, hypotheses: int) -> tuple[KeysValues, ...]:
+        """The keys and values of the encoder's output, which the hypotheses of a row share."""
+        block = key_cache.memory_block(hidden_BSD.shape[1], hypotheses)
+        attentions = [layer.memory_attention for layer in self.layers]
+        return tuple(
+            key_cache.store(*attention.keys_values(hidden_BSD), block) for attention in attentions if attention
+        )
+
+    def _read_prompts(self, prompts: Prompts, cache: Cache) -> list[KeysValues | None]:
+        """Keys and values [B, P, H, K] of each layer; those beyond the length of a prompt mean nothing."""
+        tokens_BP = jnp.asarray(prompts.tokens_BP)
+        columns_P = jnp.arange(tokens_BP.shape[1])
+        positions_BP = jnp.broadcast_to(columns_P[None], tokens_BP.shape)
+        segments_BP = (positions_BP < cache.position_B[:, None]).astype(jnp.int32)
+        view = View(
+            segments_BL=segments_BP,
+            key_segments_BS=segments_BP,
+            causal=True,
+            bias=self._bias(columns_P[None, :] - columns_P[:, None]),
+            angles_BLK=angles(self.config, positions_BP, local=False),
+            local_angles_BLK=angles(self.config, positions_BP, local=True),
+        )
+        hidden_BPD = self.embedding(tokens_BP, positions_BP, shared_VD=self.tokens_VD)
+        read: list[KeysValues | None] = []
+        for index, layer in enumerate(self.layers):
+            own = at_layer(self.config, view, index)
+            hidden_BPD, keys_values = layer(hidden_BPD, index, own, _memory_view(segments_BP, cache, index))
+            read.append(keys_values)
+        return read
+
+    def __call__(self, tokens_BN: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Float32 logits [B, N, V] after one more token of every hypothesis, and the cache with it."""
+        hypotheses, positions = cache.slots_BNT.shape[1:]
+        columns_T = jnp.arange(positions)
+        age_BT = cache.position_B[:, None] - columns_T[None]
+        own_N = jnp.arange(hypotheses, dtype=jnp.int32)
+        slots_BNT = jnp.where((age_BT == 0)[:, None], own_N[None, :, None], cache.slots_BNT)
+        bias_HBT = self._bias(-age_BT)
+        positions_BN = jnp.broadcast_to(cache.position_B[:, None], tokens_BN.shape)
+        view = View(
+            segments_BL=jnp.ones_like(tokens_BN),
+            key_segments_BS=jnp.ones((len(tokens_BN), positions * hypotheses), jnp.int32),
+            bias=None if bias_HBT is None else jnp.repeat(bias_HBT.swapaxes(0, 1), hypotheses, axis=2)[:, :, None],
+            angles_BLK=angles(self.config, positions_BN, local=False),
+            local_angles_BLK=angles(self.config, positions_BN, local=True),
+            columns_B=cache.position_B * hypotheses,
+            kernel=attend_stored,
+        )
+        is_own_BNTN = slots_BNT[..., None] == own_N[None, None, None]
+        hidden_BND = self.embedding(tokens_BN, positions_BN, shared_VD=self.tokens_VD)
+        layers = []
+        for index, layer in enumerate(self.layers):
+            window = positions if index % self.config.global_every == 0 else self.config.window
+            seen_BT = (age_BT >= 0) & (age_BT <= window)
+            visible_BNS = (is_own_BNTN & seen_BT[:, None, :, None]).reshape(*tokens_BN.shape, -1)
+            own = at_layer(self.config, view, index)
+            own = dataclasses.replace(own, window=None, visible_BLS=visible_BNS, cache=cache.layers[index])
+            memory_view = _memory_view(view.segments_BL, cache, index)
+            hidden_BND, keys_values = layer(hidden_BND, index, own, memory_view)
+            layers.append(keys_values)
+        if self.final_norm is not None:
+            hidden_BND = self.final_norm(hidden_BND)
+        cache = dataclasses.replace(cache, layers=tuple(layers), slots_BNT=slots_BNT, position_B=cache.position_B + 1)
+        return self._project(hidden_BND), cache
+
+    def _bias(self, distance: jax.Array) -> jax.Array | None:
+        """The relative position bias of each distance, key minus query: float32 [H, ...]."""
+        if self.relative_bias_RH is None:
+            return None
+        return relative_bias(self.relative_bias_RH, distance, self.config, causal=True)
+
+    def _project(self, hidden_BND: jax.Array) -> jax.Array:
+        """The output projection: float32 logits [B, N, V]."""
+        if self.weights.ndim == 2:
+            return self.logits(hidden_BND, self.weights)
+        return self.logits.biased(few_rows.by_columns(hidden_BND * self.logits.scale, self.weights, jnp.float32))
+
+
+def make_decoder(model: Seq2Seq, rows: int) -> Decoder:
+    """Lays out the weights for steps of `rows` tokens, hypotheses included."""
+    stack, dtype = model.decoder, model.decoder.execution.dtype
+    few = few_rows.are_few(rows)
+    weights_DV = gathered(model.logits.path, model.logits.weights_DV(model.tokens_VD, dtype))
+    return Decoder(
+        encoder=model.encoder,
+        embedding=stack.embedding,
+        layers=tuple(_in_columns(layer, dtype) if few else layer for layer in unstack(stack.layers)),
+        final_norm=stack.final_norm,
+        logits=model.logits,
+        relative_bias_RH=None if stack.relative_bias is None else stack.relative_bias[...],
+        tokens_VD=model.tokens_VD,
+        weights=few_rows.in_columns(weights_DV) if few else jax.lax.optimization_barrier(weights_DV),
+        config=stack.config,
+        dtype=dtype,
+    )
+
+
+def _in_columns(layer: Layer, dtype: jax.typing.DTypeLike) -> Layer:
+    """A layer whose kernels are laid out in columns, but for those that read the memory, which has many rows."""
+    memory = layer.memory_attention
+    of_memory = [] if memory is None else [memory.key, memory.value]
+
+    def lay_out(part: Dense | jax.Array) -> Dense | DenseInColumns | jax.Array:
+        if not isinstance(part, Dense) or any(part is dense for dense in of_memory):
+            return part
+        return DenseInColumns(part, dtype)
+
+    return jax.tree.map(lay_out, layer, is_leaf=lambda part: isinstance(part, Dense))
+
+
+def _memory_view(segments_BL: jax.Array, cache: Cache, index: int) -> View | None:
+    """What a layer's attention to the encoder's output sees."""
+    if not cache.memory or cache.memory_segments_BS is None:
+        return None
+    segments_BL = jnp.ones_like(segments_BL)
+    return View(segments_BL, cache.memory_segments_BS, cache=cache.memory[index], kernel=attend_pinned)

@@ -1,0 +1,5 @@
+"""Flash attention by platform: softmax(Q K^T) V block by block, without an L x S array in memory."""
+
+from lm.ops.flash.choose import Flash, choose
+
+__all__ = ["Flash", "choose"]

@@ -1,0 +1,73 @@
+"""Flash attention on a TPU: the kernels of `kernels`, behind the interface of plain attention.
+
+Array names carry their shape: B batch, L queries, S keys, H heads, K head dim, N distances.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lm import sharding
+from lm.ops.flash import kernels
+
+BLOCKS = (512, 256, kernels.LANES)
+
+
+def attend(
+    query_BLHK: jax.Array,
+    key_BSHK: jax.Array,
+    value_BSHK: jax.Array,
+    *,
+    segments_BL: jax.Array,
+    memory_segments_BS: jax.Array,
+    causal: bool = False,
+    window: jax.Array | int | None = None,
+    curve_HN: jax.Array | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """softmax(Q K^T + bias) V by our kernels; a query that sees nothing gives zeros.
+
+    Arguments are those of `lm.models.attention.attend`, the fields of its view by name, but for the bias. Rows are
+    padded to whole blocks.
+
+    Args:
+        curve_HN: float32 [H, S + L], the bias of every distance, query column minus key column, from -S on.
+        interpret: computes the same on any platform.
+    """
+    biased, windowed = curve_HN is not None, window is not None
+
+    def on_shard(query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, window) -> jax.Array:
+        length = query_BHKL.shape[3]
+        more, more_keys = -length % kernels.LANES, -key_BHKS.shape[3] % kernels.LANES
+        keys = key_BHKS.shape[3] + more_keys
+        block = next(size for size in BLOCKS if (length + more) % size == keys % size == 0)
+        tiling = kernels.Tiling(block, keys, causal, windowed, biased, interpret)
+        place = jnp.stack([jnp.int32(sharding.shard_start("L", length)), window])
+        mixed_BHKL = kernels.attend(
+            tiling,
+            _padded(query_BHKL, 0, more),
+            _padded(key_BHKS, 0, more_keys),
+            _padded(value_BHKS, 0, more_keys),
+            _padded(curve_HN, more_keys, more) if biased else curve_HN,
+            _padded(segments_BL, 0, more),
+            _padded(memory_segments_BS, 0, more_keys),
+            place,
+        )
+        return mixed_BHKL[..., :length]
+
+    length_last = lambda array_BLHK: array_BLHK.transpose(0, 2, 3, 1)  # noqa: E731
+    operands = (
+        length_last(query_BLHK),
+        length_last(key_BSHK),
+        length_last(value_BSHK),
+        curve_HN if biased else jnp.zeros((query_BLHK.shape[2], 1)),
+        segments_BL,
+        memory_segments_BS,
+        jnp.int32(window if windowed else 0),
+    )
+    dims = ("BHKL", "BHKS", "BHKS", "HN", "BL", "BS", "")
+    return sharding.map_shards(on_shard, dims, "BHKL")(*operands).transpose(0, 3, 1, 2)
+
+
+def _padded(array: jax.Array, before: int, after: int) -> jax.Array:
+    """Zeros at both ends of the last axis."""
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(before, after)])

@@ -1,0 +1,76 @@
+"""Layer norm (Ba et al., 2016) and RMS norm (Zhang and Sennrich, 2019) over the last axis, D.
+
+Statistics are float32, whatever the dtype of the array.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+def normalize_plain(
+    centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None
+) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * scale + bias; RMS norm, which is not `centred`, has a mean of 0."""
+    wide = array.astype(jnp.float32)
+    wide = wide - wide.mean(axis=-1, keepdims=True) if centred else wide
+    variance = jnp.square(wide).mean(axis=-1, keepdims=True)
+    out = wide / jnp.sqrt(variance + eps) * _broadcast(scale_D, wide.ndim)
+    return (out if bias_D is None else out + _broadcast(bias_D, wide.ndim)).astype(array.dtype)
+
+
+class _Kept(NamedTuple):
+    """What the gradient needs: the operands, and two numbers a token. Recomputing those would read the array twice."""
+
+    array: jax.Array
+    scale_D: jax.Array
+    bias_D: jax.Array | None
+    mean: jax.Array | None
+    inverse: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def normalize(centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None) -> jax.Array:
+    """`normalize_plain`, which reads the array once for its statistics and once for its gradient."""
+    return _forward(centred, eps, array, scale_D, bias_D)[0]
+
+
+def _forward(
+    centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None
+) -> tuple[jax.Array, _Kept]:
+    wide = array.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True) if centred else None
+    square = jnp.square(wide).mean(axis=-1, keepdims=True)
+    if mean is not None:
+        wide = wide - mean
+        # One pass, mean of squares minus square of the mean, is exact enough for an array that was rounded to bfloat16.
+        in_one_pass = array.dtype != jnp.float32
+        square = jnp.maximum(square - mean**2, 0.0) if in_one_pass else jnp.square(wide).mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(square + eps)
+    out = wide * inverse * _broadcast(scale_D, wide.ndim)
+    if bias_D is not None:
+        out = out + _broadcast(bias_D, wide.ndim)
+    return out.astype(array.dtype), _Kept(array, scale_D, bias_D, mean, inverse)
+
+
+def _backward(centred: bool, eps: float, kept: _Kept, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    del centred, eps
+    wide, gradient = kept.array.astype(jnp.float32), gradient.astype(jnp.float32)
+    normal = (wide if kept.mean is None else wide - kept.mean) * kept.inverse
+    leading = tuple(range(wide.ndim - 1))
+    of_scale_D = (gradient * normal).sum(leading)
+    of_bias_D = None if kept.bias_D is None else gradient.sum(leading)
+    of_normal = gradient * _broadcast(kept.scale_D, wide.ndim)
+    of_array = of_normal - normal * (of_normal * normal).mean(axis=-1, keepdims=True)
+    if kept.mean is not None:
+        of_array = of_array - of_normal.mean(axis=-1, keepdims=True)
+    return (of_array * kept.inverse).astype(kept.array.dtype), of_scale_D, of_bias_D
+
+
+normalize.defvjp(_forward, _backward)
+
+
+def _broadcast(vector_D: jax.Array, ndim: int) -> jax.Array:
+    return vector_D.astype(jnp.float32).reshape((1,) * (ndim - 1) + vector_D.shape)

@@ -1,0 +1,62 @@
+"""Reductions over the vocabulary: the largest logits, and the logarithm of the sum of their exponentials.
+
+Array names carry their shape: B sequences, N hypotheses of each, V vocabulary, C largest, Y blocks of K tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 128  # tokens of the vocabulary that are reduced together
+
+
+def argmax_plain(logits: jax.Array) -> jax.Array:
+    """The index of the largest along the last axis, the first of equal ones."""
+    return logits.argmax(axis=-1)
+
+
+def largest_plain(scores_BNV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` largest scores of each hypothesis, descending, and their tokens: [B, N, C]."""
+    return jax.lax.top_k(scores_BNV, count)
+
+
+def log_sum_exp_plain(scores_BNV: jax.Array) -> jax.Array:
+    """log sum exp over the vocabulary: [B, N]."""
+    return jax.nn.logsumexp(scores_BNV, axis=-1)
+
+
+def argmax(logits: jax.Array) -> jax.Array:
+    """`argmax_plain` as two reductions, which fuse with others. XLA's argmax takes ten times as long on CPUs."""
+    indices = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    is_largest = logits == logits.max(axis=-1, keepdims=True)
+    return jnp.where(is_largest, indices.reshape((1,) * (logits.ndim - 1) + (-1,)), indices[-1]).min(axis=-1)
+
+
+def largest(scores_BNV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """`largest_plain`, which sorts only the blocks whose own largest scores are the largest."""
+    size = scores_BNV.shape[-1]
+    count = min(count, size)
+    if size < 2 * BLOCK * count:
+        return jax.lax.top_k(scores_BNV, count)
+    rows = scores_BNV.shape[:2]
+    blocks_BNYK = _blocks(scores_BNV)
+    block_BNC = jnp.sort(jax.lax.top_k(blocks_BNYK.max(axis=-1), count)[1], axis=-1)
+    candidates_BNCK = jnp.take_along_axis(blocks_BNYK, block_BNC[..., None], axis=2)
+    best_BNC, place_BNC = jax.lax.top_k(candidates_BNCK.reshape(*rows, -1), count)
+    chosen_BNC = jnp.take_along_axis(block_BNC, place_BNC // BLOCK, axis=2)
+    return best_BNC, (chosen_BNC * BLOCK + place_BNC % BLOCK).astype(jnp.int32)
+
+
+def log_sum_exp(scores_BNV: jax.Array) -> jax.Array:
+    """`log_sum_exp_plain`, which reads the blocks of `largest`, so that XLA writes them once for both.
+
+    The barrier keeps XLA from merging the two maxima into one reduction that would not share them.
+    """
+    blocks_BNYK = _blocks(scores_BNV)
+    largest_BN = jax.lax.optimization_barrier(blocks_BNYK.max(axis=-1)).max(axis=-1)
+    return largest_BN + jnp.log(jnp.exp(blocks_BNYK - largest_BN[:, :, None, None]).sum(axis=(-2, -1)))
+
+
+def _blocks(scores_BNV: jax.Array) -> jax.Array:
+    """The scores in blocks of the vocabulary, [B, N, Y, K], -inf where the last one is not full."""
+    padding = ((0, 0), (0, 0), (0, -scores_BNV.shape[2] % BLOCK))
+    return jnp.pad(scores_BNV, padding, constant_values=-jnp.inf).reshape(*scores_BNV.shape[:2], -1, BLOCK)
