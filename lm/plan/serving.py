@@ -128,7 +128,7 @@ def _writing(
     prompt = int(config.data.begin_with_cls) if has_source else length
     shape = Shape(decoding.num_beams, decoding.max_length, prompt, length if has_source else 0)
 
-    def ints(*dims: int) -> jax.ShapeDtypeStruct:
+    def ints(*dims: int) -> Any:
         return jax.ShapeDtypeStruct(dims, jnp.int32, sharding=rows)
 
     sources = Sources(ints(batch, length), ints(batch, length)) if has_source else None
