@@ -139,7 +139,7 @@ def test_what_is_imported_is_what_setup_declares() -> None:
         ("lm/training/train.py", "from lm.inference import predict", "imports lm.inference"),
         ("lm/inference/predict.py", "from lm.training import train", "imports lm.training"),
         ("lm/sharding.py", "from lm.models import build", "imports lm.models"),
-        ("lm/config.py", "import lm.sharding", "it may import errors"),
+        ("lm/config/model.py", "import lm.sharding", "it may import errors"),
         ("lm/cli.py", "from lm.training import train", "imports lm.training"),
         ("lm/helpers.py", "", "the room 'helpers' is not in the table"),
         ("lm/data/batches.py", "import jax.numpy as jnp", "imports jax"),
