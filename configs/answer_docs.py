@@ -15,11 +15,11 @@ Score:    exact match 71.1, F1 81.5 on all 1,200 held-out questions; the most si
           the whole passage 0.0, 50.9. What it gets wrong it mostly copies from another entry of the passage.
 """
 
+from lm import families
 from lm.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     TrainConfig,
@@ -36,30 +36,18 @@ def get_config() -> Config:
             batch_size=8,
             max_segments=16,
         ),
-        model=ModelConfig(
-            architecture="encoder-decoder",
+        model=families.t5_1_1(
             vocab_size=2048,
             d_model=128,
             num_layers=3,
             num_decoder_layers=2,
             num_heads=4,
             d_ff=384,
-            norm="rmsnorm",
-            norm_position="pre",
-            norm_eps=1e-6,
-            embedding_norm=False,
-            final_norm=True,
-            activation="gelu_tanh",
-            gated=True,
-            attention_bias=False,
-            mlp_bias=False,
             position="rotary",  # copying set in far sooner than with relative biases; see tests/benchmarks/RESULTS.md
-            token_types=0,
+            attention_scale=True,
             tie_embeddings=True,
-            logits_bias=False,
-            pooler=False,
-            dropout=0.0,  # no example is seen often
-            attention_dropout=0.0,
+            final_dropout=False,
+            init="normal",
             init_std=0.09,  # 1 / sqrt(d_model); Adam takes several times as many steps to move T5's embeddings of 1
         ),
         objective=ObjectiveConfig(name="pairs"),

@@ -11,11 +11,11 @@ Time:     planned, not yet measured.
 Score:    planned, not yet measured.
 """
 
+from lm import families
 from lm.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     TrainConfig,
@@ -34,27 +34,12 @@ def get_config() -> Config:
             batch_size=2048,
             max_segments=16,
         ),
-        model=ModelConfig(
-            architecture="encoder-decoder",
+        model=families.bart(
             vocab_size=50_304,  # the next multiple of 128
             d_model=768,
             num_layers=6,
             num_heads=12,
             d_ff=3072,
-            norm="layernorm",
-            norm_position="post",
-            norm_eps=1e-5,
-            activation="gelu",
-            position="learned",
-            max_length=1024,
-            token_types=0,
-            tie_embeddings=True,
-            logits_bias=True,
-            decoder_start="sep",
-            pooler=False,
-            dropout=0.1,
-            attention_dropout=0.1,
-            mlp_dropout=0.1,
         ),
         objective=ObjectiveConfig(name="infilling", mask_rate=0.3, mean_span=3.0, permute_sentences=True),
         optim=OptimConfig(learning_rate=6e-4, warmup_steps=10_000, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=0.1),

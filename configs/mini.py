@@ -10,36 +10,21 @@ Score:    on held-out documents eval/mlm_accuracy 0.461 with 30% of the tokens m
           guessing the most frequent token scores 0.045. The corpus had 10.2 million tokens, seen 0.8 times.
 """
 
-from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from lm import families
+from lm.config import CheckpointConfig, Config, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:
     return Config(
         data=DataConfig(source="installed-docs", vocab_size=8192, seq_length=256, batch_size=16),
-        model=ModelConfig(
+        model=families.modernbert(
             vocab_size=8192,
             d_model=256,
             num_layers=4,
             num_heads=4,
             d_ff=512,
-            norm_position="pre",
-            norm_eps=1e-5,
-            norm_bias=False,
-            first_attention_norm=False,
-            final_norm=True,
-            gated=True,
-            attention_bias=False,
-            mlp_bias=False,
-            position="rotary",
-            rope_theta=160_000.0,
-            global_every=3,
+            max_length=512,
             window=32,
-            token_types=0,
-            head_bias=False,
-            pooler=False,
-            # One pass over a small corpus: there is nothing to regularise.
-            dropout=0.0,
-            attention_dropout=0.0,
             # 1 / sqrt(d_model): BERT's 0.02 suits a width of 768 and starts a narrow model too small.
             init_std=0.06,
         ),

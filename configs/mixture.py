@@ -21,12 +21,12 @@ Time:     planned, not yet measured.
 Score:    planned, not yet measured.
 """
 
+from lm import families
 from lm.config import (
     CheckpointConfig,
     Config,
     DataConfig,
     MixtureConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     TaskConfig,
@@ -44,32 +44,14 @@ def get_config() -> Config:
             batch_size=16,
             max_segments=16,
         ),
-        model=ModelConfig(
-            architecture="encoder-decoder",
+        model=families.t5_1_1(
             vocab_size=8192,
             d_model=256,
             num_layers=4,
             num_decoder_layers=2,
             num_heads=4,
             d_ff=512,
-            norm="rmsnorm",
-            norm_position="pre",
-            norm_eps=1e-6,
-            embedding_norm=False,
-            final_norm=True,
-            activation="gelu_tanh",
-            gated=True,
-            attention_bias=False,
-            mlp_bias=False,
-            position="relative",
-            token_types=0,
-            attention_scale=False,
-            tie_embeddings=False,
-            logits_bias=False,
-            pooler=False,
-            dropout=0.0,
-            attention_dropout=0.0,
-            init="fan_in",
+            final_dropout=False,
         ),
         objective=ObjectiveConfig(name="span_corruption", z_loss=1e-4),
         mixture=MixtureConfig(

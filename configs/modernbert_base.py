@@ -14,7 +14,8 @@ Time:     16 hours at 50% of the chips' peak (planned, not yet measured: 1.4e21 
 Score:    the paper's model scores 88.4 on GLUE's development sets; ours is not yet measured.
 """
 
-from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from lm import families
+from lm.config import CheckpointConfig, Config, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -28,32 +29,7 @@ def get_config() -> Config:
             max_segments=32,
             batch_size=4608,
         ),
-        model=ModelConfig(
-            vocab_size=50_368,
-            d_model=768,
-            num_layers=22,
-            num_heads=12,
-            d_ff=1152,
-            norm_position="pre",
-            norm_eps=1e-5,
-            norm_bias=False,
-            first_attention_norm=False,
-            final_norm=True,
-            gated=True,
-            attention_bias=False,
-            mlp_bias=False,
-            position="rotary",
-            max_length=8192,
-            token_types=0,
-            rope_theta=160_000.0,
-            rope_theta_local=10_000.0,
-            global_every=3,
-            window=64,
-            head_bias=False,
-            pooler=False,
-            dropout=0.0,
-            attention_dropout=0.0,
-        ),
+        model=families.modernbert(vocab_size=50_368, d_model=768, num_layers=22, num_heads=12, d_ff=1152),
         objective=ObjectiveConfig(nsp=False, mask_rate=0.3),
         optim=OptimConfig(
             name="stable_adamw",

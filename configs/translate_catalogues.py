@@ -17,11 +17,11 @@ Score:    BLEU 35.6, chrF 55.6 into German and 41.9, 42.0 into Chinese, on all 5
           the most similar training message 31.1, 47.6 and 33.9, 34.0; copying the source 15.3, 23.7 and 6.2, 12.9.
 """
 
+from lm import families
 from lm.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     TrainConfig,
@@ -40,29 +40,17 @@ def get_config() -> Config:
             batch_size=4,
             max_segments=64,
         ),
-        model=ModelConfig(
-            architecture="encoder-decoder",
+        model=families.t5_1_1(
             vocab_size=8192,
             d_model=256,
             num_layers=3,
             num_heads=4,
             d_ff=512,
-            norm="rmsnorm",
-            norm_position="pre",
-            norm_eps=1e-6,
-            embedding_norm=False,
-            final_norm=True,
-            activation="gelu_tanh",
-            gated=True,
-            attention_bias=False,
-            mlp_bias=False,
             position="rotary",  # learned more than relative biases in as many steps; see tests/benchmarks/RESULTS.md
-            token_types=0,
+            attention_scale=True,
             tie_embeddings=True,
-            logits_bias=False,
-            pooler=False,
-            dropout=0.0,  # no example is seen often
-            attention_dropout=0.0,
+            final_dropout=False,
+            init="normal",
             init_std=0.0625,  # 1 / sqrt(d_model); Adam takes several times as many steps to move T5's embeddings of 1
         ),
         objective=ObjectiveConfig(name="pairs"),

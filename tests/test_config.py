@@ -82,11 +82,11 @@ def test_validate_sees_a_field_changed_after_it_was_built() -> None:
 
 
 def test_a_registered_objective_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="objective.name is 'toy'; accepted: mlm, span_corruption"):
+    with pytest.raises(InputError, match=r"objective.name is 'toy'; accepted: mlm, span_corruption"):
         Config(objective=ObjectiveConfig(name="toy"))
     monkeypatch.setitem(ARCHITECTURES, "toy", "decoder")
     Config(objective=ObjectiveConfig(name="toy"), model=ModelConfig(architecture="decoder"))
-    with pytest.raises(InputError, match="objective.name=toy is for architecture 'decoder'"):
+    with pytest.raises(InputError, match=r"objective.name=toy is for architecture 'decoder'"):
         Config(objective=ObjectiveConfig(name="toy"))
 
 
