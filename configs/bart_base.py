@@ -3,8 +3,8 @@
     python launch/train.py --config=configs/bart_base.py --workdir=gs://BUCKET/bart-base \\
         --config.data.path='corpus/*.jsonl'
 
-The corpus is one JSON object a line, the document under "text"; the paper's is RoBERTa's 160 GB. A third of the tokens
-is hidden in spans of three on average, so the encoder's rows are shorter than the decoder's.
+The corpus is one JSON object a line, with the document under "text". The paper's corpus is RoBERTa's 160 GB. 30% of the
+tokens are hidden, in spans of three on average, so the encoder's rows are shorter than the decoder's.
 
 Hardware: TPU v5e-64.
 Time:     planned, not yet measured.
@@ -12,14 +12,7 @@ Score:    planned, not yet measured.
 """
 
 from lm import families
-from lm.config import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from lm.config import CheckpointConfig, Config, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:

@@ -3,8 +3,8 @@
     python launch/train.py --config=configs/gpt_small.py --workdir=gs://BUCKET/gpt-small \\
         --config.data.path='corpus/*.jsonl'
 
-The corpus is one JSON object a line, the document under "text". It is the decoder of T5 and BART without its
-cross-attention, here with pre-norm and learned positions as in GPT-2.
+The corpus is one JSON object a line, with the document under "text". The model is the decoder of T5 and BART without
+its attention to an encoder, with GPT-2's pre-norm and learned positions.
 
 Hardware: TPU v5e-16.
 Time:     planned, not yet measured.
@@ -12,14 +12,7 @@ Score:    planned, not yet measured.
 """
 
 from lm import families
-from lm.config import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from lm.config import CheckpointConfig, Config, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:

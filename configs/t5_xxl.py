@@ -3,8 +3,9 @@
     python launch/train.py --config=configs/t5_xxl.py --workdir=gs://BUCKET/t5-xxl \\
         --config.data.path='corpus/*.jsonl'
 
-The corpus is one JSON object a line, the document under "text"; the paper's is C4. 568 tokens of text make rows of
-512 and 114; documents share rows, and attention does not cross from one to another, which T5's own does.
+The corpus is one JSON object a line, with the document under "text". The paper's corpus is C4. 568 tokens of text make
+a row of 512 inputs and 114 targets. Documents share rows; attention does not cross from one to another, as it does in
+the paper's runs. Fine-tuning sets `dropout`, `attention_dropout` and `mlp_dropout` to 0.1.
 
 Hardware: TPU v5e-256.
 Time:     planned, not yet measured.
@@ -12,14 +13,7 @@ Score:    planned, not yet measured.
 """
 
 from lm import families
-from lm.config import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from lm.config import CheckpointConfig, Config, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:
