@@ -3,23 +3,16 @@
     python launch/train.py --config=configs/bart_base.py --workdir=gs://BUCKET/bart-base \\
         --config.data.path='corpus/*.jsonl'
 
-The corpus is one JSON object a line, the document under "text"; the paper's is RoBERTa's 160 GB. A third of the tokens
-is hidden in spans of three on average, so the encoder's rows are shorter than the decoder's.
+The corpus is one JSON object a line, with the document under "text". The paper's corpus is RoBERTa's 160 GB. 30% of the
+tokens are hidden, in spans of three on average, so the encoder's rows are shorter than the decoder's.
 
 Hardware: TPU v5e-64.
 Time:     planned, not yet measured.
 Score:    planned, not yet measured.
 """
 
-from lm.config import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from lm import families
+from lm.config import CheckpointConfig, Config, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -34,27 +27,12 @@ def get_config() -> Config:
             batch_size=2048,
             max_segments=16,
         ),
-        model=ModelConfig(
-            architecture="encoder-decoder",
+        model=families.bart(
             vocab_size=50_304,  # the next multiple of 128
             d_model=768,
             num_layers=6,
             num_heads=12,
             d_ff=3072,
-            norm="layernorm",
-            norm_position="post",
-            norm_eps=1e-5,
-            activation="gelu",
-            position="learned",
-            max_length=1024,
-            token_types=0,
-            tie_embeddings=True,
-            logits_bias=True,
-            decoder_start="sep",
-            pooler=False,
-            dropout=0.1,
-            attention_dropout=0.1,
-            mlp_dropout=0.1,
         ),
         objective=ObjectiveConfig(name="infilling", mask_rate=0.3, mean_span=3.0, permute_sentences=True),
         optim=OptimConfig(learning_rate=6e-4, warmup_steps=10_000, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=0.1),

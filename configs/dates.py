@@ -5,22 +5,15 @@
     python launch/evaluate.py --checkpoint=runs/dates --metric=exact-match
     echo 'Dienstag, 3. November 2026' | python launch/predict.py --checkpoint=runs/dates --task=generate
 
-A small T5 1.1. What the dates are and are not, lm/data/dates.py says.
+A T5 1.1 of 3 + 3 layers and width 128. lm/data/dates.py says which dates there are, and which are left out.
 
 Hardware: two CPU cores, no accelerator.
 Time:     8 minutes 27 seconds, generating the dates included.
 Score:    99.95% exact match on all 3,952 held-out dates; copying the source 1.4%, the most similar training date 2.3%.
 """
 
-from lm.config import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from lm import families
+from lm.config import CheckpointConfig, Config, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -29,37 +22,19 @@ def get_config() -> Config:
             source="dates",
             vocab_size=1024,
             split_digits=True,
-            seq_length=131,  # 8 sources of the mean length, as target_length holds 8 targets
+            seq_length=131,  # 8 sources of mean length; target_length holds 8 targets
             target_length=96,
             batch_size=16,
             max_segments=16,
             heldout_fraction=0.02,
         ),
-        model=ModelConfig(
-            architecture="encoder-decoder",
+        model=families.t5_1_1(
             vocab_size=1024,
             d_model=128,
             num_layers=3,
             num_heads=4,
             d_ff=256,
-            norm="rmsnorm",
-            norm_position="pre",
-            norm_eps=1e-6,
-            embedding_norm=False,
-            final_norm=True,
-            activation="gelu_tanh",
-            gated=True,
-            attention_bias=False,
-            mlp_bias=False,
-            position="relative",
-            token_types=0,
-            attention_scale=False,
-            tie_embeddings=False,
-            logits_bias=False,
-            pooler=False,
-            dropout=0.0,
-            attention_dropout=0.0,
-            init="fan_in",
+            final_dropout=False,  # no effect without dropout; lets runs of earlier commits resume
         ),
         objective=ObjectiveConfig(name="pairs", z_loss=1e-4),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=200, b2=0.98, weight_decay=0.01),

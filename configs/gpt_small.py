@@ -3,23 +3,16 @@
     python launch/train.py --config=configs/gpt_small.py --workdir=gs://BUCKET/gpt-small \\
         --config.data.path='corpus/*.jsonl'
 
-The corpus is one JSON object a line, the document under "text". It is the decoder of T5 and BART without its
-cross-attention, here with pre-norm and learned positions as in GPT-2.
+The corpus is one JSON object a line, with the document under "text". The model is the decoder of T5 and BART without
+its attention to an encoder, with GPT-2's pre-norm and learned positions.
 
 Hardware: TPU v5e-16.
 Time:     planned, not yet measured.
 Score:    planned, not yet measured.
 """
 
-from lm.config import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from lm import families
+from lm.config import CheckpointConfig, Config, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -32,25 +25,12 @@ def get_config() -> Config:
             batch_size=512,
             max_segments=32,
         ),
-        model=ModelConfig(
-            architecture="decoder",
+        model=families.gpt(
             vocab_size=50_304,  # the next multiple of 128
             d_model=768,
             num_layers=12,
             num_heads=12,
             d_ff=3072,
-            norm="layernorm",
-            norm_position="pre",
-            norm_eps=1e-5,
-            embedding_norm=False,
-            final_norm=True,
-            activation="gelu_tanh",
-            position="learned",
-            max_length=1024,
-            token_types=0,
-            tie_embeddings=True,
-            logits_bias=False,
-            pooler=False,
             dropout=0.0,
             attention_dropout=0.0,
         ),

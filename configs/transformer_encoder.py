@@ -1,4 +1,4 @@
-"""The Transformer encoder as its formulas say, trained on masked tokens and next sentences.
+"""The encoder of the original Transformer by its formulas, trained on masked tokens and next sentences.
 
     python launch/train.py --config=configs/transformer_encoder.py --workdir=runs/transformer-encoder
 
@@ -6,9 +6,9 @@ Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V with Q = X W^Q, K = X W^K, V =
 FFN(x)             = max(0, x W_1 + b_1) W_2 + b_2
 each sublayer      = LayerNorm(x + Sublayer(x))
 
-The sizes, the optimizer and its schedule are those of the base encoder of Vaswani et al., 2017. Two things
-are BERT's instead: learned positions, and the dense layer in front of the vocabulary projection. The
-next-sentence probability is a softmax over two logits: the sigmoid of their difference.
+The sizes, the optimizer and its schedule are those of the base model of Vaswani et al., 2017. Two things are BERT's:
+learned positions, and the dense layer before the vocabulary projection. The next-sentence probability is a softmax over
+two logits, which is the sigmoid of their difference.
 
 Hardware: two CPU cores, or one GPU with `--config.train.dtype=bfloat16`.
 Time:     about 9 hours on two cores (planned, not yet measured).

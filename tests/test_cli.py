@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 from absl import flags
-from lm import cli, config
+from lm import cli, config, errors
 
 _config = cli.define_config()
 _workdir = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
@@ -17,7 +17,7 @@ _port = flags.DEFINE_integer("port", 80, "Where to listen.", lower_bound=1)
 def main():
     match _workdir.value:
         case "print": print(config.to_json(_config()), end="")
-        case "wrong": raise config.InputError("first line;\\nsecond line")
+        case "wrong": raise errors.InputError("first line;\\nsecond line")
         case "preempted": return cli.EXIT_PREEMPTED
         case "interrupted": raise KeyboardInterrupt
         case "fault": raise ValueError("a fault")

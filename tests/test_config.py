@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lm.config import (
+    ARCHITECTURES,
     Config,
     DataConfig,
     MeshConfig,
@@ -78,6 +79,15 @@ def test_validate_sees_a_field_changed_after_it_was_built() -> None:
     config.model.num_heads = 3
     with pytest.raises(InputError, match="num_heads=3"):
         config.validate()
+
+
+def test_a_registered_objective_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"objective.name is 'toy'; accepted: mlm, span_corruption"):
+        Config(objective=ObjectiveConfig(name="toy"))
+    monkeypatch.setitem(ARCHITECTURES, "toy", "decoder")
+    Config(objective=ObjectiveConfig(name="toy"), model=ModelConfig(architecture="decoder"))
+    with pytest.raises(InputError, match=r"objective.name=toy is for architecture 'decoder'"):
+        Config(objective=ObjectiveConfig(name="toy"))
 
 
 def test_json_round_trip() -> None:

@@ -1,6 +1,6 @@
-"""Convert to and from Hugging Face folders: settings, weights, pooling; the tokenizer's files are pointed at.
+"""Converts models to and from Hugging Face folders: settings, weights, pooling. Tokenizer files stay as they are.
 
-Each family is one table of settings and one of weights, from which both directions derive. Neither torch nor
+Each family has one table of settings and one of weights; reading and writing use the same tables. Neither torch nor
 transformers is needed.
 """
 

@@ -1,21 +1,30 @@
 """BART (Lewis et al., 2020) as transformers writes it."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from lm import families
 from lm.config import ModelConfig
-from lm.huggingface.family import Family, Setting, Weight, activation, check_decoder_start, linear, norm, table
+from lm.huggingface.family import (
+    Family,
+    Fields,
+    Setting,
+    Settings,
+    Weight,
+    activation,
+    check_decoder_start,
+    linear,
+    norm,
+    table,
+)
 
-# Their table of positions begins with rows that no position reads.
+# Rows at the top of their position table that no position reads.
 _OFFSET = 2
 
 
-def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _read(settings: Settings) -> Fields:
     check_decoder_start(settings, "eos_token_id", 2)
     return {}
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Fields:
     return {
         "architectures": ["BartForConditionalGeneration"],
         "decoder_layers": config.decoder_depth,
@@ -52,51 +61,39 @@ def _stack(side: str) -> tuple[Weight, ...]:
 
 BART = Family(
     model_type="bart",
-    settings=(
-        Setting("vocab_size", "vocab_size", 50265),
-        Setting("d_model", "d_model", 1024),
-        Setting("num_layers", "encoder_layers", 12),
-        Setting("num_decoder_layers", "decoder_layers", 12),
-        Setting("num_heads", "encoder_attention_heads", 16),
-        Setting("num_heads", "decoder_attention_heads", 16),
-        Setting("d_ff", "encoder_ffn_dim", 4096),
-        Setting("d_ff", "decoder_ffn_dim", 4096),
-        activation("activation", "activation_function"),
-        Setting("max_length", "max_position_embeddings", 1024),
-        Setting("init_std", "init_std", 0.02),
-        Setting("dropout", "dropout", 0.1, float),
-        Setting("attention_dropout", "attention_dropout", 0.0, float),
-        Setting("mlp_dropout", "activation_dropout", 0.0, float),
+    model=families.bart(
+        vocab_size=50_265,
+        d_model=1024,
+        num_layers=12,
+        num_decoder_layers=12,
+        num_heads=16,
+        d_ff=4096,
+        attention_dropout=0.0,
+        mlp_dropout=0.0,
     ),
-    fixed={
-        "architecture": "encoder-decoder",
-        "norm": "layernorm",
-        "norm_position": "post",
-        "norm_eps": 1e-5,
-        "norm_bias": True,
-        "embedding_norm": True,
-        "first_attention_norm": True,
-        "final_norm": False,
-        "gated": False,
-        "attention_bias": True,
-        "mlp_bias": True,
-        "position": "learned",
-        "token_types": 0,
-        "global_every": 1,
-        "attention_scale": True,
-        "tie_embeddings": True,
-        "logits_bias": True,
-        "scale_logits": False,
-        "decoder_start": "sep",
-        "pooler": False,
-    },
+    settings=(
+        Setting("vocab_size", "vocab_size"),
+        Setting("d_model", "d_model"),
+        Setting("num_layers", "encoder_layers"),
+        Setting("num_decoder_layers", "decoder_layers"),
+        Setting("num_heads", "encoder_attention_heads"),
+        Setting("num_heads", "decoder_attention_heads"),
+        Setting("d_ff", "encoder_ffn_dim"),
+        Setting("d_ff", "decoder_ffn_dim"),
+        activation("activation", "activation_function"),
+        Setting("max_length", "max_position_embeddings"),
+        Setting("init_std", "init_std"),
+        Setting("dropout", "dropout", float),
+        Setting("attention_dropout", "attention_dropout", float),
+        Setting("mlp_dropout", "activation_dropout", float),
+    ),
     required={"scale_embedding": False, "tie_word_embeddings": True},
     weights=(
         *table("model.shared", "encoder/embedding/token"),
         *_stack("encoder"),
         *_stack("decoder"),
         *_attention("model.decoder.layers.*.encoder_attn", "decoder/layers/memory_attention"),
-        # A buffer in transformers, and zero unless someone sets it; a plain BartModel has none.
+        # Transformers keeps it as a buffer of zeros; a plain BartModel does not have it.
         Weight("final_logits_bias", ("logits/bias",), "row", optional=True),
     ),
     renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),  # a plain BartModel

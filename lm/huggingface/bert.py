@@ -1,5 +1,6 @@
 """BERT (Devlin et al., 2019) as transformers writes it."""
 
+from lm import families
 from lm.huggingface.family import Family, Setting, Weight, activation, linear, norm, table
 
 _EMBEDDINGS = "bert.embeddings"
@@ -8,40 +9,31 @@ _HEAD = "cls.predictions"
 
 BERT = Family(
     model_type="bert",
+    model=families.bert(
+        vocab_size=30_522,
+        d_model=768,
+        num_layers=12,
+        num_heads=12,
+        d_ff=3072,
+        activation="gelu",
+        head_activation="gelu",
+    ),
     settings=(
-        Setting("vocab_size", "vocab_size", 30522),
-        Setting("d_model", "hidden_size", 768),
-        Setting("num_layers", "num_hidden_layers", 12),
-        Setting("num_heads", "num_attention_heads", 12),
-        Setting("d_ff", "intermediate_size", 3072),
+        Setting("vocab_size", "vocab_size"),
+        Setting("d_model", "hidden_size"),
+        Setting("num_layers", "num_hidden_layers"),
+        Setting("num_heads", "num_attention_heads"),
+        Setting("d_ff", "intermediate_size"),
         activation("activation", "hidden_act"),
         activation("head_activation", "hidden_act"),
-        Setting("max_length", "max_position_embeddings", 512),
-        Setting("token_types", "type_vocab_size", 2),
-        Setting("norm_eps", "layer_norm_eps", 1e-12),
-        Setting("init_std", "initializer_range", 0.02),
-        Setting("dropout", "hidden_dropout_prob", 0.1, float),
-        Setting("attention_dropout", "attention_probs_dropout_prob", 0.1, float),
-        Setting("tie_embeddings", "tie_word_embeddings", True),
+        Setting("max_length", "max_position_embeddings"),
+        Setting("token_types", "type_vocab_size"),
+        Setting("norm_eps", "layer_norm_eps"),
+        Setting("init_std", "initializer_range"),
+        Setting("dropout", "hidden_dropout_prob", float),
+        Setting("attention_dropout", "attention_probs_dropout_prob", float),
+        Setting("tie_embeddings", "tie_word_embeddings"),
     ),
-    fixed={
-        "architecture": "encoder",
-        "norm": "layernorm",
-        "norm_position": "post",
-        "norm_bias": True,
-        "embedding_norm": True,
-        "final_norm": False,
-        "gated": False,
-        "attention_bias": True,
-        "mlp_bias": True,
-        "position": "learned",
-        "global_every": 1,
-        "attention_scale": True,
-        "head_bias": True,
-        "logits_bias": True,
-        "scale_logits": False,
-        "mlp_dropout": 0.0,
-    },
     required={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     weights=(
         *table(f"{_EMBEDDINGS}.word_embeddings", "encoder/embedding/token"),

@@ -1,10 +1,9 @@
-"""Settings and weights between transformers' terms and ours, in memory, derived from the tables of the families."""
+"""Converts settings and weights between transformers' terms and ours, in memory, by the tables of the families."""
 
 import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,15 +12,15 @@ from lm.config import ModelConfig
 from lm.errors import InputError
 from lm.huggingface.bart import BART
 from lm.huggingface.bert import BERT
-from lm.huggingface.family import Family, Setting, Weight
+from lm.huggingface.family import Family, Fields, Setting, Settings, Weight, without_effect
 from lm.huggingface.modernbert import MODERNBERT
 from lm.huggingface.t5 import T5
-from lm.models import Params, build
+from lm.models import Model, Params, build
 from lm.sharding import path_name
 
 FAMILIES = {family.model_type: family for family in (BERT, MODERNBERT, T5, BART)}
 
-# The heads of lm.models.Encoder. A checkpoint may lack one of them as a whole; the body must be complete.
+# The heads of lm.models.Encoder. A checkpoint may lack all tensors of a head; the body must be complete.
 HEADS = ("mlm", "pooler", "nsp")
 
 
@@ -33,8 +32,8 @@ class Tensor:
     read: Callable[[], np.ndarray]
 
 
-def read_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """The model that the content of a `config.json` describes.
+def read_config(settings: Settings) -> ModelConfig:
+    """Returns the model that the content of a `config.json` describes.
 
     Raises:
         InputError: naming a setting that we do not compute.
@@ -43,19 +42,19 @@ def read_config(settings: Mapping[str, Any]) -> ModelConfig:
     for name, accepted in family.required.items():
         if settings.get(name, accepted) != accepted:
             raise InputError(f"config.json has {name} {settings[name]!r}; accepted: {accepted!r}.")
-    values: dict[str, Any] = {}
+    values: Fields = {}
     for each in family.settings:
-        value = each.read(settings.get(each.theirs, each.default))
+        value = each.read(settings[each.theirs]) if each.theirs in settings else getattr(family.model, each.ours)
         if values.setdefault(each.ours, value) != value:
             other = next(setting.theirs for setting in family.settings if setting.ours == each.ours)
             raise InputError(f"config.json has {each.theirs} other than {other}; accepted: one value for both.")
-    config = ModelConfig(**family.fixed, **values, **family.read(settings))
+    config = dataclasses.replace(family.model, **values, **family.read(settings))
     config.validate()
     return config
 
 
-def write_config(config: ModelConfig) -> dict[str, Any]:
-    """The content of the `config.json` of a model.
+def write_config(config: ModelConfig) -> Fields:
+    """Returns the content of a model's `config.json`.
 
     Raises:
         InputError: naming the fields that keep the model out of the nearest family.
@@ -71,7 +70,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_tensors(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
-    """Parameters, or their gradients, as transformers names and shapes them.
+    """Returns parameters, or their gradients, under transformers' names and with its shapes.
 
     A tied weight appears once, under the name of the embedding.
     """
@@ -92,20 +91,20 @@ def to_tensors(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
 
 
 def from_tensors(
-    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], *, seed: int = 0
+    settings: Settings, tensors: Mapping[str, Tensor], *, seed: int = 0
 ) -> tuple[ModelConfig, Params, tuple[str, ...]]:
-    """The inverse of `to_tensors` and `write_config`.
+    """Returns a model from the content of `config.json` and its tensors: the inverse of `write_config`, `to_tensors`.
 
     Args:
         settings: the content of `config.json`.
-        tensors: by name, as any version of transformers wrote them.
-        seed: of the heads that are missing.
+        tensors: by the names that any version of transformers gave them.
+        seed: decides the initial values of missing heads.
 
     Returns:
-        The config, float32 parameters, and the heads of `HEADS` that were missing and are initialised.
+        The config, float32 parameters, and those of `HEADS` that the tensors lack and that are initialised.
 
     Raises:
-        InputError: where settings are not supported, or tensors missing, unexpected or ill-shaped.
+        InputError: a setting is not supported, or a tensor is missing, unexpected or has the wrong shape.
     """
     family, config = _family(settings), read_config(settings)
     tensors = _canonical(family, tensors)
@@ -136,7 +135,7 @@ def from_tensors(
     return config, _nest(flat), fresh
 
 
-def _family(settings: Mapping[str, Any]) -> Family:
+def _family(settings: Settings) -> Family:
     model_type = settings.get("model_type")
     if model_type not in FAMILIES:
         raise InputError(f"config.json has model_type {model_type!r}; accepted: {', '.join(FAMILIES)}.")
@@ -144,16 +143,16 @@ def _family(settings: Mapping[str, Any]) -> Family:
 
 
 def _obstacles(family: Family, config: ModelConfig) -> list[str]:
-    """What a config would have to change to be of a family, one item each."""
+    """Returns the changes that would make a config one of the family's."""
+    free = family.variable | without_effect(config) | {"head_dim"}
     changes = [
         f"model.{name}={value!r} (not {getattr(config, name)!r})"
-        for name, value in family.fixed.items()
-        if getattr(config, name) != value
+        for name, value in dataclasses.asdict(family.model).items()
+        if name not in free and getattr(config, name) != value
     ]
-    free_heads = any(each.ours == "head_dim" for each in family.settings)
-    if not free_heads and config.width_per_head * config.num_heads != config.d_model:
+    if "head_dim" not in family.variable and config.width_per_head * config.num_heads != config.d_model:
         changes.append(f"model.head_dim={config.d_model // config.num_heads} (not {config.head_dim})")
-    if "token_types" not in family.fixed and config.token_types < 1:
+    if "token_types" in family.variable and config.token_types < 1:
         changes.append("model.token_types=1 or more (not 0)")
     shared: dict[str, Setting] = {}
     for each in family.settings:
@@ -164,7 +163,7 @@ def _obstacles(family: Family, config: ModelConfig) -> list[str]:
 
 
 def _canonical(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names of this version of transformers."""
+    """Returns the tensors under the names that transformers gives them today."""
     named = {}
     for name, tensor in tensors.items():
         for pattern, replacement in family.renames:
@@ -175,7 +174,7 @@ def _canonical(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _tied(family: Family, tensors: Mapping[str, Tensor], said_to_be: bool) -> bool:
-    """Whether the output projection is the token embedding, where the tensors decide."""
+    """Returns whether the tensors make the output projection the token embedding."""
     return not any(
         copy in tensors and not (said_to_be and (name not in tensors or _equal(tensors[copy], tensors[name])))
         for copy, name in family.tied.items()
@@ -187,10 +186,10 @@ def _equal(left: Tensor, right: Tensor) -> bool:
 
 
 def _without_copies(family: Family, tensors: Mapping[str, Tensor], tied: bool) -> dict[str, Tensor]:
-    """The tensors that the family's table names, each once.
+    """Returns the tensors without their copies, under the names in the family's table.
 
     Raises:
-        InputError: where a weight that should be tied was saved twice with different values.
+        InputError: a weight that should be tied was saved twice with different values.
     """
     named = dict(tensors)
     for copy, name in family.aliases.items():
@@ -214,10 +213,10 @@ def _without_copies(family: Family, tensors: Mapping[str, Tensor], tied: bool) -
 def _check(
     rows: Mapping[Weight, Sequence[tuple[int, ...]]], config: ModelConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[str, ...]:
-    """The heads that are missing.
+    """Returns the heads that the tensors lack.
 
     Raises:
-        InputError: where anything else is missing, unexpected or ill-shaped.
+        InputError: anything else is missing, unexpected or has the wrong shape.
     """
     groups: dict[str, dict[str, tuple[int, ...]]] = {}  # head, or "" for the body -> tensor -> shape
     for weight, ours in rows.items():
@@ -247,13 +246,14 @@ def _head(path: str) -> str:
     return first if first in HEADS else ""
 
 
-def _initial(model: Any, seed: int, paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """Initial values of these parameters; the others are not computed."""
+def _initial(model: Model, seed: int, paths: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the initial values of these parameters. XLA does not compute the others."""
     select = jax.jit(lambda key: {path: array for path, array in _flatten(model.init(key)).items() if path in paths})
     return {path: np.array(array) for path, array in select(jax.random.key(seed)).items()} if paths else {}
 
 
-def _flatten(params: Params) -> dict[str, Any]:
+def _flatten(params: Params) -> dict[str, jax.Array]:
+    """Returns the parameters by their paths."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 

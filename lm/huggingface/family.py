@@ -3,13 +3,19 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from lm.config import ModelConfig
 from lm.errors import InputError
 
+# The content of a `config.json`.
+Settings: TypeAlias = Mapping[str, Any]
+# Fields of `ModelConfig` and their values.
+Fields: TypeAlias = dict[str, object]
+
+# Their name of an activation -> ours. The first of two names is the one that we write.
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -22,21 +28,19 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field of `ModelConfig` and the field of `config.json` that holds it.
+    """A field of `ModelConfig` and the key of `config.json` that holds it.
 
-    Where one of ours stands for several of theirs, or the reverse, they must agree.
+    One of our fields may have several keys, and one key several fields; their values must then be equal.
 
     Attributes:
         ours, theirs: the names.
-        default: what it means when `config.json` leaves it out (transformers' own default).
-        read, write: conversions where the values differ.
+        read, write: conversions of the value, from theirs and to theirs.
     """
 
     ours: str
     theirs: str
-    default: Any
-    read: Callable[[Any], Any] = lambda value: value
-    write: Callable[[Any], Any] = lambda value: value
+    read: Callable[..., object] = lambda value: value
+    write: Callable[..., object] = lambda value: value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +48,15 @@ class Weight:
     """A tensor of a folder and the parameters that it holds.
 
     Attributes:
-        theirs: its name, `*` for the number of the layer.
-        ours: paths of parameters; several lie one after another along the tensor's first axis.
-        layout: a `table` has the same shape in both; a `vector` is flattened, a `row` too, to [1, n]; a `kernel`
-            is [outputs, inputs] in theirs and [*inputs, *outputs] in ours.
-        inputs: how many axes of our kernel are inputs.
-        first_layer: the layers before it lack the tensor and keep their initial values.
-        unused_rows: rows at the top of their table that are never read; ours has none of them.
-        when: a field of `ModelConfig` and the value with which the row applies; by default it always does.
-        optional: where the tensor is missing, it is zero.
+        theirs: the tensor's name, with `*` for the number of the layer.
+        ours: paths of parameters. Several are concatenated along the tensor's first axis.
+        layout: `table`: both have the same shape. `vector`: theirs is flat. `row`: theirs is flat, with the shape
+            [1, n]. `kernel`: theirs is [outputs, inputs], ours [*inputs, *outputs].
+        inputs: the number of input axes of our kernel.
+        first_layer: the first layer that has the tensor. Earlier layers keep their initial values.
+        unused_rows: rows at the top of their table that are never read. Our table leaves them out.
+        when: a field of `ModelConfig` and the value with which the row applies; None means always.
+        optional: whether the tensor may be missing; its parameters are then zero.
     """
 
     theirs: str
@@ -61,27 +65,27 @@ class Weight:
     inputs: int = 1
     first_layer: int = 0
     unused_rows: int = 0
-    when: tuple[str, Any] | None = None
+    when: tuple[str, object] | None = None
     optional: bool = False
 
     @property
     def stacked(self) -> bool:
-        """Whether our parameters carry a leading layer axis, and theirs a number."""
+        """Whether our parameters have a leading layer axis and their tensors have numbers."""
         return "*" in self.theirs
 
     def applies(self, config: ModelConfig) -> bool:
-        """Whether a model has this row, if it has the parameters."""
+        """Whether the row applies to a model that has its parameters."""
         return self.when is None or getattr(config, self.when[0]) == self.when[1]
 
     def names(self, config: ModelConfig) -> list[str]:
-        """The tensors that this row stands for, in the order of the layers."""
+        """Returns the names of the row's tensors, in the order of the layers."""
         if not self.stacked:
             return [self.theirs]
         depth = config.decoder_depth if self.ours[0].startswith("decoder/") else config.num_layers
         return [self.theirs.replace("*", str(layer)) for layer in range(self.first_layer, depth)]
 
     def shape(self, ours: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """The shape of the tensor, from the shapes of our parameters (of one layer)."""
+        """Returns the shape of a tensor, given the shapes of our parameters for one layer."""
         if self.layout == "table":
             return ours[0][0] + self.unused_rows, *ours[0][1:]
         if self.layout in ("vector", "row"):
@@ -90,7 +94,7 @@ class Weight:
         return sum(math.prod(shape[self.inputs :]) for shape in ours), math.prod(ours[0][: self.inputs])
 
     def pack(self, ours: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor, from our parameters (of one layer)."""
+        """Returns a tensor, given our parameters for one layer."""
         if self.layout == "table":
             return np.pad(ours[0], ((self.unused_rows, 0), (0, 0))) if self.unused_rows else ours[0]
         if self.layout in ("vector", "row"):
@@ -100,7 +104,7 @@ class Weight:
         return np.ascontiguousarray(np.concatenate(matrices, axis=1).T)
 
     def unpack(self, tensor: np.ndarray, ours: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        """The inverse of `pack`, for equally large parameters of these shapes."""
+        """Returns the parameters that a tensor holds: the inverse of `pack`. All have the same number of elements."""
         parts = np.split(tensor[self.unused_rows :], len(ours))
         if self.layout == "kernel":
             parts = [part.T for part in parts]
@@ -109,45 +113,73 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one `model_type` of transformers is written in our terms.
+    """How we read and write one `model_type` of transformers.
 
     Attributes:
-        model_type: as in `config.json`.
-        settings: those with a counterpart.
-        fixed: fields of `ModelConfig` that every model of the family has in common.
-        required: settings of theirs that we accept in one value only.
-        weights: the table of tensors; a row does not apply to a model without its parameters.
-        renames: patterns in the names that other versions gave to tensors, and what replaces them.
-        ignored: a pattern of tensors that are no weights.
-        tied: tensor -> the one that it repeats where the embeddings are tied.
-        repeated: tensor -> the one that it repeats in any case, and stands for where they are not tied.
-        aliases: tensor -> the one that it equals, saved or not; never written.
-        tied_by_values: the embeddings are tied unless the tensors say otherwise, whatever `config.json` does.
-        read, write: what of `config.json` the tables cannot say.
+        model_type: the value in `config.json`.
+        model: what an empty `config.json` of this type means to transformers. Every model of the family has its
+            values in the fields that neither `settings` nor `read` gives.
+        settings: the fields that a key of `config.json` holds.
+        required: keys of `config.json` that we accept with one value only.
+        weights: the table of tensors. A row does not apply to a model that lacks its parameters.
+        renames: patterns in the names that other versions gave to tensors, and their replacements.
+        ignored: a pattern of the names of tensors that are not weights.
+        tied: the tensors that repeat another one where the embeddings are tied, each with that other one.
+        repeated: the tensors that repeat another one always, each with that other one. Where the embeddings are not
+            tied, transformers reads the copy.
+        read: returns the fields that the table of settings cannot express.
+        write: returns the keys of `config.json` that the table of settings cannot express.
+        aliases: the tensors that equal another one, each with that other one. We read them and never write them.
+        tied_by_values: whether the tensors decide if the embeddings are tied, instead of `config.json`.
     """
 
     model_type: str
+    model: ModelConfig
     settings: tuple[Setting, ...]
-    fixed: Mapping[str, Any]
-    required: Mapping[str, Any]
+    required: Mapping[str, object]
     weights: tuple[Weight, ...]
     renames: tuple[tuple[str, str], ...]
     ignored: str
     tied: Mapping[str, str]
     repeated: Mapping[str, str]
-    read: Callable[[Mapping[str, Any]], dict[str, Any]]
-    write: Callable[[ModelConfig], dict[str, Any]]
+    read: Callable[[Settings], Fields]
+    write: Callable[[ModelConfig], Fields]
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tied_by_values: bool = False
 
+    @property
+    def variable(self) -> set[str]:
+        """The fields of `ModelConfig` in which the models of the family differ."""
+        return {each.ours for each in self.settings} | self.read({}).keys()
+
+
+def without_effect(config: ModelConfig) -> set[str]:
+    """Returns the fields that do not change what a model with trained weights computes, given its other fields."""
+    fields = {"init", "init_std"}
+    if config.norm != "layernorm":
+        fields |= {"norm_bias"}
+    if config.position != "learned":
+        fields |= {"max_length"}
+    if config.position != "relative":
+        fields |= {"relative_buckets", "relative_max_distance"}
+    if config.position != "rotary":
+        fields |= {"rope_theta", "rope_theta_local"}
+    if config.global_every == 1:
+        fields |= {"window", "rope_theta_local"}
+    if config.dropout == 0:
+        fields |= {"final_dropout"}
+    if config.architecture == "encoder":
+        return fields | {"decoder_start", "num_decoder_layers"}
+    return fields | {"head_bias", "head_activation", "pooler"}
+
 
 def table(theirs: str, ours: str, unused_rows: int = 0) -> tuple[Weight]:
-    """The row of an embedding."""
+    """Returns the row of an embedding."""
     return (Weight(f"{theirs}.weight", (ours,), "table", unused_rows=unused_rows),)
 
 
-def linear(theirs: str, *ours: str, inputs: int = 1, when: tuple[str, Any] | None = None) -> tuple[Weight, Weight]:
-    """The rows of a linear map, or of several fused into one."""
+def linear(theirs: str, *ours: str, inputs: int = 1, when: tuple[str, object] | None = None) -> tuple[Weight, Weight]:
+    """Returns the rows of a linear map, or of several that transformers fuses into one."""
     return (
         Weight(f"{theirs}.weight", tuple(f"{path}/kernel" for path in ours), "kernel", inputs, when=when),
         Weight(f"{theirs}.bias", tuple(f"{path}/bias" for path in ours), "vector", when=when),
@@ -155,7 +187,7 @@ def linear(theirs: str, *ours: str, inputs: int = 1, when: tuple[str, Any] | Non
 
 
 def norm(theirs: str, ours: str, first_layer: int = 0) -> tuple[Weight, Weight]:
-    """The rows of a norm."""
+    """Returns the rows of a norm."""
     return (
         Weight(f"{theirs}.weight", (f"{ours}/scale",), "vector", first_layer=first_layer),
         Weight(f"{theirs}.bias", (f"{ours}/bias",), "vector", first_layer=first_layer),
@@ -163,12 +195,12 @@ def norm(theirs: str, ours: str, first_layer: int = 0) -> tuple[Weight, Weight]:
 
 
 def activation(ours: str, theirs: str) -> Setting:
-    """The setting of an activation, `gelu` by default."""
-    return Setting(ours, theirs, "gelu", read_activation, write_activation)
+    """Returns the setting of an activation."""
+    return Setting(ours, theirs, read_activation, write_activation)
 
 
-def check_decoder_start(settings: Mapping[str, Any], like: str, default: int) -> None:
-    """Refuses a decoder that begins with another token than the one that the setting `like` names."""
+def check_decoder_start(settings: Settings, like: str, default: int) -> None:
+    """Refuses a decoder whose first token is not the one that the key `like` names."""
     expected = settings.get(like, default)
     if settings.get("decoder_start_token_id", expected) != expected:
         raise InputError(
@@ -178,12 +210,12 @@ def check_decoder_start(settings: Mapping[str, Any], like: str, default: int) ->
 
 
 def read_activation(name: str) -> str:
-    """Our name of an activation."""
+    """Returns our name of an activation."""
     if name not in _ACTIVATIONS:
         raise InputError(f"config.json asks for the activation {name!r}; accepted: {', '.join(_ACTIVATIONS)}.")
     return _ACTIVATIONS[name]
 
 
 def write_activation(name: str) -> str:
-    """The inverse of `read_activation`."""
+    """Returns their name of an activation: the inverse of `read_activation`."""
     return next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == name)

@@ -1,4 +1,4 @@
-"""Hugging Face folders on disk: `config.json`, safetensors, the tokenizer's files, sentence-transformers' pooling."""
+"""Reads and writes Hugging Face folders: `config.json`, safetensors, tokenizer files, the pooling of sentences."""
 
 import dataclasses
 import json
@@ -24,18 +24,18 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer_con
 
 _LIMITS_FILE = "sentence_bert_config.json"
 
-# The bias of vocabulary rows that only pad: no softmax gives them any weight.
+# The bias of padding rows of the vocabulary: a softmax gives them a probability of zero.
 _NEVER = -1e4
 
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """How a sentence-transformers folder makes one vector of a sentence's tokens.
+    """How a sentence-transformers folder makes one vector of the vectors of a sentence's tokens.
 
     Attributes:
-        mode: their mean, or the first of them.
-        normalize: whether the vector is made one long.
-        max_length: tokens, special ones included, after which a text is cut; None where the folder sets no limit.
+        mode: `mean` takes their mean, `cls` the first of them.
+        normalize: whether the vector is divided by its length.
+        max_length: the longest text in tokens, special ones included; longer ones are cut. None means no limit.
     """
 
     mode: Literal["mean", "cls"]
@@ -48,11 +48,11 @@ class Imported:
     """What a Hugging Face folder holds.
 
     Attributes:
-        config: of the model.
+        config: the model.
         params: float32 NumPy arrays in the tree of `lm.models.build(config).init`.
-        fresh: heads that the folder lacks and that are initialised: of `mlm`, `pooler` and `nsp`.
-        tokenizer: the tokenizer's files, as far as the folder has them.
-        pooling: of a sentence-transformers folder; None elsewhere.
+        fresh: the heads among `mlm`, `pooler` and `nsp` that the folder lacks and that are initialised.
+        tokenizer: the tokenizer's files that the folder has.
+        pooling: None where the folder is not of sentence-transformers.
     """
 
     config: ModelConfig
@@ -63,16 +63,16 @@ class Imported:
 
 
 def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, seed: int = 0) -> Imported:
-    """Reads a model of a family in `FAMILIES`; of an encoder, the heads of pretraining may be missing.
+    """Reads a model of a family in `FAMILIES`. An encoder may lack the heads of pretraining.
 
     Args:
-        folder: with `config.json` and `model.safetensors`, or shards of it and their index.
-        vocab_multiple: pad the vocabulary to a multiple of this, so that a mesh can split it; the rows that
-            pad are zero and never predicted.
-        seed: of the heads that the folder lacks.
+        folder: holds `config.json` and `model.safetensors`, or the shards of that and their index.
+        vocab_multiple: the vocabulary is padded to a multiple of this, so that a mesh can split it. The padding rows
+            are zero and never predicted.
+        seed: decides the initial values of missing heads.
 
     Raises:
-        InputError: naming what is missing, unexpected, ill-shaped or not supported.
+        InputError: naming what is missing, unexpected, of the wrong shape or not supported.
     """
     folder = Path(folder)
     try:
@@ -98,14 +98,14 @@ def export_folder(
 
     Args:
         folder: a new one, or one without a `config.json`.
-        config: of a model whose settings are those of a family in `FAMILIES`.
-        params: as `lm.models.build(config).init` makes them.
+        config: a model of a family in `FAMILIES`.
+        params: in the tree of `lm.models.build(config).init`.
         tokenizer: files to copy beside the weights.
-        token_ids: more fields of `config.json`, such as `cls_token_id`; without them the ids are those of the
-            family's own tokenizer, or `pad_token_id` is 0.
+        token_ids: more keys of `config.json`, such as `cls_token_id`. Without them the ids are those of the family's
+            own tokenizer where `write` gives them, and `pad_token_id` is 0 elsewhere.
 
     Raises:
-        InputError: where no family has such a model, or the folder holds one already.
+        InputError: no family has such a model, or the folder holds a model already.
     """
     folder = Path(folder)
     settings = {"pad_token_id": 0, **write_config(config), **(token_ids or {})}
@@ -120,14 +120,14 @@ def export_folder(
 
 
 def _open_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of all shards, not yet read."""
+    """Returns the tensors of all shards without reading them."""
     tensors = {}
     for file in _weight_files(folder):
         try:
             handle = safe_open(folder / file, framework="numpy")
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read as safetensors: {error}.") from None
-        for name in handle.keys():  # noqa: SIM118 - no mapping
+        for name in handle.keys():  # noqa: SIM118 - the handle is not a mapping
             read = lambda handle=handle, name=name: handle.get_tensor(name)  # noqa: E731
             tensors[name] = Tensor(tuple(handle.get_slice(name).get_shape()), read)
     return tensors
@@ -147,14 +147,14 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConfig:
-    """Adds rows to the parameters in place.
+    """Adds rows to the parameters in place, and returns the config with the larger vocabulary.
 
     Raises:
-        InputError: the logits have no bias that could keep these rows from being predicted.
+        InputError: the logits have no bias that could keep the new rows from being predicted.
     """
     if not config.logits_bias:
         raise InputError(
-            f"the vocabulary of {config.vocab_size} cannot be padded, since the model has no bias of the logits; "
+            f"the vocabulary of {config.vocab_size} cannot be padded, because the model's logits have no bias; "
             "accepted: a --vocab_multiple that divides it."
         )
     embedding = params["encoder"]["embedding"]
@@ -167,7 +167,7 @@ def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConf
 
 
 def _read_pooling(folder: Path) -> Pooling | None:
-    """The pooling of a sentence-transformers folder, with a flag for each mode or (from version 6) their names."""
+    """Returns the pooling of a sentence-transformers folder: up to version 5 a flag for each mode, then its name."""
     if not (folder / "modules.json").is_file():
         return None
     modules = {str(entry["type"]).rsplit(".", 1)[-1]: entry["path"] for entry in _read_json(folder, "modules.json")}
@@ -187,7 +187,7 @@ def _read_pooling(folder: Path) -> Pooling | None:
     raise InputError(f"the sentence vector is pooled by {modes}; accepted: mean or cls.")
 
 
-def _read_json(folder: Path, name: str) -> Any:
+def _read_json(folder: Path, name: str) -> Any:  # an object, or the list in modules.json
     try:
         return json.loads((folder / name).read_text())
     except FileNotFoundError:

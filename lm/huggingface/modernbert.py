@@ -1,50 +1,47 @@
 """ModernBERT (Warner et al., 2024) as transformers writes it."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from lm import families
 from lm.config import ModelConfig
 from lm.errors import InputError
-from lm.huggingface.family import Family, Setting, activation, linear, norm, table
+from lm.huggingface.family import Family, Fields, Setting, Settings, activation, linear, norm, table
 
-_NUM_LAYERS = 22
+_MODEL = families.modernbert(vocab_size=50_368, d_model=768, num_layers=22, num_heads=12, d_ff=1152)
 _ATTENTION = "encoder/layers/attention"
-# Kind of layer -> how transformers 4 calls the base of its rotary frequencies, and the default.
-_THETA = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
+# Kind of layer -> the key in which transformers 4 keeps the base of its rotary frequencies.
+_OLD_THETA = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
 
 
 def _layer_types(num_layers: int, every: int) -> list[str]:
     return ["sliding_attention" if layer % every else "full_attention" for layer in range(num_layers)]
 
 
-def _global_every(settings: Mapping[str, Any]) -> int:
-    """Transformers 4 writes the period, 5 the kind of every layer."""
+def _global_every(settings: Settings) -> int:
+    """Returns the period of the global layers. Transformers 4 writes it; 5 writes the kind of every layer."""
     types = settings.get("layer_types")
     if types is None:
-        return settings.get("global_attn_every_n_layers", 3)
+        return settings.get("global_attn_every_n_layers", _MODEL.global_every)
     every = next((layer for layer, kind in enumerate(types) if layer and kind == "full_attention"), len(types))
-    if types != _layer_types(settings.get("num_hidden_layers", _NUM_LAYERS), every):
+    if types != _layer_types(settings.get("num_hidden_layers", _MODEL.num_layers), every):
         raise InputError("config.json has irregular layer_types; accepted: full_attention at every n-th layer from 0.")
     return every
 
 
-def _rope_theta(settings: Mapping[str, Any], kind: str) -> float:
-    legacy_name, default = _THETA[kind]
+def _rope_theta(settings: Settings, kind: str, default: float) -> float:
     rope = (settings.get("rope_parameters") or {}).get(kind) or {}
     if rope.get("rope_type", "default") != "default":
         raise InputError(f"config.json has rope_type {rope['rope_type']!r}; accepted: 'default'.")
-    return float(rope.get("rope_theta", settings.get(legacy_name, default)))
+    return float(rope.get("rope_theta", settings.get(_OLD_THETA[kind], default)))
 
 
-def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _read(settings: Settings) -> Fields:
     return {
         "global_every": _global_every(settings),
-        "rope_theta": _rope_theta(settings, "full_attention"),
-        "rope_theta_local": _rope_theta(settings, "sliding_attention"),
+        "rope_theta": _rope_theta(settings, "full_attention", _MODEL.rope_theta),
+        "rope_theta_local": _rope_theta(settings, "sliding_attention", _MODEL.rope_theta_local),
     }
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Fields:
     theta = {"full_attention": config.rope_theta, "sliding_attention": config.rope_theta_local}
     return {
         "architectures": ["ModernBertForMaskedLM"],
@@ -52,49 +49,34 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in theta.items()},
         # For transformers 4:
         "global_attn_every_n_layers": config.global_every,
-        **{legacy_name: theta[kind] for kind, (legacy_name, _) in _THETA.items()},
+        **{key: theta[kind] for kind, key in _OLD_THETA.items()},
     }
 
 
 MODERNBERT = Family(
     model_type="modernbert",
+    model=_MODEL,
     settings=(
-        Setting("vocab_size", "vocab_size", 50368),
-        Setting("d_model", "hidden_size", 768),
-        Setting("num_layers", "num_hidden_layers", _NUM_LAYERS),
-        Setting("num_heads", "num_attention_heads", 12),
-        Setting("d_ff", "intermediate_size", 1152),
+        Setting("vocab_size", "vocab_size"),
+        Setting("d_model", "hidden_size"),
+        Setting("num_layers", "num_hidden_layers"),
+        Setting("num_heads", "num_attention_heads"),
+        Setting("d_ff", "intermediate_size"),
         activation("activation", "hidden_activation"),
         activation("head_activation", "classifier_activation"),
-        Setting("head_bias", "classifier_bias", False),
-        Setting("max_length", "max_position_embeddings", 8192),
-        Setting("window", "local_attention", 128, lambda total: total // 2, lambda window: 2 * window),
-        Setting("norm_eps", "norm_eps", 1e-5),
-        Setting("norm_bias", "norm_bias", False),
-        Setting("attention_bias", "attention_bias", False),
-        Setting("mlp_bias", "mlp_bias", False),
-        Setting("init_std", "initializer_range", 0.02),
-        Setting("dropout", "embedding_dropout", 0.0, float),
-        Setting("dropout", "mlp_dropout", 0.0, float),
-        Setting("attention_dropout", "attention_dropout", 0.0, float),
-        Setting("tie_embeddings", "tie_word_embeddings", True),
+        Setting("head_bias", "classifier_bias"),
+        Setting("max_length", "max_position_embeddings"),
+        Setting("window", "local_attention", lambda total: total // 2, lambda window: 2 * window),
+        Setting("norm_eps", "norm_eps"),
+        Setting("norm_bias", "norm_bias"),
+        Setting("attention_bias", "attention_bias"),
+        Setting("mlp_bias", "mlp_bias"),
+        Setting("init_std", "initializer_range"),
+        Setting("dropout", "embedding_dropout", float),
+        Setting("dropout", "mlp_dropout", float),
+        Setting("attention_dropout", "attention_dropout", float),
+        Setting("tie_embeddings", "tie_word_embeddings"),
     ),
-    fixed={
-        "architecture": "encoder",
-        "norm": "layernorm",
-        "norm_position": "pre",
-        "embedding_norm": True,
-        "first_attention_norm": False,
-        "final_norm": True,
-        "gated": True,
-        "position": "rotary",
-        "token_types": 0,
-        "attention_scale": True,
-        "pooler": False,
-        "logits_bias": True,
-        "scale_logits": False,
-        "mlp_dropout": 0.0,
-    },
     required={"decoder_bias": True},
     weights=(
         *table("model.embeddings.tok_embeddings", "encoder/embedding/token"),

@@ -1,17 +1,18 @@
 """T5 (Raffel et al., 2020), 1.0 and 1.1, as transformers writes it.
 
-Whether the decoder's output is scaled, transformers reads off `tie_word_embeddings`, which says nothing else there: 5
-ties unless `lm_head.weight` was saved with other values, and 4 saved those wherever it was false.
+In transformers, `tie_word_embeddings` decides only whether the decoder's output is scaled. Whether the embeddings are
+tied depends on the tensors: transformers 5 ties them unless `lm_head.weight` was saved with other values, and
+transformers 4 saved it wherever `tie_word_embeddings` was false.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
+from lm import families
 from lm.config import ModelConfig
 from lm.errors import InputError
 from lm.huggingface.family import (
     Family,
+    Fields,
     Setting,
+    Settings,
     Weight,
     check_decoder_start,
     linear,
@@ -24,22 +25,21 @@ from lm.huggingface.family import (
 _GATED = "gated-"
 
 
-def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _read(settings: Settings) -> Fields:
     check_decoder_start(settings, "pad_token_id", 0)
     projection = settings.get("feed_forward_proj", "relu")
     gated = projection.startswith(_GATED)
-    # 1.1's "gated-gelu" means the tanh form; without the gate transformers takes "gelu" at its word.
+    # "gated-gelu", T5 1.1's value, means the tanh approximation; "gelu" without a gate means the exact form.
     activation = "gelu_new" if projection == "gated-gelu" else projection.removeprefix(_GATED)
     tied = settings.get("tie_word_embeddings") is not False
     return {
         "gated": gated,
         "activation": read_activation(activation),
         "scale_logits": settings.get("scale_decoder_outputs", tied),
-        "init": "fan_in",
     }
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Fields:
     if config.gated and config.activation == "gelu":
         raise InputError(
             "the model has no equal in transformers; the nearest, t5, needs model.activation='gelu_tanh' (not 'gelu') "
@@ -70,7 +70,7 @@ def _attention(theirs: str, ours: str) -> tuple[Weight, ...]:
 
 
 def _stack(side: str, mlp: int) -> tuple[Weight, ...]:
-    """The rows of a stack; `mlp` is the number of the feed-forward sublayer."""
+    """Returns the rows of a stack whose feed-forward sublayer has the number `mlp`."""
     theirs, ours = f"{side}.block.*.layer", f"{side}/layers"
     relative = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"
     return (
@@ -88,42 +88,23 @@ def _stack(side: str, mlp: int) -> tuple[Weight, ...]:
 
 T5 = Family(
     model_type="t5",
+    model=families.t5(vocab_size=32_128, d_model=512, num_layers=6, num_heads=8, head_dim=64, d_ff=2048),
     settings=(
-        Setting("vocab_size", "vocab_size", 32128),
-        Setting("d_model", "d_model", 512),
-        Setting("num_layers", "num_layers", 6),
-        Setting(
-            "num_decoder_layers", "num_decoder_layers", None, lambda depth: depth or 0, lambda depth: depth or None
-        ),
-        Setting("num_heads", "num_heads", 8),
-        Setting("head_dim", "d_kv", 64),
-        Setting("d_ff", "d_ff", 2048),
-        Setting("relative_buckets", "relative_attention_num_buckets", 32),
-        Setting("relative_max_distance", "relative_attention_max_distance", 128),
-        Setting("norm_eps", "layer_norm_epsilon", 1e-6),
-        Setting("dropout", "dropout_rate", 0.1, float),
-        Setting("attention_dropout", "dropout_rate", 0.1, float),
-        Setting("mlp_dropout", "dropout_rate", 0.1, float),
-        Setting("tie_embeddings", "tie_word_embeddings", True, lambda tied: tied is not False),
+        Setting("vocab_size", "vocab_size"),
+        Setting("d_model", "d_model"),
+        Setting("num_layers", "num_layers"),
+        Setting("num_decoder_layers", "num_decoder_layers", lambda depth: depth or 0, lambda depth: depth or None),
+        Setting("num_heads", "num_heads"),
+        Setting("head_dim", "d_kv"),
+        Setting("d_ff", "d_ff"),
+        Setting("relative_buckets", "relative_attention_num_buckets"),
+        Setting("relative_max_distance", "relative_attention_max_distance"),
+        Setting("norm_eps", "layer_norm_epsilon"),
+        Setting("dropout", "dropout_rate", float),
+        Setting("attention_dropout", "dropout_rate", float),
+        Setting("mlp_dropout", "dropout_rate", float),
+        Setting("tie_embeddings", "tie_word_embeddings", lambda tied: tied is not False),
     ),
-    fixed={
-        "architecture": "encoder-decoder",
-        "norm": "rmsnorm",
-        "norm_position": "pre",
-        "embedding_norm": False,
-        "first_attention_norm": True,
-        "final_norm": True,
-        "final_dropout": True,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "position": "relative",
-        "token_types": 0,
-        "global_every": 1,
-        "attention_scale": False,
-        "logits_bias": False,
-        "decoder_start": "pad",
-        "pooler": False,
-    },
     required={},
     weights=(
         *table("shared", "encoder/embedding/token"),
@@ -134,7 +115,7 @@ T5 = Family(
         *linear("lm_head", "logits"),
     ),
     renames=(),
-    # Old versions saved a table for the attention to the encoder too, and never read it.
+    # Old versions also saved a table for the decoder's attention to the encoder, and never read it.
     ignored=r"EncDecAttention\.relative_attention_bias\.weight$",
     tied={"lm_head.weight": "shared.weight"},
     repeated={},

@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a working directory, which every other script takes, and back."""
+"""Converts a Hugging Face folder to a working directory, which every other script accepts, and back."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from lm.huggingface.folder import Imported, export_folder, import_folder
 
 POOLING_FILE = "pooling.json"
 
-# The longest input of an imported model that names none; attention over more tokens takes much memory.
+# The longest input where an imported model sets no limit: attention over more tokens takes much memory.
 _MAX_LENGTH = 1024
 
 
@@ -34,7 +34,7 @@ def import_workdir(
         What was imported.
 
     Raises:
-        InputError: where the folder cannot be read, lacks a tokenizer, or `workdir` is in use.
+        InputError: the folder cannot be read or lacks a tokenizer, or `workdir` is in use.
     """
     workdir = epath.Path(workdir)
     if (workdir / "config.json").exists():
@@ -57,7 +57,9 @@ def import_workdir(
     saved = checkpoint.Checkpoints(workdir, CheckpointConfig(asynchronous=False))
     saved.save(0, {"params": imported.params, "step": np.int32(0)})
     saved.close()
-    checkpoint.write_atomically(workdir / "config.json", to_json(config).encode())  # last: now it is complete
+    checkpoint.write_atomically(
+        workdir / "config.json", to_json(config).encode()
+    )  # last: it marks the import as complete
     return imported
 
 
@@ -65,7 +67,7 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
     """Writes the model and the tokenizer of `WORKDIR` or `WORKDIR/checkpoints/N` as a Hugging Face folder.
 
     Raises:
-        InputError: where there is no such checkpoint, no family has such a model, or `folder` holds one.
+        InputError: there is no such checkpoint, no family has such a model, or `folder` holds a model already.
     """
     workdir, step = checkpoint.locate(path)
     config = checkpoint.read_config(workdir)
@@ -89,12 +91,12 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
 
 
 def _pretraining(model: ModelConfig, special: SpecialIds, longest: int) -> tuple[DataConfig, ObjectiveConfig]:
-    """What the model was pretrained with, as far as the model and its tokenizer tell."""
+    """Returns the data and objective of pretraining, as far as the model and its tokenizer tell."""
     if model.architecture == "encoder":
         tokenizers.require(special, "cls", "mask", use="an encoder")
         return DataConfig(seq_length=longest), ObjectiveConfig(nsp=model.pooler)
     if special.num_sentinels:
-        # What 15% in spans of 3 gives for a row of inputs: 114 targets for 512.
+        # Span corruption of 15% in spans of 3 tokens makes 114 targets for 512 inputs.
         data = DataConfig(seq_length=longest, target_length=round(longest * 114 / 512))
         return data, ObjectiveConfig(name="span_corruption")
     data = DataConfig(seq_length=longest, target_length=longest, begin_with_cls=special.cls >= 0)

@@ -24,8 +24,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from lm import huggingface, models
-from lm.config import ModelConfig
+from lm import families, huggingface, models
 from lm.data import prepare
 from lm.inference import decode
 from lm.inference.decode import Decoding, Shape, TokenIds
@@ -43,32 +42,16 @@ _ctranslate2 = flags.DEFINE_bool("ctranslate2", True, "Also measure CTranslate2.
 _output = flags.DEFINE_string("output", None, "JSON lines to append the results to.")
 
 PAD, END, UNKNOWN, FIRST = 0, 1, 2, 3
-MODEL = ModelConfig(
-    architecture="encoder-decoder",
+MODEL = families.t5(
     vocab_size=32_128,
     d_model=512,
     num_layers=6,
     num_heads=8,
     head_dim=64,
     d_ff=2048,
-    norm="rmsnorm",
-    norm_position="pre",
-    norm_eps=1e-6,
-    embedding_norm=False,
-    final_norm=True,
-    final_dropout=True,
-    activation="relu",
-    attention_bias=False,
-    mlp_bias=False,
-    logits_bias=False,
-    scale_logits=True,
-    attention_scale=False,
-    position="relative",
-    token_types=0,
-    pooler=False,
     dropout=0.0,
     attention_dropout=0.0,
-    init="fan_in",
+    mlp_dropout=0.0,
 )
 
 Decode = Callable[[], list[list[int]]]

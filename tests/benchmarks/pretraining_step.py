@@ -29,7 +29,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from lm.config import Config, DataConfig, ModelConfig
+from lm import families
+from lm.config import Config, DataConfig
 from lm.data import batches, prepare
 from lm.data.store import Store
 from lm.huggingface import write_config
@@ -89,10 +90,11 @@ class Facts(NamedTuple):
 
 
 def make_config(length: int, max_segments: int) -> Config:
-    model = ModelConfig(
+    model = families.bert(
         **SIZES[_size.value],
         vocab_size=VOCAB_SIZE,
-        max_length=512,
+        activation="gelu",
+        head_activation="gelu",
         dropout=_dropout.value,
         attention_dropout=_dropout.value,
     )

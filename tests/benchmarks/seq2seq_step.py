@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from lm import families
 from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig
 from lm.data import batches, prepare
 from lm.data.store import Store
@@ -43,34 +44,16 @@ ROWS = {"docs-questions": (320, 72, 12), "dates": (131, 96, 16)}
 
 def model_config() -> ModelConfig:
     dropout = shared._dropout.value
-    return ModelConfig(
-        architecture="encoder-decoder",
+    return families.t5_1_1(
         vocab_size=VOCAB_SIZE,
         d_model=512,
         num_layers=8,
         num_heads=6,
         head_dim=64,
         d_ff=1024,
-        norm="rmsnorm",
-        norm_position="pre",
-        norm_eps=1e-6,
-        embedding_norm=False,
-        final_norm=True,
-        final_dropout=True,
-        activation="gelu_tanh",
-        gated=True,
-        attention_bias=False,
-        mlp_bias=False,
-        logits_bias=False,
-        attention_scale=False,
-        tie_embeddings=False,
-        position="relative",
-        token_types=0,
-        pooler=False,
         dropout=dropout,
         attention_dropout=dropout,
         mlp_dropout=dropout,
-        init="fan_in",
     )
 
 

@@ -10,33 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lm import models
+from lm import families, models
 from lm.config import ModelConfig
 from lm.errors import InputError
 from lm.huggingface import Pooling, export_folder, import_folder, read_config, to_tensors, write_config
 
 SMALL = {"vocab_size": 40, "d_model": 16, "num_layers": 3, "num_heads": 2, "d_ff": 24, "max_length": 32}
-BERT = ModelConfig(**SMALL)
-MODERNBERT = ModelConfig(
-    **SMALL,
-    norm_position="pre",
-    norm_eps=1e-5,
-    norm_bias=False,
-    first_attention_norm=False,
-    final_norm=True,
-    gated=True,
-    attention_bias=False,
-    mlp_bias=False,
-    head_bias=False,
-    position="rotary",
-    rope_theta=160_000.0,
-    global_every=2,
-    window=4,
-    token_types=0,
-    pooler=False,
-    dropout=0.0,
-    attention_dropout=0.0,
-)
+BERT = families.bert(**SMALL)
+MODERNBERT = families.modernbert(**SMALL, global_every=2, window=4)
 
 
 def random_params(config: ModelConfig) -> models.Params:
@@ -82,7 +63,7 @@ def modernbert(tmp_path):
     "config",
     [
         BERT,
-        dataclasses.replace(BERT, tie_embeddings=False, activation="gelu_tanh", head_activation="gelu_tanh"),
+        dataclasses.replace(BERT, tie_embeddings=False, activation="gelu", head_activation="gelu"),
         dataclasses.replace(BERT, pooler=True, dropout=0.2, token_types=3, norm_eps=1e-7),
         MODERNBERT,
         dataclasses.replace(MODERNBERT, tie_embeddings=False, norm_bias=True, attention_bias=True, mlp_bias=True),
@@ -282,6 +263,7 @@ def test_folders_without_readable_weights_are_refused(bert, tmp_path):
     ("config", "message"),
     [
         (dataclasses.replace(BERT, norm="rmsnorm"), r"bert, needs model.norm='layernorm' \(not 'rmsnorm'\)"),
+        (dataclasses.replace(BERT, first_attention_norm=False), "bert, needs model.first_attention_norm=True"),
         (dataclasses.replace(BERT, head_dim=4), r"needs model.head_dim=8 \(not 4\)"),
         (dataclasses.replace(BERT, head_activation="relu"), "needs model.activation and model.head_activation to be"),
         (dataclasses.replace(MODERNBERT, token_types=2), r"modernbert, needs model.token_types=0 \(not 2\)"),

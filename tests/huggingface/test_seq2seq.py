@@ -10,38 +10,18 @@ import pytest
 import sentencepiece
 from safetensors.numpy import load_file
 
-from lm import checkpoint
-from lm.config import Config, DataConfig, ModelConfig, TrainConfig
+from lm import checkpoint, families
+from lm.config import Config, DataConfig, TrainConfig
 from lm.errors import InputError
 from lm.huggingface import export_folder, export_workdir, import_folder, import_workdir, read_config
 from lm.training.train import train
 from tests.huggingface.test_folder import assert_equal, random_params, rewrite
 from tests.training.conftest import WORDS, make_corpus
 
-SHAPE = {"architecture": "encoder-decoder", "d_model": 16, "num_layers": 3, "num_heads": 2, "d_ff": 24}
-SHAPE |= {"num_decoder_layers": 2, "token_types": 0, "pooler": False}
-T5 = ModelConfig(
-    **SHAPE,
-    vocab_size=40,
-    head_dim=6,
-    norm="rmsnorm",
-    norm_position="pre",
-    norm_eps=1e-6,
-    embedding_norm=False,
-    final_norm=True,
-    final_dropout=True,
-    activation="relu",
-    attention_bias=False,
-    mlp_bias=False,
-    position="relative",
-    attention_scale=False,
-    logits_bias=False,
-    scale_logits=True,
-    mlp_dropout=0.1,
-    init="fan_in",
-)
-T5_1_1 = dataclasses.replace(T5, gated=True, activation="gelu_tanh", tie_embeddings=False, scale_logits=False)
-BART = ModelConfig(**SHAPE, vocab_size=40, max_length=32, norm_eps=1e-5, attention_dropout=0.0, decoder_start="sep")
+SHAPE = {"vocab_size": 40, "d_model": 16, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 2, "d_ff": 24}
+T5 = families.t5(**SHAPE, head_dim=6)
+T5_1_1 = families.t5_1_1(**SHAPE, head_dim=6)
+BART = families.bart(**SHAPE, max_length=32, attention_dropout=0.0, mlp_dropout=0.0)
 EMBEDDING = "shared.weight"
 
 
@@ -196,6 +176,7 @@ def test_stacks_with_embeddings_of_their_own_are_refused(t5):
     ("config", "message"),
     [
         (dataclasses.replace(T5, attention_scale=True), "the nearest, t5, needs model.attention_scale=False"),
+        (dataclasses.replace(T5, final_dropout=False), "t5, needs model.final_dropout=True"),
         (dataclasses.replace(T5_1_1, activation="gelu"), "t5, needs model.activation='gelu_tanh'"),
         (dataclasses.replace(T5, attention_dropout=0.0), "model.dropout and model.attention_dropout to be equal"),
         (dataclasses.replace(BART, tie_embeddings=False), "bart, needs model.tie_embeddings=True"),

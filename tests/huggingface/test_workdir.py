@@ -9,14 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, models
-from lm.config import ModelConfig
+from lm import checkpoint, families, models
 from lm.errors import InputError
 from lm.huggingface import export_folder, import_folder, import_workdir
 from tests.weights import random_params
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ModelConfig(vocab_size=400, d_model=16, num_layers=2, num_heads=2, d_ff=24, max_length=32)
+CONFIG = families.bert(vocab_size=400, d_model=16, num_layers=2, num_heads=2, d_ff=24, max_length=32)
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Hello", "world", "##s", *map("piece{}".format, range(392))]
 
 

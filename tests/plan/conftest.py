@@ -6,6 +6,7 @@ import os
 import jax
 import pytest
 
+from lm import families
 from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from tests.conftest import ONLY_CPUS
 
@@ -33,25 +34,6 @@ def encoder() -> Config:
 @pytest.fixture
 def encoder_decoder(encoder: Config) -> Config:
     """A T5 1.1 of two and two layers."""
-    model = dataclasses.replace(
-        encoder.model,
-        architecture="encoder-decoder",
-        norm="rmsnorm",
-        norm_position="pre",
-        embedding_norm=False,
-        final_norm=True,
-        activation="gelu_tanh",
-        gated=True,
-        attention_bias=False,
-        mlp_bias=False,
-        position="relative",
-        token_types=0,
-        attention_scale=False,
-        tie_embeddings=False,
-        logits_bias=False,
-        pooler=False,
-        dropout=0.0,
-        init="fan_in",
-    )
+    model = families.t5_1_1(vocab_size=512, d_model=128, num_layers=2, num_heads=4, d_ff=256)
     data = dataclasses.replace(encoder.data, target_length=128)
     return dataclasses.replace(encoder, data=data, model=model, objective=ObjectiveConfig(name="span_corruption"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lm import families
 from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from lm.data import prepare
 from lm.data.store import Store
@@ -53,30 +54,8 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="session")
 def tiny_seq2seq(tiny_config: Config) -> Config:
     """A T5 of two and two layers on spans of the same store; dropout is on."""
-    model = ModelConfig(
-        architecture="encoder-decoder",
-        vocab_size=448,
-        d_model=64,
-        num_layers=2,
-        num_heads=8,
-        d_ff=128,
-        norm="rmsnorm",
-        norm_position="pre",
-        embedding_norm=False,
-        final_norm=True,
-        activation="gelu_tanh",
-        gated=True,
-        attention_bias=False,
-        mlp_bias=False,
-        position="relative",
-        token_types=0,
-        attention_scale=False,
-        tie_embeddings=False,
-        logits_bias=False,
-        pooler=False,
-        mlp_dropout=0.1,
-        init="fan_in",
-    )
+    rates = {"dropout": 0.1, "attention_dropout": 0.1, "mlp_dropout": 0.1}
+    model = families.t5_1_1(vocab_size=448, d_model=64, num_layers=2, num_heads=8, d_ff=128, **rates)
     objective = ObjectiveConfig(name="span_corruption", z_loss=1e-4, label_smoothing=0.1)
     return dataclasses.replace(changed(tiny_config, data={"target_length": 16}), model=model, objective=objective)
 

@@ -1,0 +1,78 @@
+"""Configs as JSON: written, read, and compared field by field."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import TypeVar, get_type_hints
+
+from lm.config.bounds import Section
+from lm.config.mixture import MixtureConfig, TaskConfig
+from lm.config.run import Config
+from lm.errors import InputError
+
+_Section = TypeVar("_Section", bound=Section)
+
+# Sections that a rerun in the same working directory may change: a longer run, another pod.
+RERUN_MAY_CHANGE = ("train", "checkpoint", "mesh")
+
+
+def to_json(config: Config) -> str:
+    """Returns the whole config as indented JSON, the content of `WORKDIR/config.json`."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(values: Mapping[str, object]) -> Config:
+    """Returns the config that `dataclasses.asdict` or a JSON file describes. Missing fields take their defaults.
+
+    Raises:
+        InputError: naming a field that `Config` does not have, or a value that it does not accept.
+    """
+    known = get_type_hints(Config)
+    sections: dict[str, object] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"config has the unknown field {name!r}; accepted: {', '.join(known)}.")
+        sections[name] = _section(name, known[name], value) if dataclasses.is_dataclass(known[name]) else value
+    mixture = sections.get("mixture")
+    if isinstance(mixture, MixtureConfig) and isinstance(mixture.tasks, Mapping):
+        mixture.tasks = {
+            name: _section(f"mixture.tasks.{name}", TaskConfig, fields) for name, fields in mixture.tasks.items()
+        }
+    return dataclasses.replace(Config(), **sections)
+
+
+def changed_fields(old: Config, new: Config) -> list[str]:
+    """Returns the fields that a rerun may not change and that differ, each as `section.field (old -> new)`.
+
+    A field that only one config has, such as those of a task, is None in the other.
+    """
+    before, after = (
+        _leaves({name: value for name, value in dataclasses.asdict(config).items() if name not in RERUN_MAY_CHANGE})
+        for config in (old, new)
+    )
+    return [
+        f"{name} ({before.get(name)!r} -> {after.get(name)!r})"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _section(name: str, section: type[_Section], values: object) -> _Section:
+    accepted = [field.name for field in dataclasses.fields(section)]
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name} is {values!r}; accepted: an object with fields among {', '.join(accepted)}.")
+    for key in values:
+        if key not in accepted:
+            raise InputError(f"config has the unknown field {name}.{key}; accepted: {', '.join(accepted)}.")
+    return dataclasses.replace(section(), **values)
+
+
+def _leaves(values: Mapping[str, object]) -> dict[str, object]:
+    """Returns nested mappings as one, with dotted names."""
+    leaves: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            leaves |= {f"{name}.{key}": inner for key, inner in _leaves(value).items()}
+        else:
+            leaves[name] = value
+    return leaves

@@ -1,0 +1,126 @@
+"""The section `model`: one Transformer. `lm/families.py` gives the published ones."""
+
+import dataclasses
+
+from lm.config.bounds import at_least, check, setting
+from lm.errors import InputError
+
+_ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+
+
+@dataclasses.dataclass(kw_only=True)
+class ModelConfig:
+    """One Transformer. Its defaults describe a small BERT (Devlin et al., 2019).
+
+    Attributes:
+        architecture: `encoder` (BERT), `encoder-decoder` (T5, BART) or `decoder` (GPT).
+        vocab_size: rows of the token embedding; at least the number of the tokenizer's pieces.
+        d_model, num_layers, num_heads, d_ff: width, depth, attention heads and feed-forward width.
+        num_decoder_layers: depth of an encoder-decoder's decoder; 0 means num_layers.
+        head_dim: width of a head; 0 means d_model / num_heads.
+        norm: `layernorm` or `rmsnorm`.
+        norm_position: `post` (BERT, BART) or `pre` (ModernBERT, T5).
+        norm_eps: what a norm adds to the variance.
+        norm_bias: whether a layernorm has a bias.
+        embedding_norm: whether a norm follows the embeddings.
+        first_attention_norm: whether layer 0 normalises around attention (ModernBERT: no).
+        final_norm: whether a norm follows the last layer, as pre-norm models need.
+        final_dropout: whether dropout follows the last layer and its norm (T5).
+        activation: of the feed-forward network: `relu`, `gelu` (with erf), `gelu_tanh` or `silu`.
+        gated: whether the activation is multiplied by a second projection.
+        attention_bias, mlp_bias: whether the linear maps of attention and of the feed-forward network have biases.
+        position: `learned`, `rotary`, `relative` (T5's buckets) or `none`.
+        max_length: rows of the table of learned positions.
+        relative_buckets: rows of a stack's table of relative positions (Raffel et al., 2020, section 2.1).
+        relative_max_distance: the distance from which on all distances share the last bucket.
+        token_types: rows of the token type table; 0 means no table.
+        rope_theta, rope_theta_local: base of the rotary frequencies, in global and in local layers.
+        global_every: layer i attends to the whole row where i % global_every == 0. 1 makes every layer global.
+        window: how many tokens to either side a local layer attends to.
+        attention_scale: whether attention scores are divided by sqrt(head_dim) (T5: no).
+        head_bias: whether the dense layer of the MLM head has a bias.
+        head_activation: the activation that follows that dense layer.
+        tie_embeddings: whether the output projection is the token embedding.
+        logits_bias: whether the output projection has a bias (BERT, BART).
+        scale_logits: whether the input of the output projection is divided by sqrt(d_model) (T5 1.0).
+        decoder_start: the first token that a decoder is given: `pad` (T5) or `sep` (BART).
+        pooler: whether an encoder has a next-sentence head: a tanh layer on [CLS] and a projection to two classes.
+        dropout: the rate on embeddings and on what a sublayer returns.
+        attention_dropout: the rate on attention weights.
+        mlp_dropout: the rate on the output of the feed-forward network's activation.
+        init: `normal`: truncated, of standard deviation `init_std`. `fan_in` (T5): 1 / sqrt(inputs) for linear maps
+            and 1 for the token embedding. Where attention scores are not scaled, a query's is also divided by
+            sqrt(head_dim).
+        init_std: the standard deviation of `normal`.
+    """
+
+    architecture: str = setting("encoder", one_of=("encoder", "encoder-decoder", "decoder"))
+    vocab_size: int = setting(8192, at_least=1)
+    d_model: int = setting(256, at_least=1)
+    num_layers: int = setting(4, at_least=1)
+    num_decoder_layers: int = setting(0, at_least=0)
+    num_heads: int = setting(4, at_least=1)
+    head_dim: int = setting(0, at_least=0)
+    d_ff: int = setting(1024, at_least=1)
+    norm: str = setting("layernorm", one_of=("layernorm", "rmsnorm"))
+    norm_position: str = setting("post", one_of=("pre", "post"))
+    norm_eps: float = setting(1e-12, at_least=0)
+    norm_bias: bool = True
+    embedding_norm: bool = True
+    first_attention_norm: bool = True
+    final_norm: bool = False
+    final_dropout: bool = False
+    activation: str = setting("gelu", one_of=_ACTIVATIONS)
+    gated: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    position: str = setting("learned", one_of=("learned", "rotary", "relative", "none"))
+    max_length: int = setting(512, at_least=1)
+    relative_buckets: int = setting(32, at_least=4)
+    relative_max_distance: int = 128
+    token_types: int = setting(2, at_least=0)
+    rope_theta: float = setting(10_000.0, at_least=0)
+    rope_theta_local: float = setting(10_000.0, at_least=0)
+    global_every: int = setting(1, at_least=1)
+    window: int = setting(64, at_least=0)
+    attention_scale: bool = True
+    head_bias: bool = True
+    head_activation: str = setting("gelu", one_of=_ACTIVATIONS)
+    tie_embeddings: bool = True
+    logits_bias: bool = True
+    scale_logits: bool = False
+    decoder_start: str = setting("pad", one_of=("pad", "sep"))
+    pooler: bool = True
+    dropout: float = setting(0.1, within=(0.0, 0.99))
+    attention_dropout: float = setting(0.1, within=(0.0, 0.99))
+    mlp_dropout: float = setting(0.0, within=(0.0, 0.99))
+    init: str = setting("normal", one_of=("normal", "fan_in"))
+    init_std: float = setting(0.02, at_least=0)
+
+    @property
+    def width_per_head(self) -> int:
+        """K: `head_dim`, or d_model / num_heads where it is 0."""
+        return self.head_dim or self.d_model // self.num_heads
+
+    @property
+    def decoder_depth(self) -> int:
+        """Layers of the decoder; 0 where there is none."""
+        if self.architecture == "encoder":
+            return 0
+        return (self.architecture == "encoder-decoder" and self.num_decoder_layers) or self.num_layers
+
+    def validate(self) -> None:
+        """Checks every field, and the fields that must agree.
+
+        Raises:
+            InputError: naming the field, its value and what is accepted.
+        """
+        check("model", self)
+        at_least("model.relative_max_distance", self.relative_max_distance, self.relative_buckets)
+        if not self.head_dim and self.d_model % self.num_heads:
+            raise InputError(
+                f"model.d_model is {self.d_model}, which model.num_heads={self.num_heads} does not divide; "
+                "change one of them or set model.head_dim."
+            )
+        if self.position == "rotary" and self.width_per_head % 2:
+            raise InputError(f"model.head_dim is {self.width_per_head}; rotary positions need an even number.")

@@ -1,0 +1,45 @@
+"""The section `optim`: the optimizer and its schedule."""
+
+import dataclasses
+
+from lm.config.bounds import check, setting
+
+
+@dataclasses.dataclass(kw_only=True)
+class OptimConfig:
+    """The optimizer and its schedule.
+
+    Attributes:
+        name: `adamw`, `stable_adamw` (AdamW with Adafactor's update clipping), `lamb` or `adafactor`.
+        learning_rate: the largest learning rate.
+        schedule: what follows the linear warm-up: `linear`, `cosine`, `rsqrt`, `wsd` (warmup-stable-decay) or
+            `constant`.
+        warmup_steps: steps of the warm-up.
+        decay_fraction: the share of the run's steps in which `wsd` decays.
+        final_fraction: the last step's learning rate over the largest, for `linear`, `cosine` and `wsd`.
+        b1, b2, eps: Adam's.
+        bias_correction: whether Adam corrects the bias of its moments (BERT's original AdamW does not).
+        weight_decay: the decay of all weights but norms and biases.
+        clip_norm: the largest global gradient norm; 0 means no clipping.
+    """
+
+    name: str = setting("adamw", one_of=("adamw", "stable_adamw", "lamb", "adafactor"))
+    learning_rate: float = setting(1e-4, at_least=0.0)
+    schedule: str = setting("linear", one_of=("linear", "cosine", "rsqrt", "wsd", "constant"))
+    warmup_steps: int = setting(100, at_least=0)
+    decay_fraction: float = setting(0.1, within=(0.0, 1.0))
+    final_fraction: float = setting(0.0, within=(0.0, 1.0))
+    b1: float = setting(0.9, within=(0.0, 0.99999))
+    b2: float = setting(0.999, within=(0.0, 0.99999))
+    eps: float = setting(1e-6, at_least=0.0)
+    bias_correction: bool = True
+    weight_decay: float = setting(0.01, at_least=0.0)
+    clip_norm: float = setting(1.0, at_least=0.0)
+
+    def validate(self) -> None:
+        """Checks every field.
+
+        Raises:
+            InputError: naming the field, its value and what is accepted.
+        """
+        check("optim", self)

@@ -1,0 +1,160 @@
+"""The config of a whole run, and what must agree between its sections."""
+
+import dataclasses
+
+from lm.config.bounds import check, setting
+from lm.config.checkpoint import CheckpointConfig
+from lm.config.data import DataConfig
+from lm.config.mesh import MeshConfig
+from lm.config.mixture import MixtureConfig, TaskConfig
+from lm.config.model import ModelConfig
+from lm.config.objective import ARCHITECTURES, ObjectiveConfig
+from lm.config.optim import OptimConfig
+from lm.config.train import TrainConfig
+from lm.errors import InputError
+
+# Fields that a task of a mixture sets in place of those of the section `data`.
+_FIELDS_OF_A_TASK = ("source", "path", "field", "target_field", "languages", "store")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config:
+    """A whole run. `seed` decides the initial weights, the order of the data, masking and dropout."""
+
+    seed: int = setting(0, at_least=0)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Checks every section and what must agree between them. Call it again after a field has changed.
+
+        Raises:
+            InputError: naming the field, its value and what is accepted.
+        """
+        check("", self)
+        for field in dataclasses.fields(self):
+            if field.name != "seed":
+                getattr(self, field.name).validate()
+        _check_vocabulary(self)
+        _check_objective(self)
+        if self.mixture.tasks:
+            _check_tasks(self)
+        else:
+            _check_text("objective.name", self.objective.name, "data.source", self.data)
+        _check_positions(self)
+        _check_step(self)
+
+    def task_data(self, name: str) -> DataConfig:
+        """Returns the section `data` with the text of one task of the mixture."""
+        task = self.mixture.tasks[name]
+        return dataclasses.replace(self.data, **{field: getattr(task, field) for field in _FIELDS_OF_A_TASK})
+
+    def task_objective(self, name: str) -> ObjectiveConfig:
+        """Returns the section `objective` with the objective of one task of the mixture."""
+        return dataclasses.replace(self.objective, name=self.mixture.tasks[name].objective or self.objective.name)
+
+    @property
+    def languages(self) -> list[str]:
+        """The target languages of all texts of the run."""
+        texts = (self.data.languages, *(task.languages for task in self.mixture.tasks.values()))
+        return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
+
+
+def _check_vocabulary(config: Config) -> None:
+    if config.model.vocab_size < config.data.vocab_size:
+        raise InputError(
+            f"model.vocab_size is {config.model.vocab_size}, smaller than data.vocab_size={config.data.vocab_size}; "
+            "set both to the same number (or the model's to the next multiple of 128)."
+        )
+
+
+def _check_objective(config: Config) -> None:
+    objective, model = config.objective, config.model
+    needed = ARCHITECTURES[objective.name]
+    if model.architecture != needed:
+        raise InputError(
+            f"objective.name={objective.name} is for architecture {needed!r}, but model.architecture is "
+            f"{model.architecture!r}; change one of them."
+        )
+    if objective.name == "mlm" and objective.nsp and not (model.pooler and model.token_types >= 2):
+        raise InputError(
+            "objective.nsp is True, but the model cannot do it; set model.pooler=True and model.token_types=2, "
+            "or objective.nsp=False."
+        )
+
+
+def _check_text(asks: str, objective: str, gives: str, data: DataConfig) -> None:
+    """Refuses documents where the objective needs pairs, and the reverse; `asks` and `gives` name the fields."""
+    if data.pairs != (objective == "pairs"):
+        raise InputError(
+            f"{asks} is {objective!r}, but {gives}={data.source} gives "
+            f"{'pairs' if data.pairs else 'documents'}; change one of them."
+        )
+
+
+def _check_tasks(config: Config) -> None:
+    for name in ("path", "target_field", "languages"):
+        if value := getattr(config.data, name):
+            raise InputError(
+                f"data.{name} is {value!r}, but the run is a mixture; give it to a task, as "
+                f"mixture.tasks.NAME.{name}, and leave this one empty."
+            )
+    for name, task in config.mixture.tasks.items():
+        _check_task(config, name, task)
+
+
+def _check_task(config: Config, name: str, task: TaskConfig) -> None:
+    where, objective = f"mixture.tasks.{name}", config.task_objective(name).name
+    if ARCHITECTURES[objective] != config.model.architecture:
+        raise InputError(
+            f"{where}.objective is {objective!r}, which is for architecture {ARCHITECTURES[objective]!r}, but "
+            f"model.architecture is {config.model.architecture!r}; change one of them."
+        )
+    if task.prefix and config.model.architecture != "encoder-decoder":
+        raise InputError(
+            f"{where}.prefix is {task.prefix!r}, but only an encoder-decoder has a source to put it before; "
+            "leave it empty."
+        )
+    if task.store:
+        return
+    try:
+        data = config.task_data(name)
+        data.validate()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    _check_text(f"{where}.objective", objective, "its source", data)
+
+
+def _check_positions(config: Config) -> None:
+    """Refuses rows that are longer than a table of learned positions."""
+    if config.model.position != "learned":
+        return
+    two_sides = config.model.architecture == "encoder-decoder"
+    for name in ("seq_length", "target_length") if two_sides else ("seq_length",):
+        if config.model.max_length < getattr(config.data, name):
+            raise InputError(
+                f"data.{name} is {getattr(config.data, name)}, more than model.max_length={config.model.max_length} "
+                "learned positions; raise model.max_length or shorten the rows."
+            )
+
+
+def _check_step(config: Config) -> None:
+    if config.train.attention == "flash" and config.model.attention_dropout:
+        raise InputError(
+            f"train.attention is 'flash', which has no weights that model.attention_dropout="
+            f"{config.model.attention_dropout} could drop; set one of them to 'auto' or 0."
+        )
+    if config.data.batch_size % config.train.accumulation:
+        raise InputError(
+            f"data.batch_size is {config.data.batch_size}, which train.accumulation={config.train.accumulation} "
+            "does not divide; change one of them."
+        )
