@@ -177,7 +177,7 @@ class Writer:
         numbers = np.array([row.index for row in rows] + [0] * (count - len(rows)), np.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
         found: Decoded = jax.device_get(self._compiled(decoding)(self._params, sources, prompts, keys))
-        return zip(found.tokens_BNT, found.scores_BN, strict=True)
+        return zip(np.asarray(found.tokens_BNT), np.asarray(found.scores_BN), strict=True)
 
     @functools.lru_cache(maxsize=16)  # noqa: B019 - a writer lives as long as its process
     def _compiled(self, decoding: Decoding) -> Callable[..., Decoded]:
