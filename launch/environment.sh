@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it. `environment [EXTRAS]` puts the project, with the extras of setup.py that are
 # named (comma-separated), into a virtual environment at the root of the repository, and its commands first on the
-# PATH. The virtual environment is .venv; where PYTHON names a Python (PYTHON=python3.13), it is one of that version's
-# own, .venv-3.13. It installs again only when setup.py or the extras have changed.
+# PATH. The virtual environment is .venv. PYTHON=python3.13 chooses the Python; the virtual environment is then
+# .venv-3.13. `environment` installs again only when setup.py or the extras have changed.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 TESTED=(3.13 3.12 3.11) # the Pythons that the tests pass on, newest first
