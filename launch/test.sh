@@ -1,24 +1,52 @@
 #!/usr/bin/env bash
-# From a fresh machine to a green test suite: bash launch/test.sh [--peers] [arguments of pytest].
-# --peers adds the comparisons with transformers (torch and transformers are installed, some hundred megabytes).
+# From a fresh machine to a green test suite: bash launch/test.sh [--newest] [--peers] [arguments of pytest].
+#
+# --newest  Runs style, types and a short part of the suite (about a minute) on the newest Python of this machine that
+#           is newer than the one of .venv. Does nothing when there is none.
+# --peers   Adds the comparisons with transformers (torch and transformers are installed, some hundred megabytes).
+#
+# PYTHON=python3.13 bash launch/test.sh tests/models chooses the Python; see environment.sh for where it installs.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-extras="test"
-for argument in "$@"; do
-  if [ "$argument" = --peers ]; then extras=test,peers; fi
-done
-environment "$extras"
 cd "$ROOT"
+SHORT=(tests/test_*.py tests/models)
 
-echo "Checking style and types"
+extras=test
+newest=
+arguments=()
+for argument in "$@"; do
+  case "$argument" in
+    --newest) newest=yes ;;
+    --peers)
+      extras=test,peers
+      arguments+=(--peers)
+      ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+if [ "$newest" ]; then
+  own="$(minor_version "$([ -x .venv/bin/python ] && echo .venv/bin/python || find_python)")"
+  PYTHON="$(find_newer_python "$own")"
+  if [ -z "$PYTHON" ]; then
+    echo "No Python newer than $own was found on the PATH or in pyenv's folder (tested are ${TESTED[*]}): nothing to do."
+    exit
+  fi
+  extras=check
+  arguments+=("${SHORT[@]}")
+fi
+environment "$extras"
+
+echo "Checking style and types with $(python -V)"
 ruff check
 ruff format --check
 basedpyright
 
-echo "Testing"
+echo "Testing with $(python -V)"
 # A worker for each core up to eight, and one more: tests wait for processes that they start, for servers, for a
-# heartbeat to stop. A worker that runs out of tests takes over some of another's.
+# heartbeat to stop. A worker that runs out of tests takes over some of another's. A worker that dies ends the run.
 cores=$(getconf _NPROCESSORS_ONLN)
-exec python -m pytest --numprocesses=$((cores < 8 ? cores + 1 : 9)) --dist=worksteal "$@"
+exec python -m pytest -p tests.workers --numprocesses=$((cores < 8 ? cores + 1 : 9)) --dist=worksteal \
+  --max-worker-restart=0 ${arguments[@]+"${arguments[@]}"} # written so for bash before 4.4

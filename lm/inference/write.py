@@ -183,7 +183,7 @@ class Writer:
         shape = Shape(decoding.num_beams, longest, prompts.tokens_BP.shape[1], source)
         options = decode.options([decoding] * count, keys)
         found: Decoded = jax.device_get(self._compiled(shape)(self._params, sources, prompts, options))
-        return zip(found.tokens_BNT, found.scores_BN, strict=True)
+        return zip(np.asarray(found.tokens_BNT), np.asarray(found.scores_BN), strict=True)
 
     @functools.lru_cache(maxsize=16)  # noqa: B019 - a writer lives as long as its process
     def _compiled(self, shape: Shape) -> Callable[..., Decoded]:

@@ -1,5 +1,6 @@
 """How runs of several processes begin and end: refused, preempted, killed, hung; and what can be resumed."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -45,7 +46,8 @@ def test_a_run_goes_on_after_a_kill_and_a_preemption_and_on_other_processes(conf
     run.when(lambda: reached(workdir, 7)() and 5 in checkpoints(workdir))
     run.send(signal.SIGKILL, 1)
     assert run.wait() == [1, -signal.SIGKILL]
-    assert "error: process 0 of 2 has lost another one" in run.log(0)
+    # The sum that the other one takes part in fails. In jaxlib 0.12 it may wait instead, until heartbeats are missed.
+    assert re.search("error: process 0 of 2 (has lost another one|was ended by JAX)", run.log(0))
 
     # SIGTERM to one saves the same step in both.
     run = Run(train_command(config, workdir, ENDLESS), 2, 4)

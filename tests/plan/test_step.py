@@ -77,7 +77,7 @@ def test_a_plan_as_json(encoder: Config):
     found = json.loads(report.as_json([run.to_dict()], single=True))
     names = "fits hbm_bytes_per_chip hbm_peak_fraction flops_per_step predicted_step_seconds predicted_mfu"
     assert set(f"{names} collective_bytes_per_step compile_seconds".split()) <= set(found)
-    assert found["run_hours"] == plan.predicted_step_seconds
+    assert found["run_hours"] == pytest.approx(plan.predicted_step_seconds)
     assert found["run_cost"] == pytest.approx(4 * 2.0 * found["run_hours"])
 
 
