@@ -248,8 +248,8 @@ class ModelConfig:
             _within(f"model.{name}", getattr(self, name), 0.0, 0.99)
 
 
-# Objective -> the architecture that it trains.
-_ARCHITECTURE = {
+# Objective -> the architecture that it trains. lm.tasks adds the objectives that are registered there.
+ARCHITECTURES: dict[str, str] = {
     "mlm": "encoder",
     "span_corruption": "encoder-decoder",
     "infilling": "encoder-decoder",
@@ -289,7 +289,7 @@ class ObjectiveConfig:
     z_loss: float = 0.0
 
     def validate(self) -> None:
-        _one_of("objective.name", self.name, tuple(_ARCHITECTURE))
+        _one_of("objective.name", self.name, tuple(ARCHITECTURES))
         _at_least("objective.mean_span", self.mean_span, 1.0)
         _within("objective.label_smoothing", self.label_smoothing, 0.0, 0.99)
         _at_least("objective.z_loss", self.z_loss, 0.0)
@@ -368,7 +368,7 @@ class MixtureConfig:
                     "a source to prepare, or an existing store."
                 )
             if task.objective:
-                _one_of(f"mixture.tasks.{name}.objective", task.objective, tuple(_ARCHITECTURE))
+                _one_of(f"mixture.tasks.{name}.objective", task.objective, tuple(ARCHITECTURES))
             if not 0 < task.rate < float("inf"):
                 raise InputError(
                     f"mixture.tasks.{name}.rate is {task.rate}; it must be above 0, and finite. To leave the task out, "
@@ -544,7 +544,7 @@ class Config:
                 f"model.vocab_size is {self.model.vocab_size}, smaller than data.vocab_size={self.data.vocab_size}; "
                 "set both to the same number (or the model's to the next multiple of 128)."
             )
-        needed = _ARCHITECTURE[self.objective.name]
+        needed = ARCHITECTURES[self.objective.name]
         if self.model.architecture != needed:
             raise InputError(
                 f"objective.name={self.objective.name} is for architecture {needed!r}, but model.architecture is "
@@ -592,9 +592,9 @@ class Config:
                 )
         for name, task in self.mixture.tasks.items():
             where, objective = f"mixture.tasks.{name}", self.task_objective(name).name
-            if _ARCHITECTURE[objective] != self.model.architecture:
+            if ARCHITECTURES[objective] != self.model.architecture:
                 raise InputError(
-                    f"{where}.objective is {objective!r}, which is for architecture {_ARCHITECTURE[objective]!r}, but "
+                    f"{where}.objective is {objective!r}, which is for architecture {ARCHITECTURES[objective]!r}, but "
                     f"model.architecture is {self.model.architecture!r}; change one of them."
                 )
             if task.prefix and self.model.architecture != "encoder-decoder":
