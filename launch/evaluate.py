@@ -21,9 +21,9 @@ _num_beams = flags.DEFINE_integer("num_beams", 1, "Hypotheses of beam search; 1 
 
 def main() -> None:
     if _metric.value in ("mlm", "perplexity"):
-        from lm.training import evaluate
+        from lm.training import perplexity
 
-        found = evaluate.evaluate(_checkpoint.value, _input.value)
+        found = perplexity.measure(_checkpoint.value, _input.value)
     else:
         from lm.inference import evaluate
 

@@ -10,17 +10,17 @@ _workdir = flags.DEFINE_string("workdir", None, "Folder of the run; rerun the sa
 
 def main() -> int:
     from lm import distributed
-    from lm.training import train
+    from lm.training import loop
 
     config = _config()
     distributed.initialize(config.train.heartbeat_timeout)
     try:
-        with distributed.fail_fast(train.Preempted, train.Diverged):
-            metrics = train.train(config, _workdir.value)
-    except train.Preempted as notice:
+        with distributed.fail_fast(loop.Preempted, loop.Diverged):
+            metrics = loop.train(config, _workdir.value)
+    except loop.Preempted as notice:
         distributed.say(notice)
         return cli.EXIT_PREEMPTED
-    except train.Diverged as error:
+    except loop.Diverged as error:
         distributed.say(f"error: {error}")
         return cli.EXIT_FAULT
     shown = {name: value for name, value in metrics.items() if name == "loss" or name.startswith("eval/")}

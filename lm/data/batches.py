@@ -1,38 +1,79 @@
 """A batch is a pure function of (seed, step).
 
-Stages that know little of each other: `examples` plans an epoch as spans of the corpus, `packing` fits them into
-rows, a layout writes the rows that a step asks for. Nothing depends on which batches came before or on the number
+Three stages make it: a row format plans the examples of an epoch as spans of the corpus, `packing` fits them into rows,
+and the row format writes the rows that a step asks for. Nothing depends on which batches came before or on the number
 of processes, so resuming needs a step number and no more.
+
+B rows, N examples.
 """
 
 import collections
 import dataclasses
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 
-from lm.config import DataConfig, ObjectiveConfig
-from lm.data import corruption, examples, layouts, packing
+from lm.config import DataConfig
+from lm.data import packing
+from lm.data.examples import Examples
+from lm.data.flat import make_keys
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
+
+# The arrays of a batch, or of some of its rows, by name.
+Arrays = dict[str, np.ndarray]
 
 # A process's part of a batch: the numbers of its rows, ascending, or what selects them.
 Rows = np.ndarray | slice
 
 # From a step and a process's part of the batch (None: all of it) to arrays.
-Source = Callable[[int, Rows | None], layouts.Arrays]
+Source = Callable[[int, Rows | None], Arrays]
 
 _PLANS_KEPT = 2  # a batch may lie across the end of an epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where N examples lie in B rows: their row, number in the row, and offset on each side, int [N] or [N, sides]."""
+
+    rows: int
+    row: np.ndarray
+    nth: np.ndarray
+    offsets: np.ndarray
+
+
+class RowFormat(Protocol):
+    """What a row of a task holds: the examples of an epoch, and how they are written into rows.
+
+    A row has one side for an encoder or a decoder, and two for an encoder-decoder: the source and the target.
+
+    Attributes:
+        capacities: tokens in a row of each side.
+    """
+
+    capacities: tuple[int, ...]
+
+    def plan(self, split: Split, rng: np.random.Generator) -> Examples:
+        """The examples of an epoch, from lengths alone."""
+        ...
+
+    def sizes(self, examples: Examples) -> np.ndarray:
+        """int64 [N, sides], tokens that each example takes."""
+        ...
+
+    def arrays(self, split: Split, examples: Examples, place: Placement, keys: np.ndarray) -> Arrays:
+        """The arrays of the rows that hold these examples; `keys` [N] decide what is random about them."""
+        ...
 
 
 @dataclasses.dataclass
 class Plan:
     """One epoch: its examples in the order of the rows, row r being `row_offsets[r]:row_offsets[r+1]`."""
 
-    examples: examples.Examples
+    examples: Examples
     row_offsets: np.ndarray
 
     @property
@@ -49,30 +90,19 @@ class Batches:
         truncated: examples of epoch 0 that lost tokens, because a supervised pair did not fit into a row.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        special: SpecialIds,
-        data: DataConfig,
-        objective: ObjectiveConfig,
-        seed: int,
-        prefix: Sequence[int] | np.ndarray = (),
-    ):
+    def __init__(self, split: Split, row_format: RowFormat, data: DataConfig, seed: int):
         """Plans the first epoch.
 
         Args:
             split: where the tokens are.
-            special: ids with a meaning of their own.
-            data: row lengths, batch size and segments a row.
-            objective: what the rows are for.
+            row_format: what a row holds, of the task.
+            data: batch size and segments a row.
             seed: decides examples, packing, order and what is hidden on the host.
-            prefix: ids put before every source that an encoder-decoder reads.
 
         Raises:
-            InputError: the split is empty, or the tokenizer lacks what the objective needs.
+            InputError: the split is empty.
         """
-        self._split, self._data, self._seed = split, data, seed
-        self._layout = layouts.create(data, objective, special, prefix)
+        self._split, self._format, self._data, self._seed = split, row_format, data, seed
         self._plans: collections.OrderedDict[int, Plan] = collections.OrderedDict()
         self._lock = threading.Lock()
         self.truncated = 0
@@ -88,7 +118,7 @@ class Batches:
         """Steps in which every row of an epoch is seen once."""
         return self.rows_per_epoch / self._data.batch_size
 
-    def __call__(self, step: int, rows: Rows | None = None) -> dict[str, np.ndarray]:
+    def __call__(self, step: int, rows: Rows | None = None) -> Arrays:
         """The batch of a step.
 
         Args:
@@ -96,11 +126,11 @@ class Batches:
             rows: this process's part of the `data.batch_size` rows; by default all of them.
 
         Returns:
-            int32 arrays of B rows; which, the layout of the objective says.
+            The arrays that the row format writes, of B rows each.
         """
         return self.take(numbers(step, self._data.batch_size, rows))
 
-    def take(self, row: np.ndarray) -> dict[str, np.ndarray]:
+    def take(self, row: np.ndarray) -> Arrays:
         """Some rows of all epochs, one after the other.
 
         Args:
@@ -127,24 +157,23 @@ class Batches:
 
     def _make_plan(self, epoch: int) -> Plan:
         rng = np.random.default_rng((self._seed, epoch))
-        found = self._layout.plan(self._split, rng)
-        self.truncated = found.truncated
-        sizes = self._layout.sizes(found)
-        order, row_offsets = packing.pack(sizes, self._layout.capacities, self._data.max_segments, rng)
-        return Plan(found[order], row_offsets)
+        examples = self._format.plan(self._split, rng)
+        self.truncated = examples.truncated
+        sizes = self._format.sizes(examples)
+        order, row_offsets = packing.pack(sizes, self._format.capacities, self._data.max_segments, rng)
+        return Plan(examples[order], row_offsets)
 
-    def _rows(self, plan: Plan, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads and lays out some rows of a plan."""
+    def _rows(self, plan: Plan, epoch: int, rows: np.ndarray) -> Arrays:
+        """Reads some rows of a plan and writes their arrays."""
         per_row = np.diff(plan.row_offsets)[rows]
         first = np.cumsum(per_row) - per_row
         row = np.repeat(np.arange(len(rows)), per_row)
         nth = np.arange(len(row)) - first[row]
-        found = plan.examples[plan.row_offsets[rows][row] + nth]
-        sizes = self._layout.sizes(found)
+        examples = plan.examples[plan.row_offsets[rows][row] + nth]
+        sizes = self._format.sizes(examples)
         before = np.cumsum(sizes, axis=0) - sizes
-        place = layouts.Placement(len(rows), row, nth, before - before[first][row])
-        keys = corruption.make_keys(self._seed, epoch, rows[row], nth)
-        return self._layout.arrays(self._split, found, place, keys)
+        place = Placement(len(rows), row, nth, before - before[first][row])
+        return self._format.arrays(self._split, examples, place, make_keys(self._seed, epoch, rows[row], nth))
 
 
 def numbers(step: int, batch_size: int, rows: Rows | None) -> np.ndarray:
@@ -152,19 +181,19 @@ def numbers(step: int, batch_size: int, rows: Rows | None) -> np.ndarray:
     return step * batch_size + np.arange(batch_size)[slice(None) if rows is None else rows]
 
 
-def count_tokens(batch: dict[str, np.ndarray]) -> tuple[int, int]:
+def count_tokens(batch: Arrays) -> tuple[int, int]:
     """How many places of a batch hold a token, over all its sides, and how many there are."""
     sides = [array for name, array in batch.items() if name in ("segments", "target_segments")]
     return sum(int((array > 0).sum()) for array in sides), sum(array.size for array in sides)
 
 
-def padding_fraction(batch: dict[str, np.ndarray]) -> float:
+def padding_fraction(batch: Arrays) -> float:
     """The share of a batch's places that hold no token."""
     tokens, places = count_tokens(batch)
     return (places - tokens) / places
 
 
-class _Steps:
+class _BatchOfStep:
     """The batches as a sequence that grain can index."""
 
     def __init__(self, batches: Source, rows: Rows | None):
@@ -173,13 +202,13 @@ class _Steps:
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Arrays:
         return self._batches(int(index), self._rows)
 
 
 def loader(
     batches: Source, start_step: int = 0, rows: Rows | None = None, *, num_threads: int = 2, prefetch: int = 4
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Arrays]:
     """Batches from `start_step` on, without end, made ahead of time by threads.
 
     Args:
@@ -192,4 +221,4 @@ def loader(
     import grain  # here, since grain imports jax
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
-    return iter(grain.MapDataset.source(_Steps(batches, rows))[start_step:].to_iter_dataset(options))
+    return iter(grain.MapDataset.source(_BatchOfStep(batches, rows))[start_step:].to_iter_dataset(options))

@@ -1,10 +1,10 @@
-"""What an epoch shows, as spans of the corpus; made from lengths alone, without a look at a token."""
+"""The examples of an epoch as spans of the corpus. They are planned from lengths alone; no token is read."""
 
 import dataclasses
 
 import numpy as np
 
-from lm.data.corruption import ranks
+from lm.data.flat import ranks
 from lm.data.store import Split
 
 # A document is simulated in pieces of this many sentences, side by side: a corpus that is one long
@@ -19,17 +19,18 @@ class Examples:
     Attributes:
         starts: int64 [N, K], the first token of each span in its split.
         lengths: int32 [N, K], tokens in each span.
-        labels: int8 [N]: 0 the second span follows the first, 1 it is from elsewhere, -1 no pair.
-        truncated: how many lost tokens, because a supervised pair did not fit into a row.
+        labels: [N, ...] of any dtype, what is known of each example beside its tokens: for `sentence_pairs` int8 [N],
+            0 if the second span follows the first and 1 if it is from elsewhere. None where nothing is known.
+        truncated: how many examples lost tokens, because a supervised pair did not fit into a row.
     """
 
     starts: np.ndarray
     lengths: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None = None
     truncated: int = 0
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.starts)
 
     @property
     def row_lengths(self) -> np.ndarray:
@@ -37,7 +38,8 @@ class Examples:
         return self.lengths.sum(1, dtype=np.int64) + 1 + self.lengths.shape[1]
 
     def __getitem__(self, index: np.ndarray) -> "Examples":
-        return Examples(self.starts[index], self.lengths[index], self.labels[index])
+        labels = None if self.labels is None else self.labels[index]
+        return Examples(self.starts[index], self.lengths[index], labels)
 
 
 def running_text(split: Split, most: int, overhead: int, rng: np.random.Generator) -> Examples:
@@ -68,11 +70,7 @@ def running_text(split: Split, most: int, overhead: int, rng: np.random.Generato
     document = np.repeat(np.arange(len(sizes)), pieces)
     begin = np.where(nth == 0, 0, first[document] + (nth - 1) * most)
     end = np.minimum(first[document] + nth * most, sizes[document])
-    return Examples(
-        (starts[document] + begin)[:, None],
-        (end - begin).astype(np.int32)[:, None],
-        np.full(len(document), -1, np.int8),
-    )
+    return Examples((starts[document] + begin)[:, None], (end - begin).astype(np.int32)[:, None])
 
 
 def pairs(split: Split, most: tuple[int, ...]) -> Examples:
@@ -82,7 +80,7 @@ def pairs(split: Split, most: tuple[int, ...]) -> Examples:
     lengths = np.diff(offsets).reshape(-1, 2)
     kept = np.minimum(lengths, most).astype(np.int32)
     truncated = int((kept < lengths).any(axis=1).sum())
-    return Examples(starts, kept, np.full(len(starts), -1, np.int8), truncated)
+    return Examples(starts, kept, truncated=truncated)
 
 
 def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np.random.Generator) -> Examples:
@@ -110,7 +108,7 @@ def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np
     target[short] = rng.integers(2, most + 1, short.sum())
     target = target[document]
 
-    found: list[Examples] = []
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     while len(cursor):
         chunk_end = np.minimum(np.searchsorted(tokens, tokens[cursor] + target), end)
         size = chunk_end - cursor
@@ -122,11 +120,14 @@ def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np
             np.where(is_random, other_begin, tokens[split_at]),
             np.where(is_random, other_end, tokens[chunk_end]),
         )
-        found.append(_truncated(*first, *second, is_random, most, rng))
+        parts.append((*_truncated(*first, *second, most, rng), is_random.astype(np.int8)))
         cursor = np.where(is_random, split_at, chunk_end)
         goes_on = cursor < end
         cursor, end, document, target = (values[goes_on] for values in (cursor, end, document, target))
-    return _concatenate(found)
+    if not parts:
+        return Examples(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int32), np.zeros(0, np.int8))
+    starts, lengths, labels = map(np.concatenate, zip(*parts, strict=True))
+    return Examples(starts, lengths, labels)
 
 
 def _other_document(
@@ -156,11 +157,10 @@ def _truncated(
     first_end: np.ndarray,
     second_begin: np.ndarray,
     second_end: np.ndarray,
-    is_random: np.ndarray,
     most: int,
     rng: np.random.Generator,
-) -> Examples:
-    """Pairs of at most `most` tokens, as BERT's `truncate_seq_pair` leaves them.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and lengths of pairs of at most `most` tokens, as BERT's `truncate_seq_pair` leaves them.
 
     BERT takes one token at a time from the longer segment, from the second when they are equal, from
     the front or the back with equal odds. In closed form: first the longer one shrinks until both are
@@ -176,14 +176,4 @@ def _truncated(
         axis=1,
     )
     starts = np.stack([first_begin, second_begin], axis=1) + rng.binomial(cut, 0.5)
-    return Examples(starts, (lengths - cut).astype(np.int32), is_random.astype(np.int8))
-
-
-def _concatenate(parts: list[Examples]) -> Examples:
-    if not parts:
-        return Examples(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int32), np.zeros(0, np.int8))
-    return Examples(
-        np.concatenate([part.starts for part in parts]),
-        np.concatenate([part.lengths for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-    )
+    return starts, (lengths - cut).astype(np.int32)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from lm import models
+from lm import models, tasks
 from lm.config import Config
 from lm.errors import InputError
 from lm.plan.chips import Topology
-from lm.plan.step import Plan, batch_shapes, plan
+from lm.plan.step import Plan, plan
 from lm.training import metrics
 
 _REMATS = {"none": 0.0, "dots": 0.05, "full": 1 / 3}  # and what of the model's FLOPs each computes once more
@@ -130,7 +130,7 @@ def _guess(config: Config, topology: Topology, parameters: int) -> _Guess:
     mesh, model, chip = config.mesh, config.model, topology.chip
     devices = mesh.data * mesh.fsdp * mesh.tensor
     rows, parts = config.data.batch_size, config.train.accumulation
-    shapes = batch_shapes(config)
+    shapes = {name: spec.shape for name, spec in tasks.shapes(config).items()}
     tokens = sum(shape[0] for name, shape in shapes.items() if name in ("tokens", "targets")) * rows
     predicted = shapes["targets"][0] if "targets" in shapes else config.objective.mask_rate * shapes["tokens"][0]
 

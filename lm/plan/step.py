@@ -5,17 +5,12 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
-from lm import sharding
+from lm import sharding, tasks
 from lm.config import Config
-from lm.data import layouts
-from lm.data.examples import Examples
-from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.plan import compiled, flops, memory
 from lm.plan.chips import Topology
-from lm.training import metrics, objectives
+from lm.training import metrics
 from lm.training import step as step_lib
 
 # Of the peak, for what the compiler gives no cycles for. Assumptions, not measurements.
@@ -70,18 +65,6 @@ class Plan:
     compile_seconds: float = 0
 
 
-class _Vocabulary:
-    """Stands in for a tokenizer that has not been trained: its size and its special ids are all a step depends on."""
-
-    def __init__(self, size: int):
-        self.vocab_size, self.special = size, SpecialIds()
-        last = self.special.first_sentinel
-        self.special_ids = np.arange(last + 1, dtype=np.int32)
-
-    def starts_word(self) -> np.ndarray:
-        return np.ones(self.vocab_size, bool)
-
-
 def define(config: Config, topology: Topology) -> step_lib.Definition:
     """The training step of a config on a topology.
 
@@ -89,22 +72,8 @@ def define(config: Config, topology: Topology) -> step_lib.Definition:
         InputError: when the mesh does not fit the topology or the config.
     """
     mesh = sharding.make_mesh(config.mesh, topology.devices())
-    vocabulary: Any = _Vocabulary(config.data.vocab_size)
-    return step_lib.define(config, objectives.create(config, vocabulary), mesh, batch_shapes(config))
-
-
-def batch_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """The shape of each array of a batch, its rows left out: what the layout writes for one short example."""
-    task = next(iter(config.mixture.tasks), None)
-    objective = config.task_objective(task) if task else config.objective
-    layout = layouts.create(config.data, objective, SpecialIds())
-    spans = 2 if objective.name == "pairs" or (objective.name == "mlm" and objective.nsp) else 1
-    text = Split(np.zeros(4, np.int32), np.array([4]), np.array([1]))
-    found = Examples(np.zeros((1, spans), np.int64), np.full((1, spans), 4 // spans, np.int32), np.zeros(1, np.int8))
-    first = np.zeros(1, np.int64)
-    place = layouts.Placement(1, first, first, np.zeros((1, len(layout.capacities)), np.int64))
-    arrays = layout.arrays(text, found, place, first.astype(np.uint64))
-    return {name: array.shape[1:] for name, array in arrays.items()}
+    objective = tasks.create_objective(config, tasks.UntrainedVocabulary(config.data.vocab_size))
+    return step_lib.define(config, objective, mesh)
 
 
 def plan(config: Config, topology: Topology) -> Plan:

@@ -1,1 +1,1 @@
-"""Numbers become a model: objectives, optimizers and the training loop."""
+"""Numbers become a model: the step, the optimizers and the training loop."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import checkpoint, models, sharding
+from lm import checkpoint, models, sharding, tasks
 from lm.config import Config
 from lm.models import Model
-from lm.training import objectives, optim
-from lm.training.objectives import Objective
+from lm.tasks import Batch, Objective, Sums, losses
+from lm.training import optim
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -40,7 +40,7 @@ def gradients(
     model: Model,
     objective: Objective,
     params: models.Params,
-    examples: objectives.Examples,
+    examples: Batch,
     key: jax.Array | None,
     parts: int,
 ) -> tuple[models.Params, Metrics]:
@@ -51,9 +51,9 @@ def gradients(
     """
     weights = objective.weights(examples)
 
-    def loss(params: models.Params, examples: objectives.Examples, key: jax.Array | None):
+    def loss(params: models.Params, examples: Batch, key: jax.Array | None):
         sums = objective.sums(model.merge(params), examples, key)
-        return objectives.total_loss(sums, weights), sums
+        return losses.total_loss(sums, weights), sums
 
     compute = jax.grad(loss, has_aux=True)
     if parts == 1:
@@ -62,7 +62,7 @@ def gradients(
         # Row r goes to part r % parts: every device keeps its rows.
         split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), examples)
 
-        def add(carry: Any, part: tuple[objectives.Examples, jax.Array]) -> tuple[Any, None]:
+        def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             examples, index = part
             part_key = None if key is None else jax.random.fold_in(key, index)
             return jax.tree.map(jnp.add, carry, compute(params, examples, part_key)), None
@@ -73,9 +73,9 @@ def gradients(
     return grads, means(sums, weights)
 
 
-def means(sums: dict[str, dict[str, jax.Array]], weights: dict[str, jax.Array]) -> Metrics:
+def means(sums: Sums, weights: dict[str, jax.Array]) -> Metrics:
     """The total loss and every mean metric."""
-    return {"loss": objectives.total_loss(sums, weights), **objectives.mean_metrics(sums, weights)}
+    return {"loss": losses.total_loss(sums, weights), **losses.mean_metrics(sums, weights)}
 
 
 def train_step(
@@ -84,7 +84,7 @@ def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     state: State,
-    batch: objectives.Batch,
+    batch: Batch,
 ) -> tuple[State, Metrics]:
     """One update. A step whose loss or gradient is not finite changes nothing but the counts.
 
@@ -115,8 +115,8 @@ def train_step(
 
 
 def eval_step(
-    config: Config, model: Model, objective: Objective, params: models.Params, batch: objectives.Batch, index: jax.Array
-) -> tuple[dict[str, dict[str, jax.Array]], dict[str, jax.Array]]:
+    config: Config, model: Model, objective: Objective, params: models.Params, batch: Batch, index: jax.Array
+) -> tuple[Sums, dict[str, jax.Array]]:
     """Sums and weights of one held-out batch, masked the same way at every evaluation."""
     key = jax.random.fold_in(run_key(config.seed, EVALUATION), index)
     examples = objective.prepare(batch, key)
@@ -136,7 +136,7 @@ class Program:
         mesh, model, objective: as built from the config.
         batch_size: rows of a global batch.
         abstract_state: shapes, dtypes and shardings of the state.
-        init, step, evaluate, means: compiled functions; `step` reuses the memory of the state it is given.
+        init, step, eval_step, means: compiled functions; `step` reuses the memory of the state it is given.
         rows: the rows of a global batch that belong to this process, ascending.
     """
 
@@ -146,12 +146,12 @@ class Program:
     batch_size: int
     abstract_state: State
     init: Callable[[], State]
-    step: Callable[[State, objectives.Batch], tuple[State, Metrics]]
-    evaluate: Callable[..., Any]
+    step: Callable[[State, Batch], tuple[State, Metrics]]
+    eval_step: Callable[..., tuple[Sums, dict[str, jax.Array]]]
     means: Callable[..., Metrics]
     rows: np.ndarray
 
-    def put(self, batch: dict[str, np.ndarray]) -> objectives.Batch:
+    def put(self, batch: dict[str, np.ndarray]) -> Batch:
         """Places this process's rows of a batch on its devices."""
         return sharding.place_rows(self.mesh, self.batch_size, batch)
 
@@ -199,11 +199,8 @@ class Definition:
             return self.trace_step().lower()
 
 
-def define(config: Config, objective: Objective, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Definition:
+def define(config: Config, objective: Objective, mesh: Mesh) -> Definition:
     """Builds everything that does not need the devices.
-
-    Args:
-        shapes: of each array of a batch, its rows left out.
 
     Raises:
         InputError: when the mesh does not divide the config.
@@ -216,17 +213,16 @@ def define(config: Config, objective: Objective, mesh: Mesh, shapes: Mapping[str
         state = jax.eval_shape(functools.partial(init_state, model, optimizer, config.seed))
     state = checkpoint.abstract_like(state, sharding.state_shardings(mesh, state))
     place, rows = sharding.batch_sharding(mesh), config.data.batch_size
-    batch = {name: jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=place) for name, shape in shapes.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *spec.shape), spec.dtype, sharding=place)
+        for name, spec in tasks.shapes(config).items()
+    }
     return Definition(config, mesh, model, objective, optimizer, state, batch)
 
 
-def compile_program(config: Config, objective: Objective, mesh: Mesh, example: dict[str, np.ndarray]) -> Program:
-    """Builds and compiles the training step ahead of time: it cannot be compiled a second time by accident.
-
-    Args:
-        example: a batch of this process, for its shapes.
-    """
-    made = define(config, objective, mesh, {name: array.shape[1:] for name, array in example.items()})
+def compile_program(config: Config, objective: Objective, mesh: Mesh) -> Program:
+    """Builds and compiles the training step ahead of time: it cannot be compiled a second time by accident."""
+    made = define(config, objective, mesh)
     state, replicated = made.state, NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
         evaluate = jax.jit(functools.partial(eval_step, config, made.model, objective), out_shardings=replicated)
@@ -239,7 +235,7 @@ def compile_program(config: Config, objective: Objective, mesh: Mesh, example: d
             abstract_state=state,
             init=made.lower_init().compile(),
             step=made.lower_step().compile(),
-            evaluate=evaluate.lower(state["params"], made.batch, index).compile(),
+            eval_step=evaluate.lower(state["params"], made.batch, index).compile(),
             means=jax.jit(means),
             rows=sharding.process_rows(mesh, config.data.batch_size),
         )

@@ -22,11 +22,12 @@ import transformers
 from absl import flags
 from tqdm import tqdm
 
-from lm import checkpoint, cli, huggingface, models
+from lm import checkpoint, cli, huggingface, models, tasks
 from lm.config import Config
 from lm.data import batches
 from lm.data.store import Store
-from lm.training import metrics, objectives, optim
+from lm.tasks import members
+from lm.training import metrics, optim
 from lm.training import step as step_lib
 
 _workdir = flags.DEFINE_string("workdir", None, "A finished run of ours.", required=True)
@@ -39,9 +40,8 @@ _save_every = flags.DEFINE_integer("save_every", 100, "Steps between the saves o
 def masked_batches(config: Config, workdir: Path, start: int) -> Iterator[dict[str, torch.Tensor]]:
     """The batches of the run from `start` on, masked by the run's own keys."""
     store = Store.open(checkpoint.store_path(config, workdir))
-    special = store.tokenizer.special
-    source = batches.Batches(store.train, special, config.data, config.objective, config.seed)
-    prepare = jax.jit(objectives.create(config, store.tokenizer).prepare)
+    source = members.batches(config, "", store, store.train)
+    prepare = jax.jit(tasks.create_objective(config, store.tokenizer).prepare)
     for step, batch in enumerate(batches.loader(source, start), start):
         key = jax.random.fold_in(step_lib.run_key(config.seed, step_lib.MASKING), step)
         yield {name: torch.from_numpy(np.array(value)).long() for name, value in prepare(batch, key).items()}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from lm import cli
+from lm import cli, tasks
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data import batches, corpus, prepare
 
@@ -65,7 +65,8 @@ def main() -> None:
     measure_writing(config)
     for name, length, segments, objective in settings():
         data = DataConfig(seq_length=length, max_segments=segments, batch_size=32 * 128 // length * 8)
-        build = lambda: batches.Batches(store.train, store.tokenizer.special, data, objective, 0)  # noqa: B023, E731
+        row_format = tasks.create_row_format(data, objective, store.tokenizer.special)
+        build = lambda: batches.Batches(store.train, row_format, data, 0)  # noqa: B023, E731
         source, took = timed(build)
         report(f"plan an epoch, {name}, {length}", store.train.num_tokens, took)
         built, took = timed(lambda: [source(step) for step in range(_steps.value)])  # noqa: B023

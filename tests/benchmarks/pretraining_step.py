@@ -29,13 +29,14 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from lm import families
+from lm import families, tasks
 from lm.config import Config, DataConfig
 from lm.data import batches, prepare
 from lm.data.store import Store
 from lm.huggingface import write_config
 from lm.sharding import make_mesh
-from lm.training import metrics, objectives
+from lm.tasks import members
+from lm.training import metrics
 from lm.training.step import compile_program
 from tests.benchmarks import machine
 from tests.benchmarks.turns import Contender, apart
@@ -73,7 +74,7 @@ class Case:
 
     config: Config
     batches: list[Batch]
-    objective: objectives.Objective
+    objective: tasks.Objective
 
     @property
     def tokens(self) -> int:
@@ -119,14 +120,14 @@ def full_case(store: Store, length: int) -> Case:
         rows["cls_positions"] = np.zeros((_rows.value, 1))
         rows["nsp_labels"] = rng.integers(0, 2, (_rows.value, 1))
         made.append({name: np.ascontiguousarray(array, np.int32) for name, array in rows.items()})
-    return Case(config, made, objectives.create(config, store.tokenizer))
+    return Case(config, made, tasks.create_objective(config, store.tokenizer))
 
 
 def ragged_case(store: Store, length: int) -> Case:
     """Packed pairs of the embedded corpus."""
     config = make_config(length, max_segments=DataConfig.max_segments)
-    source = batches.Batches(store.train, store.tokenizer.special, config.data, config.objective, seed=0)
-    return Case(config, [source(step) for step in range(_steps.value)], objectives.create(config, store.tokenizer))
+    source = members.batches(config, "", store, store.train)
+    return Case(config, [source(step) for step in range(_steps.value)], tasks.create_objective(config, store.tokenizer))
 
 
 def contender(make_case: Callable[[], Case], make_step: Callable[[Case], tuple[Step, int]]) -> Contender:
@@ -155,10 +156,10 @@ def contender(make_case: Callable[[], Case], make_step: Callable[[Case], tuple[S
 
 
 def our_step(dtype: str, case: Case) -> tuple[Step, int]:
-    """The training step as `lm.training.train` runs it, and the places of its batches."""
+    """The training step as `lm.training.loop` runs it, and the places of its batches."""
     config = dataclasses.replace(case.config, train=dataclasses.replace(case.config.train, dtype=dtype))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    program = compile_program(config, case.objective, mesh, case.batches[0])
+    program = compile_program(config, case.objective, mesh)
     state = program.init()
 
     def step(index: int) -> None:

@@ -24,12 +24,12 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from lm import families
+from lm import families, tasks
 from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig
-from lm.data import batches, prepare
+from lm.data import prepare
 from lm.data.store import Store
 from lm.huggingface import write_config
-from lm.training import objectives
+from lm.tasks import members
 from tests.benchmarks import machine
 from tests.benchmarks import pretraining_step as shared
 from tests.benchmarks.pretraining_step import Case, Step
@@ -61,9 +61,9 @@ def make_case(store: Store, data: DataConfig, objective: str) -> Case:
     data = dataclasses.replace(data, batch_size=shared._rows.value)
     config = Config(model=model_config(), data=data, objective=ObjectiveConfig(name=objective))
     config.train.unroll = shared._unroll.value
-    source = batches.Batches(store.train, store.tokenizer.special, config.data, config.objective, seed=0)
+    source = members.batches(config, "", store, store.train)
     return Case(
-        config, [source(step) for step in range(shared._steps.value)], objectives.create(config, store.tokenizer)
+        config, [source(step) for step in range(shared._steps.value)], tasks.create_objective(config, store.tokenizer)
     )
 
 

@@ -1,11 +1,12 @@
 """A corpus of a few thousand words and its token store, made once."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lm.config import DataConfig
+from lm.config import Config, DataConfig, MixtureConfig, ModelConfig, ObjectiveConfig, TaskConfig
 from lm.data import prepare
 from lm.data.store import Store
 
@@ -42,6 +43,17 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
     return documents
 
 
+def make_mixture(tasks: dict[str, TaskConfig], **sections) -> Config:
+    data = {"vocab_size": 600, "seq_length": 48, "target_length": 24, "batch_size": 16, **sections.pop("data", {})}
+    return Config(
+        data=DataConfig(**data),
+        model=ModelConfig(architecture="encoder-decoder", vocab_size=640),
+        objective=ObjectiveConfig(name="span_corruption"),
+        mixture=MixtureConfig(tasks=tasks, **sections.pop("mixture", {})),
+        **sections,
+    )
+
+
 @pytest.fixture(scope="session")
 def documents() -> list[str]:
     return make_documents(400)
@@ -64,6 +76,33 @@ def data_config(corpus_file: str) -> DataConfig:
 @pytest.fixture(scope="session")
 def made(data_config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return prepare.prepare(data_config, str(tmp_path_factory.mktemp("store")), num_workers=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
+    path.write_text("".join(f"Night {i} of the year\tday {i}\n" for i in range(300)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def pairs(made: Store, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store of pairs with the tokenizer of the documents."""
+    data = DataConfig(source="tsv", path=str(pairs_file), vocab_size=600, heldout_fraction=0.1)
+    out = str(tmp_path_factory.mktemp("store"))
+    return prepare.prepare(data, out, num_workers=1, progress=False, tokenizer=made.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def mixture_config(made: Store, pairs: Store) -> Config:
+    """Spans, infilling of the same text, and pairs with a prefix: 5:3:2."""
+    return make_mixture(
+        {
+            "spans": TaskConfig(store=made.path, rate=0.5),
+            "infill": TaskConfig(store=made.path, objective="infilling", rate=0.3),
+            "nights": TaskConfig(store=pairs.path, objective="pairs", prefix="count the days: ", rate=0.2),
+        }
+    )
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from lm.data.batches import Batches, loader, padding_fraction
 from lm.data.store import Split, Store
 from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
+from lm.tasks import create_row_format
 
 SPECIAL = SpecialIds()
 FIRST_TOKEN = 10  # ids of the synthetic corpus are unique, and no special id
@@ -28,7 +29,8 @@ def make_split(seed: int = 0, num_documents: int = 60) -> Split:
 
 def make_batches(nsp: bool = True, seed: int = 0, split: Split | None = None, **fields) -> Batches:
     data = DataConfig(**{"seq_length": 48, "batch_size": 8, **fields})
-    return Batches(split or make_split(), SPECIAL, data, ObjectiveConfig(nsp=nsp), seed)
+    row_format = create_row_format(data, ObjectiveConfig(nsp=nsp), SPECIAL)
+    return Batches(split or make_split(), row_format, data, seed)
 
 
 def assert_equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
@@ -166,11 +168,11 @@ def test_loader_starts_at_any_step(start: int):
 
 
 def test_a_prepared_store_feeds_both_splits(made: Store, data_config: DataConfig):
-    objective = ObjectiveConfig(nsp=True)
+    row_format = create_row_format(data_config, ObjectiveConfig(nsp=True), made.tokenizer.special)
     on_disk = Store.open(made.path, memory_limit=0)
     for name in ("train", "heldout"):
-        batches = Batches(getattr(made, name), made.tokenizer.special, data_config, objective, 0)
-        assert_equal(batches(2), Batches(getattr(on_disk, name), made.tokenizer.special, data_config, objective, 0)(2))
+        batches = Batches(getattr(made, name), row_format, data_config, 0)
+        assert_equal(batches(2), Batches(getattr(on_disk, name), row_format, data_config, 0)(2))
         assert batches(0)["tokens"].max() < made.tokenizer.vocab_size
 
 

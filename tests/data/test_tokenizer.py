@@ -11,10 +11,10 @@ import pytest
 import sentencepiece
 
 from lm.config import DataConfig, ObjectiveConfig
-from lm.data import layouts
 from lm.data import tokenizer as tokenizers
 from lm.data.sentences import sentences
 from lm.errors import InputError
+from lm.tasks import create_row_format
 
 MARKUP = "[PAD] [UNK] [CLS] [SEP] [MASK] <extra_id_0> <extra_id_99> <0x41> ▁ ##a"
 
@@ -191,10 +191,10 @@ def test_a_missing_special_token_is_refused_where_it_is_needed(wordpiece: tokeni
         (wordpiece, "span_corruption", "<extra_id_0>"),
     ):
         with pytest.raises(InputError, match=f"no {missing}, which objective.name={objective} needs"):
-            layouts.create(DataConfig(), ObjectiveConfig(name=objective), tokenizer.special)
-    layouts.create(DataConfig(), ObjectiveConfig(name="infilling"), clsless.special)
+            create_row_format(DataConfig(), ObjectiveConfig(name=objective), tokenizer.special)
+    create_row_format(DataConfig(), ObjectiveConfig(name="infilling"), clsless.special)
     with pytest.raises(InputError, match=r"no \[CLS\] or <s>, which data.begin_with_cls=True needs"):
-        layouts.create(DataConfig(begin_with_cls=True), ObjectiveConfig(name="infilling"), clsless.special)
+        create_row_format(DataConfig(begin_with_cls=True), ObjectiveConfig(name="infilling"), clsless.special)
 
 
 T5_MARKUP = "the year<extra_id_0></s> <pad> <extra_id_99> of"

@@ -13,11 +13,10 @@ import jax
 import numpy as np
 
 from lm import config as config_lib
-from lm import distributed, sharding
+from lm import distributed, sharding, tasks
 from lm.config import Config
-from lm.data.batches import Batches
 from lm.data.store import Store
-from lm.training import objectives
+from lm.tasks import members
 from lm.training import step as step_lib
 
 STEPS = 10
@@ -26,11 +25,9 @@ STEPS = 10
 def take_steps(config: Config, store: Store) -> dict[str, Any]:
     """The losses of ten steps, the digests of the global batches, and whether each device got its rows of them."""
     mesh = sharding.make_mesh(config.mesh)
-    source = Batches(store.train, store.tokenizer.special, config.data, config.objective, config.seed)
+    source = members.batches(config, "", store, store.train)
     rows = sharding.process_rows(mesh, config.data.batch_size)
-    objective = objectives.create(config, store.tokenizer)
-    shapes = {name: array.shape[1:] for name, array in source(0, rows[:1]).items()}
-    made = step_lib.define(config, objective, mesh, shapes)
+    made = step_lib.define(config, tasks.create_objective(config, store.tokenizer), mesh)
     with distributed.agreement():  # one may compile for longer than the other would wait in a sum
         init, take_step = made.lower_init().compile(), made.lower_step().compile()
     state = init()
@@ -56,7 +53,7 @@ def rows_of_interleaved_devices(config: Config, store: Store) -> bool:
     """Whether rows reach their devices where those of two processes take turns, as they do on a torus."""
     devices = np.array(jax.devices()).reshape(2, -1).T.reshape(-1)
     mesh = jax.sharding.Mesh(devices.reshape(sharding.make_mesh(config.mesh).devices.shape), sharding.AXES)
-    source = Batches(store.train, store.tokenizer.special, config.data, config.objective, config.seed)
+    source = members.batches(config, "", store, store.train)
     rows = sharding.process_rows(mesh, config.data.batch_size)
     whole = source(3)
     placed = sharding.place_rows(mesh, config.data.batch_size, source(3, rows))

@@ -14,7 +14,7 @@ from lm import checkpoint, families
 from lm.config import Config, DataConfig, TrainConfig
 from lm.errors import InputError
 from lm.huggingface import export_folder, export_workdir, import_folder, import_workdir, read_config
-from lm.training.train import train
+from lm.training.loop import train
 from tests.huggingface.test_folder import assert_equal, random_params, rewrite
 from tests.training.conftest import WORDS, make_corpus
 

@@ -13,7 +13,7 @@ import pytest
 from lm import models
 from lm.errors import InputError
 from lm.inference.predict import Predictor
-from lm.training import train as training
+from lm.training import loop
 from tests.training.conftest import changed, tiny_config  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def workdir(tiny_config, tmp_path_factory) -> str:  # noqa: F811
     path = str(tmp_path_factory.mktemp("trained") / "run")
-    training.train(changed(tiny_config, train={"steps": 2}), path)
+    loop.train(changed(tiny_config, train={"steps": 2}), path)
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 from lm import models, sharding
 from lm.config import Config, DataConfig, MeshConfig, ObjectiveConfig
 from lm.errors import InputError
-from lm.training import objectives
+from lm.tasks.mlm import MaskedLM, max_masked
 from lm.training import step as step_lib
 from tests.models.test_packing import MODERN
 
@@ -19,14 +19,14 @@ LENGTH, LONGEST = 8192, 5000
 
 def objective():
     special = np.arange(128) < 5
-    return objectives.MaskedLM(
+    return MaskedLM(
         mask_rate=0.3,
         mask_token_rate=0.8,
         random_token_rate=0.1,
         whole_word=False,
         nsp=False,
         max_segments=3,
-        max_positions=objectives.max_masked(LENGTH, 3, 0.3),
+        max_positions=max_masked(LENGTH, 3, 0.3),
         mask_id=4,
         special_V=special,
         ordinary_ids=np.flatnonzero(~special).astype(np.int32),

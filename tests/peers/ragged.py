@@ -7,7 +7,7 @@ import torch
 
 from lm.config import Config, ModelConfig
 from lm.data.tokenizer import SpecialIds
-from lm.training.objectives import MaskedLM
+from lm.tasks.mlm import MaskedLM
 
 SPECIAL = SpecialIds()
 FIRST_ORDINARY = 5

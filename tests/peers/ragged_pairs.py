@@ -7,7 +7,7 @@ import torch
 
 from lm.config import Config, ModelConfig
 from lm.data.tokenizer import SpecialIds
-from lm.training.objectives import Seq2SeqLM
+from lm.tasks.seq2seq import Seq2SeqLM
 
 FIRST_ORDINARY = 5
 

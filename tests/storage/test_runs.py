@@ -21,7 +21,7 @@ from lm import checkpoint, lease, storage
 from lm import config as config_lib
 from lm.config import Config
 from lm.errors import InputError
-from lm.training import metrics, train
+from lm.training import loop, metrics
 from tests.test_bad_input import assert_refused
 from tests.training.conftest import changed
 
@@ -59,7 +59,7 @@ def curve(workdir: str) -> list[tuple[int, float, float]]:
 def unbroken(config: Config, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float, float]]:
     """The curve of a run that nothing happened to, on disk."""
     workdir = str(tmp_path_factory.mktemp("unbroken") / "run")
-    train.train(config, workdir)
+    loop.train(config, workdir)
     assert len(curve(workdir)) == 12
     return curve(workdir)
 
@@ -102,7 +102,7 @@ def test_kill_9_while_saving_costs_no_bit(url: str, config, command, unbroken, r
     assert "checkpoints/8/commit_success.txt" not in left
     assert lease.NAME in left
     assert checkpoint.locate(url)[1] == 4
-    train.train(config, url)
+    loop.train(config, url)
     assert curve(url) == unbroken
     left = storage.list_keys(url)
     assert {key.split("/")[1] for key in left if key.startswith("checkpoints/")} == {"8", "12"}
@@ -143,14 +143,14 @@ def test_wrong_credentials_are_refused(s3_url: str, command):
 def test_a_missing_bucket_is_refused(url: str, config):
     url = url.replace(BUCKET, "no-such-bucket")
     with pytest.raises(InputError, match=f"^{url}: there is no such bucket"):
-        train.train(config, url)
+        loop.train(config, url)
 
 
 @pytest.fixture(scope="module")
 def eight_steps(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of eight steps, with checkpoints 4 and 8, on disk."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    train.train(changed(config, train={"steps": 8}, optim={"schedule": "constant"}), str(workdir))
+    loop.train(changed(config, train={"steps": 8}, optim={"schedule": "constant"}), str(workdir))
     return workdir
 
 
@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished: str,
     longer = changed(config, optim={"schedule": "constant"})
     flip(finished, 8, "training", 0.5)
     before = curve(finished)
-    train.train(longer, finished)
+    loop.train(longer, finished)
     shown = capfd.readouterr().err
     assert f"checkpoint {finished}/checkpoints/8 is damaged and not used: " in shown
     assert "resuming from step 4" in shown
@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished: str,
     for file in (Path(finished) / "checkpoints" / "12").glob("params/**/d/*"):
         file.write_bytes(file.read_bytes()[:-1])
     longest = changed(longer, train={"steps": 13})
-    train.train(longest, finished)
+    loop.train(longest, finished)
     assert "checkpoints/12 is damaged and not used" in capfd.readouterr().err
     assert [step for step, *_ in curve(finished)] == list(range(1, 14))
 
@@ -198,7 +198,7 @@ def test_a_part_that_only_another_process_cannot_read_counts_before_any_sum(
         return sums(tree)
 
     monkeypatch.setattr(checkpoint, "checksums", checksums)
-    train.train(changed(config, optim={"schedule": "constant"}), finished)
+    loop.train(changed(config, optim={"schedule": "constant"}), finished)
     assert asked == [True, True]
     shown = capfd.readouterr().err
     assert "checkpoints/8 is damaged and not used: another process could not read its part" in shown
@@ -209,7 +209,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_deleted(finished: str, config):
     for step in (4, 8):
         flip(finished, step, "training", 0.3)
     with pytest.raises(InputError, match=r"no checkpoint in .* is whole \(tried 8, 4\); restore one from a copy"):
-        train.train(changed(config, optim={"schedule": "constant"}), finished)
+        loop.train(changed(config, optim={"schedule": "constant"}), finished)
     assert sorted(path.name for path in Path(finished, "checkpoints").iterdir()) == ["4", "8"]
 
 

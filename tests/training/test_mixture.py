@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lm import sharding
+from lm import sharding, tasks
 from lm.config import Config, MixtureConfig, TaskConfig
 from lm.data import mixture
-from lm.training import evaluate, objectives
+from lm.tasks.members import make_members
+from lm.training import loop, perplexity
 from lm.training import step as step_lib
-from lm.training import train as training
 
 from .conftest import changed
 
@@ -32,27 +32,27 @@ def config(tiny_config: Config, tiny_seq2seq: Config, tmp_path_factory: pytest.T
 
 
 def test_a_run_of_two_tasks_reports_each(config: Config, tmp_path: Path) -> None:
-    found = training.train(config, str(tmp_path))
+    found = loop.train(config, str(tmp_path))
     first, total, last = sorted(found[f"eval/{name}loss"] for name in ("", "spans/", "pairs/"))
     assert first < total == found["eval/loss"] < last
-    evaluated = evaluate.evaluate(str(tmp_path))
+    evaluated = perplexity.measure(str(tmp_path))
     kinds = {"predictions", "seq2seq_loss", "seq2seq_accuracy", "seq2seq_baseline_accuracy", "seq2seq_perplexity"}
     assert {f"{task}/{kind}" for task in ("spans", "pairs") for kind in kinds} | {"step"} <= evaluated.keys()
 
 
 def test_the_total_counts_each_task_by_its_rate(config: Config) -> None:
     """Three batches of spans weigh as much as the one of pairs that comes with them."""
-    tasks = mixture.make_tasks(config, mixture.prepare_stores(config, config.data.store))
-    assert {task.name: task.rows for task in tasks} == {"pairs": 1, "spans": 3}
-    objective = objectives.create(config, tasks[0].store.tokenizer)
-    program = step_lib.compile_program(config, objective, sharding.make_mesh(config.mesh), tasks[0].train(0))
+    members = make_members(config, mixture.prepare_stores(config, config.data.store))
+    assert {member.name: member.rows for member in members} == {"pairs": 1, "spans": 3}
+    objective = tasks.create_objective(config, members[0].store.tokenizer)
+    program = step_lib.compile_program(config, objective, sharding.make_mesh(config.mesh))
     params = program.init()["params"]
-    found = training.evaluate(program, params, tasks, 2)
+    found = loop.heldout_metrics(program, params, members, 2)
     total = weights = 0.0
-    for task in tasks:
-        alone = training.evaluate(program, params, [dataclasses.replace(task, name="")], 2)
-        assert found[f"eval/{task.name}/loss"] == pytest.approx(alone["eval/loss"], rel=1e-6)
-        assert task.heldout is not None
-        weight = task.rows * sum(int((task.heldout(index)["target_segments"] > 0).sum()) for index in range(2))
+    for member in members:
+        alone = loop.heldout_metrics(program, params, [dataclasses.replace(member, name="")], 2)
+        assert found[f"eval/{member.name}/loss"] == pytest.approx(alone["eval/loss"], rel=1e-6)
+        assert member.heldout is not None
+        weight = member.rows * sum(int((member.heldout(index)["target_segments"] > 0).sum()) for index in range(2))
         total, weights = total + weight * alone["eval/seq2seq_cross_entropy"], weights + weight
     assert found["eval/seq2seq_cross_entropy"] == pytest.approx(total / weights, rel=1e-5)

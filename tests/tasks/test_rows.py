@@ -8,6 +8,7 @@ from lm.data.batches import Batches, count_tokens
 from lm.data.store import Split
 from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
+from lm.tasks import create_row_format
 
 SPECIAL = SpecialIds()
 OBJECTIVES = {
@@ -31,7 +32,8 @@ def make(name: str, seed: int = 0, **data) -> tuple[Split, Batches]:
     settings = {"seq_length": 96, "target_length": 24 if name == "span_corruption" else 96, "batch_size": 8} | data
     if name == "pairs":
         settings["source"] = "dates"
-    return split, Batches(split, SPECIAL, DataConfig(**settings), OBJECTIVES[name], seed)
+    data_config = DataConfig(**settings)
+    return split, Batches(split, create_row_format(data_config, OBJECTIVES[name], SPECIAL), data_config, seed)
 
 
 def examples(batch: dict[str, np.ndarray], side: str) -> list[list[int]]:
@@ -152,7 +154,7 @@ def test_both_sides_of_corrupted_rows_are_full():
     documents = np.diff(ends, prepend=0, append=40_000)
     split = Split(105 + np.arange(sentence_lengths.sum()) % 3000, sentence_lengths, documents)
     data = DataConfig(seq_length=512, target_length=114, batch_size=64, max_segments=16)
-    batches = Batches(split, SPECIAL, data, OBJECTIVES["span_corruption"], 0)
+    batches = Batches(split, create_row_format(data, OBJECTIVES["span_corruption"], SPECIAL), data, 0)
     sides = ("segments", "target_segments")
     made = [batches(step) for step in range(int(batches.steps_per_epoch))]
     for side in sides:
@@ -176,7 +178,7 @@ def test_the_next_epoch_hides_other_spans():
 def test_a_tokenizer_without_the_special_tokens_is_refused(name, lacks):
     special = SpecialIds(**lacks)
     with pytest.raises(InputError, match="tokenizer"):
-        Batches(make_split(), special, DataConfig(), OBJECTIVES[name], 0)
+        create_row_format(DataConfig(), OBJECTIVES[name], special)
 
 
 def test_rows_too_short_for_a_span_are_refused():

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import sharding
+from lm import sharding, tasks
 from lm.config import MeshConfig
-from lm.data.batches import Batches
 from lm.errors import InputError
-from lm.training import objectives
+from lm.tasks import members
+from lm.training import loop
 from lm.training import step as step_lib
-from lm.training import train as training
 
 from .conftest import changed
 
@@ -21,9 +20,8 @@ MESHES = {"data": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "tensor": (2, 2, 1, 2), "c
 def start(config, store, devices=None):
     """The compiled program of a config, its first state and its batches."""
     mesh = sharding.make_mesh(config.mesh, devices)
-    source = Batches(store.train, store.tokenizer.special, config.data, config.objective, config.seed)
-    objective = objectives.create(config, store.tokenizer)
-    program = step_lib.compile_program(config, objective, mesh, source(0))
+    source = members.batches(config, "", store, store.train)
+    program = step_lib.compile_program(config, tasks.create_objective(config, store.tokenizer), mesh)
     return program, program.init(), source
 
 
@@ -111,8 +109,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(tiny_config, t
 def test_divergence_stops_the_run(tiny_config, tmp_path):
     config = changed(tiny_config, optim={"learning_rate": 1e30, "clip_norm": 0.0}, train={"max_bad_steps": 3})
     config = changed(config, mesh={"data": 8})
-    with pytest.raises(training.Diverged, match="not finite for 3 steps in a row"):
-        training.train(config, str(tmp_path / "run"))
+    with pytest.raises(loop.Diverged, match="not finite for 3 steps in a row"):
+        loop.train(config, str(tmp_path / "run"))
 
 
 def test_the_step_is_traced_once_and_transfers_nothing_unasked(tiny_config, tiny_store, tmp_path, monkeypatch):
@@ -124,7 +122,7 @@ def test_the_step_is_traced_once_and_transfers_nothing_unasked(tiny_config, tiny
         return original(*args)
 
     monkeypatch.setattr(step_lib, "train_step", counting)
-    training.train(changed(tiny_config, train={"steps": 6, "eval_every": 2}), str(tmp_path / "run"))
+    loop.train(changed(tiny_config, train={"steps": 6, "eval_every": 2}), str(tmp_path / "run"))
     assert len(traces) == 1
 
 
@@ -132,7 +130,7 @@ def test_the_loop_runs_under_a_transfer_guard(tiny_config, tmp_path, monkeypatch
     """A batch that is not placed on the devices by hand stops the run."""
     monkeypatch.setattr(step_lib.Program, "put", lambda self, batch: batch)
     with pytest.raises(Exception, match=r"(?i)transfer"):
-        training.train(changed(tiny_config, train={"steps": 2}), str(tmp_path / "run"))
+        loop.train(changed(tiny_config, train={"steps": 2}), str(tmp_path / "run"))
 
 
 def test_eight_rows_do_not_fit_three_ways(tiny_config):

@@ -1,4 +1,4 @@
-"""How well a checkpoint predicts text that it was not trained on."""
+"""The losses of a checkpoint on text that it was not trained on, their perplexities and their baselines."""
 
 import contextlib
 import functools
@@ -9,21 +9,21 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from lm import checkpoint, models
+from lm import checkpoint, models, tasks
 from lm.config import Config, DataConfig
 from lm.data import mixture, prepare
 from lm.data import tokenizer as tokenizers
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
-from lm.training import objectives
+from lm.tasks import Batch, Objective, Sums, losses, members
 from lm.training import step as step_lib
 
 
-def evaluate(path: str, input_path: str = "") -> dict[str, float]:
+def measure(path: str, input_path: str = "") -> dict[str, float]:
     """The losses and accuracies of a model's own objective on the held-out split, or on a file, in whole batches.
 
     The baselines are what one gets without a model: always predicting the most frequent token (of the
-    training text, or of the file), and always the more frequent of next and random.
+    training text, or of the file), or always the most frequent class.
 
     Args:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
@@ -31,8 +31,8 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
 
     Returns:
         `step`, `predictions`, and of each kind of prediction, `mlm` and perhaps `nsp`, `seq2seq` or `lm`:
-        `mlm_loss` (nats), `mlm_perplexity`, `mlm_accuracy`, `mlm_baseline_accuracy`. For each task of a mixture
-        `TASK/predictions`, `TASK/mlm_loss` and so on.
+        `mlm_loss` (nats), `mlm_perplexity`, `mlm_accuracy`, `mlm_baseline_accuracy`. For each member of a mixture
+        `NAME/predictions`, `NAME/mlm_loss` and so on.
 
     Raises:
         InputError: when checkpoint, store or file cannot be used.
@@ -40,48 +40,46 @@ def evaluate(path: str, input_path: str = "") -> dict[str, float]:
     workdir, step = checkpoint.locate(path)
     config = checkpoint.read_config(workdir)
     tokenizer = tokenizers.load_tokenizer(str(workdir))
-    objective = objectives.create(config, tokenizer)
+    objective = tasks.create_objective(config, tokenizer)
     model = models.build(config.model, models.Execution(config.train.dtype))
     params = checkpoint.load_params(workdir, step)
 
     @jax.jit
-    def compute(params: models.Params, batch: objectives.Batch, index: jax.Array, most_frequent: jax.Array):
+    def compute(params: models.Params, batch: Batch, index: jax.Array, most_frequent: jax.Array):
         sums, weights = step_lib.eval_step(config, model, objective, params, batch, index)
         key = jax.random.fold_in(step_lib.run_key(config.seed, step_lib.EVALUATION), index)
-        examples = objective.prepare(batch, key)
-        return sums, weights, objective.baseline_hits(examples, most_frequent)
+        prepared = objective.prepare(batch, key)
+        return sums, weights, objective.baseline_hits(prepared, most_frequent)
 
     metrics: dict[str, float] = {"step": step}
     with _stores(config, workdir, tokenizer, input_path) as stores:
-        for task, store in stores.items():
-            source = mixture.batches(config, task, store, store.train if input_path else store.heldout)
+        for name, store in stores.items():
+            source = members.batches(config, name, store, store.train if input_path else store.heldout)
             most_frequent = jnp.int32(store.manifest["most_frequent_token"]["id"])
             count = max(1, int(source.steps_per_epoch))
             results = [compute(params, source(index), jnp.int32(index), most_frequent) for index in range(count)]
             totals = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), results)
-            metrics |= {f"{task}/{name}" if task else name: value for name, value in _metrics(*totals).items()}
+            found = _metrics(objective, *totals)
+            metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in found.items()}
     return metrics
 
 
 def _metrics(
-    sums: dict[str, dict[str, jax.Array]], weights: dict[str, jax.Array], hits: dict[str, jax.Array]
+    objective: Objective, sums: Sums, weights: dict[str, jax.Array], hits: dict[str, jax.Array]
 ) -> dict[str, float]:
-    means = {name: float(value) for name, value in objectives.mean_metrics(sums, weights).items()}
+    means = {name: float(value) for name, value in losses.mean_metrics(sums, weights).items()}
     metrics = {"predictions": int(next(iter(weights.values()))), **means}
     for name in weights:
-        share = float(hits[name] / weights[name])
-        if name == "nsp":
-            metrics["nsp_baseline_accuracy"] = max(share, 1 - share)
-            continue
-        metrics[f"{name}_baseline_accuracy"] = share
-        cross_entropy = means.get(f"{name}_cross_entropy", means[f"{name}_loss"])
-        metrics[f"{name}_perplexity"] = float(jnp.exp(cross_entropy))
+        metrics[f"{name}_baseline_accuracy"] = float(hits[name].max() / weights[name])
+        if name in objective.token_losses:
+            cross_entropy = means.get(f"{name}_cross_entropy", means[f"{name}_loss"])
+            metrics[f"{name}_perplexity"] = float(jnp.exp(cross_entropy))
     return metrics
 
 
 @contextlib.contextmanager
 def _stores(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_path: str) -> Iterator[dict[str, Store]]:
-    """The stores of the run by task, or a file made into the train split of one for the while."""
+    """The stores of the run by member, or one made from a file, in its train split, that is deleted afterwards."""
     if not input_path:
         yield mixture.open_stores(config, checkpoint.store_path(config, workdir), tokenizer)
         return

@@ -1,4 +1,4 @@
-"""The number of evaluate.py is that of the curve; a file can be evaluated; weights can be taken over."""
+"""The numbers of evaluate.py are those of the curve; a file can be evaluated; weights can be taken over."""
 
 import dataclasses
 import json
@@ -8,8 +8,7 @@ import pytest
 
 from lm import checkpoint
 from lm.errors import InputError
-from lm.training import evaluate, metrics
-from lm.training import train as training
+from lm.training import loop, metrics, perplexity
 
 from .conftest import changed, make_corpus
 
@@ -18,12 +17,12 @@ from .conftest import changed, make_corpus
 def run(tiny_config, tmp_path_factory):
     """A finished run whose last evaluation covered every whole batch of the held-out split."""
     workdir = str(tmp_path_factory.mktemp("run") / "run")
-    training.train(changed(tiny_config, train={"steps": 3, "eval_batches": 1}), workdir)
+    loop.train(changed(tiny_config, train={"steps": 3, "eval_batches": 1}), workdir)
     return workdir
 
 
 def test_held_out_numbers_are_those_of_the_curve(run):
-    found = evaluate.evaluate(run)
+    found = perplexity.measure(run)
     last = metrics.read_metrics(run)[-1]
     assert found["step"] == last["step"] == 3
     for name in ("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"):
@@ -37,16 +36,16 @@ def test_a_file_can_be_evaluated(run, tmp_path):
     text = make_corpus(tmp_path / "other.txt", documents=20, seed=5)
     lines = [json.dumps({"text": document}) for document in text.read_text().split("\n\n")]
     (tmp_path / "other.jsonl").write_text("\n".join(lines))
-    found = evaluate.evaluate(run, str(text))
+    found = perplexity.measure(run, str(text))
     assert np.isfinite(found["mlm_loss"])
-    assert evaluate.evaluate(run, str(tmp_path / "other.jsonl")) == found
+    assert perplexity.measure(run, str(tmp_path / "other.jsonl")) == found
     with pytest.raises(InputError, match=r"nowhere\.txt"):
-        evaluate.evaluate(run, str(tmp_path / "nowhere.txt"))
+        perplexity.measure(run, str(tmp_path / "nowhere.txt"))
 
 
 def test_a_run_can_begin_from_the_weights_of_another(run, tiny_config, tmp_path):
     config = changed(tiny_config, train={"steps": 1}, checkpoint={"init_from": run}, optim={"learning_rate": 0.0})
-    training.train(config, str(tmp_path / "next"))
+    loop.train(config, str(tmp_path / "next"))
     old, new = (checkpoint.load_params(*checkpoint.locate(path)) for path in (run, str(tmp_path / "next")))
     np.testing.assert_array_equal(old["encoder"]["embedding"]["token"], new["encoder"]["embedding"]["token"])
     np.testing.assert_array_equal(
@@ -57,7 +56,7 @@ def test_a_run_can_begin_from_the_weights_of_another(run, tiny_config, tmp_path)
 def test_weights_of_another_shape_are_refused(run, tiny_config, tmp_path):
     config = changed(tiny_config, model={"d_ff": 128}, checkpoint={"init_from": run})
     with pytest.raises(InputError, match=r"mlp.*has shape \(2, 64.*but the config makes \(2, 128"):
-        training.train(config, str(tmp_path / "next"))
+        loop.train(config, str(tmp_path / "next"))
     assert not (tmp_path / "next" / "config.json").exists()
 
 
@@ -66,12 +65,12 @@ def test_weights_with_another_tokenizer_are_refused(run, tiny_config, tmp_path):
     data = dataclasses.replace(tiny_config.data, path=str(corpus), store="")
     config = changed(dataclasses.replace(tiny_config, data=data), checkpoint={"init_from": run})
     with pytest.raises(InputError, match="another tokenizer"):
-        training.train(config, str(tmp_path / "next"))
+        loop.train(config, str(tmp_path / "next"))
 
 
 def test_a_run_without_held_out_text_is_not_evaluated(tiny_config, tmp_path):
     data = dataclasses.replace(tiny_config.data, heldout_fraction=0.0, store="")
     config = changed(dataclasses.replace(tiny_config, data=data), train={"steps": 1})
-    last = training.train(config, str(tmp_path / "run"))
+    last = loop.train(config, str(tmp_path / "run"))
     assert np.isfinite(last["loss"])
     assert not any(name.startswith("eval/") for name in last)

@@ -5,16 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import models
+from lm import models, tasks
 from lm.config import Config
-from lm.data.batches import Batches
-from lm.training import objectives
-
-from .conftest import changed
+from lm.tasks import members
+from lm.tasks.losses import mean_metrics, total_loss
+from tests.training.conftest import changed
 
 
 def batch_of(config, store, step=0):
-    return Batches(store.train, store.tokenizer.special, config.data, config.objective, seed=3)(step)
+    return members.batches(dataclasses.replace(config, seed=3), "", store, store.train)(step)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def large(tiny_config) -> Config:
 def masked(large, tiny_store):
     """A large batch of real text, and the same batch masked."""
     batch = batch_of(large, tiny_store)
-    objective = objectives.create(large, tiny_store.tokenizer)
+    objective = tasks.create_objective(large, tiny_store.tokenizer)
     examples = jax.jit(objective.prepare)(batch, jax.random.key(1))
     return batch, jax.tree.map(np.asarray, examples), objective
 
@@ -86,7 +85,7 @@ def test_rates_are_15_and_80_10_10_within_sampling_error(masked):
 def test_every_position_is_as_likely_as_another(large, tiny_store):
     """Over many keys, a token's chance to be masked does not depend on where it stands in its segment."""
     batch = batch_of(large, tiny_store)
-    objective = objectives.create(large, tiny_store.tokenizer)
+    objective = tasks.create_objective(large, tiny_store.tokenizer)
     select = jax.jit(objective.select)
     L = batch["tokens"].shape[1]
     hits = np.zeros(batch["tokens"].shape)
@@ -107,7 +106,7 @@ def test_no_row_needs_more_than_the_static_count(tiny_config, tiny_store):
         segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
         segments = np.pad(segments, (0, 32 - len(segments)))[None].astype(np.int32)
         config = changed(tiny_config, data={"max_segments": len(lengths)})
-        objective = objectives.create(config, tiny_store.tokenizer)
+        objective = tasks.create_objective(config, tiny_store.tokenizer)
         needed = sum(max(1, round(0.15 * n)) for n in lengths)
         assert needed <= objective.max_positions, lengths
 
@@ -115,7 +114,7 @@ def test_no_row_needs_more_than_the_static_count(tiny_config, tiny_store):
 def test_whole_words_are_masked_whole(large, tiny_store):
     config = changed(large, objective={"whole_word": True})
     batch = batch_of(config, tiny_store)
-    objective = objectives.create(config, tiny_store.tokenizer)
+    objective = tasks.create_objective(config, tiny_store.tokenizer)
     # Pretend that odd ids continue a word, so that there are words of several pieces.
     starts = np.arange(tiny_store.tokenizer.vocab_size) % 2 == 0
     starts[tiny_store.tokenizer.special_ids] = True
@@ -138,12 +137,12 @@ def test_whole_words_are_masked_whole(large, tiny_store):
 
 def test_losses_are_means_over_predictions_and_pairs(tiny_config, tiny_store):
     """The sums and weights reproduce the papers' formulas, computed here position by position."""
-    objective = objectives.create(tiny_config, tiny_store.tokenizer)
+    objective = tasks.create_objective(tiny_config, tiny_store.tokenizer)
     examples = objective.prepare(batch_of(tiny_config, tiny_store), jax.random.key(5))
     model = models.build(tiny_config.model)
     encoder = model.merge(model.init(jax.random.key(0)))
     sums, weights = objective.sums(encoder, examples, None), objective.weights(examples)
-    metrics = {name: float(value) for name, value in objectives.mean_metrics(sums, weights).items()}
+    metrics = {name: float(value) for name, value in mean_metrics(sums, weights).items()}
 
     hidden = encoder(examples["tokens"], examples["segments"], examples["positions"], examples["token_types"])
     every = jnp.broadcast_to(jnp.arange(32)[None], examples["tokens"].shape)
@@ -161,5 +160,5 @@ def test_losses_are_means_over_predictions_and_pairs(tiny_config, tiny_store):
         y = examples["nsp_labels"][r, p]
         losses.append(-(y * np.log(probability_random) + (1 - y) * np.log(1 - probability_random)))
     assert metrics["nsp_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
-    total = float(objectives.total_loss(sums, weights))
+    total = float(total_loss(sums, weights))
     assert total == pytest.approx(metrics["mlm_loss"] + metrics["nsp_loss"], abs=1e-6)

@@ -10,50 +10,22 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import checkpoint, distributed, lease, models, sharding
+from lm import checkpoint, distributed, lease, models, sharding, tasks
 from lm.config import Config
 from lm.data import batches, mixture
 from lm.data import tokenizer as tokenizers
-from lm.data.mixture import Task
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
+from lm.tasks import Objective
+from lm.tasks.members import Member, make_members, mixed
 from lm.training import metrics as metrics_lib
-from lm.training import objectives
-from lm.training.objectives import Objective
 from lm.training.report import Diverged, Report
-from lm.training.step import Metrics, Program, compile_program
+from lm.training.step import Metrics, Program, State, compile_program
 
 
 class Preempted(Exception):
     """The run was asked to stop and has saved everything; running the same command again continues it."""
-
-
-def evaluate(program: Program, params: models.Params, tasks: Sequence[Task], count: int) -> dict[str, float]:
-    """Mean metrics over the first `count` held-out batches, as `eval/mlm_loss` and so on.
-
-    Of a mixture also those of each task, as `eval/TASK/mlm_loss`; the mean counts every task by its rate.
-    """
-    replicated = NamedSharding(program.mesh, PartitionSpec())
-    add = functools.partial(jax.tree.map, jnp.add)
-    found, metrics = [], {}
-    for task in tasks:
-        if not task.heldout:
-            continue
-        results = []
-        for index in range(count):
-            batch = program.put(task.heldout(index, program.rows))
-            results.append(program.evaluate(params, batch, jax.device_put(np.int32(index), replicated)))
-        sums = functools.reduce(add, results)
-        if task.name:
-            metrics |= _named(f"eval/{task.name}/", program.means(*sums))
-        rate = jax.device_put(np.float32(task.rows), replicated)
-        found.append(jax.tree.map(lambda value, rate=rate: rate * value, sums))
-    return _named("eval/", program.means(*functools.reduce(add, found))) | metrics
-
-
-def _named(prefix: str, metrics: Metrics) -> dict[str, float]:
-    return {prefix + name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
 def initial_params(path: str, tokenizer: Tokenizer, abstract_params: models.Params) -> models.Params:
@@ -87,8 +59,8 @@ def shared_stores(config: Config, folder: str) -> dict[str, Store]:
         ) from error
 
 
-def make_tasks(config: Config, stores: dict[str, Store]) -> list[Task]:
-    """Plans the batches of the run, and says what part of a mixture each task has and what of its pairs is cut.
+def plan_members(config: Config, stores: dict[str, Store]) -> list[Member]:
+    """Plans the batches of the run, and says which share each member of a mixture has and how many pairs are cut.
 
     Raises:
         InputError: when a store does not fit the config.
@@ -99,19 +71,19 @@ def make_tasks(config: Config, stores: dict[str, Store]) -> list[Task]:
             f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {store.path} has "
             f"{store.tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
         )
-    tasks = mixture.make_tasks(config, stores)
-    period = sum(task.rows for task in tasks)
-    for task in tasks:
-        train = task.train
-        if task.name:
-            share = f"{task.rows / period:.2%} of all rows"
-            distributed.say(f"{task.name}: {share}; {train.rows_per_epoch:,} show its text once")
+    members = make_members(config, stores)
+    period = sum(member.rows for member in members)
+    for member in members:
+        train = member.train
+        if member.name:
+            share = f"{member.rows / period:.2%} of all rows"
+            distributed.say(f"{member.name}: {share}; {train.rows_per_epoch:,} show its text once")
         if train.truncated:
             distributed.say(
-                f"{train.truncated:,} pairs of {task.store.train.num_documents:,} are longer than data.seq_length="
+                f"{train.truncated:,} pairs of {member.store.train.num_documents:,} are longer than data.seq_length="
                 f"{config.data.seq_length} or data.target_length={config.data.target_length} and are cut"
             )
-    return tasks
+    return members
 
 
 def first_step(saved: checkpoint.Checkpoints, workdir: epath.Path) -> int:
@@ -126,6 +98,57 @@ def first_step(saved: checkpoint.Checkpoints, workdir: epath.Path) -> int:
             f"{workdir} is an imported model; choose another --workdir and checkpoint.init_from={workdir}."
         )
     return latest or 0
+
+
+def begin(
+    config: Config, objective: Objective, mesh: Mesh, saved: checkpoint.Checkpoints, start: int, tokenizer: Tokenizer
+) -> tuple[Program, int, State]:
+    """Compiles the program of a run and makes its state: a new one for step 0, else that of the newest checkpoint.
+
+    Returns:
+        The program, the step, and the state; of damaged checkpoints the step is that of the newest whole one.
+
+    Raises:
+        InputError: when the weights to begin from do not fit the run.
+    """
+    distributed.say(f"compiling the training step for {mesh.size} device(s)")
+    with distributed.agreement():  # the first sum over processes does not wait long for one that still compiles
+        program = compile_program(config, objective, mesh)
+    if start:
+        start, state = saved.restore(program.abstract_state)
+        distributed.say(f"resuming from step {start}")
+        return program, start, state
+    state = program.init()
+    if config.checkpoint.init_from:
+        state["params"] = initial_params(config.checkpoint.init_from, tokenizer, program.abstract_state["params"])
+    return program, 0, state
+
+
+def heldout_metrics(program: Program, params: models.Params, members: Sequence[Member], count: int) -> dict[str, float]:
+    """Mean metrics over the first `count` held-out batches, as `eval/mlm_loss` and so on.
+
+    Of a mixture also those of each member, as `eval/NAME/mlm_loss`; the mean counts every member by its rate.
+    """
+    replicated = NamedSharding(program.mesh, PartitionSpec())
+    add = functools.partial(jax.tree.map, jnp.add)
+    found, metrics = [], {}
+    for member in members:
+        if not member.heldout:
+            continue
+        results = []
+        for index in range(count):
+            batch = program.put(member.heldout(index, program.rows))
+            results.append(program.eval_step(params, batch, jax.device_put(np.int32(index), replicated)))
+        sums = functools.reduce(add, results)
+        if member.name:
+            metrics |= _named(f"eval/{member.name}/", program.means(*sums))
+        rate = jax.device_put(np.float32(member.rows), replicated)
+        found.append(jax.tree.map(lambda value, rate=rate: rate * value, sums))
+    return _named("eval/", program.means(*functools.reduce(add, found))) | metrics
+
+
+def _named(prefix: str, metrics: Metrics) -> dict[str, float]:
+    return {prefix + name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
@@ -149,51 +172,41 @@ def train(config: Config, workdir: str) -> dict[str, float]:
             check_lease = held.enter_context(lease.hold(workdir, enabled=primary))
             stores = mixture.prepare_stores(config, folder) if primary else {}
         with distributed.agreement():
-            tasks = make_tasks(config, stores or shared_stores(config, folder))
-            objective = objectives.create(config, tasks[0].store.tokenizer)
-        return _train(config, root, mesh, tasks, objective, check_lease)
+            members = plan_members(config, stores or shared_stores(config, folder))
+            objective = tasks.create_objective(config, members[0].store.tokenizer)
+        saved = checkpoint.Checkpoints(root, config.checkpoint)
+        with distributed.agreement():
+            start = first_step(saved, root)
+        if start >= config.train.steps:
+            distributed.say(f"{root} is already trained for {start} steps; raise train.steps to go on.")
+            return metrics_lib.read_metrics(root)[-1]
+        return take_steps(config, root, mesh, members, objective, saved, start, check_lease)
 
 
-def _train(
+def take_steps(
     config: Config,
     root: epath.Path,
     mesh: Mesh,
-    tasks: list[Task],
+    members: list[Member],
     objective: Objective,
+    saved: checkpoint.Checkpoints,
+    start: int,
     check_lease: Callable[[], None],
 ) -> dict[str, float]:
     """What `train` does once every process has its data, in a folder that nobody else writes to."""
-    primary = distributed.is_primary()
-
     # ---- Program and state ------------------------------------------------------------------
-    saved = checkpoint.Checkpoints(root, config.checkpoint)
-    with distributed.agreement():
-        start = first_step(saved, root)
-    if start >= config.train.steps:
-        distributed.say(f"{root} is already trained for {start} steps; raise train.steps to go on.")
-        return metrics_lib.read_metrics(root)[-1]
-    distributed.say(f"compiling the training step for {mesh.size} device(s)")
-    source = mixture.mixed(tasks, config.data.batch_size)
-    tokenizer = tasks[0].store.tokenizer  # of all of them
-    with distributed.agreement():  # the first sum over processes does not wait long for one that still compiles
-        example = source(0, sharding.process_rows(mesh, config.data.batch_size))
-        program = compile_program(config, objective, mesh, example)
-    if start:
-        start, state = saved.restore(program.abstract_state)
-        distributed.say(f"resuming from step {start}")
-    else:
-        state = program.init()
-        if config.checkpoint.init_from:
-            state["params"] = initial_params(config.checkpoint.init_from, tokenizer, program.abstract_state["params"])
+    primary, tokenizer = distributed.is_primary(), members[0].store.tokenizer  # of all members
+    program, start, state = begin(config, objective, mesh, saved, start, tokenizer)
     if primary:
         checkpoint.write_atomically(root / tokenizer.file_name, tokenizer.to_bytes())
         checkpoint.write_config(root, config)
 
     # ---- Loop -------------------------------------------------------------------------------
     writer = metrics_lib.MetricWriter(root, start, config.train.steps, enabled=primary)
-    report = Report(config, program.objective.max_positions, mesh, len(program.rows), writer, float(state["skipped"]))
+    report = Report(config, objective.max_positions, mesh, len(program.rows), writer, float(state["skipped"]))
+    source = mixed(members, config.data.batch_size)
     every, last = config.train.eval_every, config.train.steps
-    evaluates = any(task.heldout for task in tasks)
+    evaluates = any(member.heldout for member in members)
     try:
         with (
             distributed.fail_fast(Preempted, Diverged),
@@ -210,7 +223,7 @@ def _train(
                 if evaluates and (step == last or (every and step % every == 0)):
                     jax.block_until_ready(metrics)
                     with report.off_the_clock():
-                        report.extend(evaluate(program, state["params"], tasks, config.train.eval_batches))
+                        report.extend(heldout_metrics(program, state["params"], members, config.train.eval_batches))
                 if step == last or step % config.checkpoint.every == 0 or stopping:
                     report.flush()
                     check_lease()

@@ -1,0 +1,29 @@
+"""What a model learns, one file a task: what a row holds, what is asked, the loss, the baseline.
+
+A new task is a file here that calls `register`, its settings in `ObjectiveConfig`, and its head in lm.models.
+"""
+
+import importlib
+import pkgutil
+
+from lm.tasks.registry import create_objective, create_row_format, get, of_run, register, shapes
+from lm.tasks.task import ArraySpec, Batch, Objective, Sums, Task, UntrainedVocabulary, Vocabulary
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
+
+__all__ = [
+    "ArraySpec",
+    "Batch",
+    "Objective",
+    "Sums",
+    "Task",
+    "UntrainedVocabulary",
+    "Vocabulary",
+    "create_objective",
+    "create_row_format",
+    "get",
+    "of_run",
+    "register",
+    "shapes",
+]

@@ -1,0 +1,70 @@
+"""Rows of running text with spans hidden in the source, which the two denoising tasks share."""
+
+import abc
+
+import numpy as np
+
+from lm.config import DataConfig
+from lm.data.batches import Arrays, Placement
+from lm.data.examples import Examples, running_text
+from lm.data.store import Split
+from lm.data.tokenizer import SpecialIds
+from lm.errors import InputError
+from lm.tasks.rows import SOURCE, TARGET, begins, ended, write_side
+
+
+class CorruptedRows(abc.ABC):
+    """A piece of text with spans hidden, and a target that tells them: the arrays of `PairRows`."""
+
+    def __init__(self, data: DataConfig, special: SpecialIds, prefix: np.ndarray):
+        """Finds the longest piece of text whose two sides fit.
+
+        Raises:
+            InputError: not even four tokens do.
+        """
+        self._special, self._begins = special, begins(data, special, prefix)
+        self.capacities = (data.seq_length, data.target_length)
+        lengths = np.arange(2, 4 * max(self.capacities))
+        fits = np.all(self._ended_sizes(lengths) <= np.array(self.capacities), axis=1)
+        # The longest piece of text that fits, as do all shorter ones: T5's 568 tokens for rows of 512 and 114.
+        self.longest = int(lengths[: fits.argmin()][-1]) if fits[0] else 0
+        if self.longest < 4:
+            beside = f" beside a prefix of {len(prefix)} tokens" if len(prefix) else ""
+            raise InputError(
+                f"data.seq_length={data.seq_length} and data.target_length={data.target_length} hold no corrupted "
+                f"text{beside}; raise them."
+            )
+
+    @abc.abstractmethod
+    def corrupted_sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of source and target of pieces of text, int [N], from their lengths alone."""
+
+    @abc.abstractmethod
+    def corrupt(self, split: Split, examples: Examples, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sources and targets of pieces of text, each flat, `corrupted_sizes` long."""
+
+    def _ended_sizes(self, lengths: np.ndarray) -> np.ndarray:
+        return np.stack(self.corrupted_sizes(lengths), axis=1) + [len(begin) + 1 for begin in self._begins]
+
+    def plan(self, split: Split, rng: np.random.Generator) -> Examples:
+        examples = running_text(split, self.longest, 3 + sum(map(len, self._begins)), rng)
+        return examples[np.flatnonzero(examples.lengths[:, 0] >= 2)]  # of one token nothing can be hidden
+
+    def sizes(self, examples: Examples) -> np.ndarray:
+        return self._ended_sizes(examples.lengths[:, 0].astype(np.int64))
+
+    def arrays(self, split: Split, examples: Examples, place: Placement, keys: np.ndarray) -> Arrays:
+        batch: Arrays = {}
+        sizes = self.corrupted_sizes(examples.lengths[:, 0].astype(np.int64))
+        sides = zip((SOURCE, TARGET), self.corrupt(split, examples, keys), sizes, self._begins, strict=True)
+        for side, (names, tokens, side_sizes, begin) in enumerate(sides):
+            with_ends = ended(tokens, side_sizes, self._special, begin)
+            full_sizes = side_sizes + 1 + len(begin)
+            batch |= write_side(names, with_ends, full_sizes, place, self.capacities, self._special.pad, side)
+        return batch
+
+
+def hidden_counts(lengths: np.ndarray, rate: float, mean_span: float) -> tuple[np.ndarray, np.ndarray]:
+    """How many tokens of each text a rate hides, 1 to n - 1 of them, and in how many spans of that mean."""
+    hidden = np.clip(np.round(rate * lengths), 1, lengths - 1).astype(np.int64)
+    return hidden, np.maximum(1, np.round(hidden / mean_span)).astype(np.int64)

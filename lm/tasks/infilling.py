@@ -1,0 +1,124 @@
+"""Text infilling: an encoder-decoder restores a text in which [MASK] stands for spans (BART; Lewis et al., 2020)."""
+
+import dataclasses
+
+import numpy as np
+
+from lm.config import Config, DataConfig, ObjectiveConfig
+from lm.data.examples import Examples
+from lm.data.flat import choose, ranks, starts, uniform
+from lm.data.store import Split
+from lm.data.tokenizer import SpecialIds, require
+from lm.tasks.corrupted import CorruptedRows, hidden_counts
+from lm.tasks.registry import register
+from lm.tasks.rows import source_and_target_shapes
+from lm.tasks.seq2seq import Seq2SeqLM
+from lm.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Infilling:
+    """BART's objective (Lewis et al., 2020, section 2.2): spans, also empty ones, give way to one [MASK] each.
+
+    Of n tokens m = round(rate n) are hidden in s = round(m / mean span) spans. The paper draws lengths from a
+    Poisson distribution; here they are Poisson given that their sum is m, that is multinomial, so that the length
+    of the input is known before. The target is the whole text.
+
+    Attributes:
+        rate, mean_span: see `ObjectiveConfig`.
+        mask_id: of [MASK].
+    """
+
+    rate: float
+    mean_span: float
+    mask_id: int
+
+    def counts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many of an example's tokens are hidden, and in how many spans."""
+        hidden, spans = hidden_counts(lengths, self.rate, self.mean_span)
+        return hidden, np.minimum(spans, hidden)
+
+    def sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of input and target, from the lengths alone."""
+        hidden, spans = self.counts(lengths)
+        return lengths - hidden + spans, lengths
+
+    def __call__(self, tokens: np.ndarray, lengths: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """The inputs, one after the other."""
+        hidden, spans = self.counts(lengths)
+        shown = lengths - hidden
+        # A span lies in one of the gaps before, between and after the shown tokens, no two in the same.
+        in_gap = choose(keys, shown + 1, spans, 0)
+        first = np.repeat(starts(spans), hidden)
+        span = first + (uniform(keys, hidden, 1) * np.repeat(spans, hidden)).astype(np.int64)
+        span_sizes = np.bincount(span, minlength=int(spans.sum()))
+
+        gap_sizes = np.zeros(len(in_gap), np.int64)  # hidden tokens in each gap
+        gap_sizes[in_gap] = span_sizes
+        is_token = ranks(shown + 1) < np.repeat(shown, shown + 1)  # the gap before a token, not the last one
+        at = np.repeat(starts(lengths), shown) + ranks(shown)
+        hidden_up_to = np.cumsum(gap_sizes) - np.repeat(starts(hidden), shown + 1)
+        at += hidden_up_to[is_token]
+
+        inputs = np.full(int((shown + spans).sum()), self.mask_id, tokens.dtype)
+        spans_up_to = np.cumsum(in_gap)[is_token]
+        inputs[np.arange(len(at)) + spans_up_to] = tokens[at]
+        return inputs
+
+
+def permuted_sentences(lengths: np.ndarray, sentences: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The order of tokens when each example's sentences are shuffled.
+
+    Args:
+        lengths: int [N], tokens of each example.
+        sentences: int [sum(lengths)], ascending numbers that tell the sentences of an example apart.
+        keys: uint64 [N].
+
+    Returns:
+        int64 [sum(lengths)]: the index of the token that comes at each place.
+    """
+    example = np.repeat(np.arange(len(lengths)), lengths)
+    begins = np.ones(len(sentences), bool)
+    begins[1:] = (np.diff(sentences) != 0) | (np.diff(example) != 0)
+    number = np.cumsum(begins) - 1
+    per_example = np.bincount(example[begins], minlength=len(lengths))
+    return np.lexsort((np.arange(len(sentences)), uniform(keys, per_example, 2)[number], example))
+
+
+class InfillingRows(CorruptedRows):
+    """Text with spans hidden and, with `objective.permute_sentences`, its sentences shuffled; and the whole text."""
+
+    def __init__(self, data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: np.ndarray):
+        require(special, "mask", use=f"objective.name={objective.name}")
+        self._spans = Infilling(objective.mask_rate, objective.mean_span, special.mask)
+        self._permute = objective.permute_sentences
+        super().__init__(data, special, prefix)
+
+    def corrupted_sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._spans.sizes(lengths)
+
+    def corrupt(self, split: Split, examples: Examples, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lengths = examples.lengths[:, 0].astype(np.int64)
+        shown = text = split.read(examples.starts[:, 0], lengths).astype(np.int32)
+        if self._permute:
+            at = np.repeat(examples.starts[:, 0], lengths) + ranks(lengths)
+            sentence = np.searchsorted(split.sentence_offsets, at, side="right")
+            shown = text[permuted_sentences(lengths, sentence, keys)]
+        return self._spans(shown, lengths, keys), text
+
+
+def answers(config: Config) -> tuple[str, ...]:
+    del config
+    return ("generate", "translate", "answer")
+
+
+register(
+    Task(
+        name="infilling",
+        architecture="encoder-decoder",
+        row_format=InfillingRows,
+        shapes=source_and_target_shapes,
+        objective=Seq2SeqLM.create,
+        answers=answers,
+    )
+)

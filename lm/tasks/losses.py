@@ -1,0 +1,64 @@
+"""Losses as sums with their weights, and their means. B rows, N predictions in a row, V vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lm.tasks.task import Sums
+
+if TYPE_CHECKING:
+    import jax
+
+
+def weighted_sums(
+    logits_BNV: jax.Array,
+    labels_BN: jax.Array,
+    weights_BN: jax.Array,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> dict[str, jax.Array]:
+    """Weighted sums of the loss and of correct predictions.
+
+    The loss is -log softmax(logits)[label]. Label smoothing (Szegedy et al., 2016) gives a share of the label's
+    probability to the whole vocabulary alike; the z-loss (Chowdhery et al., 2022, section 5) adds
+    `z_loss` log^2 Z. With either, `cross_entropy` is the loss without them.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from lm.ops.vocabulary import argmax
+
+    logits_BNV = logits_BNV.astype(jnp.float32)
+    # Compared, not indexed: the gradient of an index is a scatter, which nothing else fuses with.
+    is_label_BNV = jnp.arange(logits_BNV.shape[-1])[None, None] == labels_BN[:, :, None]
+    label_BN = jnp.where(is_label_BNV, logits_BNV, 0.0).sum(axis=-1)
+    log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
+    cross_entropy_BN = loss_BN = log_z_BN - label_BN
+    if label_smoothing:
+        uniform_BN = log_z_BN - logits_BNV.mean(axis=-1)
+        loss_BN = (1 - label_smoothing) * cross_entropy_BN + label_smoothing * uniform_BN
+    if z_loss:
+        loss_BN = loss_BN + z_loss * jnp.square(log_z_BN)
+    hits_BN = (argmax(logits_BNV) == labels_BN).astype(jnp.float32)
+    sums = {"loss": (loss_BN * weights_BN).sum(), "accuracy": (hits_BN * weights_BN).sum()}
+    if label_smoothing or z_loss:
+        sums["cross_entropy"] = (cross_entropy_BN * weights_BN).sum()
+    return sums
+
+
+def total_loss(sums: Sums, weights: dict[str, jax.Array]) -> jax.Array:
+    """The sum of the mean losses; a loss without any prediction in the batch counts as zero."""
+    import jax.numpy as jnp
+
+    return sum((sums[name]["loss"] / jnp.maximum(weights[name], 1.0) for name in sums), start=jnp.float32(0))
+
+
+def mean_metrics(sums: Sums, weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """`{"mlm_loss": ..., "mlm_accuracy": ..., "nsp_loss": ...}` from sums and weights."""
+    import jax.numpy as jnp
+
+    return {
+        f"{name}_{metric}": value / jnp.maximum(weights[name], 1.0)
+        for name, metrics in sums.items()
+        for metric, value in metrics.items()
+    }

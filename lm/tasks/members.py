@@ -1,0 +1,110 @@
+"""The members of a run: each has a task, a token store and a share of the rows. A run without a mixture has one."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+from lm.config import Config
+from lm.data import mixture
+from lm.data.batches import Batches, Source
+from lm.data.flat import make_keys
+from lm.data.pairs import one_line
+from lm.data.store import Split, Store
+from lm.errors import InputError
+from lm.tasks import registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A member of a run, ready to be read.
+
+    Attributes:
+        name: as in `mixture.tasks`; empty where the run is no mixture.
+        store: its text.
+        rows: how many rows it has in a period of the quota.
+        train: its batches.
+        heldout: its held-out batches; None where nothing is held out.
+    """
+
+    name: str
+    store: Store
+    rows: int
+    train: Batches
+    heldout: Batches | None
+
+
+def make_members(config: Config, stores: dict[str, Store]) -> list[Member]:
+    """Plans the first epoch of each member.
+
+    Args:
+        config: of the run.
+        stores: by name, from `mixture.prepare_stores` or `mixture.open_stores`.
+
+    Raises:
+        InputError: a store does not hold what its task reads, the tasks do not fit into one batch, or a member is too
+            rare for the quota.
+    """
+    _check_objectives(config)
+    train = [batches(config, name, store, store.train) for name, store in stores.items()]
+    heldout = [
+        batches(config, name, store, store.heldout) if store.heldout.num_tokens else None
+        for name, store in stores.items()
+    ]
+    rows = [1]
+    if config.mixture.tasks:
+        factors = mixture.size_factors(config.mixture, [source.rows_per_epoch for source in train])
+        rows = mixture.quota([config.mixture.tasks[name].rate for name in stores] * factors).tolist()
+        if not rows:
+            raise InputError(
+                f"one of the tasks {', '.join(stores)} gets less than one row in {mixture.LONGEST_PERIOD:,}; raise its "
+                "mixture.tasks.NAME.rate, or mixture.temperature."
+            )
+    return [Member(*fields) for fields in zip(stores, stores.values(), rows, train, heldout, strict=True)]
+
+
+def _check_objectives(config: Config) -> None:
+    """One batch holds rows of all members, and one objective reads it."""
+    names = {config.task_objective(name).name for name in config.mixture.tasks}
+    if len({registry.get(name).objective for name in names}) > 1:
+        raise InputError(
+            f"mixture.tasks has the objectives {', '.join(sorted(names))}, which cannot share a batch; give all "
+            "of them the same one, or train in separate runs."
+        )
+
+
+def batches(config: Config, name: str, store: Store, split: Split) -> Batches:
+    """The batches of one member.
+
+    Args:
+        config: of the run.
+        name: of the member; empty where the run is no mixture.
+        store: of the member.
+        split: of the store.
+
+    Raises:
+        InputError: as `make_members`.
+    """
+    special = store.tokenizer.special
+    if not name:
+        row_format = registry.create_row_format(config.data, config.objective, special)
+        return Batches(split, row_format, config.data, config.seed)
+    objective, member = config.task_objective(name), config.mixture.tasks[name]
+    if store.kind != registry.get(objective.name).reads:
+        raise InputError(
+            f"mixture.tasks.{name}.objective is {objective.name!r}, but the token store {store.path!r} holds "
+            f"{store.kind}; change one of them."
+        )
+    # The space between prefix and source is the word mark with which a source begins.
+    (prefix,) = store.tokenizer.encode([one_line(member.prefix)])
+    seed = int(make_keys(config.seed, zlib.crc32(name.encode())))  # two members with one store are not in step
+    try:
+        return Batches(split, registry.create_row_format(config.data, objective, special, prefix), config.data, seed)
+    except InputError as error:
+        raise InputError(f"mixture.tasks.{name}: {error}") from None
+
+
+def mixed(members: Sequence[Member], batch_size: int) -> Source:
+    """The training batches of a run: those of its only member, or a mixture of several."""
+    if len(members) == 1:
+        return members[0].train
+    return mixture.Mixture([member.train for member in members], [member.rows for member in members], batch_size)

@@ -1,0 +1,68 @@
+"""Supervised pairs: the model reads a source and predicts its target."""
+
+import numpy as np
+
+from lm.config import Config, DataConfig, ObjectiveConfig
+from lm.data.batches import Arrays, Placement
+from lm.data.examples import Examples, pairs
+from lm.data.store import Split
+from lm.data.tokenizer import SpecialIds
+from lm.errors import InputError
+from lm.tasks.registry import register
+from lm.tasks.rows import SOURCE, TARGET, begins, ended, source_and_target_shapes, write_side
+from lm.tasks.seq2seq import Seq2SeqLM
+from lm.tasks.task import Task
+
+
+class PairRows:
+    """A source and its target, each ending in [SEP] and, with `data.begin_with_cls`, beginning with [CLS].
+
+    A prefix comes before the source. Arrays, int32: `tokens`, `segments` and `positions` [B, S] of the sources, and
+    `targets`, `target_segments` and `target_positions` [B, T].
+    """
+
+    def __init__(self, data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: np.ndarray):
+        del objective
+        self._special, self._begins = special, begins(data, special, prefix)
+        self.capacities = (data.seq_length, data.target_length)
+        self._added = np.array([len(begin) + 1 for begin in self._begins])
+        if data.seq_length <= self._added[0]:
+            raise InputError(
+                f"data.seq_length={data.seq_length} holds no source beside a prefix of {len(prefix)} tokens; raise it."
+            )
+
+    def plan(self, split: Split, rng: np.random.Generator) -> Examples:
+        del rng
+        return pairs(split, tuple((np.array(self.capacities) - self._added).tolist()))
+
+    def sizes(self, examples: Examples) -> np.ndarray:
+        return examples.lengths.astype(np.int64) + self._added
+
+    def arrays(self, split: Split, examples: Examples, place: Placement, keys: np.ndarray) -> Arrays:
+        del keys
+        batch: Arrays = {}
+        sizes = self.sizes(examples)
+        for side, names in enumerate((SOURCE, TARGET)):
+            lengths = examples.lengths[:, side].astype(np.int64)
+            text = split.read(examples.starts[:, side], lengths)
+            tokens = ended(text, lengths, self._special, self._begins[side])
+            batch |= write_side(names, tokens, sizes[:, side], place, self.capacities, self._special.pad, side)
+        return batch
+
+
+def answers(config: Config) -> tuple[str, ...]:
+    del config
+    return ("generate", "translate", "answer")
+
+
+register(
+    Task(
+        name="pairs",
+        architecture="encoder-decoder",
+        row_format=PairRows,
+        shapes=source_and_target_shapes,
+        objective=Seq2SeqLM.create,
+        answers=answers,
+        reads="pairs",
+    )
+)

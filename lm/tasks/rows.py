@@ -1,0 +1,96 @@
+"""Writes examples into rows: special tokens around them, and their tokens, segments and positions at their places.
+
+B rows, L or S tokens in a row of the encoder, T in one of the decoder, N examples.
+"""
+
+import numpy as np
+
+from lm.config import Config, DataConfig
+from lm.data.batches import Arrays, Placement
+from lm.data.flat import ranks
+from lm.data.tokenizer import SpecialIds, require
+from lm.tasks.task import ArraySpec
+
+# The arrays of a side: its tokens; the number of each token's example in the row, from 1, and 0 for padding; and the
+# place of each token in its example, from 0.
+SOURCE = ("tokens", "segments", "positions")
+TARGET = ("targets", "target_segments", "target_positions")
+
+
+def source_and_target_shapes(config: Config) -> dict[str, ArraySpec]:
+    """The arrays of a row of two sides, [S] and [T]."""
+    sides = (SOURCE, config.data.seq_length), (TARGET, config.data.target_length)
+    return {name: ArraySpec((length,)) for names, length in sides for name in names}
+
+
+def begins(data: DataConfig, special: SpecialIds, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that every source and every target begins with.
+
+    Raises:
+        InputError: `data.begin_with_cls` is set, and the tokenizer has no [CLS].
+    """
+    if data.begin_with_cls:
+        require(special, "cls", use="data.begin_with_cls=True")
+    cls = [special.cls] if data.begin_with_cls else []
+    return np.array([*cls, *prefix], np.int32), np.array(cls, np.int32)
+
+
+def ended(tokens: np.ndarray, lengths: np.ndarray, special: SpecialIds, begin: np.ndarray) -> np.ndarray:
+    """Flat sequences of spans, [SEP] after each span and `begin` before the first of a sequence.
+
+    Args:
+        tokens: int [sum(lengths)].
+        lengths: int [N] or, of several spans, [N, K].
+        special: for the id of [SEP].
+        begin: int [any].
+    """
+    lengths = lengths.reshape(len(lengths), -1)
+    runs = lengths.astype(np.int64) + 1
+    runs[:, 0] += len(begin)
+    ends = np.cumsum(runs).reshape(runs.shape) - 1
+    found = np.empty(runs.sum(), np.int32)
+    found[(ends[:, 0] - runs[:, 0] + 1)[:, None] + np.arange(len(begin))] = begin
+    found[ends] = special.sep
+    found[np.repeat((ends - lengths).ravel(), lengths.ravel()) + ranks(lengths.ravel())] = tokens
+    return found
+
+
+def write_side(
+    names: tuple[str, str, str],
+    tokens: np.ndarray,
+    sizes: np.ndarray,
+    place: Placement,
+    capacities: tuple[int, ...],
+    pad_id: int,
+    side: int = 0,
+) -> Arrays:
+    """Tokens, segments and positions of one side, int32 [B, capacities[side]], from flat tokens of N examples.
+
+    Args:
+        names: `SOURCE` or `TARGET`.
+        tokens: int [sum(sizes)].
+        sizes: int [N], tokens of each example.
+        place: of the examples.
+        capacities: tokens in a row of each side.
+        pad_id: what stands where no example is.
+        side: of the row.
+    """
+    arrays = (tokens, pad_id), (np.repeat(place.nth + 1, sizes), 0), (ranks(sizes), 0)
+    return {
+        name: write_values(values, sizes, place, capacities, fill, side)
+        for name, (values, fill) in zip(names, arrays, strict=True)
+    }
+
+
+def write_values(
+    values: np.ndarray,
+    sizes: np.ndarray,
+    place: Placement,
+    capacities: tuple[int, ...],
+    fill: int = 0,
+    side: int = 0,
+) -> np.ndarray:
+    """Flat values of N examples, `sizes` long, as int32 [B, capacities[side]]."""
+    array = np.full(place.rows * capacities[side], fill, np.int32)
+    array[np.repeat(place.row * capacities[side] + place.offsets[:, side], sizes) + ranks(sizes)] = values
+    return array.reshape(place.rows, capacities[side])

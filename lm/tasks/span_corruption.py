@@ -1,0 +1,125 @@
+"""Span corruption: an encoder-decoder predicts the spans that sentinels stand for (T5; Raffel et al., 2020)."""
+
+import dataclasses
+
+import numpy as np
+
+from lm.config import Config, DataConfig, ObjectiveConfig
+from lm.data.examples import Examples
+from lm.data.flat import choose, ranks, starts
+from lm.data.store import Split
+from lm.data.tokenizer import SpecialIds
+from lm.errors import InputError
+from lm.tasks.corrupted import CorruptedRows, hidden_counts
+from lm.tasks.registry import register
+from lm.tasks.rows import source_and_target_shapes
+from lm.tasks.seq2seq import Seq2SeqLM
+from lm.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanCorruption:
+    """T5's objective (Raffel et al., 2020, section 3.1.4): spans give way to sentinels, and are what is predicted.
+
+    Of n tokens round(rate n) are hidden, in round(hidden / mean span) spans of random lengths. Text and spans
+    alternate, and the text begins.
+
+    Attributes:
+        rate, mean_span: see `ObjectiveConfig`.
+        first_sentinel: the id of the first; the next ones descend.
+        most_spans: how many sentinels there are.
+    """
+
+    rate: float
+    mean_span: float
+    first_sentinel: int
+    most_spans: int
+
+    def counts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many of an example's tokens are hidden, and in how many spans: 1 to n - 1, n being 2 or more."""
+        hidden, spans = hidden_counts(lengths, self.rate, self.mean_span)
+        return hidden, np.minimum(np.minimum(spans, self.most_spans), lengths - hidden)
+
+    def sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of input and target, from the lengths alone."""
+        hidden, spans = self.counts(lengths)
+        return lengths - hidden + spans, hidden + spans
+
+    def __call__(self, tokens: np.ndarray, lengths: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, each one after the other, `sizes(lengths)` long."""
+        hidden, spans = self.counts(lengths)
+        of_hidden, hidden_per_span = self._partition(hidden, spans, keys, 0)
+        of_shown, shown_per_span = self._partition(lengths - hidden, spans, keys, 1)
+        nth_span = ranks(spans)
+        sentinels = (self.first_sentinel - nth_span).astype(tokens.dtype)
+
+        # Where each span begins among all tokens: after the text before it and the spans before it.
+        start = np.repeat(starts(lengths), spans)
+        hidden_before = starts(hidden_per_span) - np.repeat(starts(hidden), spans)
+        shown_up_to = np.cumsum(shown_per_span) - np.repeat(starts(lengths - hidden), spans)
+        at_hidden = np.repeat(start + shown_up_to, hidden_per_span) + np.arange(len(of_hidden))
+        at_hidden -= np.repeat(np.repeat(starts(hidden), spans), hidden_per_span)
+        at_shown = np.repeat(start + hidden_before, shown_per_span) + np.arange(len(of_shown))
+        at_shown -= np.repeat(np.repeat(starts(lengths - hidden), spans), shown_per_span)
+
+        inputs = np.empty(len(of_shown) + len(sentinels), tokens.dtype)
+        targets = np.empty(len(of_hidden) + len(sentinels), tokens.dtype)
+        span = np.arange(len(sentinels))
+        inputs[np.cumsum(shown_per_span) + span] = sentinels
+        inputs[np.arange(len(of_shown)) + of_shown] = tokens[at_shown]
+        targets[starts(hidden_per_span) + span] = sentinels
+        targets[np.arange(len(of_hidden)) + of_hidden + 1] = tokens[at_hidden]
+        return inputs, targets
+
+    @staticmethod
+    def _partition(totals: np.ndarray, parts: np.ndarray, keys: np.ndarray, use: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cuts each total into that many parts of 1 or more, every way being equally likely.
+
+        Returns:
+            For each unit the number of its part, counted over all examples; and the size of every part.
+        """
+        cut = choose(keys, totals - 1, parts - 1, use)
+        begins = np.ones(totals.sum(), bool)
+        begins[ranks(totals) > 0] = cut
+        number = np.cumsum(begins) - 1
+        return number, np.bincount(number, minlength=int(parts.sum()))
+
+
+class SpanCorruptionRows(CorruptedRows):
+    """Text with sentinels in the place of spans, and the spans after their sentinels."""
+
+    def __init__(self, data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: np.ndarray):
+        if not special.num_sentinels:
+            raise InputError(
+                f"the tokenizer has no <extra_id_0>, which objective.name={objective.name} needs; use another "
+                "tokenizer, or leave data.tokenizer empty to train one."
+            )
+        self._spans = SpanCorruption(
+            objective.mask_rate, objective.mean_span, special.first_sentinel, special.num_sentinels
+        )
+        super().__init__(data, special, prefix)
+
+    def corrupted_sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._spans.sizes(lengths)
+
+    def corrupt(self, split: Split, examples: Examples, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lengths = examples.lengths[:, 0].astype(np.int64)
+        text = split.read(examples.starts[:, 0], lengths).astype(np.int32)
+        return self._spans(text, lengths, keys)
+
+
+def answers(config: Config) -> tuple[str, ...]:
+    del config
+    return ("generate", "translate", "answer")
+
+
+register(
+    Task(
+        name="span_corruption",
+        architecture="encoder-decoder",
+        row_format=SpanCorruptionRows,
+        shapes=source_and_target_shapes,
+        objective=Seq2SeqLM.create,
+        answers=answers,
+    )
+)
