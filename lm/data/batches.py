@@ -15,8 +15,8 @@ import numpy as np
 
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data import corruption, examples, layouts, packing
+from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 
 # A process's part of a batch: the numbers of its rows, ascending, or what selects them.

@@ -15,11 +15,10 @@ import numpy as np
 
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data import corruption, examples
-from lm.data import tokenizer as tokenizers
 from lm.data.corruption import ranks
 from lm.data.examples import Examples
+from lm.data.special_ids import SpecialIds, require
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -75,9 +74,9 @@ def create(
         InputError: the tokenizer lacks the special tokens of the objective, or rows are too short for an example.
     """
     needed = {"mlm": ("cls", "mask"), "infilling": ("mask",)}.get(objective.name, ())
-    tokenizers.require(special, *needed, use=f"objective.name={objective.name}")
+    require(special, *needed, use=f"objective.name={objective.name}")
     if data.begin_with_cls:
-        tokenizers.require(special, "cls", use="data.begin_with_cls=True")
+        require(special, "cls", use="data.begin_with_cls=True")
     if objective.name == "span_corruption" and not special.num_sentinels:
         raise InputError(
             "the tokenizer has no <extra_id_0>, which objective.name=span_corruption needs; use another tokenizer, or "

@@ -5,8 +5,8 @@ import pytest
 
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Batches, count_tokens
+from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 
 SPECIAL = SpecialIds()

@@ -24,8 +24,8 @@ from lm.config import (
 )
 from lm.data import mixture, prepare
 from lm.data.batches import Source, loader, padding_fraction
+from lm.data.special_ids import FIRST_ORDINARY_ID
 from lm.data.store import Store
-from lm.data.tokenizer import FIRST_ORDINARY_ID
 from lm.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lm.config import Config, ModelConfig
-from lm.data.tokenizer import SpecialIds
+from lm.data.special_ids import SpecialIds
 from lm.training.objectives import Seq2SeqLM
 
 FIRST_ORDINARY = 5

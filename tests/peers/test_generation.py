@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from lm import models
-from lm.data.tokenizer import SpecialIds
+from lm.data.special_ids import SpecialIds
 from lm.huggingface import import_folder
 from lm.inference.generate import Decoded, Decoding, Prompts, Sources, make_generate
 from tests.peers import ragged

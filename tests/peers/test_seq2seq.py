@@ -11,7 +11,8 @@ import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from lm import models
-from lm.data.tokenizer import SpecialIds, load_tokenizer
+from lm.data.special_ids import SpecialIds
+from lm.data.tokenizer import load_tokenizer
 from lm.huggingface import export_folder, import_folder, to_tensors
 from lm.models.attention import relative_buckets
 from lm.training import optim
