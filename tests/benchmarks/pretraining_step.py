@@ -29,12 +29,14 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from lm import accelerators
 from lm.config import Config, DataConfig, ModelConfig
 from lm.data import batches, prepare
 from lm.data.store import Store
+from lm.flops import model_flops
 from lm.huggingface import write_config
 from lm.sharding import make_mesh
-from lm.training import metrics, objectives
+from lm.training import objectives
 from lm.training.step import compile_program
 from tests.benchmarks import machine
 from tests.benchmarks.turns import Contender, apart
@@ -139,8 +141,8 @@ def contender(make_case: Callable[[], Case], make_step: Callable[[Case], tuple[S
     def make() -> Callable[[int], Facts]:
         case = make_case()
         step, places = make_step(case)
-        flops = len(case.batches) * _rows.value * metrics.model_flops(case.config, case.objective.max_positions)
-        peak = metrics.PEAK_FLOPS.get(jax.devices()[0].device_kind)
+        flops = len(case.batches) * _rows.value * model_flops(case.config, case.objective.max_positions)
+        peak = accelerators.peak_flops(jax.devices()[0].device_kind)
 
         def run(steps: int) -> Facts:
             for index in range(steps):
