@@ -21,6 +21,7 @@ def counted(function, *shapes: tuple[int, ...]) -> tuple[float, float]:
 def test_products_are_counted_as_xla_counts_them():
     function = lambda a, b: jnp.einsum("bij,bjk->bik", a, b) @ jnp.ones((32, 4))  # noqa: E731
     expected = jax.jit(function).lower(jnp.zeros((3, 8, 16)), jnp.zeros((3, 16, 32))).compile().cost_analysis()
+    assert expected is not None
     assert counted(function, (3, 8, 16), (3, 16, 32)) == (expected["flops"], 0)
 
 

@@ -1,5 +1,7 @@
 """Rows of encoder-decoders and decoders: whole examples, both sides under one number, the same from any process."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,11 @@ def make_split(seed: int = 0, pairs: bool = False) -> Split:
 
 def make(name: str, seed: int = 0, **data) -> tuple[Split, Batches]:
     split = make_split(pairs=name == "pairs")
-    settings = {"seq_length": 96, "target_length": 24 if name == "span_corruption" else 96, "batch_size": 8} | data
+    settings: dict[str, Any] = {
+        "seq_length": 96,
+        "target_length": 24 if name == "span_corruption" else 96,
+        "batch_size": 8,
+    } | data
     if name == "pairs":
         settings["source"] = "dates"
     return split, Batches(split, SPECIAL, DataConfig(**settings), OBJECTIVES[name], seed)

@@ -314,7 +314,11 @@ def test_what_a_store_cannot_give_is_refused(made: Store, pairs: Store, tmp_path
         ({"a": TaskConfig(store="x", rate=0)}, {}, "mixture.tasks.a.rate is 0; it must be above 0"),
         ({"a": TaskConfig(store="x", rate=-1.0)}, {}, "mixture.tasks.a.rate is -1.0"),
         ({"a": TaskConfig(store="x", rate=math.nan)}, {}, "mixture.tasks.a.rate is nan"),
-        ({"a": TaskConfig(store="x", rate="1")}, {}, "mixture.tasks.a.rate is '1'; accepted: a value of type float"),
+        (
+            {"a": TaskConfig(store="x", rate="1")},  # pyright: ignore[reportArgumentType]
+            {},
+            "mixture.tasks.a.rate is '1'; accepted: a value of type float",
+        ),
         ({"a": TaskConfig(store="x", objective="spans")}, {}, "mixture.tasks.a.objective is 'spans'; accepted: mlm"),
         ({"a": TaskConfig(store="x", objective="mlm")}, {}, "for architecture 'encoder', but model.architecture"),
         ({"a": TaskConfig(source="dates")}, {}, "is 'span_corruption', but its source=dates gives pairs"),

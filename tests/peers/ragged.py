@@ -1,6 +1,7 @@
 """The same ragged examples twice: packed into rows for us, padded one a row for transformers."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,8 @@ def make_config(model: ModelConfig, *, nsp: bool, rows: int, length: int, max_se
 
 
 def make_objective(config: Config) -> MaskedLM:
-    return MaskedLM.create(config, Vocabulary(config.model.vocab_size))
+    vocabulary: Any = Vocabulary(config.model.vocab_size)
+    return MaskedLM.create(config, vocabulary)
 
 
 def random_batch(config: Config, seed: int) -> dict[str, np.ndarray]:

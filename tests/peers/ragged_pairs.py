@@ -1,6 +1,7 @@
 """The same ragged pairs twice: packed into rows of two sides for us, padded one a row for transformers."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ def make_config(model: ModelConfig, *, rows: int, length: int, target_length: in
 
 
 def make_objective(config: Config, special: SpecialIds) -> Seq2SeqLM:
-    return Seq2SeqLM.create(config, Vocabulary(special.pad, special.sep))
+    vocabulary: Any = Vocabulary(special.pad, special.sep)
+    return Seq2SeqLM.create(config, vocabulary)
 
 
 def random_batch(config: Config, special: SpecialIds, seed: int) -> dict[str, np.ndarray]:

@@ -56,7 +56,7 @@ class Peers:
 
     def __init__(self, family: str, folder):
         self.special: SpecialIds = BART_IDS if family == "bart" else T5_IDS
-        self.theirs = make_talkative(family)
+        self.theirs: Any = make_talkative(family)
         self.theirs.save_pretrained(folder)
         imported = import_folder(folder)
         self.params, self.model = imported.params, models.build(imported.config)
