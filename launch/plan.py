@@ -1,13 +1,13 @@
-"""What a run takes on a pod, before anyone rents it: python launch/plan.py --config=FILE --topology=v5e:16x16.
+"""Predicts memory, time and cost of a run on a pod: python launch/plan.py --config=FILE --topology=v5e:16x16.
 
-The exact training step is compiled for the topology on this machine, which needs no TPU but its compiler:
-pip install -e .[plan]. --search varies mesh, rematerialisation, unroll and micro-batches, on several topologies if
-more are given, and ranks what it finds; prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2}.
+The exact training step is compiled for the topology on this machine. This needs the TPU compiler but no TPU:
+pip install -e .[plan]. --search varies mesh, rematerialisation, unroll and micro-batches on each topology given, and
+ranks the plans; prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2}.
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:8x8,v5p:2x2x4,v6e:4x4 \\
         --search --prices=prices.json
 
---serve compiles what answers a batch instead: decoding with its cache, or an encoder's pass.
+--serve plans the answer to one batch instead: decoding with its cache, or an encoder's pass.
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:1x1 --serve --batch=32 --num_beams=4
 """
@@ -19,6 +19,7 @@ import sys
 from absl import flags
 
 from lm import cli
+from lm.accelerators import Topology
 
 _config = cli.define_config()
 _topology = flags.DEFINE_list("topology", None, "KIND:SHAPE of TPUs, such as v5e:16x16 or 2*v5e:16x16.", required=True)
@@ -32,38 +33,38 @@ _layouts = flags.DEFINE_integer(
 )
 _workers = flags.DEFINE_integer("workers", 2, "Compilations at a time.", lower_bound=1)
 _prices = flags.DEFINE_string("prices", None, "A JSON file: the price of a chip-hour of each kind.")
-_deadline = flags.DEFINE_float("deadline", None, "Hours that the whole run may take; ranks what is faster first.")
+_deadline = flags.DEFINE_float("deadline", None, "Hours that the whole run may take; longer ones rank last.")
 _serve = flags.DEFINE_bool("serve", False, "Plan serving the model instead of training it.")
-_batch = flags.DEFINE_integer("batch", 32, "Sequences answered at a time.", lower_bound=1)
-_length = flags.DEFINE_integer("length", None, "Tokens read of each; by default data.seq_length.", lower_bound=1)
-_max_length = flags.DEFINE_integer("max_length", 128, "Tokens written for each.", lower_bound=1)
-_num_beams = flags.DEFINE_integer("num_beams", 1, "Hypotheses of each.", lower_bound=1)
+_batch = flags.DEFINE_integer("batch", 32, "With --serve: sequences at a time.", lower_bound=1)
+_length = flags.DEFINE_integer("length", None, "With --serve: tokens read; default: data.seq_length.", lower_bound=1)
+_max_length = flags.DEFINE_integer("max_length", 128, "With --serve: tokens written.", lower_bound=1)
+_num_beams = flags.DEFINE_integer("num_beams", 1, "With --serve: beams.", lower_bound=1)
 
 
 def main() -> int:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # what is planned for need not be here
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the planned devices need not be here
     from lm.inference.decode import Decoding
-    from lm.plan import chips, report, search, serving, step
+    from lm.plan import cost, search, serving, step, tables
 
-    config, prices = _config(), report.read_prices(_prices.value)
-    topologies = [chips.parse(name) for name in _topology.value]
+    config, prices = _config(), cost.read_prices(_prices.value)
+    topologies = [Topology.parse(name) for name in _topology.value]
     if _serve.value:
         decoding = Decoding(max_length=_max_length.value, num_beams=_num_beams.value)
         length = _length.value or config.data.seq_length
         answers = [serving.plan(config, topology, _batch.value, length, decoding) for topology in topologies]
-        print(report.serving_table(answers))
+        print(tables.serving_table(answers))
         found = [dataclasses.asdict(each) for each in answers]
     else:
         if _search.value:
             plans = search.search(config, topologies, _layouts.value, _workers.value, _announce)
         else:
             plans = [step.plan(config, topology) for topology in topologies]
-        runs = report.ranked([report.whole_run(plan, config.train.steps, prices) for plan in plans], _deadline.value)
-        print(report.table(runs), report.details(runs[0]), sep="\n\n")
+        runs = cost.ranked([cost.whole_run(plan, config.train.steps, prices) for plan in plans], _deadline.value)
+        print(tables.table(runs), tables.details(runs[0]), sep="\n\n")
         found = [run.to_dict() for run in runs]
     if _output.value:
         with cli.opened(_output, "w", sys.stdout) as file:
-            file.write(report.as_json(found, single=len(found) == 1 and not _search.value))
+            file.write(tables.as_json(found, single=len(found) == 1 and not _search.value))
     return cli.EXIT_DONE
 
 

@@ -52,9 +52,15 @@ from lm.errors import InputError
         ({"train": TrainConfig(accumulation=3)}, "data.batch_size is 32, which train.accumulation=3"),
         ({"model": ModelConfig(pooler=False)}, "objective.nsp is True, but the model cannot do it"),
         # the type of a value
-        ({"train": TrainConfig(steps="7")}, "train.steps is '7'; accepted: a value of type int"),
+        (
+            {"train": TrainConfig(steps="7")},  # pyright: ignore[reportArgumentType]
+            "train.steps is '7'; accepted: a value of type int",
+        ),
         ({"train": TrainConfig(steps=True)}, "train.steps is True; accepted: a value of type int"),
-        ({"model": ModelConfig(gated=1)}, "model.gated is 1; accepted: a value of type bool"),
+        (
+            {"model": ModelConfig(gated=1)},  # pyright: ignore[reportArgumentType]
+            "model.gated is 1; accepted: a value of type bool",
+        ),
         ({"seed": 0.5}, "seed is 0.5; accepted: a value of type int"),
         ({"model": {"d_model": 8}}, "accepted: a value of type ModelConfig"),
     ],

@@ -16,14 +16,16 @@ SOURCES = {
 }
 
 # A room of lm -> the rooms it may import, beside its own. Imports run one way.
-GROUND = {"config", "errors", "sharding", "storage", "lease"}
+GROUND = {"accelerators", "config", "errors", "flops", "sharding", "storage", "lease"}
 MIDDLE = {"data", "ops", "models", "checkpoint"}
 ROOMS = {
     "errors": set(),
     "config": {"errors"},
     "families": {"config", "errors"},
     "cli": {"config", "errors"},
-    "cluster": {"config", "cli", "errors", "storage"},
+    "accelerators": {"errors"},
+    "flops": {"config"},
+    "cluster": {"accelerators", "config", "cli", "errors", "storage"},
     "sharding": {"config", "errors"},
     "storage": {"config", "errors"},
     "lease": {"config", "errors", "storage"},
@@ -39,8 +41,11 @@ ROOMS = {
     "plan": GROUND | MIDDLE | {"tasks", "training", "inference", "huggingface"},
 }
 NEVER = {"configs", "launch", "tests", "torch", "transformers"}
-# The host's work, ahead of a step.
-WITHOUT_JAX = {f"lm/data/{name}.py" for name in ("batches", "examples", "flat", "mixture", "packing")}
+# The launchers' table, and the host's work ahead of a step.
+WITHOUT_JAX = {
+    "lm/accelerators.py",
+    *(f"lm/data/{name}.py" for name in ("batches", "examples", "flat", "mixture", "packing")),
+}
 FAMILIES = {"bert", "modernbert", "t5", "bart"}
 MAY_NAME_FAMILIES = ("lm/families.py", "lm/huggingface/")
 LAUNCH_LINES = 80  # logic belongs to lm, where a test can reach it

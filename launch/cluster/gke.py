@@ -1,15 +1,15 @@
-"""Trains on Google Kubernetes Engine: the command that trains, with which machines to ask for.
+"""Trains on Google Kubernetes Engine: the flags of launch/train.py, with the machines to ask for.
 
 python launch/cluster/gke.py --topology=v5e:16x16 --image=REGISTRY/lm:tpu --queue=research \
     --config=configs/bert_large.py --workdir=gs://BUCKET/runs/bert_large --config.mesh.fsdp=16
 python launch/cluster/gke.py --gpu=nvidia-h100-80gb --nodes=2 --gpus_per_node=8 --spot --image=REGISTRY/lm:gpu ...
 
-The cluster needs JobSet, nodes of that kind and, with --queue, Kueue. A preempted run starts again by itself and
-resumes; only wrong input ends it. --quota=64 --borrow=192 --cohort=all also makes the queue: 64 chips that are always
-its own, and up to 192 more while the other queues of the cohort leave them idle (an administrator does this once).
+The cluster needs JobSet, nodes of that kind and, with --queue, Kueue. A preempted run restarts by itself and resumes;
+only wrong input ends it. --quota=64 --borrow=192 --cohort=all also makes the queue: 64 chips that are always its own,
+and up to 192 more while the other queues of the cohort leave them idle. An administrator does this once.
 
-Logs: `kubectl logs --follow jobs/NAME-slice-0`. Stop: `kubectl delete jobset NAME`; the same command goes on.
-The image gives the environment (see launch/Dockerfile); the code is that of this checkout, kept in the workdir. For a
+Logs: `kubectl logs --follow jobs/NAME-slice-0`. Stop: `kubectl delete jobset NAME`; the same command resumes.
+The image brings the environment (see launch/Dockerfile). The code is that of this checkout, kept in the workdir. For a
 bucket, give the pods a --service_account with access to it, or a --secret that holds AWS_ACCESS_KEY_ID and so on.
 """
 
@@ -18,18 +18,16 @@ from absl import flags
 from lm import cli
 from lm.cluster import flags as cluster_flags
 from lm.cluster import gke
-from lm.cluster.tpu import Topology
 from lm.errors import InputError
 
 _run = cluster_flags.define_run()
 _image = flags.DEFINE_string("image", None, "Container image with the project's environment.", required=True)
 _name = cluster_flags.define_name()
-_topology = flags.DEFINE_string("topology", "", "TPU slice, such as v5e:16x16.")
-_slices = flags.DEFINE_integer("slices", 1, "TPU slices, joined over the data-centre network.", lower_bound=1)
+_topology = cluster_flags.define_topology(required=False)
 _gpu = flags.DEFINE_string("gpu", "", "Kind of GPU, such as nvidia-h100-80gb.")
 _nodes = flags.DEFINE_integer("nodes", 1, "Machines with GPUs.", lower_bound=1)
 _gpus = flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each.", lower_bound=1)
-_spot = flags.DEFINE_bool("spot", False, "Machines that may be taken back; otherwise on demand.")
+_spot = flags.DEFINE_bool("spot", False, "Machines that may be preempted; otherwise on demand.")
 _queue = flags.DEFINE_string("queue", "", "Kueue queue; default: no Kueue.")
 _quota = flags.DEFINE_integer("quota", None, "Make the queue, with so many chips or GPUs of its own.", lower_bound=0)
 _borrow = flags.DEFINE_integer("borrow", 0, "With --cohort: how many more it may borrow.", lower_bound=0)
@@ -43,14 +41,12 @@ _dry_run = cluster_flags.define_dry_run()
 
 
 def main() -> int:
-    if bool(_topology.value) == bool(_gpu.value):
-        raise InputError(f"--topology is {_topology.value!r} and --gpu is {_gpu.value!r}; give one of them.")
+    topology = flags.FLAGS.topology
+    if bool(topology) == bool(_gpu.value):
+        raise InputError(f"--topology is {topology!r} and --gpu is {_gpu.value!r}; give one of them.")
     if (_quota.value is not None and not _queue.value) or (_borrow.value and not _cohort.value):
         raise InputError("--quota needs the name of a --queue, and --borrow that of a --cohort.")
-    if _topology.value:
-        machines = gke.Tpus(Topology.parse(_topology.value), _slices.value)
-    else:
-        machines = gke.Gpus(_gpu.value, _nodes.value, _gpus.value)
+    machines = gke.Tpus(_topology()) if topology else gke.Gpus(_gpu.value, _nodes.value, _gpus.value)
     run = _run()
     job = gke.Job(
         name=_name(run),
@@ -63,7 +59,7 @@ def main() -> int:
         secret=_secret.value,
     )
     quota = None if _quota.value is None else gke.Quota(_quota.value, _borrow.value, _cohort.value)
-    return cluster_flags.perform(gke.steps(job, run, quota, _context.value, _output.value), _dry_run.value)
+    return cluster_flags.perform(gke.actions(job, run, quota, _context.value, _output.value), _dry_run.value)
 
 
 if __name__ == "__main__":

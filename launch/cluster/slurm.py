@@ -1,14 +1,14 @@
-"""Trains on a SLURM cluster: the command that trains, with what to ask of SLURM.
+"""Trains on a SLURM cluster: the flags of launch/train.py, with what to ask of SLURM.
 
 python launch/cluster/slurm.py --nodes=4 --gpus_per_node=8 --time=24:00:00 \
     --config=configs/bert_base.py --workdir=/shared/runs/bert_base --config.mesh.fsdp=8
 
-Nothing runs until SLURM gives the nodes: `squeue --me` shows the job, WORKDIR/launch/<id>/NAME-JOB.log what it says.
-Shortly before its time is over, and when the job is preempted, the run saves and the job queues again, until the run is
-done. Stop it with `scancel JOB`; submit the same command to go on.
+`squeue --me` shows whether SLURM has given the nodes; the output is in WORKDIR/launch/<id>/NAME-JOB.log. Shortly before
+the time limit, and when the job is preempted, the run saves and the job queues again, until the run is done. Stop it
+with `scancel JOB`; submit the same command to resume.
 
-The Python that runs this script runs the job, so its environment and the workdir have to be on a file system that all
-nodes share; the workdir may also be gs://... or s3://... The code is that of now, whatever is edited later.
+The Python that runs this script also runs the job: its environment must be on a file system that all nodes share. So
+must the workdir, unless it is gs://... or s3://... The job uses the code as it is now, whatever is edited later.
 """
 
 from absl import flags
@@ -20,11 +20,11 @@ from lm.cluster import slurm
 _run = cluster_flags.define_run()
 _name = cluster_flags.define_name()
 _nodes = flags.DEFINE_integer("nodes", 1, "Machines.", lower_bound=1)
-_gpus = flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each; 0: train on CPUs.", lower_bound=0)
-_time = flags.DEFINE_string("time", "", "Limit of one turn, such as 24:00:00; default: the partition's.")
+_gpus = flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each machine; 0: train on CPUs.", lower_bound=0)
+_time = flags.DEFINE_string("time", "", "Time limit of one turn, such as 24:00:00; default: the partition's.")
 _notice = flags.DEFINE_integer("notice", 120, "Seconds before the limit at which the run saves.", lower_bound=1)
-_partition = flags.DEFINE_string("partition", "", "Where to queue; default: the cluster's.")
-_account = flags.DEFINE_string("account", "", "Who pays; default: your own.")
+_partition = flags.DEFINE_string("partition", "", "Partition to queue in; default: the cluster's.")
+_account = flags.DEFINE_string("account", "", "Account that is charged; default: your own.")
 _dry_run = cluster_flags.define_dry_run()
 
 
@@ -39,7 +39,7 @@ def main() -> int:
         partition=_partition.value,
         account=_account.value,
     )
-    return cluster_flags.perform(slurm.steps(job, run), _dry_run.value)
+    return cluster_flags.perform(slurm.actions(job, run), _dry_run.value)
 
 
 if __name__ == "__main__":

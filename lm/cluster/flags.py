@@ -1,5 +1,6 @@
-"""The flags that launchers share. They are those of launch/train.py: a run is launched with the command that trains."""
+"""The flags that launchers share. A run is launched with the flags of launch/train.py: --config and --workdir."""
 
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -8,9 +9,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from lm import cli
-from lm.cluster import snapshot, steps
+from lm.accelerators import Topology
+from lm.cluster import actions, snapshot
+from lm.cluster.actions import Action
 from lm.cluster.snapshot import Snapshot
-from lm.cluster.steps import Step
 from lm.errors import InputError
 
 
@@ -22,8 +24,8 @@ def define_run() -> Callable[[], Snapshot]:
     """Defines `--config=FILE` with its overrides and `--workdir`.
 
     Returns:
-        A function to call in `main`: the run that they describe, checked here so that no machine is rented for a
-        config that is wrong.
+        A function to call in `main`. It returns the snapshot of the run. It validates the config, so that no machine
+        is rented for a wrong one.
     """
     config = cli.define_config()
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run: gs://, s3:// or shared.", required=True)
@@ -31,14 +33,43 @@ def define_run() -> Callable[[], Snapshot]:
     def run() -> Snapshot:
         taken = snapshot.take(config(), config_arguments(), workdir.value)
         if taken.untracked:
-            print(f"not in the snapshot, as git does not track them: {', '.join(taken.untracked)}", file=sys.stderr)
+            print(
+                f"not in the snapshot, because git does not track them: {', '.join(taken.untracked)}", file=sys.stderr
+            )
         return taken
 
     return run
 
 
+def define_topology(required: bool) -> Callable[[], Topology]:
+    """Defines `--topology` and `--slices`.
+
+    Returns:
+        A function to call in `main` when --topology is given: the slices to rent.
+    """
+    default = None if required else ""
+    text = flags.DEFINE_string("topology", default, "TPU slice, such as v5e:16x16.", required=required)
+    count = flags.DEFINE_integer("slices", 1, "Slices, joined over the data-centre network.", lower_bound=1)
+
+    def topology() -> Topology:
+        parsed = Topology.parse(text.value or "")
+        if flags.FLAGS["slices"].using_default_value:
+            return parsed
+        if parsed.slices not in (1, count.value):
+            raise InputError(
+                f"--topology is {text.value!r} and --slices is {count.value}; give the number of slices once."
+            )
+        return dataclasses.replace(parsed, slices=count.value)
+
+    return topology
+
+
 def define_name() -> Callable[[Snapshot], str]:
-    """Defines `--name`. Returns a function of the run, whose workdir gives the default."""
+    """Defines `--name`.
+
+    Returns:
+        A function to call in `main` with the run. The default is the last part of the run's workdir.
+    """
     name = flags.DEFINE_string("name", None, "What the cluster calls the run; default: the last part of the workdir.")
 
     def chosen(run: Snapshot) -> str:
@@ -54,7 +85,7 @@ def define_name() -> Callable[[Snapshot], str]:
 
 
 def config_arguments() -> list[str]:
-    """The config flags of this command line, for another script to be started with."""
+    """Returns the config flags of this command line, with which another script can be started."""
     flag = flags.FLAGS["config"]
     changed = config_flags.get_override_values(flag).items()
     overrides = [
@@ -64,7 +95,7 @@ def config_arguments() -> list[str]:
 
 
 def take_command() -> list[str]:
-    """Takes what follows -- off the command line: the command that a launcher is to start."""
+    """Removes `--` and what follows from the command line, and returns what follows: the command to start."""
     if "--" not in sys.argv:
         return []
     end = sys.argv.index("--")
@@ -73,10 +104,10 @@ def take_command() -> list[str]:
     return command
 
 
-def perform(wanted: Iterable[Step], dry_run: bool) -> int:
-    """Shows steps or carries them out; the exit code of a launcher."""
+def perform(wanted: Iterable[Action], dry_run: bool) -> int:
+    """Prints actions or carries them out, and returns the launcher's exit code."""
     if dry_run:
-        steps.show(wanted)
+        actions.show(wanted)
     else:
-        steps.carry_out(wanted)
+        actions.carry_out(wanted)
     return cli.EXIT_DONE

@@ -1,4 +1,4 @@
-"""A run on Kubernetes: a JobSet of Google Kubernetes Engine, and the Kueue objects of the quota that it runs under.
+"""Runs on Google Kubernetes Engine: a JobSet, and the Kueue objects of its quota.
 
 Fields: https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2 and
 https://kueue.sigs.k8s.io/docs/reference/kueue.v1beta1
@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from lm import storage
+from lm.accelerators import Topology
 from lm.cli import EXIT_INPUT
+from lm.cluster.actions import Action, Command, Write
 from lm.cluster.snapshot import Snapshot
-from lm.cluster.steps import Command, Step, Write
-from lm.cluster.tpu import Topology
 from lm.errors import InputError
 
 Manifest = dict[str, Any]
@@ -26,20 +26,19 @@ SLICE = "slice"  # the name of the JobSet's only group of jobs
 
 @dataclasses.dataclass(frozen=True)
 class Tpus:
-    """Slices of TPU; JAX finds out by itself who is who."""
+    """TPU slices. JAX finds the processes of a slice by itself."""
 
     topology: Topology
-    slices: int = 1
 
     resource = "google.com/tpu"
 
     @property
     def groups(self) -> int:
-        return self.slices
+        return self.topology.slices
 
     @property
     def hosts(self) -> int:
-        return self.topology.hosts
+        return self.topology.hosts_per_slice
 
     @property
     def per_host(self) -> int:
@@ -48,14 +47,14 @@ class Tpus:
     @property
     def labels(self) -> dict[str, str]:
         return {
-            "cloud.google.com/gke-tpu-accelerator": self.topology.known.gke,
-            "cloud.google.com/gke-tpu-topology": self.topology.shape,
+            "cloud.google.com/gke-tpu-accelerator": self.topology.chip.gke,
+            "cloud.google.com/gke-tpu-topology": self.topology.shape_name,
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpus:
-    """Nodes with GPUs; `kind` as Google calls it: nvidia-h100-80gb, nvidia-h200-141gb."""
+    """Nodes with GPUs. `kind` is Google's name for the GPU, such as nvidia-h100-80gb or nvidia-h200-141gb."""
 
     kind: str
     hosts: int
@@ -71,17 +70,17 @@ class Gpus:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is asked of the cluster.
+    """What to ask of the cluster.
 
     Attributes:
-        image: built with launch/Dockerfile; gives the environment, while the code is the snapshot's.
-        spot: on machines that may be taken back at any time.
-        queue: of Kueue, which starts the job when its quota has room; empty: no Kueue.
-        service_account: whose permissions the pods have, those to the bucket for one.
+        image: container image, built with launch/Dockerfile. It brings the environment; the snapshot brings the code.
+        spot: use machines that may be preempted at any time.
+        queue: Kueue queue, which starts the job when its quota has room; empty: no Kueue.
+        service_account: whose permissions the pods have, such as access to the bucket.
         secret: name of a Kubernetes secret that the pods get as environment variables, such as the keys of an s3://
-            store. Only its name is written anywhere.
+            store. The manifests hold its name only.
         grace: seconds between the notice of a preemption and the end.
-        max_restarts: starts after the first, whatever ended the run but wrong input.
+        max_restarts: restarts after any failure except wrong input, which ends the run.
     """
 
     name: str
@@ -101,9 +100,9 @@ class Quota:
     """The chips or GPUs of a queue.
 
     Attributes:
-        own: always for this queue; the others of its cohort give back what they borrowed of it.
-        borrow: how many more it may use while the rest of the cohort leaves them idle.
-        cohort: queues that lend to each other.
+        own: always available to this queue; other queues of its cohort return what they borrowed of these.
+        borrow: how many more this queue may use while the cohort leaves them idle.
+        cohort: name of a group of queues that lend to each other.
     """
 
     own: int
@@ -112,9 +111,9 @@ class Quota:
 
 
 def jobset(job: Job, run: Snapshot) -> Manifest:
-    """The JobSet: a job for each slice, a pod for each host.
+    """Returns the JobSet: one job a slice, one pod a host.
 
-    Any failure restarts all pods, which resume from the newest checkpoint; wrong input ends the run.
+    A failure restarts all pods, which resume from the newest checkpoint. Wrong input ends the run.
     """
     machines = job.machines
     never_again = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [EXIT_INPUT]}}
@@ -131,7 +130,7 @@ def jobset(job: Job, run: Snapshot) -> Manifest:
     metadata: Manifest = {"name": job.name, "namespace": job.namespace, "labels": {"app.kubernetes.io/name": "lm"}}
     if job.queue:
         metadata["labels"]["kueue.x-k8s.io/queue-name"] = job.queue
-    if machines.groups > 1:  # a slice is a node pool: no two jobs share one
+    if machines.groups > 1:  # a slice is a node pool, which two jobs must not share
         metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     failed = {"name": "wrongInput", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     return {
@@ -170,8 +169,11 @@ def _pod(job: Job, run: Snapshot) -> Manifest:
         container["envFrom"] = [{"secretRef": {"name": job.secret}}]
     if isinstance(machines, Gpus):
         container["env"] = _joining(job, machines)
+        # NCCL needs more shared memory than the 64 MB of a container.
         container["volumeMounts"] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
-        pod["volumes"] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]  # NCCL, beyond 64 MB
+        pod["volumes"] = [
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
+        ]  # NCCL needs more than the default 64 MB
     return pod
 
 
@@ -183,7 +185,10 @@ def _start(run: Snapshot) -> str:
 
 
 def _joining(job: Job, machines: Gpus) -> list[Manifest]:
-    """Who is who, from the names that JobSet gives its pods: JAX's own way would need a role to read pods."""
+    """Returns the variables that join the processes, from the names that JobSet gives its pods.
+
+    JAX's own discovery would need a role that may read pods.
+    """
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     return [
         {"name": "LM_COORDINATOR", "value": f"{job.name}-{SLICE}-0-0.{job.name}:{COORDINATOR_PORT}"},
@@ -197,7 +202,7 @@ def _node_labels(job: Job) -> dict[str, str]:
 
 
 def queue(job: Job, quota: Quota) -> list[Manifest]:
-    """The Kueue objects that a cluster's administrator applies once: machines, their quota, and the queue to it."""
+    """Returns the Kueue objects that an administrator applies once: a flavor of machines, its quota, and a queue."""
     api = {"apiVersion": "kueue.x-k8s.io/v1beta1"}
     flavor = "-".join([*(label.lower() for label in job.machines.labels.values()), "spot" if job.spot else "on-demand"])
     resource = {"name": job.machines.resource, "nominalQuota": quota.own}
@@ -225,9 +230,9 @@ def queue(job: Job, quota: Quota) -> list[Manifest]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text of several lines is written as such, and nothing by reference."""
+    """Writes text of several lines as a block, and repeats values instead of using YAML references."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
@@ -242,11 +247,11 @@ def to_yaml(manifests: list[Manifest]) -> str:
     return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=120)
 
 
-def steps(job: Job, run: Snapshot, quota: Quota | None, context: str, output: str) -> list[Step]:
-    """Writes the snapshot and applies the manifests, or writes them to the file `output` for others to apply.
+def actions(job: Job, run: Snapshot, quota: Quota | None, context: str, output: str) -> list[Action]:
+    """Returns what launches the job: writes the snapshot, then applies the manifests or writes them to `output`.
 
     Raises:
-        InputError: when the pods could not reach the workdir.
+        InputError: the pods cannot reach the workdir.
     """
     if not storage.is_remote(run.workdir):
         raise InputError(

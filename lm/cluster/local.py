@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine: the small model of a pod on which everything can be tried."""
+"""Runs several processes of one run on this machine, as the hosts of a pod would."""
 
 import contextlib
 import os
@@ -16,18 +16,18 @@ from typing import IO
 from lm.cli import EXIT_DONE, EXIT_PREEMPTED
 from lm.errors import InputError
 
-GRACE_SECONDS = 30.0  # between asking the rest to end and ending them
+GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL
 
 
 def environment(process: int, processes: int, port: int, devices: int) -> dict[str, str]:
-    """What a process is told beside what this one knows: who it is, where the first one listens, CPU devices."""
+    """Returns the environment variables of one process: its number, the coordinator's address, its CPU devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return {
         "LM_COORDINATOR": f"127.0.0.1:{port}",
         "LM_PROCESSES": str(processes),
         "LM_PROCESS": str(process),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags.strip(),  # of a flag given twice, the last counts
+        "XLA_FLAGS": flags.strip(),  # the last value of a repeated flag counts
     }
 
 
@@ -38,7 +38,7 @@ def free_port() -> int:
 
 
 def show(command: Sequence[str], processes: int, devices: int) -> None:
-    """Prints what `run` would start. The port is chosen when it is started."""
+    """Prints the commands that `run` would start. The port is chosen at the start."""
     for process in range(processes):
         added = environment(process, processes, 0, devices)
         added["LM_COORDINATOR"] = "127.0.0.1:PORT"
@@ -46,21 +46,21 @@ def show(command: Sequence[str], processes: int, devices: int) -> None:
 
 
 def run(command: Sequence[str], processes: int, devices: int, grace: float = GRACE_SECONDS) -> int:
-    """Runs `processes` copies of a command, joined through a free port, each line of output with its number.
+    """Runs `processes` copies of a command, joined through a free port. Output lines begin with the process's number.
 
-    The first failure ends the rest: SIGTERM, and SIGKILL after `grace` seconds. A SIGTERM to this process goes on to
-    all of them.
+    The first failure ends the other processes, with SIGTERM and, after `grace` seconds, with SIGKILL. A SIGTERM to this
+    process is sent to all of them.
 
     Returns:
         0 when all succeed; the first exit code that is neither 0 nor 75 (128 + n for signal n); otherwise 75.
 
     Raises:
-        InputError: when there is no such command.
+        InputError: there is no such command.
     """
     port = free_port()
     running: dict[int, subprocess.Popen[bytes]] = {}
     ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
-    with _sigterm_goes_to(running):
+    with _forward_sigterm(running):
         try:
             for process in range(processes):
                 added = environment(process, processes, port, devices)
@@ -74,7 +74,7 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = GRA
 def _wait(
     running: dict[int, subprocess.Popen[bytes]], ended: "queue.SimpleQueue[tuple[int, int]]", grace: float
 ) -> int:
-    """Waits until all have ended; takes each from `running` as it does."""
+    """Waits for all processes, removes each from `running` when it ends, and returns the common exit code."""
     result, deadline = EXIT_DONE, None
     while running:
         try:
@@ -100,7 +100,7 @@ def _wait(
 def _start(
     command: Sequence[str], number: int, variables: dict[str, str], ended: "queue.SimpleQueue[tuple[int, int]]"
 ) -> subprocess.Popen[bytes]:
-    """Starts one process and the threads that pass on its output and, when it is all passed on, its exit code."""
+    """Starts one process, with threads that forward its output and then put its exit code into `ended`."""
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
@@ -109,28 +109,28 @@ def _start(
     assert process.stdout is not None
     assert process.stderr is not None
     streams = ((process.stdout, sys.stdout.buffer), (process.stderr, sys.stderr.buffer))
-    pumps = [threading.Thread(target=_pass_on, args=(number, *pair), daemon=True) for pair in streams]
+    pumps = [threading.Thread(target=_forward, args=(number, *pair), daemon=True) for pair in streams]
     for pump in pumps:
         pump.start()
 
     def wait() -> None:
         code = process.wait()
         for pump in pumps:
-            pump.join(timeout=1.0)  # a child of the process may hold its output open
+            pump.join(timeout=1.0)  # a child of the process may keep the pipe open
         ended.put((number, code if code >= 0 else 128 - code))
 
     threading.Thread(target=wait, daemon=True).start()
     return process
 
 
-def _pass_on(number: int, source: IO[bytes], destination: IO[bytes]) -> None:
+def _forward(number: int, source: IO[bytes], destination: IO[bytes]) -> None:
     for line in source:
-        destination.write(b"[%d] %s\n" % (number, line.rstrip(b"\r\n")))  # one call: lines are never mixed
+        destination.write(b"[%d] %s\n" % (number, line.rstrip(b"\r\n")))  # one call a line, so that lines never mix
         destination.flush()
 
 
 @contextlib.contextmanager
-def _sigterm_goes_to(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[None]:
+def _forward_sigterm(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[None]:
     def forward(*_: object) -> None:
         for process in list(running.values()):
             process.terminate()

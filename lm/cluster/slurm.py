@@ -1,4 +1,4 @@
-"""A run on SLURM: one job that saves and asks for its next turn before its time is over or when it is preempted."""
+"""Runs on SLURM: one job, which saves and requeues itself before its time limit or when it is preempted."""
 
 import dataclasses
 import shlex
@@ -6,19 +6,19 @@ import sys
 
 from lm import storage
 from lm.cli import EXIT_PREEMPTED
+from lm.cluster.actions import Action, Command, Write
 from lm.cluster.snapshot import Snapshot
-from lm.cluster.steps import Command, Step, Write
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is asked of SLURM.
+    """What to ask of SLURM.
 
     Attributes:
-        gpus_per_node: each gets a process of its own, as JAX expects under SLURM; 0: one process of CPU devices a node.
-        time: limit of one turn, in SLURM's form; the run goes on in the next turn.
+        gpus_per_node: each GPU gets its own process, as JAX expects under SLURM. 0: one process a node, on CPUs.
+        time: time limit of one turn, as SLURM writes it. The requeued job resumes the run.
         notice: seconds before the limit at which the run is told to save.
-        partition, account: empty: the cluster's own.
+        partition, account: empty: the cluster's default.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Job:
 
 
 def script(job: Job, run: Snapshot, python: str = sys.executable) -> str:
-    """The batch script. It runs where it was submitted, so that relative paths of data mean the same as there.
+    """Returns the batch script. It runs in the folder of submission, so that relative paths of data stay valid.
 
-    The processes get SIGTERM from SLURM and leave with 75; the script, which gets it too when the job is preempted,
-    only has to outlive them.
+    SLURM sends SIGTERM to the processes, which save and exit with 75. When the job is preempted the script gets
+    SIGTERM too; it ignores it, because it must requeue the job after the processes have ended.
     """
     chosen = {
         "job-name": job.name,
@@ -56,7 +56,7 @@ def script(job: Job, run: Snapshot, python: str = sys.executable) -> str:
 trap : TERM
 srun --wait=60 --kill-on-bad-exit=0 bash -c {shlex.quote(process(run, python))}
 code=$?
-# Saved, or told to end before it could: another turn. A cancelled job's processes say the same; its state does not.
+# 75: saved. 143: ended by SIGTERM before it could save. Requeue, unless the job was cancelled, which its state tells.
 state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
 if [[ "$code" =~ ^({EXIT_PREEMPTED}|143)$ && "$state" =~ ^(RUNNING|SIGNALING)$ ]]; then
   scontrol requeue "$SLURM_JOB_ID"
@@ -66,7 +66,7 @@ exit "$code"
 
 
 def process(run: Snapshot, python: str) -> str:
-    """What each process does, in shell."""
+    """Returns the shell commands of each process."""
     program, config, *rest = run.train
     return f"""
 code="$({shlex.quote(python)} -m lm.cluster.snapshot {shlex.quote(run.code)})" &&
@@ -76,11 +76,12 @@ PYTHONPATH="$code" exec {shlex.quote(python)} "$code"/{program} --config="$code"
 
 
 def log(run: Snapshot) -> str:
-    """The file that every turn of the job adds its output to; beside the place of submission for a remote workdir."""
+    """Returns the file to which every turn appends its output; in the folder of submission if the workdir is remote."""
     return "%x-%j.log" if storage.is_remote(run.folder) else f"{run.folder}/%x-%j.log"
 
 
-def steps(job: Job, run: Snapshot) -> list[Step]:
+def actions(job: Job, run: Snapshot) -> list[Action]:
+    """Returns what submits the job: writes the snapshot and the batch script, then calls sbatch."""
     text = script(job, run)
     kept = Write(f"{run.folder}/job.sh", text.encode(), "the batch script below")
     return [*run.files, kept, Command(("sbatch",), stdin=text)]

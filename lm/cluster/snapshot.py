@@ -1,13 +1,13 @@
-"""The code and config of a run, kept in its workdir, so that every machine runs the same and later it is still known.
+"""Keeps the code and config of a run in its workdir: every machine runs the same code, and it stays known later.
 
-WORKDIR/launch/<id>/code.tar.gz   the files that git tracks, as they are in the checkout, and the config file
+WORKDIR/launch/<id>/code.tar.gz   the files that git tracks, with uncommitted changes, and the config file
 WORKDIR/launch/<id>/config.json   the config with its overrides
 
-<id> is made from the content: the same code and config give the same snapshot. On a machine of the run,
+<id> is a hash of the content: the same code and config give the same snapshot. On a machine of the run,
 
     code="$(python -m lm.cluster.snapshot WORKDIR/launch/<id>/code.tar.gz)"
 
-unpacks it into a folder of the user's cache, once, and prints the folder.
+unpacks it once into the user's cache and prints the folder.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from lm import config as config_lib
 from lm import storage
-from lm.cluster.steps import Write
+from lm.cluster.actions import Write
 from lm.config import Config
 from lm.errors import InputError
 
@@ -37,9 +37,9 @@ class Snapshot:
 
     Attributes:
         folder: WORKDIR/launch/<id>.
-        files: what is to be written there.
-        train: the training command, to be run where the code is: `launch/train.py` and its flags.
-        untracked: Python files that lie in the checkout but do not travel, git not knowing them.
+        files: the files to write there.
+        train: the training command, relative to the code: `launch/train.py` and its flags.
+        untracked: Python files of the checkout that git does not track, and that the snapshot therefore leaves out.
     """
 
     folder: str
@@ -65,14 +65,14 @@ def take(config: Config, arguments: Sequence[str], workdir: str, root: Path = RO
 
     Args:
         arguments: the flags that gave `config`, `--config=FILE` first.
-        workdir: of the run; a local one must be seen by every machine under the same path.
+        workdir: where the run lives. A local folder must have the same path on every machine.
 
     Raises:
-        InputError: when `root` is no git checkout, or the config file is outside of it.
+        InputError: `root` is no git checkout, or the config file is outside of it.
     """
     file = Path(arguments[0].removeprefix("--config=")).resolve()
     if not file.is_relative_to(root):
-        raise InputError(f"--config is {file}, which does not travel with the code; move it into {root}, say configs/.")
+        raise InputError(f"--config is {file}, which is outside of the code; move it into {root}, say into configs/.")
     name = file.relative_to(root).as_posix()
     workdir = workdir if storage.is_remote(workdir) else os.path.abspath(workdir)
     tracked = _files(root, "--cached")
@@ -91,10 +91,10 @@ def take(config: Config, arguments: Sequence[str], workdir: str, root: Path = RO
 
 
 def unpack(code: str, cache: Path | None = None) -> Path:
-    """Unpacks a snapshot's code.tar.gz, unless that has been done, and returns the folder.
+    """Returns the folder of an unpacked code.tar.gz, unpacking it the first time.
 
     Args:
-        cache: where to; by default in the user's cache, which the machines of a cluster may share.
+        cache: the parent folder; by default in the user's cache, which the machines of a cluster may share.
     """
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lm" / "code"
     folder = cache / code.split("/")[-2]
@@ -120,12 +120,14 @@ def _files(root: Path, *arguments: str) -> list[str]:
             ["git", "-C", str(root), "ls-files", "-z", *arguments], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f"{root} is no git checkout; launch from a clone, so that what runs can be kept.") from error
+        raise InputError(
+            f"{root} is no git checkout; launch from a clone, so that the code that runs can be recorded."
+        ) from error
     return [path for path in done.stdout.split("\0") if path]
 
 
 def _pack(root: Path, paths: list[str]) -> bytes:
-    """A tar.gz that depends on names, modes and contents alone."""
+    """Returns a tar.gz that depends on names, modes and contents alone."""
     packed = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as compressed,

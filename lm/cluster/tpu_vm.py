@@ -1,4 +1,4 @@
-"""A run on Cloud TPU VMs: a queued resource is asked for, trained on, asked for again when it is taken back, returned.
+"""Runs on Cloud TPU VMs: requests a queued resource, trains, requests it again when it is preempted, deletes it.
 
 Queued resources and their states: https://cloud.google.com/tpu/docs/queued-resources
 """
@@ -9,27 +9,27 @@ import sys
 import time
 from collections.abc import Iterator
 
+from lm.accelerators import Topology
 from lm.cli import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, EXIT_PREEMPTED
+from lm.cluster.actions import Action, Command
 from lm.cluster.snapshot import Snapshot
-from lm.cluster.steps import Command, Step
-from lm.cluster.tpu import Topology
 from lm.errors import InputError
 
 ABSENT, ACTIVE = "ABSENT", "ACTIVE"
-ENDED = ("FAILED", "SUSPENDED")  # it never becomes ACTIVE again and has to be deleted before its name is free
-LOST, PATIENCE = 255, 20  # what ssh says of itself, and how often in a row it may
-PYTHON = "3.12"  # that of the machines is older than the project needs
+ENDED = ("FAILED", "SUSPENDED")  # a request in these states never becomes ACTIVE again; its name is free once deleted
+LOST = 255  # ssh's exit code when the connection is lost
+PATIENCE = 20  # lost connections in a row before we give up
+PYTHON = "3.12"  # the machines' own Python is older than the project needs
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """The machines that are asked for.
+    """The machines to rent, as a queued resource.
 
     Attributes:
-        project: of Google Cloud; empty: that of gcloud's own configuration.
-        spot: machines that may be taken back at any time.
-        slices: of this topology, joined over the data-centre network.
-        runtime: software of the machines.
+        project: Google Cloud project; empty: the one in gcloud's configuration.
+        spot: machines that may be preempted at any time.
+        runtime: software version of the machines; empty: the default for the topology.
         service_account: whose permissions the machines have; empty: the project's default.
     """
 
@@ -38,16 +38,16 @@ class Request:
     topology: Topology
     project: str = ""
     spot: bool = False
-    slices: int = 1
     runtime: str = ""
     service_account: str = ""
 
     def create(self) -> Command:
+        slices = self.topology.slices
         return self._gcloud(
             "create",
             f"--accelerator-type={self.topology.accelerator_type}",
-            f"--runtime-version={self.runtime or self.topology.known.runtime}",
-            *([f"--node-count={self.slices}"] if self.slices > 1 else [f"--node-id={self.name}"]),
+            f"--runtime-version={self.runtime or self.topology.chip.vm_runtime}",
+            *([f"--node-count={slices}"] if slices > 1 else [f"--node-id={self.name}"]),
             *(["--spot"] if self.spot else []),
             *([f"--service-account={self.service_account}"] if self.service_account else []),
         )
@@ -56,7 +56,7 @@ class Request:
         return self._gcloud("describe", "--format=value(state.state)")
 
     def ssh(self, script: str) -> Command:
-        """Runs a script on every machine at once; the exit code is that of the first that fails."""
+        """Runs a script on every machine at once. The exit code is that of the first script that fails."""
         return self._gcloud("ssh", "--quiet", "--node=all", "--worker=all", "--batch-size=all", f"--command={script}")
 
     def delete(self) -> Command:
@@ -67,21 +67,21 @@ class Request:
         return Command(("gcloud", "compute", "tpus", "queued-resources", verb, self.name, *where, *arguments))
 
     def state(self) -> str:
-        """What has become of the request; ABSENT when there is none.
+        """Returns the state of the request; ABSENT when there is none.
 
         Raises:
-            InputError: when gcloud cannot say, for want of a login or a permission.
+            InputError: gcloud cannot tell; a login or a permission is missing.
         """
         described = self.describe().output()
         if described.returncode == 0:
             return described.stdout.strip()
         if "NOT_FOUND" in described.stderr:
             return ABSENT
-        raise InputError(f"gcloud cannot describe {self.name}: {described.stderr.strip() or 'it does not say why'}")
+        raise InputError(f"gcloud cannot describe {self.name}: {described.stderr.strip() or 'it gives no reason'}")
 
 
 def install(run: Snapshot) -> str:
-    """The script that brings code and environment to a machine; done once for each snapshot."""
+    """Returns the script that installs code and environment on a machine. It does nothing the second time."""
     return f"""set -eo pipefail
 trap 'exit {EXIT_FAULT}' ERR
 mkdir -p ~/lm/{run.id} && cd ~/lm/{run.id}
@@ -95,9 +95,9 @@ touch installed
 
 
 def train(run: Snapshot) -> str:
-    """The script that trains on a machine and brings its log here and to the workdir.
+    """Returns the script that trains on a machine, prints its log here and copies it to the workdir.
 
-    Training does not hang on the connection: when that breaks, the same script finds the process and follows it.
+    Training outlives the connection: run again, the script finds the process and follows its log.
     """
     process = f".venv/bin/python {shlex.join(run.train)} >>log 2>&1; echo $? >code"
     return f"""cd ~/lm/{run.id}
@@ -114,13 +114,13 @@ exit "$(cat code || echo {EXIT_FAULT})"
 
 
 def check(run: Snapshot) -> None:
-    """Raises InputError when the machines could not reach the workdir."""
+    """Raises InputError if the machines cannot reach the workdir."""
     if not run.workdir.startswith("gs://"):
         raise InputError(f"--workdir is {run.workdir}, which TPU VMs do not share; accepted: gs://BUCKET/...")
 
 
-def shown(request: Request, run: Snapshot, keep: bool) -> Iterator[Step | str]:
-    """What `supervise` does when nothing goes wrong, with what it does otherwise in comments."""
+def shown(request: Request, run: Snapshot, keep: bool) -> Iterator[Action | str]:
+    """Yields the actions of `supervise` when nothing fails; comments say what it does otherwise."""
     yield from run.files
     yield request.create()
     yield f"again until it prints {ACTIVE}; {' or '.join(ENDED)}: delete and create again"
@@ -135,16 +135,16 @@ def shown(request: Request, run: Snapshot, keep: bool) -> Iterator[Step | str]:
 
 
 def supervise(request: Request, run: Snapshot, keep: bool, poll: float = 30.0) -> int:
-    """Trains to the end, through any number of preemptions, and returns the machines.
+    """Trains to the end, through any number of preemptions, then deletes the request for the machines.
 
-    Called again after an interruption of its own, it goes on where the machines are.
+    Interrupted and called again, it follows the training that is running.
 
     Args:
         keep: leave the machines rented at the end.
-        poll: seconds between looks at the state.
+        poll: seconds between queries of the state.
 
     Returns:
-        The exit code of the training.
+        The exit code of training.
     """
     for file in run.files:
         file.carry_out()
@@ -153,7 +153,7 @@ def supervise(request: Request, run: Snapshot, keep: bool, poll: float = 30.0) -
         _rent(request, poll)
         code = request.ssh(install(run)).exit_code() or request.ssh(train(run)).exit_code()
         if code not in (EXIT_DONE, EXIT_INPUT, EXIT_PREEMPTED):
-            time.sleep(poll)  # a machine that is taken back is gone before its state says so
+            time.sleep(poll)  # a preempted machine is gone before its state says so
             if request.state() != ACTIVE:
                 code = EXIT_PREEMPTED
         lost = lost + 1 if code == LOST else 0
@@ -167,7 +167,7 @@ def supervise(request: Request, run: Snapshot, keep: bool, poll: float = 30.0) -
 
 
 def _rent(request: Request, poll: float) -> None:
-    """Returns when the machines are there."""
+    """Rents the machines; returns when they are ready."""
     before = ""
     while (state := request.state()) != ACTIVE:
         if state != before:

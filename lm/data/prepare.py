@@ -27,7 +27,9 @@ from lm.config import DataConfig
 from lm.data import corpus, store
 from lm.data import tokenizer as tokenizers
 from lm.data.pairs import Pair
+from lm.data.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SentencePiece
 from lm.data.sentences import sentences
+from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 
 # What the content of a store depends on; a store made with other values is refused by name.
@@ -46,7 +48,7 @@ def prepare(
     *,
     num_workers: int | None = None,
     progress: bool = True,
-    tokenizer: tokenizers.Tokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
     share_tokenizer_with: Sequence[DataConfig] = (),
 ) -> store.Store:
     """Makes the token store, or opens the one that is already there.
@@ -157,8 +159,8 @@ def _tokenizer(
     out: str,
     settings: dict[str, Any],
     corpora: list[list[corpus.Shard]],
-    given: tokenizers.Tokenizer | None,
-) -> tokenizers.Tokenizer:
+    given: Tokenizer | None,
+) -> Tokenizer:
     """The tokenizer of an earlier, unfinished run for the same corpora; else the given or a new one."""
     digests = [shard.digest() for shards in corpora for shard in shards]
     state = json.dumps({"settings": settings, "shards": digests}).encode()
@@ -172,8 +174,8 @@ def _tokenizer(
     elif config.tokenizer:
         tokenizer = tokenizers.load_tokenizer(config.tokenizer)
     else:
-        share = -(-config.vocab_size * tokenizers.SAMPLE_CHARACTERS_PER_PIECE // len(corpora))
-        tokenizer = tokenizers.SentencePiece.train(
+        share = -(-config.vocab_size * SAMPLE_CHARACTERS_PER_PIECE // len(corpora))
+        tokenizer = SentencePiece.train(
             (text for shards in corpora for text in _sample(shards, share)),
             vocab_size=config.vocab_size,
             kind=config.tokenizer_kind,
@@ -218,7 +220,7 @@ class _Job(NamedTuple):
 def _write_shards(
     out: str,
     shards: list[corpus.Shard],
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     threshold: int,
     executor: concurrent.futures.Executor,
     progress: bool,
@@ -271,7 +273,7 @@ def _write_shard(job: _Job) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_tokenizer(out: str, name: str, fingerprint: str) -> tokenizers.Tokenizer:
+def _load_tokenizer(out: str, name: str, fingerprint: str) -> Tokenizer:
     (model,) = store.read_keys(out, [name])
     if model is None:
         raise RuntimeError(f"{out}/{name} vanished while the store was being made.")
@@ -293,7 +295,7 @@ def _batches_of(documents: Iterator[str | Pair]) -> Iterator[list[str | Pair]]:
         yield batch
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, documents: list[list[str]]) -> store.Text:
+def _encode(tokenizer: Tokenizer, documents: list[list[str]]) -> store.Text:
     """Encodes segmented documents; a sentence or document without any token is dropped."""
     ids = tokenizer.encode([sentence for document in documents for sentence in document])
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
@@ -306,7 +308,7 @@ def _encode(tokenizer: tokenizers.Tokenizer, documents: list[list[str]]) -> stor
     )
 
 
-def _refuse_halves(tokenizer: tokenizers.Tokenizer, text: store.Text, pairs: list[list[str]]) -> None:
+def _refuse_halves(tokenizer: Tokenizer, text: store.Text, pairs: list[list[str]]) -> None:
     """An imported tokenizer may have no token for a text; of a pair both halves need some."""
     if len(text.sentence_lengths) != 2 * len(pairs):
         source, target = next(pair for pair in pairs if not all(map(len, tokenizer.encode(pair))))

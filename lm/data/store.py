@@ -23,6 +23,7 @@ import tensorstore as ts
 
 from lm.data import tokenizer as tokenizers
 from lm.data.pairs import Pair
+from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.storage import errors, kvstore, read_keys, write_key
 
@@ -149,7 +150,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def finish(
     path: str,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     kind: str,
     settings: dict[str, Any],
     markers: Sequence[dict[str, Any]],
@@ -265,7 +266,7 @@ class Store:
 
     path: str
     manifest: dict[str, Any]
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: Tokenizer
     train: Split
     heldout: Split
 
@@ -275,9 +276,7 @@ class Store:
         return self.manifest.get("kind", "documents")
 
     @classmethod
-    def open(
-        cls, path: str, tokenizer: tokenizers.Tokenizer | None = None, memory_limit: int = _MEMORY_LIMIT
-    ) -> "Store":
+    def open(cls, path: str, tokenizer: Tokenizer | None = None, memory_limit: int = _MEMORY_LIMIT) -> "Store":
         """Opens a complete store.
 
         Args:

@@ -11,7 +11,10 @@ from etils import epath
 from lm import checkpoint
 from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, to_json
 from lm.data import tokenizer as tokenizers
-from lm.data.tokenizer import HuggingFace, SentencePiece, SpecialIds, Tokenizer
+from lm.data.huggingface_tokenizer import HuggingFace
+from lm.data.sentencepiece_tokenizer import SentencePiece
+from lm.data.special_ids import SpecialIds, require
+from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.huggingface.folder import Imported, export_folder, import_folder
 
@@ -93,7 +96,7 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
 def _pretraining(model: ModelConfig, special: SpecialIds, longest: int) -> tuple[DataConfig, ObjectiveConfig]:
     """Returns the data and objective of pretraining, as far as the model and its tokenizer tell."""
     if model.architecture == "encoder":
-        tokenizers.require(special, "cls", "mask", use="an encoder")
+        require(special, "cls", "mask", use="an encoder")
         return DataConfig(seq_length=longest), ObjectiveConfig(nsp=model.pooler)
     if special.num_sentinels:
         # Span corruption of 15% in spans of 3 tokens makes 114 targets for 512 inputs.

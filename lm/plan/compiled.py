@@ -1,4 +1,4 @@
-"""What the text of a compiled TPU program says: estimated cycles and collectives, each times its trip count."""
+"""Compiles programs for TPUs, and reads estimated cycles and collectives from the text of a compiled program."""
 
 import collections
 import dataclasses
@@ -7,7 +7,6 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -25,11 +24,11 @@ class Collective:
 
     Attributes:
         kind: `all-gather` and so on.
-        bytes: that a device sends in one execution, over the best algorithm: of an all-gather over n devices
-            (n - 1) / n of what it has afterwards.
-        group: n.
+        bytes: what a device sends in one execution by the best algorithm. An all-gather over n devices sends
+            (n - 1) / n of its result.
+        group: the number of devices n.
         times: executions in a step.
-        asynchronous: whether other work goes on meanwhile.
+        asynchronous: whether other work overlaps it.
     """
 
     kind: str
@@ -41,22 +40,22 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Of one execution on one device: the compiler's estimated cycles, and the collectives."""
+    """The compiler's estimated cycles and the collectives of one execution on one device."""
 
     cycles: int
     collectives: list[Collective]
 
 
-def build(lowered: jax.stages.Lowered) -> tuple[Any, str]:
-    """Compiles a program for a TPU: what JAX makes of it, and its text.
+def build(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """Compiles a program for a TPU; returns it and its text.
 
-    Goes past JAX's compilation cache, which cannot read back programs for machines that are not here. The text is the
-    compiler's own dump: what JAX makes of programs that use the sparse cores of a v5p cannot be printed.
+    JAX's compilation cache is off meanwhile: it cannot read back programs for devices that are not here. The text is
+    the compiler's dump, because JAX cannot print programs that use the sparse cores of a v5p.
 
     Raises:
-        JaxRuntimeError: it does not fit, or cannot be compiled.
+        JaxRuntimeError: the program does not fit, or cannot be compiled.
     """
-    cached: bool = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 - types do not know it
+    cached: bool = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 - jax's types do not declare it
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     try:
@@ -70,19 +69,18 @@ def build(lowered: jax.stages.Lowered) -> tuple[Any, str]:
 
 
 def read(text: str, devices: int) -> Summary:
-    """Reads the text of a program.
+    """Reads the text of a program. What runs in a loop counts as often as the loop iterates.
 
-    The cost model of the TPU compiler writes estimated cycles to most operations; Pallas kernels and collectives have
-    none.
+    The TPU compiler annotates most operations with estimated cycles, but not Pallas kernels and collectives.
 
     Args:
         text: from `build`.
-        devices: of the program, the group of a collective that names none.
+        devices: of the program; the group of a collective that names no group.
     """
     entry, computations = _computations(text)
     times = collections.Counter({entry: 1})
     pending = [entry]
-    while pending:  # loops call loops
+    while pending:  # loops may be nested
         name = pending.pop()
         for line in computations[name]:
             if loop := _LOOP.search(line):
@@ -112,13 +110,13 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def _trip_count(condition: list[str]) -> int:
-    """Of a loop that counts from 0 to a constant; 1 where the condition is another."""
+    """Returns the trip count of a loop that counts from 0 to a constant; 1 for any other condition."""
     bounds = [int(match[1]) for line in condition if (match := re.search(r"[su]32\[\]\S* constant\((\d+)\)", line))]
     return max(bounds, default=1)
 
 
 def _collectives(computations: dict[str, list[str]], times: collections.Counter, devices: int) -> Iterator[Collective]:
-    """Every collective once: those fused with the work they overlap appear in several fusions of one channel."""
+    """Yields every collective once. One that is fused with overlapping work appears in several fusions."""
     callers = _callers(computations)
     seen: set[tuple[str, str]] = set()
     for name, lines in computations.items():
@@ -138,7 +136,9 @@ def _collectives(computations: dict[str, list[str]], times: collections.Counter,
             size = max(arrays) if started else sum(arrays)
             group = _group(line, devices)
             overlapped = started or "chain_id" in line
-            if name.startswith("all-reduce-scatter"):  # how TPUs write it: an all-reduce of which each keeps a part
+            if name.startswith(
+                "all-reduce-scatter"
+            ):  # on TPUs a reduce-scatter is an all-reduce of which each device keeps a part
                 kind, size = "reduce-scatter", size / group
             yield Collective(kind, _sent(kind, size, group), group, times[executed], overlapped)
 
@@ -153,7 +153,7 @@ def _callers(computations: dict[str, list[str]]) -> dict[str, str]:
 
 
 def _executed(name: str, callers: dict[str, str], times: collections.Counter) -> str:
-    """The computation, executed as a whole, that a fused one belongs to."""
+    """Returns the computation that calls a fused one, directly or through others; empty if none is executed."""
     while name and not times[name]:
         name = callers.get(name, "")
     return name
@@ -181,7 +181,7 @@ def _sent(kind: str, size: float, group: int) -> float:
         case "all-reduce":
             return 2 * share * size
         case "reduce-scatter":
-            return share * size * group  # `size` is what is left of it
+            return share * size * group  # `size` is that of the result
         case "collective-permute":
             return size
         case _:

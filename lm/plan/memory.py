@@ -1,36 +1,43 @@
-"""Memory of a device: what arrays and programs take, and what is said where there is not enough."""
+"""The memory of a device: bytes of arrays, bytes of programs, and the message when there is too little."""
 
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
-# What the TPU compiler says, of everything, and of temporaries where they alone are too much.
+# The TPU compiler's messages: when the program exceeds the memory, and when its temporaries alone do.
 _ASKED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
 _ASKED_FOR_TEMPORARIES = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
 _GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
 
 
-def bytes_per_device(tree: Any) -> float:
-    """Of abstract arrays with shardings."""
+def bytes_per_device(tree: object) -> float:
+    """Returns the bytes that a tree of abstract arrays with shardings takes on a device."""
     leaves = jax.tree.leaves(tree)
     return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves))
 
 
-def peak_bytes(program: Any) -> float:
-    """Of a compiled program with its arguments and results; what it writes over its arguments counts once."""
-    memory = program.memory_analysis()
-    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return float(arrays + memory.temp_size_in_bytes)
+def peak_bytes(program: jax.stages.Compiled) -> float:
+    """Returns the bytes of a program, its arguments and its results. Those that share memory count once."""
+    found = program.memory_analysis()
+    assert found is not None
+    arrays = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return float(arrays + found.temp_size_in_bytes)
+
+
+def temporary_bytes(program: jax.stages.Compiled) -> int:
+    """Returns the bytes of what a program allocates besides its arguments and results."""
+    found = program.memory_analysis()
+    assert found is not None
+    return found.temp_size_in_bytes
 
 
 def shortage(error: Exception, changes: Sequence[str]) -> str:
-    """One line: by how much a program does not fit, and what to change.
+    """Returns a message: how many bytes a program is over, and what to change.
 
     Raises:
-        Exception: `error` itself, where it says something else.
+        Exception: `error` itself, unless it is about memory.
     """
     said = str(error)
     if "RESOURCE_EXHAUSTED" not in said:

@@ -1,8 +1,8 @@
-"""Looks for the layouts worth compiling, compiles them, and ranks what came out.
+"""Plans the most promising layouts of each topology. A layout is a mesh, with remat, accumulation and unroll.
 
-A compilation takes a minute, and there are hundreds of layouts: a rough model of time and memory picks the few of each
-topology that the compiler then judges. The rough model decides nothing but that. They are compiled as a scan over
-layers, and the fastest of each topology without one as well, which takes the compiler two or three times as long.
+A compilation takes a minute, and there are hundreds of layouts. A rough model of time and memory chooses the few of
+each topology that are compiled; nothing else depends on it. They are compiled with a scan over layers. The fastest of
+each topology is also compiled with its layers written out, which takes the compiler two or three times as long.
 """
 
 import concurrent.futures
@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from lm import models, tasks
+from lm.accelerators import Topology
 from lm.config import Config
 from lm.errors import InputError
-from lm.plan.chips import Topology
+from lm.flops import model_flops
 from lm.plan.step import Plan, plan
-from lm.training import metrics
 
-_REMATS = {"none": 0.0, "dots": 0.05, "full": 1 / 3}  # and what of the model's FLOPs each computes once more
-_ROOM = 0.9  # of HBM, for what the rough model does not see
-_COMPUTE = 0.6  # of the peak, and of it the share that can hide communication
-_HIDING = 0.7
+_REMATS = {"none": 0.0, "dots": 0.05, "full": 1 / 3}  # remat -> share of the model's FLOPs that it recomputes
+_USABLE = 0.9  # share of HBM; the rough model does not count everything
+_EFFICIENCY = 0.6  # of the peak
+_OVERLAP = 0.7  # share of the compute time that can hide communication
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +38,16 @@ def search(
     topologies: Sequence[Topology],
     compiled: int,
     workers: int,
-    report: Callable[[Plan], None] = lambda _: None,
+    announce: Callable[[Plan], None] = lambda _: None,
 ) -> list[Plan]:
     """Plans the most promising layouts of each topology.
 
     Args:
-        config: its mesh, remat, unroll and accumulation are what is varied; the global batch stays.
+        config: of the run. Mesh, remat, unroll and accumulation are varied; the global batch stays.
+        topologies: to plan for.
         compiled: layouts to compile for each topology.
         workers: compilations at a time.
-        report: called with each plan as it is made.
+        announce: called with each plan when it is ready.
 
     Raises:
         InputError: no layout of any topology divides the config.
@@ -58,14 +59,14 @@ def search(
             f"no mesh of {', '.join(each.name for each in topologies)} divides data.batch_size="
             f"{config.data.batch_size} and the model's dimensions; change the batch, or take another topology."
         )
-    # A process each: the compiler holds the interpreter, and a crash of it is one layout's.
+    # Processes, not threads: the compiler holds the interpreter lock, and a crash ends one layout only.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as executor:
 
         def compile_all(jobs: list[tuple[Config, Topology]]) -> list[Plan]:
             futures = [executor.submit(plan, *job) for job in jobs]
             for future in concurrent.futures.as_completed(futures):
-                report(future.result())
+                announce(future.result())
             return [future.result() for future in futures]
 
         plans = compile_all(jobs)
@@ -84,13 +85,10 @@ def search(
 
 
 def promising(config: Config, topology: Topology, count: int) -> list[Config]:
-    """The `count` layouts that the rough model thinks fastest among those that it thinks fit.
-
-    Where it thinks that none fits, the smallest.
-    """
+    """Returns the `count` fastest of the layouts that fit by the rough model; if none fits, the smallest."""
     parameters = _parameters(config)
     found = [(_guess(each, topology, parameters), each) for each in _layouts(config, topology)]
-    fitting = [pair for pair in found if pair[0].bytes < _ROOM * topology.chip.hbm]
+    fitting = [pair for pair in found if pair[0].bytes < _USABLE * topology.chip.hbm]
     found = sorted(fitting, key=lambda pair: pair[0].seconds) or sorted(found, key=lambda pair: pair[0].bytes)
     return [each for _, each in found[:count]]
 
@@ -126,7 +124,7 @@ def _parameters(config: Config) -> int:
 
 
 def _guess(config: Config, topology: Topology, parameters: int) -> _Guess:
-    """Seconds of a step and bytes of a device, by counting on the fingers."""
+    """Returns rough estimates of the seconds of a step and the bytes of a device."""
     mesh, model, chip = config.mesh, config.model, topology.chip
     devices = mesh.data * mesh.fsdp * mesh.tensor
     rows, parts = config.data.batch_size, config.train.accumulation
@@ -135,17 +133,17 @@ def _guess(config: Config, topology: Topology, parameters: int) -> _Guess:
     predicted = shapes["targets"][0] if "targets" in shapes else config.objective.mask_rate * shapes["tokens"][0]
 
     # ---- Time -------------------------------------------------------------------------------
-    needed = metrics.model_flops(config, int(predicted)) * rows
-    compute = needed * (1 + _REMATS[config.train.remat]) / (devices * chip.peak_flops * _COMPUTE)
+    needed = model_flops(config, int(predicted)) * rows
+    compute = needed * (1 + _REMATS[config.train.remat]) / (devices * chip.peak_flops * _EFFICIENCY)
     weights = 2.0 * parameters / mesh.tensor
-    passes = 3 if config.train.remat != "full" else 4  # weights forward and backward, gradients; forward once more
+    passes = 3 if config.train.remat != "full" else 4  # weights twice, gradients; remat=full gathers the weights again
     hidden = passes * parts * weights * (mesh.fsdp - 1) / mesh.fsdp / chip.link
     across = topology.slices > 1
     hidden += 2 * weights / mesh.fsdp * (mesh.data - 1) / mesh.data / (chip.network if across else chip.link)
     layers = model.decoder_depth + (model.num_layers if model.architecture != "decoder" else 0)
     activations = 2.0 * tokens / (mesh.data * mesh.fsdp) * model.d_model
     exposed = 8 * layers * activations * (mesh.tensor - 1) / mesh.tensor / chip.link
-    seconds = compute + exposed + max(0.1 * hidden, hidden - _HIDING * compute)
+    seconds = compute + exposed + max(0.1 * hidden, hidden - _OVERLAP * compute)
 
     # ---- Memory -----------------------------------------------------------------------------
     here = tokens / (mesh.data * mesh.fsdp * parts)

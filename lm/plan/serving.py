@@ -1,4 +1,4 @@
-"""The plan of serving a model: its decoding, or an encoder's pass, compiled for a pod, and what that says.
+"""Plans the serving of a model: compiles its decoding, or an encoder's pass, for a pod.
 
 Array names carry their shape: B sequences, S source or prompt length.
 """
@@ -6,38 +6,43 @@ Array names carry their shape: B sequences, S source or prompt length.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
 from lm import checkpoint, models, sharding
+from lm.accelerators import Topology
 from lm.config import Config
-from lm.data.tokenizer import SpecialIds
+from lm.data.special_ids import SpecialIds
 from lm.inference import decode
 from lm.inference.decode import Decoding, Shape, TokenIds
 from lm.models import Prompts, Sources
 from lm.plan import compiled, memory
-from lm.plan.chips import Topology
+from lm.plan.mesh import described_mesh
 from lm.plan.step import LINK_EFFICIENCY
+
+_Program = tuple[Callable[..., object], tuple[object, ...]]  # and its abstract arguments after the parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class Serving:
-    """What answering one batch takes. Bytes are counted, of a device; seconds are estimates.
+    """Memory and time of answering one batch. Bytes are counted and are those of one device; seconds are estimates.
 
     Attributes:
-        topology, mesh: the pod, and the sizes of the mesh axes.
-        batch, length: sequences, and the tokens of each that are read.
-        max_length, num_beams: tokens that are written, and hypotheses of each; 0 where nothing is.
-        fits: whether the compiler found room for everything; message: what it said if not.
-        parameter_bytes: float32, as a checkpoint holds them.
-        cache_bytes: keys and values of the tokens written and of the source.
-        temporary_bytes: all that is not an argument, the cache among it.
-        hbm_bytes_per_chip, hbm_peak_fraction: all of it, and its share of what a program may use.
-        predicted_seconds: for a batch in which some row writes `max_length` tokens. None where it does not fit.
-        predicted_tokens_per_second: written, or where nothing is, read; over all devices.
+        topology, mesh: the name of the topology, and the sizes of the mesh axes.
+        batch, length: sequences, and the tokens read of each.
+        max_length, num_beams: tokens written for each sequence, and beams; 0 for an encoder.
+        fits: whether the program fits in memory.
+        message: if it does not fit, by how much, and what to change.
+        parameter_bytes: of the parameters in float32, as a checkpoint holds them.
+        cache_bytes: of the keys and values of the source and of the tokens written.
+        temporary_bytes: of everything but the arguments; includes the cache.
+        hbm_bytes_per_chip: of the whole program, on a device.
+        hbm_peak_fraction: the same as a share of what a program may use.
+        predicted_seconds: for a batch in which at least one row writes `max_length` tokens; None if it does not fit.
+        predicted_tokens_per_second: tokens written, or for an encoder read, over all devices; None if it does not fit.
         compile_seconds: on this machine.
     """
 
@@ -63,20 +68,21 @@ def plan(config: Config, topology: Topology, batch: int, length: int, decoding: 
     """Compiles what serves one batch.
 
     Args:
-        config: of the run that trains the model; its mesh is the one it is served on.
-        batch: sequences at a time, in whole rows for each device along `data` and `fsdp`.
-        length: tokens of a source, of a decoder its prompt, of an encoder its text.
-        decoding: how an encoder-decoder or a decoder writes; an encoder does not.
+        config: of the run that trained the model. Its mesh is used for serving.
+        topology: to compile for.
+        batch: sequences at a time; a multiple of the mesh's `data` times `fsdp`.
+        length: tokens of a source, of a decoder's prompt, or of an encoder's text.
+        decoding: how an encoder-decoder or a decoder writes; unused for an encoder.
 
     Raises:
-        InputError: when mesh, config and topology do not go together.
+        InputError: mesh, config and topology do not go together.
     """
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, batch_size=batch, seq_length=length),
         train=dataclasses.replace(config.train, accumulation=1),
     )
-    mesh = sharding.make_mesh(config.mesh, topology.devices())
+    mesh = described_mesh(config.mesh, topology)
     sharding.check_divisible(mesh, config)
     writes = config.model.architecture != "encoder"
     model = models.build(config.model, models.Execution(config.train.dtype, attention=config.train.attention))
@@ -84,16 +90,17 @@ def plan(config: Config, topology: Topology, batch: int, length: int, decoding: 
         shapes = {"params": jax.eval_shape(lambda: model.init(jax.random.key(0)))}
     params = checkpoint.abstract_like(shapes, sharding.state_shardings(mesh, shapes))["params"]
     function, inputs = (_writing if writes else _reading)(config, model, mesh, batch, length, decoding)
-    layout: dict[str, Any] = {
-        "topology": topology.name,
-        "mesh": dict(mesh.shape),
-        "batch": batch,
-        "length": length,
-        "max_length": decoding.max_length if writes else 0,
-        "num_beams": decoding.num_beams if writes else 0,
-        "parameter_bytes": memory.bytes_per_device(params),
-        "cache_bytes": _cache_bytes(config, mesh, batch, length, decoding) if writes else 0,
-    }
+    planned = Serving(
+        topology=topology.name,
+        mesh=dict(mesh.shape),
+        batch=batch,
+        length=length,
+        max_length=decoding.max_length if writes else 0,
+        num_beams=decoding.num_beams if writes else 0,
+        fits=False,
+        parameter_bytes=memory.bytes_per_device(params),
+        cache_bytes=_cache_bytes(config, mesh, batch, length, decoding) if writes else 0,
+    )
     began = time.monotonic()
     try:
         with jax.set_mesh(mesh):
@@ -101,15 +108,15 @@ def plan(config: Config, topology: Topology, batch: int, length: int, decoding: 
     except jax.errors.JaxRuntimeError as error:
         changes = ["fewer sequences at a time", "mesh.tensor to split parameters and cache", "a larger slice"]
         message = memory.shortage(error, changes)
-        return Serving(**layout, fits=False, message=message, compile_seconds=time.monotonic() - began)
+        return dataclasses.replace(planned, message=message, compile_seconds=time.monotonic() - began)
     peak = memory.peak_bytes(program)
     found = compiled.read(text, mesh.size)
-    waiting = sum(each.bytes * each.times for each in found.collectives if not each.asynchronous)
-    seconds = found.cycles / topology.chip.clock + waiting / (LINK_EFFICIENCY * topology.chip.link)
-    return Serving(
-        **layout,
+    synchronous = sum(each.bytes * each.times for each in found.collectives if not each.asynchronous)
+    seconds = found.cycles / topology.chip.clock + synchronous / (LINK_EFFICIENCY * topology.chip.link)
+    return dataclasses.replace(
+        planned,
         fits=True,
-        temporary_bytes=program.memory_analysis().temp_size_in_bytes,
+        temporary_bytes=memory.temporary_bytes(program),
         hbm_bytes_per_chip=peak,
         hbm_peak_fraction=peak / topology.chip.hbm,
         predicted_seconds=seconds,
@@ -120,16 +127,16 @@ def plan(config: Config, topology: Topology, batch: int, length: int, decoding: 
 
 def _writing(
     config: Config, model: models.Model, mesh: jax.sharding.Mesh, batch: int, length: int, decoding: Decoding
-) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """The program that decodes, and its inputs besides the parameters."""
+) -> _Program:
+    """Returns the program that decodes."""
     special, rows = SpecialIds(), sharding.batch_sharding(mesh)
     ids = TokenIds(special.start(config.model.decoder_start), special.sep, special.pad, config.model.vocab_size)
     has_source = config.model.architecture == "encoder-decoder"
     prompt = int(config.data.begin_with_cls) if has_source else length
     shape = Shape(decoding.num_beams, decoding.max_length, prompt, length if has_source else 0)
 
-    def ints(*dims: int) -> Any:
-        return jax.ShapeDtypeStruct(dims, jnp.int32, sharding=rows)
+    def ints(*dims: int) -> jax.Array:
+        return cast(jax.Array, jax.ShapeDtypeStruct(dims, jnp.int32, sharding=rows))
 
     sources = Sources(ints(batch, length), ints(batch, length)) if has_source else None
     prompts = Prompts(ints(batch, prompt), ints(batch))
@@ -140,8 +147,8 @@ def _writing(
 
 def _reading(
     config: Config, model: models.Model, mesh: jax.sharding.Mesh, batch: int, length: int, decoding: Decoding
-) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """An encoder's pass, and its inputs besides the parameters."""
+) -> _Program:
+    """Returns an encoder's pass."""
     del config, decoding
     tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=sharding.batch_sharding(mesh))
     return lambda params, *arrays_BS: model.merge(params)(*arrays_BS), (tokens,) * 4
@@ -152,12 +159,6 @@ def _cache_bytes(config: Config, mesh: jax.sharding.Mesh, batch: int, length: in
     has_source = model.architecture == "encoder-decoder"
     written = decoding.max_length + (int(config.data.begin_with_cls) if has_source else length)
     columns = batch * (decoding.num_beams * written + (length if has_source else 0))
-    size = (
-        2
-        * model.decoder_depth
-        * columns
-        * model.num_heads
-        * model.width_per_head
-        * jnp.dtype(config.train.dtype).itemsize
-    )
+    width = model.num_heads * model.width_per_head
+    size = 2 * model.decoder_depth * columns * width * jnp.dtype(config.train.dtype).itemsize
     return size / (mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["tensor"])

@@ -7,8 +7,8 @@ import numpy as np
 from lm.config import DataConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.examples import Examples, running_text
+from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 from lm.tasks.rows import SOURCE, TARGET, begins, ended, write_side
 

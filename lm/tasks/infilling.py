@@ -7,8 +7,8 @@ import numpy as np
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data.examples import Examples
 from lm.data.flat import choose, ranks, starts, uniform
+from lm.data.special_ids import SpecialIds, require
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds, require
 from lm.tasks.corrupted import CorruptedRows, hidden_counts
 from lm.tasks.registry import register
 from lm.tasks.rows import source_and_target_shapes

@@ -5,8 +5,8 @@ import numpy as np
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.examples import Examples, pairs
+from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 from lm.tasks.registry import register
 from lm.tasks.rows import SOURCE, TARGET, begins, ended, source_and_target_shapes, write_side

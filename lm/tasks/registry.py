@@ -6,7 +6,7 @@ import numpy as np
 
 from lm.config import ARCHITECTURES, Config, DataConfig, ObjectiveConfig
 from lm.data.batches import RowFormat
-from lm.data.tokenizer import SpecialIds
+from lm.data.special_ids import SpecialIds
 from lm.errors import InputError
 from lm.tasks.task import ArraySpec, Objective, Task, Vocabulary
 

@@ -8,7 +8,7 @@ import numpy as np
 from lm.config import Config, DataConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.flat import ranks
-from lm.data.tokenizer import SpecialIds, require
+from lm.data.special_ids import SpecialIds, require
 from lm.tasks.task import ArraySpec
 
 # The arrays of a side: its tokens; the number of each token's example in the row, from 1, and 0 for padding; and the

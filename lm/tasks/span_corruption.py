@@ -7,8 +7,8 @@ import numpy as np
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data.examples import Examples
 from lm.data.flat import choose, ranks, starts
+from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 from lm.tasks.corrupted import CorruptedRows, hidden_counts
 from lm.tasks.registry import register

@@ -14,7 +14,7 @@ import numpy as np
 
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data.batches import RowFormat
-from lm.data.tokenizer import SpecialIds
+from lm.data.special_ids import SpecialIds
 
 if TYPE_CHECKING:
     import jax

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on: a line of metrics now and then, and when to give up."""
+"""Reports a run while it trains: due lines of metrics, throughput and MFU. Ends a run that diverges."""
 
 import contextlib
 import time
@@ -8,15 +8,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lm import accelerators
 from lm.config import Config
 from lm.data import batches
-from lm.training import metrics as metrics_lib
+from lm.flops import model_flops
+from lm.training.metrics import MetricWriter
 
 Metrics = dict[str, jax.Array]
 
 
 class Diverged(Exception):
-    """Too many losses in a row were not finite."""
+    """The loss or its gradient was not finite for too many steps in a row."""
 
 
 class Report:
@@ -28,18 +30,18 @@ class Report:
         max_positions: int,
         mesh: Mesh,
         rows: int,
-        writer: metrics_lib.MetricWriter,
+        writer: MetricWriter,
         skipped: float,
     ):
-        """Begins the clock.
+        """Starts the clock.
 
         Args:
             config: of the run.
-            max_positions: the positions of a row that reach the vocabulary projection.
+            max_positions: positions of a row that reach the vocabulary projection.
             mesh: of all devices.
-            rows: how many of a batch's rows this process reads.
-            writer: of the lines.
-            skipped: steps before this one that changed nothing.
+            rows: of a batch, that this process reads.
+            writer: writes the lines.
+            skipped: steps skipped so far, because their loss or gradient was not finite.
         """
         self._config = config
         self._writer = writer
@@ -50,13 +52,13 @@ class Report:
         self._began = time.monotonic()
         self._tokens = self._places = self._steps = 0
         self.last: dict[str, float] = {}
-        self._flops = config.data.batch_size * metrics_lib.model_flops(config, max_positions)
-        peak = metrics_lib.PEAK_FLOPS.get(mesh.devices.flat[0].device_kind)
+        self._flops = config.data.batch_size * model_flops(config, max_positions)
+        peak = accelerators.peak_flops(mesh.devices.flat[0].device_kind)
         self._peak = peak and peak * mesh.size
         self._shards = config.data.batch_size / rows
 
     def add(self, step: int, metrics: Metrics, rows: dict[str, np.ndarray]) -> None:
-        """Takes the metrics of a step just dispatched; reads those of the one before."""
+        """Takes the metrics of a step just dispatched, and reads those of the step before."""
         self.flush()
         self._pending = (step, metrics)
         tokens, places = batches.count_tokens(rows)
@@ -65,11 +67,11 @@ class Report:
         self._steps += 1
 
     def extend(self, metrics: dict[str, float]) -> None:
-        """Adds an evaluation to the line of the step last added."""
+        """Adds the metrics of an evaluation to the line of the last step."""
         self._extra = metrics
 
     def flush(self) -> None:
-        """Waits for the pending step and writes its line if one is due.
+        """Waits for the pending step, and writes its line if it is due.
 
         Raises:
             Diverged: after `train.max_bad_steps` skipped steps in a row.
@@ -94,13 +96,13 @@ class Report:
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
-        """What is done inside does not count as training time."""
+        """Stops the clock inside the `with` block."""
         began = time.monotonic()
         yield
         self._began += time.monotonic() - began
 
     def _rates(self) -> dict[str, float]:
-        """Throughput since the line before."""
+        """Returns throughput, padding and MFU since the last line."""
         now = time.monotonic()
         seconds, self._began = now - self._began, now
         rates = {"tokens_per_second": self._tokens / seconds, "padding_fraction": 1 - self._tokens / self._places}

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 import transformers
 from absl import flags
+from etils import epath
 from tqdm import tqdm
 
 from lm import checkpoint, cli, huggingface, models, tasks
@@ -39,7 +41,7 @@ _save_every = flags.DEFINE_integer("save_every", 100, "Steps between the saves o
 
 def masked_batches(config: Config, workdir: Path, start: int) -> Iterator[dict[str, torch.Tensor]]:
     """The batches of the run from `start` on, masked by the run's own keys."""
-    store = Store.open(checkpoint.store_path(config, workdir))
+    store = Store.open(checkpoint.store_path(config, epath.Path(workdir)))
     source = members.batches(config, "", store, store.train)
     prepare = jax.jit(tasks.create_objective(config, store.tokenizer).prepare)
     for step, batch in enumerate(batches.loader(source, start), start):
@@ -60,12 +62,12 @@ def initial_model(config: Config) -> torch.nn.Module:
         return kind.from_pretrained(folder, attn_implementation="sdpa")
 
 
-def losses(config: Config, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def losses(config: Config, model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The mean losses of a packed batch: `mlm_loss` and perhaps `nsp_loss`, or `seq2seq_loss`."""
     if config.model.architecture == "encoder-decoder":
         return seq2seq_losses(model, batch)
     visible = batch["segments"][:, None, :, None] == batch["segments"][:, None, None, :]
-    inputs = {"input_ids": batch["tokens"], "position_ids": batch["positions"]}
+    inputs: dict[str, Any] = {"input_ids": batch["tokens"], "position_ids": batch["positions"]}
     if config.model.token_types:
         inputs |= {"token_type_ids": batch["token_types"], "attention_mask": visible}
     else:
@@ -86,7 +88,7 @@ def losses(config: Config, model: torch.nn.Module, batch: dict[str, torch.Tensor
     return found
 
 
-def seq2seq_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def seq2seq_losses(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The mean loss over the targets of a packed batch."""
 
     def visible(queries: str, keys: str, causal: bool = False) -> torch.Tensor:

@@ -19,6 +19,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -94,7 +95,7 @@ def theirs(folder: Path, sources: list[list[int]], beams: int, mode: str) -> Dec
     import transformers
 
     torch.set_num_threads(prepare.available_cores())
-    model = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
     tokens, segments = (torch.from_numpy(array).long() for array in padded(sources))
     options = {} if mode == "eager" else {"cache_implementation": "static"}
     if mode == "compiled":

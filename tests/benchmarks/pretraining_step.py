@@ -29,19 +29,19 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from lm import families, tasks
+from lm import accelerators, families, tasks
 from lm.config import Config, DataConfig
 from lm.data import batches, prepare
 from lm.data.store import Store
+from lm.flops import model_flops
 from lm.huggingface import write_config
 from lm.sharding import make_mesh
 from lm.tasks import members
-from lm.training import metrics
 from lm.training.step import compile_program
 from tests.benchmarks import machine
 from tests.benchmarks.turns import Contender, apart
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 64, "num_layers": 2, "num_heads": 2, "d_ff": 256},
     "base": {"d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072},
     "large": {"d_model": 1024, "num_layers": 24, "num_heads": 16, "d_ff": 4096},
@@ -142,8 +142,8 @@ def contender(make_case: Callable[[], Case], make_step: Callable[[Case], tuple[S
     def make() -> Callable[[int], Facts]:
         case = make_case()
         step, places = make_step(case)
-        flops = len(case.batches) * _rows.value * metrics.model_flops(case.config, case.objective.max_positions)
-        peak = metrics.PEAK_FLOPS.get(jax.devices()[0].device_kind)
+        flops = len(case.batches) * _rows.value * model_flops(case.config, case.objective.max_positions)
+        peak = accelerators.peak_flops(jax.devices()[0].device_kind)
 
         def run(steps: int) -> Facts:
             for index in range(steps):
@@ -186,8 +186,10 @@ def their_step(mode: str, dynamic: bool, case: Case) -> tuple[Step, int]:
 
     torch.set_num_threads(prepare.available_cores())
     settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
-    hf_config = transformers.BertConfig(**settings, attn_implementation="sdpa")
-    model = transformers.BertForPreTraining(hf_config).train().to("cuda" if _device.value == "gpu" else "cpu")
+    settings["attn_implementation"] = "sdpa"
+    hf_config = transformers.BertConfig(**settings)
+    model: Any = transformers.BertForPreTraining(hf_config).train()
+    model = model.to("cuda" if _device.value == "gpu" else "cpu")
     inputs = [micro_batches(case, index) for index in range(len(case.batches))]
     places = sum(micro_batch["input_ids"].numel() for micro_batch in itertools.chain(*inputs))
     return make_their_step(model, inputs, mode, dynamic), places

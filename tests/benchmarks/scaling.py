@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli
+from lm.accelerators import Topology
 from lm.config import Config
 
 _config = cli.define_config()
@@ -66,10 +67,10 @@ class Point:
 
 def main() -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from lm.plan import chips, step
+    from lm.plan import step
 
     config, rows = _config(), _rows.value
-    topologies = [chips.parse(f"{_kind.value}:{shape}") for shape in _shapes.value]
+    topologies = [Topology.parse(f"{_kind.value}:{shape}") for shape in _shapes.value]
     middle = topologies[len(topologies) // 2].chips * rows
     jobs = {
         (name, each.chips): (layout(config, each.chips, count, rows), each)

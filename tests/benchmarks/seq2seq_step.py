@@ -94,7 +94,7 @@ def micro_batches(case: Case, index: int) -> list[dict]:
     from tests.peers import ragged_pairs
 
     special = ragged_pairs.SpecialIds()
-    batch = case.objective.prepare(case.batches[index], jax.random.key(index))
+    batch = case.objective.prepare(jax.device_put(case.batches[index]), jax.random.key(index))
     parts = shared.even_parts(len(ragged_pairs.places(batch["segments"])), _pairs.value)
     return [ragged_pairs.padded(batch, special, part) for part in parts]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lm.cluster import gke, slurm, snapshot, steps
-from lm.cluster.tpu import Topology
+from lm.accelerators import Topology
+from lm.cluster import actions, gke, slurm, snapshot
 from lm.config import Config
 from lm.errors import InputError
 
@@ -47,7 +47,7 @@ def take(checkout: Path, *overrides: str) -> snapshot.Snapshot:
 
 def test_tracked_files_and_the_config_file_travel(checkout: Path, tmp_path: Path) -> None:
     run = take(checkout, "--config.seed=3")
-    steps.carry_out(run.files)
+    actions.carry_out(run.files)
     code = snapshot.unpack(run.code, cache=tmp_path / "cache")
     files = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
     assert files == {".gitignore", "configs/new.py", "launch/run.sh", "launch/train.py"}
@@ -73,7 +73,7 @@ def test_a_snapshot_is_known_by_its_content(checkout: Path, tmp_path: Path) -> N
 
 def test_it_is_unpacked_once_whoever_is_first(checkout: Path, tmp_path: Path) -> None:
     run = take(checkout)
-    steps.carry_out(run.files)
+    actions.carry_out(run.files)
     command = [sys.executable, "-m", "lm.cluster.snapshot", run.code]
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -84,7 +84,7 @@ def test_it_is_unpacked_once_whoever_is_first(checkout: Path, tmp_path: Path) ->
 
 def test_a_config_outside_the_checkout_is_refused(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("")
-    with pytest.raises(InputError, match="does not travel with the code; move it into"):
+    with pytest.raises(InputError, match="is outside of the code; move it into"):
         snapshot.take(Config(), [f"--config={tmp_path}/mine.py"], "gs://bucket/run", root=checkout)
 
 
@@ -96,13 +96,13 @@ def test_no_checkout_is_refused(tmp_path: Path) -> None:
 
 def test_a_command_that_fails_is_named_with_its_code() -> None:
     with pytest.raises(InputError, match="sh failed with exit code 3; the command was: sh -c 'exit 3'"):
-        steps.Command(("sh", "-c", "exit 3")).carry_out()
+        actions.Command(("sh", "-c", "exit 3")).carry_out()
     with pytest.raises(InputError, match="nonesuch is not installed here"):
-        steps.Command(("nonesuch",)).carry_out()
+        actions.Command(("nonesuch",)).carry_out()
 
 
 def test_what_is_shown_can_be_pasted_into_a_shell() -> None:
-    command = steps.Command(("sed", "s/a b/$HOME's/"), stdin="a b\n$HOME\n")
+    command = actions.Command(("sed", "s/a b/$HOME's/"), stdin="a b\n$HOME\n")
     shell = subprocess.run(["bash", "-c", str(command)], capture_output=True, text=True, check=True)
     assert shell.stdout == command.output().stdout == "$HOME's\n$HOME\n"
 
@@ -116,7 +116,7 @@ def test_a_machine_runs_the_code_of_the_snapshot(launcher: str, checkout: Path, 
     (checkout / "launch/train.py").write_text(script)
     subprocess.run(["git", "add", "lm/__init__.py"], cwd=checkout, check=True)
     run = take(checkout, "--config.data.path=it's mine")
-    steps.carry_out(run.files)
+    actions.carry_out(run.files)
     if launcher == "gke":
         machines = gke.Tpus(Topology.parse("v5e:4x4"))
         (jobs,) = gke.jobset(gke.Job("run", "default", "image", machines), run)["spec"]["replicatedJobs"]

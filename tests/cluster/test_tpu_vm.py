@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lm.accelerators import Topology
 from lm.cluster import tpu_vm
+from lm.cluster.actions import Write
 from lm.cluster.snapshot import Snapshot
-from lm.cluster.steps import Write
-from lm.cluster.tpu import Topology
 from lm.errors import InputError
 
 # State of the queued resource: the file `state`. What the next training does: the first line of `turns`.
@@ -147,31 +147,3 @@ def test_a_process_is_found_again(world: Path, capfd: pytest.CaptureFixture[str]
     assert tpu_vm.supervise(REQUEST, run, keep=True, poll=0.0) == 0
     assert "started before" in capfd.readouterr().out
     assert (world / "turns").read_text() == "3\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "accelerator", "hosts"),
-    [
-        ("v4:2x2x4", "v4-32", 4),
-        ("v5e:16x16", "v5litepod-256", 64),
-        ("v5e:2x4", "v5litepod-8", 1),
-        ("v5p:4x4x4", "v5p-128", 16),
-        ("v6e:8x8", "v6e-64", 16),
-    ],
-)
-def test_a_topology_is_translated(text: str, accelerator: str, hosts: int) -> None:
-    topology = Topology.parse(text)
-    assert (topology.accelerator_type, topology.hosts) == (accelerator, hosts)
-
-
-@pytest.mark.parametrize("text", ["v5e", "v5e:16", "v5e:4x4x4", "v5p:4x4", "v9:2x2", "v5e:0x4", "v5e:4x4 "])
-def test_another_topology_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="accepted: v4, v5e, v5p, v6e, tpu7x, a colon, and chips along each dimension"):
-        Topology.parse(text)
-
-
-def test_what_cannot_be_rented_is_refused() -> None:
-    with pytest.raises(InputError, match="for which there is GKE; here: v4, v5e, v5p, v6e"):
-        Topology.parse("tpu7x:4x4x4").accelerator_type  # noqa: B018
-    with pytest.raises(InputError, match="9 chips; a host has 4"):
-        Topology.parse("v5e:3x3").hosts  # noqa: B018

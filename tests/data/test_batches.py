@@ -10,8 +10,8 @@ import pytest
 
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Batches, loader, padding_fraction
+from lm.data.special_ids import SpecialIds
 from lm.data.store import Split, Store
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 from lm.tasks import create_row_format
 

@@ -4,6 +4,7 @@ import re
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ def config(path: object, languages: str = "de", **fields) -> DataConfig:
 
 def translations(path: object, languages: str = "de") -> dict[str, str]:
     """Target by source, without the language where there is one only."""
-    found = list(corpus.documents(config(path, languages)))
+    found: list[Any] = list(corpus.documents(config(path, languages)))
     assert all(isinstance(pair, Pair) for pair in found)
     prefix = f"translate to {languages}: "
     return {pair.source.removeprefix(prefix): pair.target for pair in found}
@@ -155,7 +156,7 @@ def test_messages_of_the_same_words_are_in_one_split_for_all_languages(tmp_path:
     options = config(tmp_path, "de,zh_CN", vocab_size=500, heldout_fraction=0.2)
     store = prepare.prepare(options, str(tmp_path / "store"), num_workers=1, progress=False)
     train, heldout = (
-        [re.fullmatch(r"translate to (\w+): (.*)", pair.source).groups() for pair in read_pairs(store, split)]
+        [re.findall(r"^translate to (\w+): (.*)$", pair.source)[0] for pair in read_pairs(store, split)]
         for split in (store.train, store.heldout)
     )
     assert len(train) + len(heldout) == 1200

@@ -79,7 +79,9 @@ def asked(docstring: str) -> dict[tuple[str, str], str]:
 
 
 def parts(pair: Pair) -> tuple[str, str]:
-    return re.fullmatch(r"question: (.*?) context: (.*)", pair.source).groups()
+    found = re.fullmatch(r"question: (.*?) context: (.*)", pair.source)
+    assert found
+    return found[1], found[2]
 
 
 def test_numpy_sections():

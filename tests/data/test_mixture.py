@@ -19,7 +19,7 @@ from lm.config import (
     to_json,
 )
 from lm.data import mixture
-from lm.data.tokenizer import FIRST_ORDINARY_ID
+from lm.data.special_ids import FIRST_ORDINARY_ID
 from lm.errors import InputError
 
 from .conftest import make_mixture
@@ -111,7 +111,11 @@ def test_one_tokenizer_learns_from_all_texts(corpus_file: str, pairs_file: Path,
         ({"a": TaskConfig(store="x", rate=0)}, {}, "mixture.tasks.a.rate is 0; it must be above 0"),
         ({"a": TaskConfig(store="x", rate=-1.0)}, {}, "mixture.tasks.a.rate is -1.0"),
         ({"a": TaskConfig(store="x", rate=math.nan)}, {}, "mixture.tasks.a.rate is nan"),
-        ({"a": TaskConfig(store="x", rate="1")}, {}, "mixture.tasks.a.rate is '1'; accepted: a value of type float"),
+        (
+            {"a": TaskConfig(store="x", rate="1")},  # pyright: ignore[reportArgumentType]
+            {},
+            "mixture.tasks.a.rate is '1'; accepted: a value of type float",
+        ),
         ({"a": TaskConfig(store="x", objective="spans")}, {}, "mixture.tasks.a.objective is 'spans'; accepted: mlm"),
         ({"a": TaskConfig(store="x", objective="mlm")}, {}, "for architecture 'encoder', but model.architecture"),
         ({"a": TaskConfig(source="dates")}, {}, "is 'span_corruption', but its source=dates gives pairs"),

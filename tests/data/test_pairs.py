@@ -9,9 +9,9 @@ import pytest
 
 from lm.config import DataConfig
 from lm.data import corpus, prepare
+from lm.data.huggingface_tokenizer import HuggingFace
 from lm.data.pairs import Pair, question_source, translation_source
 from lm.data.store import Split, Store, read_pairs
-from lm.data.tokenizer import HuggingFace
 from lm.errors import InputError
 
 PAIRS = [Pair(f"question number {i}", f"答案 {i % 7} of {i}") for i in range(300)]

@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_where_it_was(
     written = []
     write_shard = prepare._write_shard
     monkeypatch.setattr(prepare, "_write_shard", lambda job: written.append(f"{job.index:05d}") or write_shard(job))
-    monkeypatch.setattr(prepare.tokenizers.SentencePiece, "train", None)  # the tokenizer is there already
+    monkeypatch.setattr(prepare.SentencePiece, "train", None)  # the tokenizer is there already
     prepare.prepare(data_config, str(killed), num_workers=1, progress=False)
     assert not set(written) & complete
     assert contents(killed) == contents(tmp_path / "unbroken")

@@ -11,33 +11,36 @@ import pytest
 import sentencepiece
 
 from lm.config import DataConfig, ObjectiveConfig
-from lm.data import tokenizer as tokenizers
+from lm.data.huggingface_tokenizer import HuggingFace
+from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.sentences import sentences
+from lm.data.special_ids import FIRST_ORDINARY_ID, SpecialIds
+from lm.data.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import InputError
 from lm.tasks import create_row_format
 
 MARKUP = "[PAD] [UNK] [CLS] [SEP] [MASK] <extra_id_0> <extra_id_99> <0x41> ▁ ##a"
 
 
-def train(documents: list[str], kind: str = "unigram") -> tokenizers.SentencePiece:
+def train(documents: list[str], kind: str = "unigram") -> SentencePiece:
     texts = (sentence for document in documents for sentence in sentences(document))
-    return tokenizers.SentencePiece.train(texts, vocab_size=600, kind=kind)
+    return SentencePiece.train(texts, vocab_size=600, kind=kind)
 
 
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
-def trained(request: pytest.FixtureRequest, documents: list[str]) -> tokenizers.SentencePiece:
+def trained(request: pytest.FixtureRequest, documents: list[str]) -> SentencePiece:
     return train(documents, request.param)
 
 
-def pieces(tokenizer: tokenizers.Tokenizer, ids: np.ndarray) -> list[str]:
+def pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
     return [tokenizer.id_to_piece(i) for i in ids]
 
 
-def test_special_ids_are_fixed(trained: tokenizers.SentencePiece):
+def test_special_ids_are_fixed(trained: SentencePiece):
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert [trained.id_to_piece(i) for i in range(5)] == names
     assert all(trained.id_to_piece(104 - k) == f"<extra_id_{k}>" for k in range(100))
-    assert trained.id_to_piece(tokenizers.FIRST_ORDINARY_ID) == "<0x00>"
+    assert trained.id_to_piece(FIRST_ORDINARY_ID) == "<0x00>"
     assert trained.special_ids.tolist() == list(range(105))
     assert 105 + 256 < trained.vocab_size <= 600
 
@@ -55,13 +58,13 @@ def test_special_ids_are_fixed(trained: tokenizers.SentencePiece):
         "",
     ],
 )
-def test_text_survives_byte_for_byte(trained: tokenizers.SentencePiece, text: str):
+def test_text_survives_byte_for_byte(trained: SentencePiece, text: str):
     (ids,) = trained.encode([text])
     assert trained.decode(ids) == text
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_text_produces_a_special_id(trained: tokenizers.SentencePiece, seed: int):
+def test_no_text_produces_a_special_id(trained: SentencePiece, seed: int):
     random_ = random.Random(seed)
     anything = "".join(
         chr(random_.choice([random_.randrange(0xD800), random_.randrange(0xE000, 0x110000)])) for _ in range(300)
@@ -77,17 +80,17 @@ def test_training_is_deterministic(documents: list[str]):
 
 
 def test_a_tiny_corpus_gives_a_small_tokenizer():
-    tokenizer = tokenizers.SentencePiece.train(["one two three", "four"], vocab_size=8192)
+    tokenizer = SentencePiece.train(["one two three", "four"], vocab_size=8192)
     assert 361 < tokenizer.vocab_size < 500
     assert tokenizer.decode(tokenizer.encode(["好 zwei"])[0]) == "好 zwei"
 
 
 def test_a_corpus_without_text_trains_no_tokenizer():
     with pytest.raises(InputError, match="no tokenizer can be trained"):
-        tokenizers.SentencePiece.train([], vocab_size=600)
+        SentencePiece.train([], vocab_size=600)
 
 
-def test_masks_in_text_become_the_mask_id(trained: tokenizers.SentencePiece):
+def test_masks_in_text_become_the_mask_id(trained: SentencePiece):
     def encoded(text: str) -> list[str]:
         return pieces(trained, trained.encode_with_masks(text))
 
@@ -101,7 +104,7 @@ def test_masks_in_text_become_the_mask_id(trained: tokenizers.SentencePiece):
     assert "[MASK]" not in encoded("a \x01 b")
 
 
-def test_words_start_where_whole_word_masking_may_begin(trained: tokenizers.SentencePiece):
+def test_words_start_where_whole_word_masking_may_begin(trained: SentencePiece):
     starts = trained.starts_word()
     assert starts.shape == (trained.vocab_size,)
     assert starts[trained.special_ids].all()
@@ -117,14 +120,14 @@ def test_words_start_where_whole_word_masking_may_begin(trained: tokenizers.Sent
     }
 
 
-def test_a_saved_model_loads_and_a_foreign_one_is_refused(trained: tokenizers.SentencePiece, tmp_path: Path):
+def test_a_saved_model_loads_and_a_foreign_one_is_refused(trained: SentencePiece, tmp_path: Path):
     (tmp_path / "tokenizer.model").write_bytes(trained.to_bytes())
-    loaded = tokenizers.load_tokenizer(str(tmp_path))
+    loaded = load_tokenizer(str(tmp_path))
     assert loaded.fingerprint == trained.fingerprint
     with pytest.raises(InputError, match="no sentencepiece model"):
-        tokenizers.SentencePiece(b"nonsense")
+        SentencePiece(b"nonsense")
     with pytest.raises(InputError, match=r"no tokenizer at .*; give one of tokenizer.model, tokenizer.json"):
-        tokenizers.load_tokenizer(str(tmp_path / "missing"))
+        load_tokenizer(str(tmp_path / "missing"))
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a b c", "d"]),
@@ -134,22 +137,20 @@ def test_a_saved_model_loads_and_a_foreign_one_is_refused(trained: tokenizers.Se
         minloglevel=2,
     )
     with pytest.raises(InputError, match=r"first pieces are <unk>, <s>, </s>"):
-        tokenizers.SentencePiece(buffer.getvalue())
+        SentencePiece(buffer.getvalue())
 
 
 VOCABULARY = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "year", "##s", "[", "]", "mask", "天"]
 
 
 @pytest.fixture
-def wordpiece(tmp_path: Path) -> tokenizers.Tokenizer:
+def wordpiece(tmp_path: Path) -> Tokenizer:
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
-    return tokenizers.load_tokenizer(str(tmp_path))
+    return load_tokenizer(str(tmp_path))
 
 
-def test_wordpiece_of_an_imported_model(wordpiece: tokenizers.Tokenizer):
-    assert wordpiece.special == tokenizers.SpecialIds(
-        pad=0, unk=2, cls=3, sep=4, mask=5, first_sentinel=-1, num_sentinels=0
-    )
+def test_wordpiece_of_an_imported_model(wordpiece: Tokenizer):
+    assert wordpiece.special == SpecialIds(pad=0, unk=2, cls=3, sep=4, mask=5, first_sentinel=-1, num_sentinels=0)
     assert wordpiece.special_ids.tolist() == [0, 2, 3, 4, 5]
     assert wordpiece.vocab_size == len(VOCABULARY)
     assert pieces(wordpiece, wordpiece.encode(["The years 天[MASK] zzz"])[0]) == [
@@ -160,23 +161,23 @@ def test_wordpiece_of_an_imported_model(wordpiece: tokenizers.Tokenizer):
     assert wordpiece.decode(np.array([3, 6, 7, 8, 4])) == "the years"
 
 
-def test_tokenizer_json_of_an_imported_model(wordpiece: tokenizers.Tokenizer, tmp_path: Path):
+def test_tokenizer_json_of_an_imported_model(wordpiece: Tokenizer, tmp_path: Path):
     path = tmp_path / "json" / "tokenizer.json"
     path.parent.mkdir()
     path.write_bytes(wordpiece.to_bytes())
-    loaded = tokenizers.load_tokenizer(str(path))
+    loaded = load_tokenizer(str(path))
     assert loaded.fingerprint == wordpiece.fingerprint
     assert loaded.encode(["the years"])[0].tolist() == [6, 7, 8]
 
 
-def without(wordpiece: tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:
+def without(wordpiece: Tokenizer, name: str) -> Tokenizer:
     content = json.loads(wordpiece.to_bytes())
     content["model"]["vocab"].pop(name)
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != name]
-    return tokenizers.HuggingFace(json.dumps(content).encode())
+    return HuggingFace(json.dumps(content).encode())
 
 
-def test_a_missing_special_token_is_refused_where_it_is_needed(wordpiece: tokenizers.Tokenizer):
+def test_a_missing_special_token_is_refused_where_it_is_needed(wordpiece: Tokenizer):
     with pytest.raises(InputError, match=r"no \[SEP\] or </s>, which every model needs"):
         without(wordpiece, "[SEP]")
     maskless, clsless = without(wordpiece, "[MASK]"), without(wordpiece, "[CLS]")
@@ -234,10 +235,10 @@ def unigram(spiece: bytes) -> bytes:
 @pytest.mark.parametrize("name", ["spiece.model", "tokenizer.json"])
 def test_tokenizers_of_t5(spiece: bytes, tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(spiece if name == "spiece.model" else unigram(spiece))
-    tokenizer = tokenizers.load_tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
     size = sentencepiece.SentencePieceProcessor(model_proto=spiece).get_piece_size()
     assert tokenizer.vocab_size == size + 100
-    assert tokenizer.special == tokenizers.SpecialIds(
+    assert tokenizer.special == SpecialIds(
         pad=0, unk=2, cls=-1, sep=1, mask=-1, first_sentinel=size + 99, num_sentinels=100
     )
     assert tokenizer.special_ids.tolist() == [0, 1, 2, *range(size, size + 100)]
@@ -255,8 +256,8 @@ def test_tokenizers_of_t5(spiece: bytes, tmp_path: Path, name: str):
 def test_both_tokenizers_of_t5_agree(spiece: bytes, documents: list[str]):
     texts = [sentence.strip() for document in documents[:20] for sentence in sentences(document)]
     texts = [" ".join(text.split()) for text in texts if text]
-    ours = tokenizers.SentencePiece(spiece).encode(texts)
-    theirs = tokenizers.HuggingFace(unigram(spiece)).encode(texts)
+    ours = SentencePiece(spiece).encode(texts)
+    theirs = HuggingFace(unigram(spiece)).encode(texts)
     assert [ids.tolist() for ids in ours] == [ids.tolist() for ids in theirs]
 
 
@@ -271,11 +272,9 @@ def test_the_tokenizer_of_bart():
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True, special=True)])
-    tokenizer = tokenizers.HuggingFace(bpe.to_str().encode())
+    tokenizer = HuggingFace(bpe.to_str().encode())
     last = len(vocabulary) - 1
-    assert tokenizer.special == tokenizers.SpecialIds(
-        pad=1, unk=3, cls=0, sep=2, mask=last, first_sentinel=-1, num_sentinels=0
-    )
+    assert tokenizer.special == SpecialIds(pad=1, unk=3, cls=0, sep=2, mask=last, first_sentinel=-1, num_sentinels=0)
     assert tokenizer.special_ids.tolist() == [0, 1, 2, 3, last]
     assert pieces(tokenizer, tokenizer.encode_with_masks("the [MASK]")) == ["the", "<mask>"]
     (ids,) = tokenizer.encode(["the </s> é <mask>"])

@@ -18,7 +18,7 @@ from matplotlib import font_manager, image
 
 from lm import checkpoint, models
 from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, to_json
-from lm.data.tokenizer import SentencePiece
+from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.errors import InputError
 from lm.inference import attention, fonts
 from lm.inference.attention import Picture, WatchedPredictor, WatchedWriter, Weights, draw, with_picture

@@ -1,12 +1,13 @@
 """The same ragged examples twice: packed into rows for us, padded one a row for transformers."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
 
 from lm.config import Config, ModelConfig
-from lm.data.tokenizer import SpecialIds
+from lm.data.special_ids import SpecialIds
 from lm.tasks.mlm import MaskedLM
 
 SPECIAL = SpecialIds()
@@ -37,7 +38,8 @@ def make_config(model: ModelConfig, *, nsp: bool, rows: int, length: int, max_se
 
 
 def make_objective(config: Config) -> MaskedLM:
-    return MaskedLM.create(config, Vocabulary(config.model.vocab_size))
+    vocabulary: Any = Vocabulary(config.model.vocab_size)
+    return MaskedLM.create(config, vocabulary)
 
 
 def random_batch(config: Config, seed: int) -> dict[str, np.ndarray]:

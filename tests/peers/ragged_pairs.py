@@ -1,12 +1,13 @@
 """The same ragged pairs twice: packed into rows of two sides for us, padded one a row for transformers."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
 
 from lm.config import Config, ModelConfig
-from lm.data.tokenizer import SpecialIds
+from lm.data.special_ids import SpecialIds
 from lm.tasks.seq2seq import Seq2SeqLM
 
 FIRST_ORDINARY = 5
@@ -31,7 +32,8 @@ def make_config(model: ModelConfig, *, rows: int, length: int, target_length: in
 
 
 def make_objective(config: Config, special: SpecialIds) -> Seq2SeqLM:
-    return Seq2SeqLM.create(config, Vocabulary(special.pad, special.sep))
+    vocabulary: Any = Vocabulary(special.pad, special.sep)
+    return Seq2SeqLM.create(config, vocabulary)
 
 
 def random_batch(config: Config, special: SpecialIds, seed: int) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Equal to transformers' BERT and ModernBERT: logits, loss and the gradient of every parameter, in float32."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from tests.peers import ragged
 
 pytestmark = pytest.mark.peers
 
-SHAPE = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+SHAPE: dict[str, Any] = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 BERT = transformers.BertConfig(**SHAPE, intermediate_size=64, max_position_embeddings=64)
 BERT_TANH = transformers.BertConfig(
     **SHAPE, intermediate_size=64, max_position_embeddings=64, hidden_act="gelu_new", tie_word_embeddings=False

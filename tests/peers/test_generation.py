@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from lm import models
-from lm.data.tokenizer import SpecialIds
+from lm.data.special_ids import SpecialIds
 from lm.huggingface import import_folder
 from lm.inference import decode
 from lm.inference.decode import Decoded, Decoding, Shape, TokenIds
@@ -58,7 +58,7 @@ class Peers:
 
     def __init__(self, family: str, folder):
         self.special: SpecialIds = BART_IDS if family == "bart" else T5_IDS
-        self.theirs = make_talkative(family)
+        self.theirs: Any = make_talkative(family)
         self.theirs.save_pretrained(folder)
         imported = import_folder(folder)
         self.params, self.model = imported.params, models.build(imported.config)

@@ -1,6 +1,7 @@
 """Equal to transformers' T5 and BART: logits, loss, gradients and fifty steps of AdamW, in float32."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from lm import models
-from lm.data.tokenizer import SpecialIds, load_tokenizer
+from lm.data.special_ids import SpecialIds
+from lm.data.tokenizer import load_tokenizer
 from lm.huggingface import export_folder, import_folder, to_tensors
 from lm.models.attention import relative_buckets
 from lm.training import optim
@@ -25,12 +27,12 @@ pytestmark = pytest.mark.peers
 STEPS = 50
 T5_IDS = SpecialIds(pad=0, sep=1)
 BART_IDS = SpecialIds(pad=1, sep=2)
-T5_SHAPE = {
+T5_SHAPE: dict[str, Any] = {
     **{"vocab_size": 120, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_heads": 4, "num_layers": 3},
     **{"num_decoder_layers": 2, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20},
     "decoder_start_token_id": 0,
 }
-BART_SHAPE = {
+BART_SHAPE: dict[str, Any] = {
     **{"vocab_size": 120, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "max_position_embeddings": 48},
     **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
 }
@@ -47,6 +49,7 @@ PACKINGS = pytest.mark.parametrize(
 
 def make_theirs(family: str) -> torch.nn.Module:
     """A random model of a family, without dropout."""
+    model: Any
     if family == "bart":
         model = transformers.BartForConditionalGeneration(transformers.BartConfig(**BART_SHAPE))
         # A buffer, which no optimizer would move and which is zero; ours is the bias of the output projection,
@@ -58,7 +61,7 @@ def make_theirs(family: str) -> torch.nn.Module:
         model = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5_SHAPE))
     else:
         # Transformers 5 reads "not tied" as "not scaled", and ties all the same unless a checkpoint was not.
-        config = transformers.T5Config(**T5_SHAPE, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+        config = transformers.T5Config(**T5_SHAPE | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False})
         model = transformers.T5ForConditionalGeneration(config)
         if family == "t5-1.1":
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -72,7 +75,7 @@ class Pair:
 
     def __init__(self, folder, family: str, shapes: dict[str, int]):
         self.special = BART_IDS if family == "bart" else T5_IDS
-        self.theirs = make_theirs(family)
+        self.theirs: Any = make_theirs(family)
         self.theirs.save_pretrained(folder)
         self.imported = import_folder(folder)
         self.config = ragged_pairs.make_config(self.imported.config, **shapes)
@@ -167,7 +170,7 @@ def test_fifty_steps_of_adamw_have_equal_losses(tmp_path, family):
 @FAMILIES
 def test_transformers_loads_what_we_export(tmp_path, family):
     """import(export(params)) is exact, and the exported folder computes what the original does."""
-    original = make_theirs(family)
+    original: Any = make_theirs(family)
     original.save_pretrained(tmp_path / "original")
     imported = import_folder(tmp_path / "original")
     assert imported.config.tie_embeddings == (family != "t5-1.1")

@@ -6,16 +6,17 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import sharding
+from lm.accelerators import TPUS, Topology
 from lm.config import MeshConfig
-from lm.plan import chips, compiled
+from lm.plan import compiled
+from lm.plan.mesh import described_mesh
 
 SIZE = 4096
 
 
 def summary(steps: int, topology: str = "v5e:2x2") -> compiled.Summary:
     """Of a loop of products whose weights are split over all devices and gathered in each step."""
-    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1), chips.parse(topology).devices())
+    mesh = described_mesh(MeshConfig(data=1, fsdp=-1), Topology.parse(topology))
 
     def loop(inputs, weights):
         def body(carry, layer):
@@ -49,7 +50,7 @@ def test_a_gather_sends_what_the_others_have():
 def test_cycles_are_those_of_the_products():
     """Products of this size, and what is around them, keep the arrays of a v5e busy for most of the estimated time."""
     flops = 2 * SIZE**3 * 16
-    chip = chips.CHIPS["v5e"]
+    chip = TPUS["v5e"]
     assert 0.6 < flops / chip.peak_flops / (summary(16).cycles / chip.clock) < 1
 
 

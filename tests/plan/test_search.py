@@ -2,15 +2,16 @@
 
 import pytest
 
+from lm.accelerators import Topology
 from lm.config import Config
 from lm.errors import InputError
-from lm.plan import chips, report, search
+from lm.plan import cost, search
 from lm.plan.step import Plan
 from tests.training.conftest import changed
 
 
 def test_promising_layouts_use_all_devices_and_divide_the_config(encoder: Config):
-    layouts = search.promising(encoder, chips.parse("v5e:2x4"), 5)
+    layouts = search.promising(encoder, Topology.parse("v5e:2x4"), 5)
     assert len(layouts) == 5
     for layout in layouts:
         mesh = layout.mesh
@@ -23,49 +24,49 @@ def test_promising_layouts_use_all_devices_and_divide_the_config(encoder: Config
 
 def test_a_large_state_is_split(encoder: Config):
     wide = changed(encoder, model={"d_model": 8192, "num_heads": 64, "d_ff": 32768, "num_layers": 16})
-    for layout in search.promising(wide, chips.parse("v5e:4x4"), 3):
+    for layout in search.promising(wide, Topology.parse("v5e:4x4"), 3):
         assert layout.mesh.fsdp * layout.mesh.tensor >= 16 * 8 / 15.75
 
 
 def test_slices_split_the_batch_only(encoder: Config):
-    for layout in search.promising(encoder, chips.parse("2*v5e:2x2"), 5):
+    for layout in search.promising(encoder, Topology.parse("2*v5e:2x2"), 5):
         assert layout.mesh.data % 2 == 0
 
 
 def test_a_batch_that_nothing_divides_is_refused(encoder: Config):
     with pytest.raises(InputError, match=r"no mesh of v5e:2x4 divides data\.batch_size=15"):
-        search.search(changed(encoder, data={"batch_size": 15}), [chips.parse("v5e:2x4")], 1, 1)
+        search.search(changed(encoder, data={"batch_size": 15}), [Topology.parse("v5e:2x4")], 1, 1)
 
 
-def test_a_search_compiles_and_reports(encoder: Config):
+def test_a_search_compiles_and_announces(encoder: Config):
     seen = []
-    plans = search.search(encoder, [chips.parse("v5e:2x2")], compiled=1, workers=1, report=seen.append)
+    plans = search.search(encoder, [Topology.parse("v5e:2x2")], compiled=1, workers=1, announce=seen.append)
     assert plans == seen
     assert [(each.fits, each.unroll) for each in plans] == [(True, 1), (True, 0)]
     assert plans[0].mesh == plans[1].mesh
 
 
-def make_run(topology: str, seconds: float | None, price: float | None = None) -> report.Run:
+def make_run(topology: str, seconds: float | None, price: float | None = None) -> cost.Run:
     plan = Plan(topology, {"data": 1}, 1, 1, "none", 1, fits=seconds is not None, predicted_step_seconds=seconds)
-    return report.whole_run(plan, 3600, {} if price is None else {plan.topology.split(":")[0]: price})
+    return cost.whole_run(plan, 3600, {} if price is None else {plan.topology.split(":")[0]: price})
 
 
 def test_the_cheapest_that_fits_comes_first():
     cheap, fast, none = make_run("v5e:4x4", 10, 1.0), make_run("v5p:4x4x4", 4, 4.0), make_run("v5e:2x2", None, 1.0)
-    assert report.ranked([none, fast, cheap]) == [cheap, fast, none]
+    assert cost.ranked([none, fast, cheap]) == [cheap, fast, none]
     assert (cheap.hours, cheap.cost, fast.cost) == (10, 160, 1024)
 
 
 def test_under_a_deadline_the_cheapest_that_meets_it_comes_first():
     cheap, fast = make_run("v5e:4x4", 10, 1.0), make_run("v5p:4x4x4", 4, 4.0)
-    assert report.ranked([cheap, fast], deadline=5) == [fast, cheap]
-    assert report.ranked([cheap, fast], deadline=3) == [fast, cheap]  # none does: the fastest
-    assert report.ranked([cheap, fast], deadline=20) == [cheap, fast]
+    assert cost.ranked([cheap, fast], deadline=5) == [fast, cheap]
+    assert cost.ranked([cheap, fast], deadline=3) == [fast, cheap]  # none does: the fastest
+    assert cost.ranked([cheap, fast], deadline=20) == [cheap, fast]
 
 
 def test_without_prices_chip_hours_count():
     few, many = make_run("v5e:2x2", 5), make_run("v5e:4x4", 2)
-    assert report.ranked([many, few]) == [few, many]
+    assert cost.ranked([many, few]) == [few, many]
     assert few.cost is None
 
 
@@ -78,4 +79,4 @@ def test_wrong_prices_are_refused(tmp_path, content: str | None, message: str):
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=message):
-        report.read_prices(str(path))
+        cost.read_prices(str(path))

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
+from lm.accelerators import Topology
 from lm.config import Config, MeshConfig
 from lm.inference.decode import Decoding
-from lm.plan import chips, report, serving, step
+from lm.plan import cost, serving, step, tables
 from tests.training.conftest import changed
 
 
@@ -26,35 +27,35 @@ def assert_whole(plan: step.Plan) -> None:
 
 
 def test_an_encoder_split_over_v5e(encoder: Config):
-    plan = step.plan(changed(encoder, mesh={"data": 1, "fsdp": 4}), chips.parse("v5e:2x2"))
+    plan = step.plan(changed(encoder, mesh={"data": 1, "fsdp": 4}), Topology.parse("v5e:2x2"))
     assert_whole(plan)
     assert plan.mesh == {"data": 1, "fsdp": 4, "context": 1, "tensor": 1}
     assert plan.collectives["all-gather"]["executions"] >= 2 * encoder.model.num_layers
     # Adam's two moments lie where the parameters do.
     assert plan.optimizer_bytes == pytest.approx(2 * plan.parameter_bytes, rel=0.05)
-    whole = step.plan(changed(encoder, mesh={"data": 4, "fsdp": 1}), chips.parse("v5e:2x2"))
+    whole = step.plan(changed(encoder, mesh={"data": 4, "fsdp": 1}), Topology.parse("v5e:2x2"))
     assert whole.parameter_bytes == pytest.approx(4 * plan.parameter_bytes, rel=0.1)
     assert "all-gather" not in whole.collectives
 
 
 def test_an_encoder_decoder_split_over_v5p(encoder_decoder: Config):
-    plan = step.plan(changed(encoder_decoder, mesh={"data": 2, "tensor": 2}), chips.parse("v5p:2x2x1"))
+    plan = step.plan(changed(encoder_decoder, mesh={"data": 2, "tensor": 2}), Topology.parse("v5p:2x2x1"))
     assert_whole(plan)
     assert plan.collectives["all-reduce"]["executions"] >= 2 * encoder_decoder.model.num_layers
 
 
 def test_an_encoder_replicated_over_v6e(encoder: Config):
-    assert_whole(step.plan(encoder, chips.parse("v6e:2x2")))
+    assert_whole(step.plan(encoder, Topology.parse("v6e:2x2")))
 
 
 def test_flash_attention_is_compiled_in(encoder: Config):
-    definition = step.define(changed(encoder, train={"attention": "flash"}), chips.parse("v5e:2x2"))
+    definition = step.define(changed(encoder, train={"attention": "flash"}), Topology.parse("v5e:2x2"))
     assert "tpu_custom_call" in definition.lower_step().as_text()
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_to_change(encoder: Config):
     large = changed(encoder, data={"batch_size": 1 << 16, "seq_length": 512}, model={"max_length": 512})
-    plan = step.plan(large, chips.parse("v5e:2x2"))
+    plan = step.plan(large, Topology.parse("v5e:2x2"))
     assert not plan.fits
     assert plan.predicted_step_seconds is None
     for part in (
@@ -66,15 +67,15 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change(encoder: Config):
         "a larger slice",
     ):
         assert part in plan.message
-    table = report.table([report.whole_run(plan, 100, {"v5e": 1.0})])
+    table = tables.table([cost.whole_run(plan, 100, {"v5e": 1.0})])
     assert "does not fit" in table
     assert plan.message in table
 
 
 def test_a_plan_as_json(encoder: Config):
-    plan = step.plan(encoder, chips.parse("v5e:2x2"))
-    (run,) = report.ranked([report.whole_run(plan, 3600, {"v5e": 2.0})])
-    found = json.loads(report.as_json([run.to_dict()], single=True))
+    plan = step.plan(encoder, Topology.parse("v5e:2x2"))
+    (run,) = cost.ranked([cost.whole_run(plan, 3600, {"v5e": 2.0})])
+    found = json.loads(tables.as_json([run.to_dict()], single=True))
     names = "fits hbm_bytes_per_chip hbm_peak_fraction flops_per_step predicted_step_seconds predicted_mfu"
     assert set(f"{names} collective_bytes_per_step compile_seconds".split()) <= set(found)
     assert found["run_hours"] == pytest.approx(plan.predicted_step_seconds)
@@ -84,23 +85,23 @@ def test_a_plan_as_json(encoder: Config):
 @pytest.mark.parametrize("beams", [1, 4])
 def test_serving_an_encoder_decoder(encoder_decoder: Config, beams: int):
     decoding = Decoding(max_length=64, num_beams=beams)
-    plan = serving.plan(encoder_decoder, chips.parse("v5e:1x1"), batch=2048, length=128, decoding=decoding)
+    plan = serving.plan(encoder_decoder, Topology.parse("v5e:1x1"), batch=2048, length=128, decoding=decoding)
     assert plan.fits
     layers, width, bfloat16 = encoder_decoder.model.num_layers, encoder_decoder.model.d_model, 2
     assert plan.cache_bytes == 2 * layers * 2048 * (64 * beams + 128) * width * bfloat16
     assert plan.temporary_bytes > plan.cache_bytes / 2  # short-lived copies share what is free
     assert plan.predicted_tokens_per_second == 2048 * 64 / (plan.predicted_seconds or 0)
-    assert f"64{', 4 beams' if beams > 1 else ''}" in report.serving_table([plan])
+    assert f"64{', 4 beams' if beams > 1 else ''}" in tables.serving_table([plan])
 
 
 def test_serving_an_encoder_on_several_devices(encoder: Config):
     split = dataclasses.replace(encoder, mesh=MeshConfig(data=1, tensor=4))
-    plan = serving.plan(split, chips.parse("v5e:2x2"), batch=8, length=128, decoding=Decoding())
+    plan = serving.plan(split, Topology.parse("v5e:2x2"), batch=8, length=128, decoding=Decoding())
     assert plan.fits
     assert (plan.max_length, plan.cache_bytes) == (0, 0)
 
 
 def test_serving_what_does_not_fit(encoder_decoder: Config):
-    plan = serving.plan(encoder_decoder, chips.parse("v5e:1x1"), 1 << 18, 128, Decoding(max_length=512))
+    plan = serving.plan(encoder_decoder, Topology.parse("v5e:1x1"), 1 << 18, 128, Decoding(max_length=512))
     assert not plan.fits
-    assert "fewer sequences at a time" in report.serving_table([plan])
+    assert "fewer sequences at a time" in tables.serving_table([plan])

@@ -32,7 +32,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_held_folder_is_refused_and_a_released_one_is_not(folder: str):
     with lease.hold(folder) as check:
-        held = json.loads(storage.read_keys(folder, [lease.NAME])[0])
+        held = json.loads(storage.read_keys(folder, [lease.NAME])[0] or "")
         assert held["expires"] > time.time()
         with pytest.raises(InputError, match=r"is in use by process \d+ on .*until \d\d:\d\d:\d\d"), lease.hold(folder):
             pass

@@ -52,7 +52,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
 
 
 def curve(workdir: str) -> list[tuple[int, float, float]]:
-    return [(line["step"], line["loss"], line["gradient_norm"]) for line in metrics.read_metrics(workdir)]
+    return [(int(line["step"]), line["loss"], line["gradient_norm"]) for line in metrics.read_metrics(workdir)]
 
 
 @pytest.fixture(scope="module")

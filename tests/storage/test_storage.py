@@ -4,6 +4,7 @@ import gzip
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lm import storage
@@ -131,7 +132,7 @@ def test_preparing_on_object_storage_goes_on_where_it_was_stopped(url: str, tmp_
     assert not set(before) & set(written)
     assert made.manifest["splits"] == expected.manifest["splits"]
     assert "store/lease" not in storage.list_keys(url)
-    whole = [([0], [split.num_tokens]) for split in (made.train, expected.train)]
+    whole = [(np.array([0]), np.array([split.num_tokens])) for split in (made.train, expected.train)]
     assert (made.train.read(*whole[0]) == expected.train.read(*whole[1])).all()
 
 

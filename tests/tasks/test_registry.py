@@ -12,8 +12,8 @@ import pytest
 from lm import tasks
 from lm.config import ARCHITECTURES, Config, DataConfig, ModelConfig, ObjectiveConfig
 from lm.data.batches import Batches
+from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 
 OBJECTIVES = {

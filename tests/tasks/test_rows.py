@@ -1,12 +1,14 @@
 """Rows of encoder-decoders and decoders: whole examples, both sides under one number, the same from any process."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Batches, count_tokens
+from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 from lm.tasks import create_row_format
 
@@ -29,7 +31,11 @@ def make_split(seed: int = 0, pairs: bool = False) -> Split:
 
 def make(name: str, seed: int = 0, **data) -> tuple[Split, Batches]:
     split = make_split(pairs=name == "pairs")
-    settings = {"seq_length": 96, "target_length": 24 if name == "span_corruption" else 96, "batch_size": 8} | data
+    settings: dict[str, Any] = {
+        "seq_length": 96,
+        "target_length": 24 if name == "span_corruption" else 96,
+        "batch_size": 8,
+    } | data
     if name == "pairs":
         settings["source"] = "dates"
     data_config = DataConfig(**settings)

@@ -17,8 +17,8 @@ from lm import tasks
 from lm.config import ARCHITECTURES, Config, DataConfig, MixtureConfig, ObjectiveConfig, TaskConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.examples import Examples, running_text
+from lm.data.special_ids import SpecialIds
 from lm.data.store import Split, Store
-from lm.data.tokenizer import SpecialIds
 from lm.errors import InputError
 from lm.models import Encoder
 from lm.tasks import ArraySpec, Batch, Sums, Vocabulary, registry

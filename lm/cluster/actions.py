@@ -1,4 +1,4 @@
-"""What a launcher does, as a list that can be shown before it is carried out."""
+"""The actions of a launcher, which can be printed before they are carried out."""
 
 import dataclasses
 import shlex
@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from lm import storage
 from lm.errors import InputError
 
-END = "END_OF_INPUT"  # marks the end of a here-document; no script of ours has such a line
+END = "END_OF_INPUT"  # ends a here-document; no script of ours has this line
 
 
 @dataclasses.dataclass(frozen=True)
 class Write:
-    """A file to be written, on this machine or in object storage.
+    """Writes a file, on this machine or in object storage.
 
     Attributes:
-        shown: what a dry run says of the content; empty: the content itself.
+        shown: what a dry run prints instead of the content; empty: the content itself.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Write:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A program to be run, with `stdin` as its input; printed as the line of shell that does the same."""
+    """Runs a program with `stdin` as its input. Printed, it is the line of shell that does the same."""
 
     argv: tuple[str, ...]
     stdin: str = ""
@@ -47,39 +47,41 @@ class Command:
         return f"{line} <<'{END}'\n{self.stdin}{END}" if self.stdin else line
 
     def carry_out(self) -> None:
-        """Runs it to its end.
+        """Runs the program to its end.
 
         Raises:
-            InputError: when the program is not installed, or fails; it has said why on stderr.
+            InputError: the program is not installed, or it failed; its own message is on stderr.
         """
         if code := self.exit_code():
             raise InputError(f"{self.argv[0]} failed with exit code {code}; the command was: {shlex.join(self.argv)}")
 
     def exit_code(self) -> int:
-        """Runs it to its end, its output going where ours goes."""
+        """Runs the program to its end and returns its exit code. It inherits our stdout and stderr."""
         return self._run().returncode
 
     def output(self) -> subprocess.CompletedProcess[str]:
-        """Runs it to its end and keeps what it prints."""
+        """Runs the program to its end and returns what it printed."""
         return self._run(capture_output=True)
 
-    def _run(self, **options: bool) -> subprocess.CompletedProcess[str]:
-        given = {"input": self.stdin} if self.stdin else {"stdin": subprocess.DEVNULL}
+    def _run(self, capture_output: bool = False) -> subprocess.CompletedProcess[str]:
+        stdin = None if self.stdin else subprocess.DEVNULL
         try:
-            return subprocess.run(self.argv, text=True, check=False, **given, **options)  # pyright: ignore
+            return subprocess.run(
+                self.argv, text=True, check=False, input=self.stdin or None, stdin=stdin, capture_output=capture_output
+            )
         except FileNotFoundError:
             raise InputError(f"{self.argv[0]} is not installed here; install it, or print with --dry_run.") from None
 
 
-Step = Write | Command
+Action = Write | Command
 
 
-def show(steps: Iterable[Step | str]) -> None:
-    """Prints what would be done; a string is a comment."""
-    for step in steps:
-        print(f"# {step}" if isinstance(step, str) else step)
+def show(actions: Iterable[Action | str]) -> None:
+    """Prints actions; a string is printed as a comment."""
+    for action in actions:
+        print(f"# {action}" if isinstance(action, str) else action)
 
 
-def carry_out(steps: Iterable[Step]) -> None:
-    for step in steps:
-        step.carry_out()
+def carry_out(actions: Iterable[Action]) -> None:
+    for action in actions:
+        action.carry_out()

@@ -1,105 +1,35 @@
-"""Plans as a table for people and as JSON for programs."""
+"""Prints plans: tables for people, JSON for programs."""
 
-import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from lm.errors import InputError
-from lm.plan.chips import parse
+from lm.accelerators import Topology
+from lm.plan.cost import Run
 from lm.plan.serving import Serving
 from lm.plan.step import KERNEL_EFFICIENCY, LINK_EFFICIENCY, Plan
 
 _HEADINGS = ("topology", "mesh", "rows", "remat", "unroll", "HBM", "of it", "step", "MFU", "run", "cost")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A whole run by one plan.
-
-    Attributes:
-        plan: of its step.
-        hours: all steps at the predicted speed; cost: at the price of a chip-hour. None where unknown.
-    """
-
-    plan: Plan
-    hours: float | None
-    cost: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self.plan), "run_hours": self.hours, "run_cost": self.cost}
-
-
-def whole_run(plan: Plan, steps: int, prices: dict[str, float]) -> Run:
-    """What `steps` of a plan take.
-
-    Args:
-        prices: of a chip-hour, by the kind of chip.
-    """
-    topology = parse(plan.topology)
-    if not plan.predicted_step_seconds:
-        return Run(plan, None, None)
-    hours = plan.predicted_step_seconds * steps / 3600
-    price = prices.get(topology.kind)
-    return Run(plan, hours, None if price is None else hours * price * topology.chips)
-
-
-def ranked(runs: Sequence[Run], deadline: float | None = None) -> list[Run]:
-    """The best first: what fits and meets the deadline (hours), by cost, without prices by chip-hours.
-
-    A deadline that nothing meets ranks by time instead.
-    """
-
-    def chip_hours(run: Run) -> float:
-        return float("inf") if run.hours is None else run.hours * parse(run.plan.topology).chips
-
-    def key(run: Run) -> tuple[Any, ...]:
-        late = deadline is not None and (run.hours is None or run.hours > deadline)
-        spent = chip_hours(run) if run.cost is None else run.cost
-        hours = float("inf") if run.hours is None else run.hours
-        return not run.plan.fits, late, (hours if late else spent), hours, run.plan.estimated_cycles
-
-    return sorted(runs, key=key)
-
-
-def read_prices(path: str | None) -> dict[str, float]:
-    """The price of a chip-hour of each kind, from a JSON file such as `{"v5e": 1.2}`.
-
-    Raises:
-        InputError: there is no such file, or something else is in it.
-    """
-    if not path:
-        return {}
-    try:
-        with open(path) as file:
-            return {kind: float(price) for kind, price in json.load(file).items()}
-    except OSError as error:
-        raise InputError(f"--prices is {path!r}: {error.strerror}; give a JSON file.") from error
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(
-            f'--prices is {path!r}, which is no JSON object of prices; give one such as {{"v5e": 1.2}}.'
-        ) from error
-
-
-def as_json(found: Sequence[dict[str, Any]], single: bool) -> str:
-    """One object, or a list of them, best first."""
+def as_json(found: Sequence[Mapping[str, object]], single: bool) -> str:
+    """Returns one JSON object, or a list of them, best first."""
     return json.dumps(found[0] if single else list(found), indent=2) + "\n"
 
 
 def table(runs: Sequence[Run]) -> str:
-    """A line a run, aligned; then what of it is an estimate."""
+    """Returns a table with a line for each run, the reasons of those that do not fit, and a note on estimates."""
     reasons = [f"{_mesh(run.plan)} on {run.plan.topology}: {run.plan.message}" for run in runs if not run.plan.fits]
     note = (
-        "HBM of a chip's device, as the compiler laid it out. Step, MFU, run and cost are estimates: the compiler's "
-        f"cycles, kernels at {KERNEL_EFFICIENCY:.0%} of the peak, and collectives that nothing hides at "
+        "HBM is that of one device, as the compiler allocates it. Step, MFU, run and cost are estimates from the "
+        f"compiler's cycles, with kernels at {KERNEL_EFFICIENCY:.0%} of the peak and synchronous collectives at "
         f"{LINK_EFFICIENCY:.0%} of the links."
     )
     return "\n".join([*_aligned([_HEADINGS, *map(_cells, runs)]), *reasons, note])
 
 
 def details(run: Run) -> str:
-    """What one plan is made of."""
-    plan, chip = run.plan, parse(run.plan.topology).chip
+    """Returns the memory, FLOPs and collectives of one plan, a line each."""
+    plan, chip = run.plan, Topology.parse(run.plan.topology).chip
     parts = {
         "parameters": plan.parameter_bytes,
         "optimizer": plan.optimizer_bytes,
@@ -117,14 +47,14 @@ def details(run: Run) -> str:
         hidden = found["hidden_bytes"] / found["bytes"] if found["bytes"] else 0.0
         lines.append(
             f"{kind}: {found['executions']:.0f} a step, {_size(found['bytes'])} sent by a device, {hidden:.0%} of it "
-            "while something else computes"
+            "asynchronously"
         )
     lines.append(f"compiled in {plan.compile_seconds:.0f} s")
     return "\n".join(lines)
 
 
 def serving_table(plans: Sequence[Serving]) -> str:
-    """A line a topology, aligned; then what of it is an estimate."""
+    """Returns a table with a line for each topology, the reasons where nothing fits, and a note on estimates."""
     headings = (
         "topology",
         "mesh",
@@ -140,8 +70,9 @@ def serving_table(plans: Sequence[Serving]) -> str:
     )
     reasons = [f"{_mesh(plan)} on {plan.topology}: {plan.message}" for plan in plans if not plan.fits]
     note = (
-        "HBM of a chip's device, as the compiler laid it out; of the cache, what is written to and the source's. Time "
-        "and tokens/s are estimates by the compiler's cycles, for a batch in which some row is written to its end."
+        "HBM is that of one device, as the compiler allocates it. The cache holds the keys and values of the source "
+        "and of the tokens written. Time and tokens/s are estimates from the compiler's cycles, for a batch in which "
+        "at least one row reaches the maximum length."
     )
     return "\n".join([*_aligned([headings, *map(_serving_cells, plans)]), *reasons, note])
 

@@ -1,0 +1,228 @@
+"""The accelerators that the project knows, and the TPU slices that they are rented in.
+
+Training reads a peak here for its MFU, the planner memory and links, the launchers the names that Google's interfaces
+use. Sources: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and, for Kubernetes,
+https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus; for GPUs, NVIDIA's data sheets.
+"""
+
+import dataclasses
+import math
+import re
+
+from lm.errors import InputError
+
+_GIB = 2**30
+_CHIPS_PER_HOST = 4
+_ONE_HOST: dict[tuple[int, ...], int] = {(1, 1): 1, (2, 4): 8}  # v5e and v6e: hosts of other sizes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One kind of accelerator. JAX shows a chip as one device; a tpu7x as two.
+
+    Attributes:
+        device_kinds: the names that JAX gives its devices (`jax.Device.device_kind`).
+        peak_flops: dense bfloat16 FLOP/s of a device.
+    """
+
+    device_kinds: tuple[str, ...]
+    peak_flops: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tpu(Chip):
+    """One kind of TPU chip.
+
+    Attributes:
+        hbm: bytes of a device that a program may use. libtpu's compiler states the number when a program needs more.
+        clock: Hz; converts the compiler's estimated cycles to seconds. For v4, v5e and v5p it follows from the peak
+            and the number of 128 x 128 systolic arrays, each cell of which does one multiply-add a cycle. For v6e and
+            tpu7x it is not published; we choose the clock at which a product of 4,096 x 4,096 matrices reaches 97% of
+            the peak by the compiler's cycles, as it does on a v5e.
+        link: bytes/s between a device and its neighbours, all links and both directions together.
+        network: bytes/s of a device over the data-centre network.
+        devices: JAX devices of a chip.
+        megacore: whether the compiler joins a chip's two cores into one device.
+        dimensions: of a slice's shape.
+        gke: value of the node label `cloud.google.com/gke-tpu-accelerator`.
+        vm: prefix of the accelerator type of TPU VMs (`v5litepod` in `v5litepod-256`); empty: not rented as TPU VMs.
+        vm_units: what the number in an accelerator type counts for each chip: cores up to v5p, chips since.
+        vm_runtime: the default software version of TPU VMs.
+    """
+
+    hbm: float
+    clock: float
+    link: float
+    network: float = 6.25e9
+    devices: int = 1
+    megacore: bool = False
+    dimensions: int
+    gke: str
+    vm: str = ""
+    vm_units: int = 1
+    vm_runtime: str = ""
+
+
+TPUS = {
+    "v4": Tpu(
+        device_kinds=("TPU v4",),
+        peak_flops=275e12,
+        hbm=30.75 * _GIB,
+        clock=275e12 / (8 * 128**2 * 2),
+        link=300e9,
+        megacore=True,
+        dimensions=3,
+        gke="tpu-v4-podslice",
+        vm="v4",
+        vm_units=2,
+        vm_runtime="tpu-ubuntu2204-base",
+    ),
+    "v5e": Tpu(
+        device_kinds=("TPU v5 lite",),
+        peak_flops=197e12,
+        hbm=15.75 * _GIB,
+        clock=197e12 / (4 * 128**2 * 2),
+        link=200e9,
+        dimensions=2,
+        gke="tpu-v5-lite-podslice",
+        vm="v5litepod",
+        vm_runtime="v2-alpha-tpuv5-lite",
+    ),
+    "v5p": Tpu(
+        device_kinds=("TPU v5",),
+        peak_flops=459e12,
+        hbm=95.73 * _GIB,
+        clock=459e12 / (8 * 128**2 * 2),
+        link=600e9,
+        dimensions=3,
+        gke="tpu-v5p-slice",
+        vm="v5p",
+        vm_units=2,
+        vm_runtime="v2-alpha-tpuv5",
+    ),
+    "v6e": Tpu(
+        device_kinds=("TPU v6 lite",),
+        peak_flops=918e12,
+        hbm=31.24 * _GIB,
+        clock=1.95e9,
+        link=448e9,
+        dimensions=2,
+        gke="tpu-v6e-slice",
+        vm="v6e",
+        vm_runtime="v2-alpha-tpuv6e",
+    ),
+    "tpu7x": Tpu(
+        device_kinds=("TPU7x",),
+        peak_flops=2307e12 / 2,
+        hbm=94.74 * _GIB,
+        clock=2.64e9,
+        link=600e9,
+        devices=2,
+        dimensions=3,
+        gke="tpu7x",
+    ),
+}
+GPUS = {
+    "a100": Chip(device_kinds=("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB"), peak_flops=312e12),
+    "h100": Chip(device_kinds=("NVIDIA H100 80GB HBM3",), peak_flops=989e12),
+    "h200": Chip(device_kinds=("NVIDIA H200",), peak_flops=989e12),
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns the bfloat16 peak (FLOP/s) of a device by the name that JAX gives it; None for an unknown device."""
+    chips = [*TPUS.values(), *GPUS.values()]
+    return next((chip.peak_flops for chip in chips if device_kind in chip.device_kinds), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Slices of one kind of TPU: `v5e:16x16` is 256 chips, `2*v5e:16x16` two such slices.
+
+    Attributes:
+        kind: a key of `TPUS`.
+        shape: chips along each dimension of a slice.
+        slices: slices, joined over the data-centre network.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Topology":
+        """Reads `KIND:SHAPE` or `SLICES*KIND:SHAPE`. A third dimension of 1 may be written or left out.
+
+        Raises:
+            InputError: the text has another form, or no chip has that shape.
+        """
+        match = re.fullmatch(r"(?:([1-9]\d*)\*)?(\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", text.strip())
+        chip = TPUS.get(match[2]) if match else None
+        if match and chip:
+            shape = tuple(map(int, match[3].split("x")))
+            if shape[2:] in ((), (1,)):
+                shape = (*shape[:2], 1)[: chip.dimensions]
+            if len(shape) == chip.dimensions:
+                return cls(match[2], shape, int(match[1] or 1))
+        raise InputError(
+            f"--topology is {text!r}; accepted: KIND:SHAPE with a kind among {', '.join(TPUS)} and the chips along "
+            "each dimension, such as v5e:16x16, v6e:8x8 or v5p:4x4x4; several slices are written 2*v5e:16x16."
+        )
+
+    @property
+    def name(self) -> str:
+        """The text that `parse` reads."""
+        return f"{self.slices}*{self.slice_name}" if self.slices > 1 else self.slice_name
+
+    @property
+    def slice_name(self) -> str:
+        """The name of one slice, such as `v5e:16x16`."""
+        return f"{self.kind}:{self.shape_name}"
+
+    @property
+    def shape_name(self) -> str:
+        """The shape of one slice, such as `16x16`."""
+        return "x".join(map(str, self.shape))
+
+    @property
+    def chip(self) -> Tpu:
+        return TPUS[self.kind]
+
+    @property
+    def chips(self) -> int:
+        """Chips of all slices."""
+        return self.slices * math.prod(self.shape)
+
+    @property
+    def chips_per_host(self) -> int:
+        return _ONE_HOST.get(self.shape, _CHIPS_PER_HOST)
+
+    @property
+    def hosts_per_slice(self) -> int:
+        """Hosts of one slice.
+
+        Raises:
+            InputError: the chips of a slice do not fill whole hosts.
+        """
+        chips = math.prod(self.shape)
+        if chips % self.chips_per_host:
+            raise InputError(
+                f"--topology is {self.slice_name}, {chips} chips; a host has {self.chips_per_host}: choose a shape "
+                "that fills whole hosts."
+            )
+        return chips // self.chips_per_host
+
+    @property
+    def accelerator_type(self) -> str:
+        """The accelerator type of one slice for TPU VMs, such as `v5litepod-256`.
+
+        Raises:
+            InputError: this kind of TPU is not rented as TPU VMs.
+        """
+        if not self.chip.vm:
+            rented = [kind for kind, chip in TPUS.items() if chip.vm]
+            raise InputError(
+                f"--topology is {self.slice_name}; TPU VMs are {', '.join(rented)}. Rent {self.kind} with "
+                "launch/cluster/gke.py."
+            )
+        return f"{self.chip.vm}-{math.prod(self.shape) * self.chip.vm_units}"

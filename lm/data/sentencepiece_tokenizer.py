@@ -1,0 +1,178 @@
+"""Trains and runs sentencepiece tokenizers.
+
+A tokenizer trained here has byte fallback: every string has ids, and its ids decode to the same string (except that
+U+2581 becomes a space). The first ids are fixed:
+
+    0 [PAD]   1 [UNK]   2 [CLS]   3 [SEP]   4 [MASK]   5..104 <extra_id_99>..<extra_id_0>
+
+Sentinel k is 104 - k: the sentinels descend, as T5's do. All but [UNK] are control symbols, which no text can produce.
+No text produces [UNK] either, because of the byte fallback.
+
+T5's own models (`spiece.model`) are read too; the 100 sentinels are appended to them.
+"""
+
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import sentencepiece
+
+from lm.data.special_ids import FIRST_ORDINARY_ID, NUM_SENTINELS, SpecialIds, require
+from lm.errors import InputError
+
+# Characters of a training sample for each piece of the vocabulary. More take longer and change little.
+SAMPLE_CHARACTERS_PER_PIECE = 1200
+
+_CONTROL = ["[CLS]", "[SEP]", "[MASK]", *(f"<extra_id_{k}>" for k in reversed(range(NUM_SENTINELS)))]
+_T5_PIECES = ["<pad>", "</s>", "<unk>"]  # the first pieces of T5's own models
+_MASK = re.compile(r" ?\[MASK\]")
+_PLACEHOLDER = "\x01"  # stands for [MASK] inside text; a byte piece, so no other piece contains it
+
+
+def _is_cjk(character: str) -> bool:
+    code = ord(character)
+    return (
+        0x2E80 <= code <= 0x9FFF or 0xAC00 <= code <= 0xD7AF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF
+    )
+
+
+class SentencePiece:
+    """A `Tokenizer` of a sentencepiece model with this module's special ids or with T5's."""
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, model: bytes):
+        """Loads a serialized model.
+
+        Raises:
+            InputError: the bytes are no sentencepiece model, or its special ids are neither this module's nor T5's.
+        """
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"the tokenizer is no sentencepiece model ({error}); give a .model file.") from error
+        self._model = model
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self._num_pieces = size = self._processor.get_piece_size()
+        expected = ["[PAD]", "[UNK]", *_CONTROL]
+        pieces = [self._processor.id_to_piece(i) for i in range(min(len(expected), size))]
+        if pieces == expected:
+            self.special, self.vocab_size = SpecialIds(), size
+            self.special_ids = np.arange(FIRST_ORDINARY_ID, dtype=np.int32)
+        elif pieces[: len(_T5_PIECES)] == _T5_PIECES:
+            self.vocab_size = size + NUM_SENTINELS
+            last = self.vocab_size - 1
+            self.special = SpecialIds(pad=0, unk=2, cls=-1, sep=1, mask=-1, first_sentinel=last)
+            self.special_ids = np.array([0, 1, 2, *range(size, self.vocab_size)], np.int32)
+        else:
+            raise InputError(
+                f"the tokenizer's first pieces are {', '.join(pieces[:6])}, ...; accepted: models that lm trained, "
+                f"which begin with {', '.join(expected[:6])}, ..., and T5's, with {', '.join(_T5_PIECES)}. Leave "
+                "data.tokenizer empty to train one."
+            )
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], *, vocab_size: int, kind: str = "unigram", split_digits: bool = False
+    ) -> "SentencePiece":
+        """Trains a tokenizer on sentences. The result depends on the texts alone.
+
+        Text is neither normalised, which would turn `，` into `,`, nor stripped of whitespace: decoding gives back the
+        text. A small corpus gives fewer pieces than `vocab_size`.
+
+        Args:
+            texts: sentences without line breaks; those over 16 KiB are ignored.
+            vocab_size: pieces wanted, with the 105 special and 256 byte pieces.
+            kind: `unigram` or `bpe`.
+            split_digits: make every digit a piece of its own.
+
+        Raises:
+            InputError: there is too little text, or `texts` raised it.
+        """
+        buffer = io.BytesIO()
+        unreadable: list[InputError] = []
+
+        def watched() -> Iterator[str]:  # the trainer turns every error of its iterator into a RuntimeError
+            try:
+                yield from texts
+            except InputError as error:
+                unreadable.append(error)
+                raise
+
+        # An option is written into the model, and changes its hash, even if it has the default value.
+        written_only_if_set = {"split_digits": True} if split_digits else {}
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=watched(),
+                model_writer=buffer,
+                model_type=kind,
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                pad_id=0,
+                unk_id=1,
+                bos_id=-1,
+                eos_id=-1,
+                pad_piece="[PAD]",
+                unk_piece="[UNK]",
+                control_symbols=_CONTROL,
+                byte_fallback=True,
+                character_coverage=0.9995,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                max_sentence_length=1 << 14,
+                num_threads=16,  # fixed, because the number of threads changes the rounding and so the model
+                minloglevel=2,
+                **written_only_if_set,  # pyright: ignore[reportArgumentType]
+            )
+        except RuntimeError as error:
+            if unreadable:
+                raise unreadable[0] from None
+            raise InputError(f"no tokenizer can be trained on this corpus ({error}); give more text.") from error
+        return cls(buffer.getvalue())
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
+
+    def encode_with_masks(self, text: str) -> np.ndarray:
+        if "[MASK]" in text:
+            require(self.special, "mask", use="a text with [MASK]")
+        marked = _MASK.sub(_PLACEHOLDER, text.replace(_PLACEHOLDER, ""))
+        (ids,) = self.encode([marked])
+        masked = np.where(ids == self._placeholder_id, self.special.mask, ids).astype(np.int32)
+        # If the text begins with [MASK], the first id is the word mark of the missing word.
+        return masked[1:] if marked.startswith(_PLACEHOLDER) else masked
+
+    @functools.cached_property
+    def _placeholder_id(self) -> int:
+        return int(self.encode([_PLACEHOLDER])[0][-1])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._processor.decode([int(i) for i in ids if i < self._num_pieces])
+
+    def id_to_piece(self, index: int) -> str:
+        if index >= self._num_pieces:
+            return f"<extra_id_{self.special.first_sentinel - int(index)}>"
+        return self._processor.id_to_piece(int(index))
+
+    def starts_word(self) -> np.ndarray:
+        """Returns bool [V]: true for `▁...`, special tokens, punctuation and CJK pieces (CJK text has no spaces).
+
+        Byte pieces spell characters that have no piece. ASCII bytes begin a word. So does the first byte of a character
+        of three or four bytes, which is mostly CJK or a symbol. The first of two bytes (Latin, Greek, Cyrillic, ...)
+        and continuation bytes continue the word before.
+        """
+        starts = np.ones(self.vocab_size, bool)
+        for index in np.setdiff1d(np.arange(self.vocab_size), self.special_ids).tolist():
+            piece = self.id_to_piece(index)
+            if self._processor.is_byte(index):
+                byte = int(piece[1:-1], 16)
+                starts[index] = byte < 0x80 or byte >= 0xE0
+            else:
+                starts[index] = piece[0] == "▁" or _is_cjk(piece[0]) or not any(map(str.isalnum, piece))
+        return starts
+
+    def to_bytes(self) -> bytes:
+        return self._model

@@ -1,0 +1,81 @@
+"""What a whole run costs by a plan of its step: hours, money, and which plan is best."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from lm.accelerators import Topology
+from lm.errors import InputError
+from lm.plan.step import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A whole run by one plan.
+
+    Attributes:
+        plan: the plan of a step.
+        hours: all steps at the predicted speed; None where the plan predicts none.
+        cost: the price of the chip-hours; None without a price.
+    """
+
+    plan: Plan
+    hours: float | None
+    cost: float | None
+
+    def to_dict(self) -> dict[str, object]:
+        return {**dataclasses.asdict(self.plan), "run_hours": self.hours, "run_cost": self.cost}
+
+
+def whole_run(plan: Plan, steps: int, prices: dict[str, float]) -> Run:
+    """Returns the hours and the cost of `steps` steps of a plan.
+
+    Args:
+        plan: the plan of a step.
+        steps: of the run.
+        prices: the price of a chip-hour by the kind of chip.
+    """
+    topology = Topology.parse(plan.topology)
+    if not plan.predicted_step_seconds:
+        return Run(plan, None, None)
+    hours = plan.predicted_step_seconds * steps / 3600
+    price = prices.get(topology.kind)
+    return Run(plan, hours, None if price is None else hours * price * topology.chips)
+
+
+def ranked(runs: Sequence[Run], deadline: float | None = None) -> list[Run]:
+    """Returns the runs, best first: those that fit and meet the deadline, by cost, or without prices by chip-hours.
+
+    Runs that miss the deadline follow, by time.
+
+    Args:
+        runs: to rank.
+        deadline: hours.
+    """
+
+    def key(run: Run) -> tuple[bool, bool, float, float, int]:
+        hours = float("inf") if run.hours is None else run.hours
+        late = deadline is not None and hours > deadline
+        spent = hours * Topology.parse(run.plan.topology).chips if run.cost is None else run.cost
+        return not run.plan.fits, late, (hours if late else spent), hours, run.plan.estimated_cycles
+
+    return sorted(runs, key=key)
+
+
+def read_prices(path: str | None) -> dict[str, float]:
+    """Reads the price of a chip-hour of each kind from a JSON file such as `{"v5e": 1.2}`; no path: no prices.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    if not path:
+        return {}
+    try:
+        with open(path) as file:
+            return {kind: float(price) for kind, price in json.load(file).items()}
+    except OSError as error:
+        raise InputError(f"--prices is {path!r}: {error.strerror}; give a JSON file.") from error
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(
+            f'--prices is {path!r}, which is no JSON object of prices; give one such as {{"v5e": 1.2}}.'
+        ) from error
