@@ -23,7 +23,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, AnyStr, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -63,7 +63,9 @@ def define_config() -> Callable[[], Config]:
     return config
 
 
-def opened(flag: flags.FlagHolder[str], mode: str, standard: IO[Any]) -> contextlib.AbstractContextManager[IO[Any]]:
+def opened(
+    flag: flags.FlagHolder[str], mode: str, standard: IO[AnyStr]
+) -> contextlib.AbstractContextManager[IO[AnyStr]]:
     """The file that a flag names, or for - the standard stream, which stays open.
 
     Raises:
@@ -185,7 +187,7 @@ def _load_config(path: str) -> Config:
     return config
 
 
-def _fields(value: Any, prefix: str) -> Iterator[str]:
+def _fields(value: object, prefix: str) -> Iterator[str]:
     """The dotted names below a section; entries of a mapping, such as the tasks of a mixture, are sections too."""
     if dataclasses.is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

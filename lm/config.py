@@ -389,6 +389,8 @@ class OptimConfig:
         b1, b2, eps: Adam's; bias_correction: BERT's original AdamW has none.
         weight_decay: applied to every weight of rank two or more a layer, never to norms and biases.
         clip_norm: the largest global gradient norm; 0 for no clipping.
+        frozen: parameters that are not trained: regular expressions of their whole paths, separated by commas, such
+            as `encoder/embedding/.*`. Empty: all are trained.
     """
 
     name: str = "adamw"
@@ -403,6 +405,7 @@ class OptimConfig:
     bias_correction: bool = True
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    frozen: str = ""
 
     def validate(self) -> None:
         _one_of("optim.name", self.name, ("adamw", "stable_adamw", "lamb", "adafactor"))
@@ -415,6 +418,11 @@ class OptimConfig:
         _within("optim.b1", self.b1, 0.0, 0.99999)
         _within("optim.b2", self.b2, 0.0, 0.99999)
         _at_least("optim.clip_norm", self.clip_norm, 0.0)
+        for pattern in self.frozen.split(","):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"optim.frozen has {pattern!r}: {error}; accepted: regular expressions.") from error
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -10,14 +10,14 @@ F feed-forward, V vocabulary, M masked positions, P segments of a row.
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from lm.config import Config, MeshConfig
 from lm.errors import InputError
@@ -56,7 +56,7 @@ ACTIVATIONS = {
 }
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[object] | None = None) -> Mesh:
     """Lays the devices out as the config says, an axis of -1 taking whatever is left.
 
     The axes that communicate most take the nearest neighbours of a TPU's network. Several slices, which a data-centre
@@ -84,7 +84,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(_device_grid(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _device_grid(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+def _device_grid(sizes: dict[str, int], devices: Sequence[object]) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes["data"] % slices:
         raise InputError(
@@ -130,7 +130,7 @@ def nearest(value: int, step: int) -> str:
     return f"{below} or {below + step}" if below else str(step)
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_name(path: tuple[object, ...]) -> str:
     """A pytree key path as `layers/attention/query/kernel`."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
@@ -147,7 +147,7 @@ def parameter_spec(path: str, ndim: int) -> P:
     raise KeyError(f"No row of sharding.PARAMETERS matches the parameter {path!r}; add one.")
 
 
-def state_shardings(mesh: Mesh, state: dict[str, Any]) -> dict[str, Any]:
+def state_shardings(mesh: Mesh, state: Mapping[str, object]) -> dict[str, object]:
     """Shardings of a training state `{params, opt, step}` from its abstract shapes.
 
     An optimizer statistic with the path and shape of a parameter lies as that parameter does; what is
@@ -162,12 +162,12 @@ def state_shardings(mesh: Mesh, state: dict[str, Any]) -> dict[str, Any]:
     """
     known: dict[str, tuple[tuple[int, ...], P]] = {}
 
-    def place_parameter(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def place_parameter(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = path_name(path)
         known[name] = (leaf.shape, parameter_spec(name, leaf.ndim))
         return NamedSharding(mesh, known[name][1])
 
-    def place_statistic(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def place_statistic(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = path_name(path)
         for start in [0] + [match.end() for match in re.finditer("/", name)]:
             shape, spec = known.get(name[start:], (None, P()))
@@ -281,7 +281,7 @@ def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
-def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: Any) -> jax.Array:
+def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Rows of an embedding table, [B, L, D], not yet laid out as an activation.
 
     Where tables are split along D, every device looks up its part of D for all that share the table with it, and the

@@ -11,7 +11,7 @@ import importlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, TypeAlias
 
 import fsspec
 import fsspec.config
@@ -20,10 +20,12 @@ from etils import epath
 
 from lm.errors import InputError
 
+Spec: TypeAlias = dict[str, str | dict[str, str] | dict[str, str | int]]  # of TensorStore's key-value stores
+
 # What serves a scheme through fsspec: the package, and the extra of setup.py that installs it.
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 # About four minutes in all: an outage that lasts longer is not one to wait for with a pod.
-_RETRIES = {"max_retries": 14, "initial_delay": "200ms", "max_delay": "32s"}
+_RETRIES: dict[str, str | int] = {"max_retries": 14, "initial_delay": "200ms", "max_delay": "32s"}
 
 # What an error's text says -> what is wrong, and what to do. The first that matches counts.
 _REASONS = {
@@ -54,7 +56,7 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
-def kvstore(path: str, *names: str) -> dict[str, Any]:
+def kvstore(path: str, *names: str) -> Spec:
     """The TensorStore key-value spec of a folder below `path`, which is local, gs://... or s3://...
 
     An S3 endpoint and region other than Amazon's come from AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) and AWS_REGION
@@ -71,7 +73,7 @@ def kvstore(path: str, *names: str) -> dict[str, Any]:
     if scheme == "gs":
         return {"driver": "gcs", "bucket": bucket, "path": folder, "gcs_request_retries": _RETRIES}
     if scheme == "s3":
-        spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": folder, "s3_request_retries": _RETRIES}
+        spec: Spec = {"driver": "s3", "bucket": bucket, "path": folder, "s3_request_retries": _RETRIES}
         if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
             spec["endpoint"] = endpoint
         if region := _aws_region():
@@ -190,7 +192,7 @@ def as_path(path: epath.PathLike) -> epath.Path:
 
 
 @functools.cache
-def _filesystem(scheme: str) -> Any:
+def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
     if scheme not in _PACKAGES:
         raise InputError(f"{scheme}:// cannot be used; accepted: a local path, gs://... or s3://....")
     package, extra = _PACKAGES[scheme]
@@ -199,7 +201,7 @@ def _filesystem(scheme: str) -> Any:
     except ImportError as error:
         raise InputError(f"{scheme}:// needs {package}; pip install 'lm-jax[{extra}]'.") from error
     # Other clients and processes write there too: what was listed a moment ago is not what is there.
-    settings: dict[str, Any] = {"use_listings_cache": False}
+    settings: dict[str, object] = {"use_listings_cache": False}
     if scheme == "s3":
         settings["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": _RETRIES["max_retries"]}}
         if region := _aws_region():
@@ -217,9 +219,9 @@ def find(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
         if files.isfile(pattern):
             found = [pattern]
         elif below := files.find(pattern):
-            found = [path for path in below if path.endswith(suffixes)]
+            found = [path for path in map(str, below) if path.endswith(suffixes)]
         else:
-            found = [path for path in files.glob(pattern) if files.isfile(path)]
+            found = [path for path in map(str, files.glob(pattern)) if files.isfile(path)]
     return sorted(path if is_remote(path) else f"{scheme}://{path}" for path in found)
 
 

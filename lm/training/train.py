@@ -13,13 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import checkpoint, distributed, lease, models, sharding
 from lm.config import Config
 from lm.data import batches, mixture
-from lm.data import tokenizer as tokenizers
 from lm.data.mixture import Task
 from lm.data.store import Store
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
+from lm.training import adapters, objectives
 from lm.training import metrics as metrics_lib
-from lm.training import objectives
+from lm.training.initial import initial_params
 from lm.training.objectives import Objective
 from lm.training.report import Diverged, Report
 from lm.training.step import Metrics, Program, compile_program
@@ -54,22 +53,6 @@ def evaluate(program: Program, params: models.Params, tasks: Sequence[Task], cou
 
 def _named(prefix: str, metrics: Metrics) -> dict[str, float]:
     return {prefix + name: float(value) for name, value in jax.device_get(metrics).items()}
-
-
-def initial_params(path: str, tokenizer: Tokenizer, abstract_params: models.Params) -> models.Params:
-    """The parameters of another run or an imported model, to begin from instead of random ones.
-
-    Raises:
-        InputError: when there is no such checkpoint, or its tokenizer or shapes are not this run's.
-    """
-    workdir, step = checkpoint.locate(path)
-    if tokenizers.load_tokenizer(str(workdir)).fingerprint != tokenizer.fingerprint:
-        raise InputError(
-            f"checkpoint.init_from={path} has another tokenizer than this run; set data.tokenizer={workdir} and "
-            "prepare the store with it."
-        )
-    distributed.say(f"starting from the weights of {path}")
-    return checkpoint.load_params(workdir, step, abstract_params)
 
 
 def shared_stores(config: Config, folder: str) -> dict[str, Store]:
@@ -166,7 +149,8 @@ def _train(
     primary = distributed.is_primary()
 
     # ---- Program and state ------------------------------------------------------------------
-    saved = checkpoint.Checkpoints(root, config.checkpoint)
+    partition = functools.partial(adapters.partition, frozen=config.optim.frozen)
+    saved = checkpoint.Checkpoints(root, config.checkpoint, partition)
     with distributed.agreement():
         start = first_step(saved, root)
     if start >= config.train.steps:
@@ -184,7 +168,7 @@ def _train(
     else:
         state = program.init()
         if config.checkpoint.init_from:
-            state["params"] = initial_params(config.checkpoint.init_from, tokenizer, program.abstract_state["params"])
+            state["params"] = initial_params(config.checkpoint.init_from, tokenizer, state["params"])
     if primary:
         checkpoint.write_atomically(root / tokenizer.file_name, tokenizer.to_bytes())
         checkpoint.write_config(root, config)
