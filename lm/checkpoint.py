@@ -90,7 +90,7 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
 
     def latest_step(self) -> int | None:
-        """The newest complete step, or None."""
+        """Returns the newest complete step, or None."""
         return self._manager.latest_step()
 
     def restore(self, abstract_state: State) -> tuple[int, State]:
@@ -172,7 +172,7 @@ def _read_all(folder: epath.Path, wanted: dict[str, T]) -> tuple[dict[str, T], d
 
 
 def _elsewhere(sums: Sums | None, tree: object) -> Sums:
-    """The saved checksums of arrays that the tree does not hold: those of frozen parameters."""
+    """Returns the saved checksums of arrays that the tree does not hold: those of frozen parameters."""
     here = set(checksums.names(tree))
     return {name: value for name, value in (sums or {}).items() if name not in here}
 
@@ -182,12 +182,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _all_processes(mine: bool) -> bool:
-    """Whether it is true in every process; all of them must ask."""
+    """Returns whether `mine` is true in every process; all of them must call it."""
     return bool(np.all(multihost_utils.process_allgather(np.bool_(mine)))) if jax.process_count() > 1 else mine
 
 
 def write_atomically(path: epath.Path, content: bytes) -> None:
-    """Writes a small file that is, at every moment, either absent, the old one or complete."""
+    """Writes a small file. Readers find the old content or the new one, never a part."""
     storage.write_key(str(path.parent), path.name, content)
 
 
@@ -208,19 +208,19 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> None:
 
 
 def write_config(workdir: epath.PathLike, config: Config) -> None:
-    """Keeps the config of a run; from here on the working directory belongs to it."""
+    """Writes the config of a run; from now on the working directory belongs to that run."""
     write_atomically(epath.Path(workdir) / _CONFIG, config_lib.to_json(config).encode())
 
 
 def read_config(workdir: epath.PathLike) -> Config:
-    """The config of a working directory.
+    """Returns the config of a working directory.
 
     Raises:
-        InputError: when it has none, or one that this version cannot read.
+        InputError: it has none, or one that this version cannot read.
     """
     (content,) = storage.read_keys(str(workdir), [_CONFIG])
     if content is None:
-        raise InputError(f"{workdir} is no working directory: it has no config.json; give the --workdir of a run.")
+        raise InputError(f"{workdir} has no config.json, so it is no working directory; give the --workdir of a run.")
     try:
         return config_lib.from_dict(json.loads(content))
     except json.JSONDecodeError as error:
@@ -230,15 +230,15 @@ def read_config(workdir: epath.PathLike) -> Config:
 
 
 def store_path(config: Config, workdir: epath.Path) -> str:
-    """Where the token store of a run is."""
+    """Returns the path of a run's token store."""
     return config.data.store or str(workdir / "store")
 
 
 def locate(checkpoint: str) -> tuple[epath.Path, int]:
-    """Splits `WORKDIR` or `WORKDIR/checkpoints/N` into the working directory and a step, the newest by default.
+    """Splits `WORKDIR` or `WORKDIR/checkpoints/N` into the working directory and a step, by default the newest.
 
     Raises:
-        InputError: when there is no such checkpoint; names the steps that exist.
+        InputError: there is no such checkpoint; names the steps that exist.
     """
     match = re.fullmatch(r"(.+)/checkpoints/(\d+)/?", checkpoint)
     workdir = epath.Path(match[1] if match else checkpoint)
@@ -255,7 +255,7 @@ def locate(checkpoint: str) -> tuple[epath.Path, int]:
 
 
 def abstract_like(tree: T, shardings: object) -> T:
-    """Shapes, dtypes and shardings of arrays that do not exist yet."""
+    """Returns a tree of shapes and dtypes with these shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
     )
@@ -335,14 +335,14 @@ class SavedParams:
 
 
 def load_params(workdir: epath.PathLike, step: int, abstract_params: Abstract | None = None) -> Params:
-    """The parameters of a checkpoint.
+    """Reads the parameters of a checkpoint.
 
     Args:
         abstract_params: the shapes, dtypes and shardings to read them into; by default as they were saved, on
             the first device of this process.
 
     Raises:
-        InputError: where a parameter is missing or has another shape, or the checkpoint cannot be read.
+        InputError: a parameter is missing or has another shape, or the checkpoint cannot be read.
     """
     saved = SavedParams(workdir, step)
     if abstract_params is None:

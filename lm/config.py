@@ -503,8 +503,8 @@ class CheckpointConfig:
         every: steps between checkpoints; the last step is always saved.
         keep: the newest checkpoints that stay.
         asynchronous: write while training goes on.
-        init_from: weights for a new run to begin with: WORKDIR or WORKDIR/checkpoints/N of another run or of
-            an imported model. Empty: random ones.
+        init_from: WORKDIR or WORKDIR/checkpoints/N of a run or of an imported model whose weights a new run begins
+            with. Their encoder or decoder must match; heads may differ. Empty: random weights.
     """
 
     every: int = 1000

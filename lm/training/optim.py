@@ -24,11 +24,11 @@ STACKED = "layers"  # the part of a stack whose parameters have a leading layer 
 
 
 def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
-    """The rate of update number `step` (counted from 0) in a run of `steps`.
+    """Returns the learning rate of update number `step` (counted from 0) in a run of `steps`.
 
-    Linear warm-up to the peak over `warmup_steps`, then: `linear` and `cosine` fall to `final_fraction` of the
-    peak at the end; `rsqrt` is peak * sqrt(warmup / step) (Vaswani et al., 2017); `wsd` stays, then falls
-    linearly over the last `decay_fraction` of the run (Hu et al., 2024).
+    The rate rises linearly to the peak over `warmup_steps`. Then `linear` and `cosine` fall to `final_fraction` of the
+    peak at the last step; `rsqrt` is peak * sqrt(warmup / step) (Vaswani et al., 2017); `wsd` stays at the peak and
+    falls linearly over the last `decay_fraction` of the run (Hu et al., 2024); `constant` stays at the peak.
     """
     step = jnp.asarray(step, jnp.float32)
     warmup = config.warmup_steps
@@ -50,7 +50,7 @@ def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array
 
 
 def decays(params: optax.Params) -> optax.Params:
-    """True for the weights that weight decay applies to: all but norms and biases."""
+    """Returns a tree that is True where weight decay applies: everywhere but in norms and biases."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path_name(path).rsplit("/", 1)[-1] not in ("scale", "bias"), params
     )
@@ -63,11 +63,11 @@ class AdamState(NamedTuple):
 
 
 def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.GradientTransformation:
-    """Adam's direction m / (sqrt(v) + eps) (Kingma and Ba, 2015), as BERT's AdamW without bias correction if so set.
+    """Turns gradients into Adam's direction m / (sqrt(v) + eps) (Kingma and Ba, 2015).
 
     Args:
-        config: b1, b2, eps and bias_correction.
-        clip_update: divide each tensor's direction by max(1, RMS(g / sqrt(v))), which is StableAdamW
+        config: b1, b2, eps and bias_correction; BERT's AdamW has no bias correction.
+        clip_update: divide each tensor's direction by max(1, RMS(g / sqrt(v))), as StableAdamW does
             (Wortsman et al., 2023, algorithm 2).
     """
 
@@ -154,7 +154,7 @@ def as_matrices(transformation: optax.GradientTransformation) -> optax.GradientT
 
 
 def create(config: OptimConfig) -> optax.GradientTransformation:
-    """The chain that turns gradients into a step of size one; `train_step` multiplies it by minus the rate.
+    """Returns the chain that turns gradients into a direction; `train_step` subtracts the rate times the direction.
 
     `adamw` is Loshchilov and Hutter, 2019; `lamb` You et al., 2020; `adafactor` Shazeer and Stern, 2018, with
     T5's settings (decay 0.8, clipping at 1, steps relative to the weights' scale).

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on: a line of metrics now and then, and when to give up."""
+"""The report of a run: a line of metrics every few steps, and an error where the loss diverges."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ class Diverged(Exception):
 
 
 class Report:
-    """Reads a step's metrics while the next step computes, and writes the lines that are due."""
+    """Reads the metrics of a step while the next step computes, and writes the lines that are due."""
 
     def __init__(
         self,
@@ -31,15 +31,15 @@ class Report:
         writer: metrics_lib.MetricWriter,
         skipped: float,
     ):
-        """Begins the clock.
+        """Starts the clock.
 
         Args:
             config: of the run.
-            max_positions: the positions of a row that reach the vocabulary projection.
+            max_positions: how many positions of a row reach the vocabulary projection.
             mesh: of all devices.
-            rows: how many of a batch's rows this process reads.
-            writer: of the lines.
-            skipped: steps before this one that changed nothing.
+            rows: how many rows of a batch this process reads.
+            writer: writes the lines.
+            skipped: how many steps were skipped before this process started.
         """
         self._config = config
         self._writer = writer
@@ -56,7 +56,7 @@ class Report:
         self._shards = config.data.batch_size / rows
 
     def add(self, step: int, metrics: Metrics, rows: dict[str, np.ndarray]) -> None:
-        """Takes the metrics of a step just dispatched; reads those of the one before."""
+        """Takes the metrics of a step just dispatched, after reading those of the step before."""
         self.flush()
         self._pending = (step, metrics)
         tokens, places = batches.count_tokens(rows)
@@ -65,7 +65,7 @@ class Report:
         self._steps += 1
 
     def extend(self, metrics: dict[str, float]) -> None:
-        """Adds an evaluation to the line of the step last added."""
+        """Adds the metrics of an evaluation to the line of the last step added."""
         self._extra = metrics
 
     def flush(self) -> None:
@@ -94,13 +94,13 @@ class Report:
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
-        """What is done inside does not count as training time."""
+        """Excludes the block from the training time."""
         began = time.monotonic()
         yield
         self._began += time.monotonic() - began
 
     def _rates(self) -> dict[str, float]:
-        """Throughput since the line before."""
+        """Returns the throughput since the last line."""
         now = time.monotonic()
         seconds, self._began = now - self._began, now
         rates = {"tokens_per_second": self._tokens / seconds, "padding_fraction": 1 - self._tokens / self._places}
