@@ -1,232 +1,180 @@
-"""A working directory, local or on object storage: config, tokenizer, checkpoints. The only file that imports orbax.
+"""A working directory, local or on object storage: config, tokenizer, checkpoints.
 
 WORKDIR/config.json
 WORKDIR/tokenizer.model (or the files of an imported tokenizer)
 WORKDIR/checkpoints/<step>/{params,training}, complete where it has a commit_success.txt
+WORKDIR/frozen, only of a run with `optim.frozen`: the parameters that its checkpoints do not repeat
 """
 
 import contextlib
-import functools
 import json
-import logging
-import math
-import os
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeVar, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint._src.path import gcs_utils
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from lm import checksums, orbax_storage, parameters, storage
 from lm import config as config_lib
-from lm import storage
+from lm.checksums import Sums
 from lm.config import CheckpointConfig, Config
 from lm.errors import InputError
+from lm.parameters import Params, Tree
 
-State = dict[str, Any]
+State = TypeVar("State", bound=Mapping[str, object])
+T = TypeVar("T")
+Abstract = Tree[jax.ShapeDtypeStruct]
 
 _CONFIG = "config.json"
 _COMPLETE = "commit_success.txt"  # orbax writes it last
-_CHUNK_BYTES = 16 << 20  # of an array: what a reader of a part of it reads and decodes at least
-_FILE_BYTES = 128 << 20  # small enough to be sent many at a time, and again where sending failed
-_CHECKSUMS = "checksums"
+_FROZEN = "frozen"
+_ANOTHER_STEP = "use another step, WORKDIR/checkpoints/N"
+_COPY = "restore it from a copy of the working directory"
+
+
+def _all_trained(params: Params) -> tuple[Params, Params]:
+    return params, {}
 
 
 class Checkpoints:
     """The checkpoints of one working directory, written while training goes on.
 
-    A checkpoint holds two items, so that prediction reads no optimizer state: `params`, and `training` with
-    the rest of the state. It appears under its final name only when it is complete.
+    A checkpoint holds two items, so that prediction reads no optimizer state: `params` with the trained parameters,
+    and `training` with the rest of the state. It appears under its final name only when it is complete. Frozen
+    parameters never change: they are written once, before the first checkpoint. Each checkpoint keeps their
+    checksums, which tell whether `frozen` belongs to it.
     """
 
-    def __init__(self, workdir: epath.PathLike, config: CheckpointConfig):
-        """Opens `workdir/checkpoints`, and creates it if need be; what a killed run left half written is removed."""
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        config: CheckpointConfig,
+        partition: Callable[[Params], tuple[Params, Params]] = _all_trained,
+    ):
+        """Opens `workdir/checkpoints` or creates it, and removes what a killed run left half written.
+
+        Args:
+            partition: parameters -> the trained and the frozen ones.
+        """
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.keep,
             enable_async_checkpointing=config.asynchronous,
             cleanup_tmp_directories=True,
         )
-        self._directory = _directory(workdir)
+        root = orbax_storage.prepare(workdir)
+        self._directory, self._frozen = root / "checkpoints", root / _FROZEN
+        self._partition = partition
+        self._frozen_sums: Sums | None = None  # of `frozen`, once this process has written or read it
         with storage.errors(self._directory):
             self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("params", "training"))
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: Mapping[str, object]) -> None:
         """Starts saving `state` as `step`; returns once the arrays are copied off the device.
 
         Raises:
-            InputError: this save, or the last one that was started, was refused by the storage.
+            InputError: the storage refused this save, or the one before.
         """
-        training = {name: value for name, value in state.items() if name != "params"}
-        items = ocp.args.Composite(params=_save_args(state["params"]), training=_save_args(training))
+        trained, frozen = self._partition(cast(Params, state["params"]))
         with storage.errors(self._directory):
+            if frozen and self._frozen_sums is None:
+                self._frozen_sums = orbax_storage.write(self._frozen, frozen)
+            items = ocp.args.Composite(
+                params=orbax_storage.save_args(trained, self._frozen_sums or {}),
+                training=orbax_storage.save_args(_without_params(state), {}),
+            )
             self._manager.save(step, args=items, force=True)
 
     def latest_step(self) -> int | None:
-        """The newest complete step, or None."""
+        """Returns the newest complete step, or None."""
         return self._manager.latest_step()
 
     def restore(self, abstract_state: State) -> tuple[int, State]:
-        """Reads the newest checkpoint that is whole, each array straight into the sharding of its abstract counterpart.
+        """Reads the newest undamaged checkpoint, each array straight into the sharding of its abstract counterpart.
 
-        Newer ones that are damaged are named on stderr and, once a whole one is found, deleted.
+        Newer ones are named on stderr and, once an undamaged one is found, deleted.
 
         Returns:
             Its step, and the state.
 
         Raises:
-            InputError: the storage refuses, or none is whole.
+            InputError: the storage refuses, or every checkpoint is damaged.
         """
-        training = {name: value for name, value in abstract_state.items() if name != "params"}
-        wanted = {"params": abstract_state["params"], "training": training}
+        trained, frozen = self._partition(cast(Params, abstract_state["params"]))
+        if frozen:
+            frozen = self._restore_frozen(frozen)
+        wanted = {"params": trained, "training": _without_params(abstract_state)}
         damaged: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            folder, items, sums, fault = self._directory / str(step), {}, {}, ""
-            try:
-                with storage.errors(folder):
-                    for name, abstract in wanted.items():
-                        items[name], sums[name] = _restore(folder / name, abstract)
-            except InputError:
-                raise
-            except Exception as error:  # of many kinds: a byte may be wrong anywhere
-                fault = _first_line(error)
-            if _all_processes(not fault):  # else one would wait in vain for the others' part of a sum
-                fault = "; ".join(filter(None, (_difference(sums[name], items[name]) for name in wanted)))
-                if not fault:
-                    for newer in damaged:
-                        self._manager.delete(newer)
-                    return step, {"params": items["params"], **items["training"]}
+            folder = self._directory / str(step)
+            items, sums, fault = _read_all(folder, wanted)
+            if not fault and _elsewhere(sums["params"], items["params"]) != (self._frozen_sums or {}):
+                fault = f"it was saved with other parameters than those in {self._frozen}"
+            if not fault:
+                for newer in damaged:
+                    self._manager.delete(newer)
+                params = parameters.merge(cast(Params, items["params"]), frozen)
+                return step, cast(State, {"params": params, **cast(dict[str, object], items["training"])})
             damaged.append(step)
-            reason = fault or "another process could not read its part"
-            print(f"checkpoint {folder} is damaged and not used: {reason}", file=sys.stderr, flush=True)
+            print(f"checkpoint {folder} is damaged and not used: {fault}", file=sys.stderr, flush=True)
         raise InputError(
-            f"no checkpoint in {self._directory} is whole (tried {', '.join(map(str, damaged))}); restore one from a "
-            "copy, or choose another --workdir."
+            f"every checkpoint in {self._directory} is damaged (tried {', '.join(map(str, damaged))}); restore one "
+            "from a copy, or choose another --workdir."
         )
+
+    def _restore_frozen(self, abstract: Params) -> Params:
+        """Reads the frozen parameters, which belong to all checkpoints."""
+        items, sums, fault = _read_all(self._frozen.parent, {_FROZEN: abstract})
+        if fault:
+            raise InputError(f"{self._frozen} is damaged ({fault}); {_COPY}.")
+        self._frozen_sums = sums[_FROZEN]
+        return items[_FROZEN]
 
     def close(self) -> None:
         """Waits until the last save is complete.
 
         Raises:
-            InputError: it was refused by the storage.
+            InputError: the storage refused it.
         """
         with storage.errors(self._directory):
             self._manager.wait_until_finished()
             self._manager.close()
 
 
-def _directory(workdir: epath.PathLike) -> epath.Path:
-    """Where the checkpoints of a working directory are, ready to be used by orbax."""
-    _hush_orbax()
-    path = storage.as_path(workdir)
-    if storage.is_remote(path):
-        _teach_orbax()
-        return path / "checkpoints"
-    return path.resolve() / "checkpoints"
+def _without_params(state: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in state.items() if name != "params"}
 
 
-@functools.cache
-def _hush_orbax() -> None:
-    """Keeps to one line what a storage that fails puts on stderr.
+def _read_all(folder: epath.Path, wanted: dict[str, T]) -> tuple[dict[str, T], dict[str, Sums | None], str]:
+    """Reads items of a folder.
 
-    Orbax raises the error to us, but also logs it three times with its traceback, and closes an event loop to which
-    the other arrays then report in vain. It also warns of metadata that it looks for in two places.
+    Returns:
+        The items, their saved checksums, and what is wrong with them in any process; empty where nothing is.
     """
-    of_orbax = f"{os.sep}orbax{os.sep}"
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.WARNING or of_orbax not in record.pathname
-    )
-    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
-    report = sys.unraisablehook
-    sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else report(what)
+    items: dict[str, T] = {}
+    sums: dict[str, Sums | None] = {}
+    fault = ""
+    try:
+        with storage.errors(folder):
+            for name, abstract in wanted.items():
+                items[name], sums[name] = orbax_storage.read(folder / name, abstract)
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds: a byte may be wrong anywhere
+        fault = _first_line(error)
+    if not _all_processes(not fault):  # a checksum is a sum over processes, which would wait for one that failed
+        return items, sums, fault or "another process could not read its part"
+    return items, sums, "; ".join(filter(None, (checksums.difference(sums[name], items[name]) for name in wanted)))
 
 
-@functools.cache
-def _teach_orbax() -> None:
-    """Lets orbax treat s3:// as it treats gs://, and gives both the key-value stores that the rest of lm uses.
-
-    Orbax 0.12.8 takes an s3:// path for a relative local one; these are all the places that ask.
-    """
-    replaced = {
-        gcs_utils: {"_GCS_PATH_PREFIX": ("gs://", "s3://"), "get_kvstore_for_gcs": _kvstore_without_slash},
-        tensorstore_utils: {"_use_gcs_driver": storage.is_remote, "_normalize_path": lambda path: path.rstrip("/")},
-    }
-    for module, names in replaced.items():
-        for name, value in names.items():
-            if not hasattr(module, name):
-                raise InputError(
-                    f"orbax-checkpoint {ocp.__version__} has changed inside ({name} is gone); for object storage "
-                    "pip install orbax-checkpoint==0.12.8."
-                )
-            setattr(module, name, value)
-
-
-def _kvstore_without_slash(path: str) -> dict[str, Any]:
-    spec = storage.kvstore(path)
-    return {**spec, "path": spec["path"].removesuffix("/")}
-
-
-def _save_args(tree: Any) -> ocp.args.PyTreeSave:
-    """How a tree is cut into chunks and files, and its checksums beside it."""
-    beside: Any = {_CHECKSUMS: checksums(tree)}
-    return ocp.args.PyTreeSave(
-        tree,
-        save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree),
-        ocdbt_target_data_file_size=_FILE_BYTES,
-        custom_metadata=beside,
-    )
-
-
-def _restore(folder: epath.Path, abstract: Any) -> tuple[Any, dict[str, int] | None]:
-    """Reads a tree, and the checksums beside it: none in a checkpoint of an earlier version.
-
-    No process waits for another here, so that each can say whether it could read its part.
-    """
-    arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
-    handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.restore(folder, args=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments))
-    return tree, _saved_sums(handler.metadata(folder).custom_metadata)
-
-
-def _saved_sums(metadata: Any) -> dict[str, int] | None:
-    return (metadata or {}).get(_CHECKSUMS)
-
-
-def checksums(tree: Any) -> dict[str, int]:
-    """A number for each array, computed where the array is: the same on any mesh, another for another content.
-
-    Storage formats guard their own indices but not the arrays: a flipped bit in one is decoded without complaint.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    sums = np.asarray(_sums([leaf for _, leaf in leaves]))
-    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
-
-
-@jax.jit
-def _sums(arrays: list[jax.Array]) -> jax.Array:
-    """Of each array, the sum of its words times odd numbers that count them, modulo 2^32: no one word can change it."""
-
-    def sum_of(array: jax.Array) -> jax.Array:
-        words = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
-        place = jnp.zeros(array.shape, jnp.uint32)
-        for axis in range(array.ndim):
-            stride = math.prod(array.shape[axis + 1 :]) % (1 << 32)
-            place += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride)
-        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-
-    return jnp.stack([sum_of(jnp.asarray(array)) for array in arrays])
-
-
-def _difference(saved: dict[str, int] | None, tree: Any) -> str:
-    """Says where an array is not the one that was saved; empty where all are. All processes compute it together."""
-    wrong = [] if saved is None else [name for name, value in checksums(tree).items() if saved.get(name) != value]
-    return f"{len(wrong)} arrays are not what was saved, such as {wrong[0]}" if wrong else ""
+def _elsewhere(sums: Sums | None, tree: object) -> Sums:
+    """Returns the saved checksums of arrays that the tree does not hold: those of frozen parameters."""
+    here = set(checksums.names(tree))
+    return {name: value for name, value in (sums or {}).items() if name not in here}
 
 
 def _first_line(error: Exception) -> str:
@@ -234,12 +182,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _all_processes(mine: bool) -> bool:
-    """Whether it is true in every process; all of them must ask."""
+    """Returns whether `mine` is true in every process; all of them must call it."""
     return bool(np.all(multihost_utils.process_allgather(np.bool_(mine)))) if jax.process_count() > 1 else mine
 
 
 def write_atomically(path: epath.Path, content: bytes) -> None:
-    """Writes a small file that is, at every moment, either absent, the old one or complete."""
+    """Writes a small file. Readers find the old content or the new one, never a part."""
     storage.write_key(str(path.parent), path.name, content)
 
 
@@ -260,19 +208,19 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> None:
 
 
 def write_config(workdir: epath.PathLike, config: Config) -> None:
-    """Keeps the config of a run; from here on the working directory belongs to it."""
+    """Writes the config of a run; from now on the working directory belongs to that run."""
     write_atomically(epath.Path(workdir) / _CONFIG, config_lib.to_json(config).encode())
 
 
 def read_config(workdir: epath.PathLike) -> Config:
-    """The config of a working directory.
+    """Returns the config of a working directory.
 
     Raises:
-        InputError: when it has none, or one that this version cannot read.
+        InputError: it has none, or one that this version cannot read.
     """
     (content,) = storage.read_keys(str(workdir), [_CONFIG])
     if content is None:
-        raise InputError(f"{workdir} is no working directory: it has no config.json; give the --workdir of a run.")
+        raise InputError(f"{workdir} has no config.json, so it is no working directory; give the --workdir of a run.")
     try:
         return config_lib.from_dict(json.loads(content))
     except json.JSONDecodeError as error:
@@ -282,15 +230,15 @@ def read_config(workdir: epath.PathLike) -> Config:
 
 
 def store_path(config: Config, workdir: epath.Path) -> str:
-    """Where the token store of a run is."""
+    """Returns the path of a run's token store."""
     return config.data.store or str(workdir / "store")
 
 
 def locate(checkpoint: str) -> tuple[epath.Path, int]:
-    """Splits `WORKDIR` or `WORKDIR/checkpoints/N` into the working directory and a step, the newest by default.
+    """Splits `WORKDIR` or `WORKDIR/checkpoints/N` into the working directory and a step, by default the newest.
 
     Raises:
-        InputError: when there is no such checkpoint; names the steps that exist.
+        InputError: there is no such checkpoint; names the steps that exist.
     """
     match = re.fullmatch(r"(.+)/checkpoints/(\d+)/?", checkpoint)
     workdir = epath.Path(match[1] if match else checkpoint)
@@ -306,58 +254,111 @@ def locate(checkpoint: str) -> tuple[epath.Path, int]:
     return workdir, step
 
 
-def abstract_like(tree: Any, shardings: Any) -> Any:
-    """Shapes, dtypes and shardings of arrays that do not exist yet."""
+def abstract_like(tree: T, shardings: object) -> T:
+    """Returns a tree of shapes and dtypes with these shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
     )
 
 
-def load_params(workdir: epath.PathLike, step: int, abstract_params: State | None = None) -> State:
-    """The parameters of a checkpoint.
+# --- parameters alone
+
+
+class _Folder(NamedTuple):
+    """A folder with parameters of a checkpoint: `checkpoints/<step>/params`, or `frozen`."""
+
+    path: epath.Path
+    abstract: dict[str, jax.ShapeDtypeStruct]
+    remedy: str  # what to do where it is damaged
+
+
+class SavedParams:
+    """The parameters of a checkpoint, to be read as a whole or in part.
+
+    Attributes:
+        abstract: path of each parameter -> its shape and dtype, on the first device of this process.
+    """
+
+    def __init__(self, workdir: epath.PathLike, step: int):
+        """Reads which parameters there are.
+
+        Raises:
+            InputError: the checkpoint cannot be read.
+        """
+        root = orbax_storage.prepare(workdir)
+        path = root / "checkpoints" / str(step) / "params"
+        with _reading(path, _ANOTHER_STEP):
+            trained, sums = orbax_storage.contents(path)
+        self._workdir = workdir
+        self._folders = [_Folder(path, parameters.flatten(trained), _ANOTHER_STEP)]
+        if elsewhere := _elsewhere(sums, trained):
+            path = root / _FROZEN
+            with _reading(path, _COPY):
+                frozen, sums = orbax_storage.contents(path)
+                if elsewhere != sums:
+                    raise ValueError(f"it does not belong to checkpoint {step}")
+            self._folders.append(_Folder(path, parameters.flatten(frozen), _COPY))
+        self.abstract = {path: leaf for folder in self._folders for path, leaf in folder.abstract.items()}
+
+    def check(self, wanted: Mapping[str, jax.ShapeDtypeStruct | jax.Array], below: str = "") -> None:
+        """Compares the parameters whose paths begin with `below` with those of a model.
+
+        Raises:
+            InputError: they differ; names the first, and both shapes.
+        """
+        for path in sorted(self.abstract.keys() | wanted.keys()):
+            old, new = (leaves[path].shape if path in leaves else None for leaves in (self.abstract, wanted))
+            if path.startswith(below) and old != new:
+                has = f"has shape {old}" if old is not None else "is missing"
+                makes = new if new is not None else "no such parameter"
+                raise InputError(
+                    f"{self._workdir}: the parameter {path} {has}, but the config makes {makes}; give the model "
+                    f"settings of {self._workdir}/{_CONFIG}."
+                )
+
+    def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+        """Reads these parameters and no others, each into its sharding, and compares them with their checksums.
+
+        Raises:
+            InputError: one of them cannot be read.
+        """
+        found: dict[str, jax.Array] = {}
+        for folder in self._folders:
+            part = parameters.unflatten({path: leaf for path, leaf in wanted.items() if path in folder.abstract})
+            if part:
+                with _reading(folder.path, folder.remedy):
+                    tree, sums = orbax_storage.read(folder.path, cast(Params, part), partial=True)
+                    if fault := checksums.difference(sums, tree):
+                        raise ValueError(fault)
+                found |= parameters.flatten(tree)
+        return parameters.unflatten(found)
+
+
+def load_params(workdir: epath.PathLike, step: int, abstract_params: Abstract | None = None) -> Params:
+    """Reads the parameters of a checkpoint.
 
     Args:
         abstract_params: the shapes, dtypes and shardings to read them into; by default as they were saved, on
-            the default device.
+            the first device of this process.
 
     Raises:
-        InputError: where a parameter is missing or has another shape, or the checkpoint cannot be read.
+        InputError: a parameter is missing or has another shape, or the checkpoint cannot be read.
     """
-    directory = _directory(workdir) / str(step) / "params"
-    with _reading(directory):
-        checkpointer = ocp.StandardCheckpointer()
-        metadata: Any = checkpointer.metadata(directory).item_metadata
-        if abstract_params is not None:
-            _check_shapes(workdir, metadata, abstract_params)
-        params = checkpointer.restore(directory, abstract_params)
-        if fault := _difference(_saved_sums(metadata.custom_metadata), params):
-            raise ValueError(fault)
-    return params
+    saved = SavedParams(workdir, step)
+    if abstract_params is None:
+        return saved.read(saved.abstract)
+    wanted = parameters.flatten(abstract_params)
+    saved.check(wanted)
+    return saved.read(wanted)
 
 
 @contextlib.contextmanager
-def _reading(directory: epath.Path) -> Iterator[None]:
-    """Says in one line which checkpoint cannot be read."""
+def _reading(folder: epath.Path, remedy: str) -> Iterator[None]:
+    """Says in one line which part of a checkpoint cannot be read, and what to do."""
     try:
-        with storage.errors(directory):
+        with storage.errors(folder):
             yield
     except InputError:
         raise
     except Exception as error:  # of many kinds: a byte may be wrong anywhere
-        raise InputError(
-            f"checkpoint {directory} is damaged ({_first_line(error)}); use another step, WORKDIR/checkpoints/N."
-        ) from error
-
-
-def _check_shapes(workdir: epath.PathLike, metadata: Any, abstract_params: State) -> None:
-    """Refuses a checkpoint of another model, naming the first parameter that differs."""
-    saved = jax.tree.map(lambda leaf: leaf.shape, dict(metadata))
-    wanted = jax.tree.map(lambda leaf: leaf.shape, abstract_params)
-    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
-    flat = [dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_shape)) for tree in (saved, wanted)]
-    for path in sorted(flat[0].keys() | flat[1].keys(), key=jax.tree_util.keystr):
-        if flat[0].get(path) != flat[1].get(path):
-            raise InputError(
-                f"{workdir}: the parameter {jax.tree_util.keystr(path)} has shape {flat[0].get(path)}, but the config "
-                f"makes {flat[1].get(path)}; give the model settings of {workdir}/{_CONFIG}."
-            )
+        raise InputError(f"checkpoint {folder} is damaged ({_first_line(error)}); {remedy}.") from error

@@ -1,6 +1,6 @@
-"""What every launch script shares: the config flag, one line for a user's mistake, the exit code.
+"""Shared by all launch scripts: the config flag, one line for a user's mistake, exit codes.
 
-A launch script defines its flags, then hands its `main` to `run`:
+A launch script defines its flags, then passes its `main` to `run`:
 
     _config = cli.define_config()
     _workdir = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
@@ -23,7 +23,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, AnyStr, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -47,11 +47,11 @@ def define_config() -> Callable[[], Config]:
     """Defines `--config=FILE` and its overrides, `--config.section.field=value`.
 
     Returns:
-        A function to call in `main`: the config of FILE with the overrides applied, validated as a whole.
+        A function to call in `main`; it returns the config of FILE with the overrides applied, validated as a whole.
     """
     try:
         holder = config_flags.DEFINE_config_file("config", None, "The Python file whose get_config() returns the run.")
-    except flags.Error as error:  # a --flagfile that cannot be read: ml_collections looks into it here already
+    except flags.Error as error:  # ml_collections reads a --flagfile here already; this one cannot be read
         _fail(error)
     flags.FLAGS["config"].parser = _ConfigFileParser()
     flags.mark_flag_as_required("config")
@@ -63,8 +63,10 @@ def define_config() -> Callable[[], Config]:
     return config
 
 
-def opened(flag: flags.FlagHolder[str], mode: str, standard: IO[Any]) -> contextlib.AbstractContextManager[IO[Any]]:
-    """The file that a flag names, or for - the standard stream, which stays open.
+def opened(
+    flag: flags.FlagHolder[str], mode: str, standard: IO[AnyStr]
+) -> contextlib.AbstractContextManager[IO[AnyStr]]:
+    """Opens the file that a flag names; for - returns the standard stream, which stays open.
 
     Raises:
         InputError: it cannot be opened.
@@ -79,14 +81,14 @@ def opened(flag: flags.FlagHolder[str], mode: str, standard: IO[Any]) -> context
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Parses the command line, calls `main` and exits with what it returns (None: 0).
 
-    Wrong input, in the flags or raised by `main` as `InputError`, is one line on stderr and exit code 2. Any
-    other exception is a fault: it leaves with its traceback and exit code 1.
+    Wrong input, in the flags or raised by `main` as `InputError`, gives one line on stderr and exit code 2. Other
+    exceptions are faults: they give a traceback and exit code 1.
     """
     try:
         app.run(lambda _: main(), flags_parser=_parse_flags)
     except InputError as error:
         _fail(error)
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
+    except BrokenPipeError:  # the reader of our output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:
@@ -101,8 +103,8 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses `argv`; every way to write it wrongly becomes an `InputError`."""
-    flags.FLAGS.set_gnu_getopt()  # a stray argument must not hide the flags behind it
+    """Parses `argv`; turns each of absl's errors into an `InputError`."""
+    flags.FLAGS.set_gnu_getopt()  # read the flags behind a stray argument too
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -111,12 +113,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise InputError(_illegal_value(str(error))) from None
     except (flags.Error, ValueError) as error:
         raise InputError(str(error)) from None
-    except SystemExit:  # --help has printed what it had to say
+    except SystemExit:  # --help has printed its text
         sys.exit(EXIT_DONE)
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; every setting is a flag: --name=value.")
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = logging.WARNING  # app.run would choose INFO, at which libraries chatter
+        flags.FLAGS.verbosity = logging.WARNING  # app.run would choose INFO, at which libraries log a lot
     return argv[:1]
 
 
@@ -131,7 +133,7 @@ def _unknown_flag(name: str) -> str:
 
 
 def _illegal_value(message: str) -> str:
-    """Says what a flag accepts where absl only repeats Python's conversion error."""
+    """Returns what a flag accepts, where absl only repeats Python's conversion error."""
     if missing := re.search(r"Flag --(\w+) must have a value other than None", message):
         return f"--{missing[1]} is missing; --help says what it takes."
     conversion = r"flag --([\w.]+)=(.*): (?:invalid literal|could not convert|\('Non-boolean)"
@@ -142,10 +144,10 @@ def _illegal_value(message: str) -> str:
 
 
 class _ConfigFileParser(flags.ArgumentParser):
-    """Loads a config file; what is wrong with it, or with an override of it, is an `InputError`.
+    """Loads a config file; raises `InputError` for an error in the file or in an override.
 
-    ml_collections' own parser hides a missing file until the config is read, and answers an unknown field with
-    a KeyError from its internals.
+    The parser of ml_collections reports a missing file only when the config is read, and an unknown field as a
+    KeyError from its internals.
     """
 
     def parse(self, argument: str) -> Config:
@@ -185,8 +187,8 @@ def _load_config(path: str) -> Config:
     return config
 
 
-def _fields(value: Any, prefix: str) -> Iterator[str]:
-    """The dotted names below a section; entries of a mapping, such as the tasks of a mixture, are sections too."""
+def _fields(value: object, prefix: str) -> Iterator[str]:
+    """Yields the dotted names below a section; entries of a mapping, such as a mixture's tasks, are sections too."""
     if dataclasses.is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     for name, inner in value.items() if isinstance(value, dict) else ():
@@ -198,7 +200,7 @@ def _fields(value: Any, prefix: str) -> Iterator[str]:
 
 def _check_overrides(config: Config, argv: list[str]) -> None:
     """Refuses the first `--config.section.field` of `argv` that `config` does not have."""
-    accepted = {}  # section -> its fields; a field beside the sections has none
+    accepted = {}  # section -> its fields; none for a field of the config itself, such as seed
     for field in dataclasses.fields(config):
         accepted[field.name] = list(_fields(getattr(config, field.name), field.name + "."))
     leaves = [leaf for section, names in accepted.items() for leaf in names or [section]]

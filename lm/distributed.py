@@ -1,12 +1,12 @@
-"""Several processes, one run: how they find each other, agree, stop at the same step and end together.
+"""Several processes in one run: they find each other, agree, stop at the same step and end together.
 
-A cluster that JAX knows (Cloud TPU VM, GKE, SLURM, Open MPI) needs no setting. Elsewhere three variables say it:
+JAX detects Cloud TPU VMs, GKE, SLURM and Open MPI without any setting. Elsewhere three variables describe the run:
 
     LM_COORDINATOR=host:port   of process 0, the same for all
-    LM_PROCESSES=N             how many there are; 1 means one process, whatever the cluster says
-    LM_PROCESS=i               which this is, from 0
+    LM_PROCESSES=N             the number of processes; 1 means one process even on a cluster
+    LM_PROCESS=i               the index of this process, from 0
 
-Without any of it there is one process and nothing to agree on: every function here then does nothing.
+Without a cluster and without variables there is one process, and the functions here do nothing.
 """
 
 import contextlib
@@ -32,27 +32,27 @@ from lm.errors import InputError
 _VARIABLES = ("LM_COORDINATOR", "LM_PROCESSES", "LM_PROCESS")
 _LOOPBACK = ("127.0.0.1", "localhost")
 _SLOW_START_SECONDS = 30.0
-# In what JAX says when a sum over processes, or the coordinator, fails because one of them is gone.
+# Matches the errors of JAX when a collective or the coordinator fails because a process is gone.
 _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|heartbeat")
 _GO_ON = "Run the same command again to go on from the last checkpoint."
-_PATIENCE_MS = 7 * 24 * 3600 * 1000  # a process that died ends a wait long before; preparing a corpus may take days
+_PATIENCE_MS = 7 * 24 * 3600 * 1000  # preparing a corpus may take days; a process that dies ends the wait much earlier
 
 _agreements = itertools.count()
 
 
 class Refused(InputError):
-    """Wrong input that every process knows of, so that one of them may say it for all."""
+    """Wrong input that every process knows of, so that only process 0 need report it."""
 
 
 def initialize(heartbeat_timeout: int) -> None:
-    """Joins the other processes of this run, if there are any. Called before any device is touched.
+    """Joins the other processes of this run, if there are any. Call it before any device is used.
 
     Args:
-        heartbeat_timeout: seconds without a sign of life after which a process counts as dead and the others end.
+        heartbeat_timeout: seconds without a heartbeat after which a process counts as dead and the others end.
 
     Raises:
-        InputError: the variables are wrong, or say only half and no cluster that JAX knows says the rest; or the
-            coordinator cannot listen where they say.
+        InputError: the variables are wrong, or incomplete and JAX detects no cluster that completes them; or the
+            coordinator cannot listen at its address.
     """
     coordinator, count, index = _settings()
     if count == 1:
@@ -70,7 +70,7 @@ def initialize(heartbeat_timeout: int) -> None:
         except ValueError as error:
             if coordinator or count is not None or index is not None:
                 wanted = ", ".join(_VARIABLES)
-                raise InputError(f"{_given()}, and no cluster says the rest; set all of {wanted}.") from error
+                raise InputError(f"{_given()}, and JAX detects no cluster; set all of {wanted}.") from error
         except jax.errors.JaxRuntimeError as error:
             raise InputError(f"{_given()}: {error}; accepted: an address of process 0 with a free port.") from error
     if several():
@@ -79,16 +79,16 @@ def initialize(heartbeat_timeout: int) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
-    """Says in one line that JAX ends this process, from a thread of its own: it does where the coordinator is gone.
+    """Reports in one line that JAX ends this process because the coordinator is gone.
 
-    The callback that JAX has for this cannot be written in Python: jaxlib 0.10.2 does not know how to call it.
+    JAX aborts from a thread of its own. It has a callback for this, but jaxlib 0.10.2 cannot call one in Python.
     """
     if threading.get_native_id() in {thread.native_id for thread in threading.enumerate()}:
-        faulthandler.dump_traceback()  # this is something else
+        faulthandler.dump_traceback()  # a Python thread aborted: not JAX
         return
     print(
-        f"error: process {global_state.process_id} of {global_state.num_processes} was ended by JAX, which says above "
-        f"why; most likely another one is gone. {_GO_ON}",
+        f"error: process {global_state.process_id} of {global_state.num_processes} was ended by JAX for the reason "
+        f"above; most likely another process is gone. {_GO_ON}",
         file=sys.stderr,
         flush=True,
     )
@@ -97,7 +97,7 @@ def _aborted(_: int) -> None:
 
 @contextlib.contextmanager
 def _slow_start() -> Iterator[None]:
-    """Says after a while what is being waited for: the run may lack a process, or look for it in the wrong place."""
+    """Reports a wait that takes long: a process may be missing, or the address may be wrong."""
     text = f"still waiting for the other processes of the run ({_given()})"
     timer = threading.Timer(_SLOW_START_SECONDS, print, [text], {"file": sys.stderr, "flush": True})
     timer.start()
@@ -108,7 +108,7 @@ def _slow_start() -> Iterator[None]:
 
 
 def _settings() -> tuple[str | None, int | None, int | None]:
-    """Coordinator, number of processes and index of this one, None where a variable is not set."""
+    """Returns the coordinator, the number of processes and the index of this one; None for an unset variable."""
     coordinator, *numbers = (os.environ.get(name) for name in _VARIABLES)
     if coordinator and not coordinator.rpartition(":")[2].isdecimal():
         raise InputError(f"LM_COORDINATOR is {coordinator!r}; accepted: host:port of process 0.")
@@ -126,29 +126,29 @@ def _given() -> str:
 
 
 def several() -> bool:
-    """Whether this run has more than one process."""
+    """Returns whether this run has more than one process."""
     return global_state.client is not None and global_state.num_processes > 1
 
 
 def is_primary() -> bool:
-    """Whether this is process 0, which alone writes logs, metrics, the config and the token store."""
+    """Returns whether this is process 0, which alone writes logs, metrics, the config and the token store."""
     return global_state.process_id == 0
 
 
 def say(message: object) -> None:
-    """One line of progress on stderr, from process 0 only."""
+    """Prints a line of progress on stderr, in process 0 only."""
     if is_primary():
         print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def agreement() -> Iterator[None]:
-    """A block that all processes leave together: when each is through, or when one found wrong input.
+    """Makes all processes leave a block together, and fail together where one of them raises `InputError`.
 
     Nothing in the block may wait for another process.
 
     Raises:
-        Refused: in every process, where any of them raised `InputError`; the words are those of the first.
+        Refused: in every process, with the message of the first process that raised `InputError`.
     """
     error = None
     try:
@@ -163,7 +163,7 @@ def agreement() -> Iterator[None]:
 
 
 def _exchange(text: str) -> list[str]:
-    """What each process says, in their order; waits until all have spoken."""
+    """Returns the text of every process, ordered by process; waits for all of them."""
     client, here = global_state.client, global_state.process_id
     if client is None:
         return [text]
@@ -175,13 +175,13 @@ def _exchange(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM, a preemption notice, into a question that the loop asks after every step.
+    """Turns SIGTERM, a preemption notice, into a flag that the loop reads after every step.
 
     Yields:
-        A function of the step just taken: whether to stop after it. SIGTERM to any process makes it true in all
-        of them, at the same step, a few steps later.
+        A function of the step just taken that returns whether to stop after it. A SIGTERM to any process makes it
+        true in all processes at the same step, a few steps later.
     """
-    if global_state.client is not None:  # JAX has taken the signal itself
+    if global_state.client is not None:  # JAX handles the signal
         yield multihost_utils.reached_preemption_sync_point
         return
     asked = threading.Event()
@@ -194,20 +194,20 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def watchdog(seconds: int) -> Iterator[Callable[[], None]]:
-    """Ends a process that hangs: the stacks of all threads on stderr, exit code 1.
+    """Ends a process that hangs, with the stacks of all threads on stderr and exit code 1.
 
     Args:
-        seconds: the longest time without a sign of life; 0 waits for ever.
+        seconds: the longest time between two calls of the function; 0 waits for ever.
 
     Yields:
-        The sign of life, to be called again and again.
+        A function that the block calls to show that it goes on.
     """
     if not seconds:
         yield lambda: None
         return
 
     def alive() -> None:
-        faulthandler.dump_traceback_later(seconds, exit=True)  # in C: works while Python itself is stuck
+        faulthandler.dump_traceback_later(seconds, exit=True)  # written in C: works while Python hangs
 
     alive()
     try:
@@ -218,13 +218,13 @@ def watchdog(seconds: int) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def fail_fast(*expected: type[Exception]) -> Iterator[None]:
-    """Where several processes run, an exception in the block ends this one on the spot.
+    """Ends this process at once when the block raises and the run has several processes.
 
-    The others wait for this one's part of a sum or of a checkpoint. Cleaning up, or waiting for them at the exit,
-    would leave all of them hanging; a process that is gone ends them.
+    The others wait for this process's part of a sum or of a checkpoint. Cleaning up, or waiting for them at exit,
+    would hang all of them; a process that is gone ends them.
 
     Args:
-        expected: exceptions that every process raises at the same step; they pass.
+        expected: exceptions that every process raises at the same step; they propagate.
     """
     try:
         yield
@@ -246,8 +246,8 @@ def _end(error: Exception) -> NoReturn:
     elif isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
         cause = str(error).splitlines()[0]
         print(
-            f"error: process {global_state.process_id} of {global_state.num_processes} has lost another one, whose "
-            f"log says why ({cause}). {_GO_ON}",
+            f"error: process {global_state.process_id} of {global_state.num_processes} has lost another process; see "
+            f"the log of that one ({cause}). {_GO_ON}",
             file=sys.stderr,
         )
     else:

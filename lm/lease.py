@@ -1,8 +1,8 @@
-"""One writer at a time: a file that says who works in a folder, and until when.
+"""A lease on a folder: a file that names the one process that may write there, and until when.
 
-The file is made only where there is none, which every storage decides for us (a lock on disk, If-None-Match on S3,
-a generation match on GCS). Its holder renews it while it lives and removes it at the end; what a killed process
-leaves expires. On the machine of the dead process nobody has to wait for that.
+The file is created only where there is none. Every storage guarantees that (a lock on disk, If-None-Match on S3, a
+generation match on GCS). The holder renews the lease while it runs and removes the file at the end. The lease of a
+killed process expires; on that process's own machine it is void at once.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from pathlib import Path
 from lm import storage
 from lm.errors import InputError
 
-NAME = "lease"  # no suffix: a reader of *.json must not take it for text
-SECONDS = 60.0  # that a lease lasts; clocks of different machines should differ by less than a quarter of it
+NAME = "lease"  # no suffix: a glob of *.json must not find it
+SECONDS = 60.0  # that a lease lasts; the clocks of two machines should differ by less than a quarter of it
 
 
 @dataclasses.dataclass(frozen=True)
 class _Holder:
-    """Who holds a lease: a process, told from a later one with the same number by when it began."""
+    """The process that holds a lease. Its start time tells it from a later process with the same number."""
 
     owner: str
     machine: str
@@ -45,21 +45,23 @@ class _Holder:
         try:
             return cls(**json.loads(content))
         except (ValueError, TypeError) as error:
-            raise InputError(f"{folder}/{NAME} is not what this version writes; remove it if nothing runs.") from error
+            raise InputError(
+                f"{folder}/{NAME} is no lease of this version; remove the file if no run uses the folder."
+            ) from error
 
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
 
     @property
     def lives(self) -> bool:
-        """False where its process is known to be dead, or its time is up."""
+        """Whether the lease is valid: its process is not known to be dead, and its time is not up."""
         if self.machine and self.machine == _machine() and _began(self.process) != self.began:
             return False
         return time.time() < self.expires
 
 
 class Lease:
-    """A lease that this process holds; renewed by a thread."""
+    """A lease that this process holds and a thread renews."""
 
     def __init__(self, folder: str, holder: _Holder, version: bytes):
         self._folder = folder
@@ -71,29 +73,30 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Makes sure that this process still holds it.
+        """Checks that this process still holds the lease.
 
         Raises:
-            InputError: the lease was lost, for want of renewal or to somebody who removed it.
+            InputError: it could not be renewed in time, or another process replaced it.
         """
         if self._replaced or time.time() > self._holder.expires:
-            how = "another run has replaced" if self._replaced else "this run could not renew"
+            how = "another run has replaced it" if self._replaced else "it could not be renewed in time"
             raise InputError(
-                f"{self._folder} is no longer ours: {how} {NAME}; see who writes there, then run the command again."
+                f"this run has lost {self._folder}/{NAME}: {how}; make sure that no other run writes there, then run "
+                "the command again."
             )
 
     def _renew(self) -> None:
         while not self._replaced and not self._released.wait(SECONDS / 4):
             holder = dataclasses.replace(self._holder, expires=time.time() + SECONDS)
-            with contextlib.suppress(Exception):  # whatever it is, there may be time to try again
+            with contextlib.suppress(Exception):  # the next try may succeed before the lease expires
                 version = storage.write_version(self._folder, NAME, holder.to_json(), self._version)
-                if version is None:  # or the answer to our write was lost, and the write repeated
+                if version is None:  # also where our write succeeded, its answer was lost, and it was retried
                     content, version = storage.read_version(self._folder, NAME)
                     self._replaced = not content or _Holder.from_json(content, self._folder).token != holder.token
                 self._holder, self._version = holder, version
 
     def release(self) -> None:
-        """Ends the renewal and removes the file; one that cannot be removed expires."""
+        """Ends the renewal and removes the file. A file that cannot be removed expires."""
         self._released.set()
         self._thread.join()
         if not self._replaced:
@@ -103,13 +106,16 @@ class Lease:
 
 @contextlib.contextmanager
 def hold(folder: str, enabled: bool = True) -> Iterator[Callable[[], None]]:
-    """Holds the lease of a folder; where not `enabled`, in all processes of a run but one, does nothing.
+    """Holds the lease of a folder during the block.
 
-    Returns:
-        A function to call before writing what a second writer would spoil: see `Lease.check`.
+    Args:
+        enabled: False in all processes of a run but one; then nothing happens.
+
+    Yields:
+        `Lease.check`, to be called before each write that a second writer would spoil.
 
     Raises:
-        InputError: somebody else holds it; says who, and until when.
+        InputError: another process holds the lease; says which, and until when.
     """
     if not enabled:
         yield lambda: None
@@ -132,8 +138,8 @@ def _take(folder: str) -> Lease:
             if holder.lives:
                 until = time.strftime("%H:%M:%S", time.localtime(holder.expires))
                 raise InputError(
-                    f"{folder} is in use by {holder.owner}, who holds {NAME} until {until} and renews it; stop that "
-                    "run or wait until then, or choose another folder."
+                    f"{folder} is in use by {holder.owner}, which holds {NAME} until {until} and renews it; stop that "
+                    "run, or choose another folder."
                 )
         own = dataclasses.replace(own, expires=time.time() + SECONDS)
         if made := storage.write_version(folder, NAME, own.to_json(), version):
@@ -141,16 +147,16 @@ def _take(folder: str) -> Lease:
 
 
 def _machine() -> str:
-    """This machine since it was started, as this process sees its processes; empty where that cannot be told."""
+    """Identifies this machine, its boot and its process namespace; empty where Linux's /proc is missing."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:
         return ""
 
 
 def _began(process: int) -> str:
-    """When a process began, in ticks since the machine did; empty for one that is dead, or waits to be buried."""
+    """Returns the start time of a process in ticks since boot; empty for a dead process or a zombie."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,8 +1,7 @@
-"""The mesh, and the one table that says how every parameter and activation lies on it.
+"""The mesh, and the one table of how every parameter and activation is sharded over it.
 
-Nothing outside this file names a mesh axis. Four axes: `data` (replicas), `fsdp` (batch and
-parameters both split), `context` (rows split along their length) and `tensor` (heads, feed-forward and
-vocabulary split).
+Only this file names mesh axes. There are four: `data` splits the batch; `fsdp` splits the batch and the parameters;
+`context` splits rows along their length; `tensor` splits heads, feed-forward and vocabulary.
 
 Array names carry their shape: B batch, L length, S memory length, D model, H heads, K head dim,
 F feed-forward, V vocabulary, M masked positions, P segments of a row.
@@ -10,23 +9,23 @@ F feed-forward, V vocabulary, M masked positions, P segments of a row.
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from lm.config import Config, MeshConfig
 from lm.errors import InputError
 
-AXES = ("data", "fsdp", "context", "tensor")  # from the least communication to the most
+AXES = ("data", "fsdp", "context", "tensor")  # the axis with the least communication first
 BATCH = ("data", "fsdp")
 
-# Parameter path -> spec of one layer's array; the leading axis of stacked layers is never split.
-# The first row whose pattern matches the end of the path is taken.
+# Pattern of the end of a parameter path -> spec of one layer's array. The first match counts. The leading axis of
+# stacked layers is never split.
 PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"embedding/token", P("tensor", "fsdp")),
     (r"embedding/(position|token_type)", P(None, "fsdp")),
@@ -44,8 +43,8 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"norm/(scale|bias)", P(None)),
 )
 
-# Letter of an array's name -> mesh axes of that dimension; letters not here are never split. Queries, L, are split
-# along `context`, and the keys that they meet, S, are whole: attention gathers them.
+# Letter of an array's name -> mesh axes of that dimension; other letters are never split. `context` splits queries, L,
+# but not keys, S: attention gathers them.
 ACTIVATIONS = {
     "B": BATCH,
     "L": "context",
@@ -56,11 +55,11 @@ ACTIVATIONS = {
 }
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Lays the devices out as the config says, an axis of -1 taking whatever is left.
+def make_mesh(config: MeshConfig, devices: Sequence[object] | None = None) -> Mesh:
+    """Returns the mesh of a config; an axis of -1 takes the devices that the others leave.
 
-    The axes that communicate most take the nearest neighbours of a TPU's network. Several slices, which a data-centre
-    network joins, split the axis `data`: gradients cross it once a step, and nothing else does.
+    Neighbours in a TPU's network go to the axes that communicate most. Where a data-centre network joins several
+    slices, `data` spans the slices: only gradients cross that network, once a step.
 
     Args:
         config: sizes along each axis.
@@ -77,19 +76,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise InputError(
             f"mesh is {sizes}, {fixed} devices, but {len(devices)} are present; the sizes must multiply to "
-            f"{len(devices)} (use -1 for the rest, or sizes among {divisors})."
+            f"{len(devices)}; use -1 for one of them, or sizes among {divisors}."
         )
     for name in derived:
         sizes[name] = len(devices) // fixed
     return Mesh(_device_grid(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _device_grid(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+def _device_grid(sizes: dict[str, int], devices: Sequence[object]) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes["data"] % slices:
         raise InputError(
-            f"mesh.data is {sizes['data']}, but the devices are {slices} slices, over which it has to be split; "
-            f"nearest: {-(-sizes['data'] // slices) * slices} (with fewer along the other axes), or -1."
+            f"mesh.data is {sizes['data']}, which the {slices} slices of these devices do not divide; accepted: a "
+            f"multiple such as {-(-sizes['data'] // slices) * slices} (with fewer along the other axes), or -1."
         )
     within = (sizes["data"] // slices, *(sizes[name] for name in AXES[1:]))
     if slices == 1:
@@ -99,10 +98,10 @@ def _device_grid(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
 
 
 def check_divisible(mesh: Mesh, config: Config) -> None:
-    """Refuses a config whose dimensions the mesh would cut unevenly.
+    """Refuses a config with a dimension that the mesh does not divide.
 
     Raises:
-        InputError: naming the field, the mesh axes that do not divide it, and the nearest values that work.
+        InputError: names the field, the mesh axes that do not divide it, and the nearest values that they divide.
     """
     rows = config.data.batch_size // config.train.accumulation
     needs = [
@@ -125,21 +124,21 @@ def check_divisible(mesh: Mesh, config: Config) -> None:
 
 
 def nearest(value: int, step: int) -> str:
-    """The multiples of `step` next to a value, for a message."""
+    """Returns the multiples of `step` next to a value, for a message."""
     below = value // step * step
     return f"{below} or {below + step}" if below else str(step)
 
 
-def path_name(path: tuple[Any, ...]) -> str:
-    """A pytree key path as `layers/attention/query/kernel`."""
+def path_name(path: tuple[object, ...]) -> str:
+    """Returns a pytree key path as a string such as `layers/attention/query/kernel`."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def parameter_spec(path: str, ndim: int) -> P:
-    """The table's row for a parameter, its leading (stacked) axes unsplit.
+    """Returns the spec of a parameter from the table; its leading (stacked) axes are not split.
 
     Raises:
-        KeyError: when no row matches; a parameter must never be placed by accident.
+        KeyError: no row matches. A parameter must not be placed by accident.
     """
     for pattern, spec in PARAMETERS:
         if re.search(rf"(^|[/_]){pattern}$", path):
@@ -147,27 +146,27 @@ def parameter_spec(path: str, ndim: int) -> P:
     raise KeyError(f"No row of sharding.PARAMETERS matches the parameter {path!r}; add one.")
 
 
-def state_shardings(mesh: Mesh, state: dict[str, Any]) -> dict[str, Any]:
-    """Shardings of a training state `{params, opt, step}` from its abstract shapes.
+def state_shardings(mesh: Mesh, state: Mapping[str, object]) -> dict[str, object]:
+    """Returns the shardings of a training state `{params, opt, step}`.
 
-    An optimizer statistic with the path and shape of a parameter lies as that parameter does; what is
-    left (counts, Adafactor's factored rows and columns) is small and replicated.
+    An optimizer statistic with the path and shape of a parameter has that parameter's sharding. The other arrays
+    (counts, Adafactor's factored rows and columns) are small and replicated.
 
     Args:
         mesh: from `make_mesh`.
         state: a pytree of arrays or `jax.ShapeDtypeStruct`.
 
     Returns:
-        The same tree of `NamedSharding`.
+        A tree of the same structure, of `NamedSharding`.
     """
     known: dict[str, tuple[tuple[int, ...], P]] = {}
 
-    def place_parameter(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def place_parameter(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = path_name(path)
         known[name] = (leaf.shape, parameter_spec(name, leaf.ndim))
         return NamedSharding(mesh, known[name][1])
 
-    def place_statistic(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def place_statistic(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = path_name(path)
         for start in [0] + [match.end() for match in re.finditer("/", name)]:
             shape, spec = known.get(name[start:], (None, P()))
@@ -181,26 +180,26 @@ def state_shardings(mesh: Mesh, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `data` and `fsdp`; everything else whole.
+    """Returns the sharding of a batch: `data` and `fsdp` split its rows, and nothing else is split.
 
-    Along `context` too: a batch is a few integers a token, and masking sorts them. Its embedding is what gets split.
+    `context` does not split a batch, which is a few integers a token that masking sorts. It splits their embeddings.
     """
     return NamedSharding(mesh, P(BATCH))
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of the global batch that this process's devices hold, ascending.
+    """Returns the rows of the global batch that this process's devices hold, ascending.
 
-    On a TPU they need not be neighbours: a host's chips are a square of the network, not a line.
+    On a TPU they need not be consecutive: a host's chips are a square of the network, not a line.
     """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     return np.unique([np.arange(batch_size)[index] for index in indices.values() if index is not None])
 
 
 def place_rows(mesh: Mesh, batch_size: int, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The global batch, each process giving the rows that `process_rows` says."""
+    """Returns the global batch, of which each process gives its `process_rows`."""
     place = batch_sharding(mesh)
-    with jax.transfer_guard("allow"):  # this is the one transfer of a step that is meant
+    with jax.transfer_guard("allow"):  # the only intended transfer of a step
         return {
             name: jax.make_array_from_process_local_data(place, rows, (batch_size, *rows.shape[1:]))
             for name, rows in batch.items()
@@ -208,60 +207,60 @@ def place_rows(mesh: Mesh, batch_size: int, batch: dict[str, np.ndarray]) -> dic
 
 
 def is_trivial() -> bool:
-    """Whether there is a single device."""
+    """Returns whether there is a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
 
 
 def constrain(array: jax.Array, dims: str) -> jax.Array:
-    """Pins an activation's layout: `constrain(hidden_BLD, "BLD")`. Without a mesh it does nothing."""
+    """Constrains the sharding of an activation: `constrain(hidden_BLD, "BLD")`. Does nothing without a mesh."""
     if is_trivial():
         return array
     return jax.lax.with_sharding_constraint(array, P(*(ACTIVATIONS.get(dim) for dim in dims)))
 
 
 def platform() -> str:
-    """What the program being traced will run on, which need not be what traces it: `cpu`, `gpu` or `tpu`."""
+    """Returns the platform that the traced program is for, `cpu`, `gpu` or `tpu`; another one may trace it."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def ways(dim: str) -> int:
-    """Into how many parts the dimension of that letter is split."""
+    """Returns into how many parts the dimension of this letter is split."""
     return math.prod(map(axis_size, _names(ACTIVATIONS.get(dim))))
 
 
 def axis_size(axis: str) -> int:
-    """Devices along an axis of the mesh; 1 without one."""
+    """Returns the number of devices along an axis of the mesh; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def map_shards(function: Callable[..., jax.Array], inputs: Sequence[str], output: str) -> Callable[..., jax.Array]:
-    """A function that every device computes on its own part, its arrays laid out as in `constrain`."""
+    """Returns a function that each device computes on its shards; `inputs` and `output` are dims as of `constrain`."""
     if is_trivial():
         return function
     spec = lambda dims: P(*(ACTIVATIONS.get(dim) for dim in dims))  # noqa: E731
-    # What a kernel computes is not checked for replication: kernels do not say.
+    # JAX cannot check whether a kernel's result is replicated.
     return jax.shard_map(function, in_specs=tuple(map(spec, inputs)), out_specs=spec(output), check_vma=False)
 
 
 def shard_start(dim: str, size: int) -> jax.Array | int:
-    """Where this device's part of a dimension begins, within `map_shards`, when each part has that size."""
+    """Returns the index where this device's part of a dimension begins, within `map_shards`; `size` is a part's."""
     return 0 if ways(dim) == 1 else jax.lax.axis_index(ACTIVATIONS[dim]) * size
 
 
 def gathered(path: str, array: jax.Array) -> jax.Array:
-    """A parameter made whole along `fsdp`, as a layer needs it; the path is how `PARAMETERS` knows it.
+    """All-gathers a parameter along `fsdp`, as a layer needs it; `path` is the one of `PARAMETERS`.
 
-    Said explicitly because the compiler otherwise may move activations instead of weights.
+    Without this constraint the compiler may move activations instead of weights.
     """
     return _relaid(path, array, whole=True)
 
 
 def scattered(path: str, gradient: jax.Array) -> jax.Array:
-    """A parameter's gradient, split as the parameter is.
+    """Shards the gradient of a parameter as the parameter is.
 
-    It is reduced and scattered then, which is half the traffic of reducing it whole.
+    The compiler then uses a reduce-scatter, which takes half the traffic of an all-reduce.
     """
     return _relaid(path, gradient, whole=False)
 
@@ -277,15 +276,16 @@ def _relaid(path: str, array: jax.Array, *, whole: bool) -> jax.Array:
 
 
 def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes that one dimension is split over."""
+    """Returns the mesh axes that split a dimension."""
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
-def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: Any) -> jax.Array:
-    """Rows of an embedding table, [B, L, D], not yet laid out as an activation.
+def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Returns rows of an embedding table, [B, L, D], not yet sharded as an activation.
 
-    Where tables are split along D, every device looks up its part of D for all that share the table with it, and the
-    parts then change hands: far fewer bytes than the table, and its gradient is born split as well.
+    Where the table is split along D, each device looks up its part of D for all devices of its `fsdp` group, and an
+    all-to-all follows. That moves far fewer bytes than an all-gather of the table, and the table's gradient is split
+    from the start.
     """
     if is_trivial():
         return table_VD[rows_BL].astype(dtype)

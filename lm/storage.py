@@ -1,8 +1,8 @@
-"""Where files are: a local path, gs://... or s3://..., behind one set of functions.
+"""Files on a local path, gs://... or s3://..., behind one set of functions.
 
-Small files and arrays go through TensorStore, which writes a key whole or not at all and can make a write depend
-on what is there; the files of a corpus, and the folders of checkpoints, through fsspec. Both retry with backoff what
-may pass, and take credentials from the usual places only: the environment, ~/.aws, Google's application default.
+TensorStore reads and writes small files and arrays: it writes a key whole or not at all, and can make a write depend
+on the version that is there. fsspec reads the files of a corpus and lists the folders of checkpoints. Both retry
+passing failures with backoff. Both take credentials from the environment, ~/.aws or Google's application default.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import importlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, TypeAlias
 
 import fsspec
 import fsspec.config
@@ -20,12 +20,14 @@ from etils import epath
 
 from lm.errors import InputError
 
-# What serves a scheme through fsspec: the package, and the extra of setup.py that installs it.
-_PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
-# About four minutes in all: an outage that lasts longer is not one to wait for with a pod.
-_RETRIES = {"max_retries": 14, "initial_delay": "200ms", "max_delay": "32s"}
+Spec: TypeAlias = dict[str, str | dict[str, str] | dict[str, str | int]]  # of TensorStore's key-value stores
 
-# What an error's text says -> what is wrong, and what to do. The first that matches counts.
+# Scheme -> the package that serves it through fsspec, and the extra of setup.py that installs the package.
+_PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+# About four minutes in all. A pod should not idle through a longer outage.
+_RETRIES: dict[str, str | int] = {"max_retries": 14, "initial_delay": "200ms", "max_delay": "32s"}
+
+# Pattern of an error's text -> what is wrong, and what to do. The first match counts.
 _REASONS = {
     "No space left|Disk quota exceeded": "the disk is full; free some space, or use another folder",
     "NoSuchBucket|bucket does not exist|NOT_FOUND: Not Found|bucket not found|notFound|No such bucket": (
@@ -50,15 +52,15 @@ _REASONS = {
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is on object storage."""
+    """Returns whether a path is on object storage."""
     return "://" in str(path)
 
 
-def kvstore(path: str, *names: str) -> dict[str, Any]:
-    """The TensorStore key-value spec of a folder below `path`, which is local, gs://... or s3://...
+def kvstore(path: str, *names: str) -> Spec:
+    """Returns the TensorStore key-value spec of a folder below `path`, which is local, gs://... or s3://...
 
-    An S3 endpoint and region other than Amazon's come from AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) and AWS_REGION
-    (or AWS_DEFAULT_REGION), as in Amazon's own tools; TensorStore itself reads neither.
+    AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) and AWS_REGION (or AWS_DEFAULT_REGION) choose another S3 server, as in
+    Amazon's own tools. TensorStore itself reads none of them.
 
     Raises:
         InputError: another scheme.
@@ -71,15 +73,15 @@ def kvstore(path: str, *names: str) -> dict[str, Any]:
     if scheme == "gs":
         return {"driver": "gcs", "bucket": bucket, "path": folder, "gcs_request_retries": _RETRIES}
     if scheme == "s3":
-        spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": folder, "s3_request_retries": _RETRIES}
+        spec: Spec = {"driver": "s3", "bucket": bucket, "path": folder, "s3_request_retries": _RETRIES}
         if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
             spec["endpoint"] = endpoint
         if region := _aws_region():
             spec["aws_region"] = region
-        if "AWS_ACCESS_KEY_ID" in os.environ:  # else it complains of every missing ~/.aws file, at every open
+        if "AWS_ACCESS_KEY_ID" in os.environ:  # else TensorStore warns of each missing ~/.aws file at every open
             spec["aws_credentials"] = {"type": "environment"}
         return spec
-    raise InputError(f"{path!r} is no folder that can be used; accepted: a local path, gs://... or s3://....")
+    raise InputError(f"{path!r} has an unknown scheme; accepted: a local path, gs://... or s3://....")
 
 
 def _aws_region() -> str | None:
@@ -88,10 +90,10 @@ def _aws_region() -> str | None:
 
 @contextlib.contextmanager
 def errors(path: epath.PathLike) -> Iterator[None]:
-    """Turns what a user must mend about a storage (space, access, credentials, a bucket) into one line.
+    """Turns a storage failure that the user can repair (space, access, credentials, bucket) into one line.
 
     Raises:
-        InputError: naming `path`, in words of its own: a server's answer may hold more than a log should.
+        InputError: names `path` and the remedy. It does not quote the server, whose answer may hold secrets.
     """
     try:
         yield
@@ -102,7 +104,7 @@ def errors(path: epath.PathLike) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str | None:
-    """Why an error, or one that led to it, happened, where that is something to mend outside of this program."""
+    """Returns what the user can repair about an error or one of its causes; None where there is nothing."""
     pending: list[BaseException | None] = [error]
     texts = []
     while pending and len(texts) < 20:
@@ -117,7 +119,7 @@ def _reason(error: BaseException) -> str | None:
 
 
 def read_keys(path: str, names: Sequence[str]) -> list[bytes | None]:
-    """The contents of some keys below a path, read concurrently; None where there is no such key."""
+    """Reads some keys below a path concurrently; None for a key that does not exist."""
     with errors(path):
         folder = _open(path)
         pending = [folder.read(name) for name in names]
@@ -126,39 +128,39 @@ def read_keys(path: str, names: Sequence[str]) -> list[bytes | None]:
 
 
 def write_key(path: str, name: str, value: bytes) -> None:
-    """Writes a key below a path: it is, at every moment, either absent, the old one or complete."""
+    """Writes a key below a path. Readers find the old value or the new one, never a part."""
     with errors(path):
         start_writing(path, name, value).result()
 
 
 def start_writing(path: str, name: str, value: bytes) -> ts.Future:
-    """As `write_key`, without waiting: `result()` of what it returns does."""
+    """Starts `write_key` and returns a future; its `result()` waits for the end."""
     return _open(path).write(name, value)
 
 
 def read_version(path: str, name: str) -> tuple[bytes | None, bytes]:
-    """The content of a key, None where it is absent, and its version for `write_version`."""
+    """Returns the content of a key, None where it is absent, and its version for `write_version`."""
     with errors(path):
         result = _open(path).read(name).result()
     return (result.value if result.state == "value" else None), result.stamp.generation
 
 
 def write_version(path: str, name: str, value: bytes | None, version: bytes) -> bytes | None:
-    """Writes a key, or deletes it for None, where it still has a version.
+    """Writes a key, or deletes it where `value` is None, if it still has `version`.
 
     Returns:
-        The new version; None where somebody else has written meanwhile, and nothing was done.
+        The new version; None where the key has another version and nothing was written.
     """
     with errors(path):
         store = _open(path)
         made = store.write(name, value, if_equal=version).result().generation
-        if not made:  # which is also the answer where there is no such bucket; listing tells
+        if not made:  # a missing bucket gives the same answer; listing raises
             store.list(ts.KvStore.KeyRange(name, name + "\0")).result()
     return made or None
 
 
 def list_keys(path: str) -> list[str]:
-    """The keys of all files below a path, relative to it."""
+    """Returns the keys of all files below a path, relative to it."""
     with errors(path):
         keys: list[bytes] = _open(path).list().result()  # type: ignore[assignment]
     return sorted(key.decode() for key in keys)
@@ -178,7 +180,7 @@ def _open(path: str, *names: str) -> ts.KvStore:
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
-    """A path for what reads and writes through fsspec, its file system ready for use.
+    """Returns a path that can be read and written through fsspec.
 
     Raises:
         InputError: another scheme, or the package that serves it is missing.
@@ -190,16 +192,16 @@ def as_path(path: epath.PathLike) -> epath.Path:
 
 
 @functools.cache
-def _filesystem(scheme: str) -> Any:
+def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
     if scheme not in _PACKAGES:
-        raise InputError(f"{scheme}:// cannot be used; accepted: a local path, gs://... or s3://....")
+        raise InputError(f"{scheme}:// is an unknown scheme; accepted: a local path, gs://... or s3://....")
     package, extra = _PACKAGES[scheme]
     try:
         importlib.import_module(package)
     except ImportError as error:
         raise InputError(f"{scheme}:// needs {package}; pip install 'lm-jax[{extra}]'.") from error
-    # Other clients and processes write there too: what was listed a moment ago is not what is there.
-    settings: dict[str, Any] = {"use_listings_cache": False}
+    # Other processes write there too, so a cached listing may be out of date.
+    settings: dict[str, object] = {"use_listings_cache": False}
     if scheme == "s3":
         settings["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": _RETRIES["max_retries"]}}
         if region := _aws_region():
@@ -210,26 +212,30 @@ def _filesystem(scheme: str) -> Any:
 
 
 def find(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
-    """The files on object storage that a file, a folder or a glob names, sorted; of a folder those with a suffix."""
+    """Returns the files on object storage that `pattern` names, sorted.
+
+    Args:
+        pattern: a file, a glob, or a folder, of which the files with one of the suffixes are taken.
+    """
     scheme = pattern.partition("://")[0]
     with errors(pattern):
         files = _filesystem(scheme)
         if files.isfile(pattern):
             found = [pattern]
         elif below := files.find(pattern):
-            found = [path for path in below if path.endswith(suffixes)]
+            found = [path for path in map(str, below) if path.endswith(suffixes)]
         else:
-            found = [path for path in files.glob(pattern) if files.isfile(path)]
+            found = [path for path in map(str, files.glob(pattern)) if files.isfile(path)]
     return sorted(path if is_remote(path) else f"{scheme}://{path}" for path in found)
 
 
 def size(path: str) -> int:
-    """Bytes of a file."""
+    """Returns the size of a file in bytes."""
     with errors(path):
         return as_path(path).stat().length if is_remote(path) else os.path.getsize(path)
 
 
 def open_file(path: str) -> IO[bytes]:
-    """Opens a file to be read, from any place in it."""
+    """Opens a file for reading; it can be sought."""
     with errors(path):
         return as_path(path).open("rb")

@@ -37,7 +37,9 @@ def test_slices_split_the_data_axis_and_no_other():
 
 
 def test_a_model_that_would_span_slices_is_refused():
-    with pytest.raises(InputError, match=r"mesh.data is 1, but the devices are 2 slices.* nearest: 2"):
+    with pytest.raises(
+        InputError, match=r"mesh.data is 1, which the 2 slices .* do not divide; accepted: a multiple such as 2"
+    ):
         sharding.make_mesh(MeshConfig(data=1, fsdp=8), two_slices())
 
 

@@ -13,8 +13,8 @@ class CheckpointConfig:
         every: steps between checkpoints. The last step is always saved.
         keep: how many of the newest checkpoints are kept.
         asynchronous: whether training goes on while a checkpoint is written.
-        init_from: the weights that a new run begins with: WORKDIR or WORKDIR/checkpoints/N of another run or of an
-            imported model. Empty means random weights.
+        init_from: WORKDIR or WORKDIR/checkpoints/N of a run or of an imported model whose weights a new run begins
+            with. Their encoder or decoder must match; heads may differ. Empty means random weights.
     """
 
     every: int = setting(1000, at_least=1)

@@ -1,8 +1,10 @@
 """The section `optim`: the optimizer and its schedule."""
 
 import dataclasses
+import re
 
 from lm.config.bounds import check, setting
+from lm.errors import InputError
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,6 +23,8 @@ class OptimConfig:
         bias_correction: whether Adam corrects the bias of its moments (BERT's original AdamW does not).
         weight_decay: the decay of all weights but norms and biases.
         clip_norm: the largest global gradient norm; 0 means no clipping.
+        frozen: parameters that are not trained: regular expressions of their whole paths, separated by commas, such
+            as `encoder/embedding/.*`. Empty: all are trained.
     """
 
     name: str = setting("adamw", one_of=("adamw", "stable_adamw", "lamb", "adafactor"))
@@ -35,6 +39,7 @@ class OptimConfig:
     bias_correction: bool = True
     weight_decay: float = setting(0.01, at_least=0.0)
     clip_norm: float = setting(1.0, at_least=0.0)
+    frozen: str = ""
 
     def validate(self) -> None:
         """Checks every field.
@@ -43,3 +48,8 @@ class OptimConfig:
             InputError: naming the field, its value and what is accepted.
         """
         check("optim", self)
+        for pattern in self.frozen.split(","):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"optim.frozen has {pattern!r}: {error}; accepted: regular expressions.") from error

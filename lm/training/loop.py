@@ -13,35 +13,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import checkpoint, distributed, lease, models, sharding, tasks
 from lm.config import Config
 from lm.data import batches, mixture
-from lm.data import tokenizer as tokenizers
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.tasks import Objective
 from lm.tasks.members import Member, make_members, mixed
+from lm.training import adapters
 from lm.training import metrics as metrics_lib
+from lm.training.initial import initial_params
 from lm.training.report import Diverged, Report
 from lm.training.step import Metrics, Program, State, compile_program
 
 
 class Preempted(Exception):
     """The run was asked to stop and has saved everything; running the same command again continues it."""
-
-
-def initial_params(path: str, tokenizer: Tokenizer, abstract_params: models.Params) -> models.Params:
-    """The parameters of another run or an imported model, to begin from instead of random ones.
-
-    Raises:
-        InputError: when there is no such checkpoint, or its tokenizer or shapes are not this run's.
-    """
-    workdir, step = checkpoint.locate(path)
-    if tokenizers.load_tokenizer(str(workdir)).fingerprint != tokenizer.fingerprint:
-        raise InputError(
-            f"checkpoint.init_from={path} has another tokenizer than this run; set data.tokenizer={workdir} and "
-            "prepare the store with it."
-        )
-    distributed.say(f"starting from the weights of {path}")
-    return checkpoint.load_params(workdir, step, abstract_params)
 
 
 def shared_stores(config: Config, folder: str) -> dict[str, Store]:
@@ -120,7 +105,7 @@ def begin(
         return program, start, state
     state = program.init()
     if config.checkpoint.init_from:
-        state["params"] = initial_params(config.checkpoint.init_from, tokenizer, program.abstract_state["params"])
+        state["params"] = initial_params(config.checkpoint.init_from, tokenizer, state["params"])
     return program, 0, state
 
 
@@ -174,7 +159,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         with distributed.agreement():
             members = plan_members(config, stores or shared_stores(config, folder))
             objective = tasks.create_objective(config, members[0].store.tokenizer)
-        saved = checkpoint.Checkpoints(root, config.checkpoint)
+        partition = functools.partial(adapters.partition, frozen=config.optim.frozen)
+        saved = checkpoint.Checkpoints(root, config.checkpoint, partition)
         with distributed.agreement():
             start = first_step(saved, root)
         if start >= config.train.steps:

@@ -1,29 +1,34 @@
 """Learning-rate schedules and the optax chain.
 
 Layers are stacked on a leading axis, so a statistic "of a tensor" (LAMB's trust ratio, Adafactor's factors
-and scale, StableAdamW's clipping) is taken of each layer by mapping the transformation over that axis.
+and scale, StableAdamW's clipping) is computed for each layer by mapping the transformation over that axis.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lm import parameters
 from lm.config import OptimConfig
+from lm.parameters import Params
 from lm.sharding import path_name
+
+T = TypeVar("T")
 
 STACKED = "layers"  # the part of a stack whose parameters have a leading layer axis
 
 
 def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
-    """The rate of update number `step` (counted from 0) in a run of `steps`.
+    """Returns the learning rate of update number `step` (counted from 0) in a run of `steps`.
 
-    Linear warm-up to the peak over `warmup_steps`, then: `linear` and `cosine` fall to `final_fraction` of the
-    peak at the end; `rsqrt` is peak * sqrt(warmup / step) (Vaswani et al., 2017); `wsd` stays, then falls
-    linearly over the last `decay_fraction` of the run (Hu et al., 2024).
+    The rate rises linearly to the peak over `warmup_steps`. Then `linear` and `cosine` fall to `final_fraction` of the
+    peak at the last step; `rsqrt` is peak * sqrt(warmup / step) (Vaswani et al., 2017); `wsd` stays at the peak and
+    falls linearly over the last `decay_fraction` of the run (Hu et al., 2024); `constant` stays at the peak.
     """
     step = jnp.asarray(step, jnp.float32)
     warmup = config.warmup_steps
@@ -44,8 +49,8 @@ def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array
     return config.learning_rate * rising * falling
 
 
-def decays(params: Any) -> Any:
-    """True for the weights that weight decay applies to: all but norms and biases."""
+def decays(params: optax.Params) -> optax.Params:
+    """Returns a tree that is True where weight decay applies: everywhere but in norms and biases."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path_name(path).rsplit("/", 1)[-1] not in ("scale", "bias"), params
     )
@@ -58,11 +63,11 @@ class AdamState(NamedTuple):
 
 
 def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.GradientTransformation:
-    """Adam's direction m / (sqrt(v) + eps) (Kingma and Ba, 2015), as BERT's AdamW without bias correction if so set.
+    """Turns gradients into Adam's direction m / (sqrt(v) + eps) (Kingma and Ba, 2015).
 
     Args:
-        config: b1, b2, eps and bias_correction.
-        clip_update: divide each tensor's direction by max(1, RMS(g / sqrt(v))), which is StableAdamW
+        config: b1, b2, eps and bias_correction; BERT's AdamW has no bias correction.
+        clip_update: divide each tensor's direction by max(1, RMS(g / sqrt(v))), as StableAdamW does
             (Wortsman et al., 2023, algorithm 2).
     """
 
@@ -92,34 +97,34 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
 
 
 def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies a transformation to each layer of every stack on its own, and to the rest as it is."""
+    """Applies a transformation to each layer of every stack by itself, and to the other parameters as they are."""
 
-    def split(tree: Any) -> dict[str, Any]:
+    def split(tree: optax.Params) -> dict[str, Params]:
         """The layers of each stack, `{"encoder": {"encoder": {"layers": ...}}}`, and everything else as `rest`."""
-        is_stack = lambda value: isinstance(value, dict) and STACKED in value  # noqa: E731
-        groups = {name: {name: {STACKED: value[STACKED]}} for name, value in tree.items() if is_stack(value)}
-        without = lambda value: {name: each for name, each in value.items() if name != STACKED}  # noqa: E731
-        return {**groups, "rest": {name: without(value) if is_stack(value) else value for name, value in tree.items()}}
+        rest, groups = dict(cast(Params, tree)), {}
+        for name, stack in rest.items():
+            if isinstance(stack, dict) and STACKED in stack:
+                groups[name] = {name: {STACKED: stack[STACKED]}}
+                rest[name] = {inner: value for inner, value in stack.items() if inner != STACKED}
+        return {**groups, "rest": rest}
 
-    def join(groups: dict[str, Any]) -> Any:
-        stacks = {name: {**groups["rest"][name], **groups[name][name]} for name in groups if name != "rest"}
-        return {**groups["rest"], **stacks}
-
-    def mapped(name: str, function: Callable) -> Callable:
+    def mapped(name: str, function: Callable[..., T]) -> Callable[..., T]:
         return function if name == "rest" else jax.vmap(function)
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         return {name: mapped(name, transformation.init)(group) for name, group in split(params).items()}
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        groups, params = split(updates), split(params)
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert params is not None
+        states, old = cast(dict[str, optax.OptState], state), split(params)
         results = {
-            name: mapped(name, transformation.update)(group, state[name], params[name])
-            for name, group in groups.items()
+            name: mapped(name, transformation.update)(group, states[name], old[name])
+            for name, group in split(updates).items()
         }
-        return join({name: each[0] for name, each in results.items()}), {
-            name: each[1] for name, each in results.items()
-        }
+        directions = functools.reduce(parameters.merge, (cast(Params, each[0]) for each in results.values()))
+        return cast(optax.Updates, directions), {name: each[1] for name, each in results.items()}
 
     return optax.GradientTransformation(init, update)
 
@@ -127,19 +132,21 @@ def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTra
 def as_matrices(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
     """Shows a transformation the attention kernels [D, H, K] and [H, K, D] as matrices.
 
-    Adafactor factors the two largest axes; of a kernel split into heads these are not inputs and outputs.
+    Adafactor factors the two largest axes, which in a kernel split into heads are not inputs and outputs.
     """
 
-    def flatten(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    def flatten(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
         if leaf.ndim != 3:
             return leaf
         inputs_last = path_name(path).endswith("out/kernel")
         return leaf.reshape((-1, leaf.shape[-1]) if inputs_last else (leaf.shape[0], -1))
 
-    def flat(tree: Any) -> Any:
+    def flat(tree: optax.Params | None) -> optax.Params:
         return jax.tree_util.tree_map_with_path(flatten, tree)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         directions, state = transformation.update(flat(updates), state, flat(params))
         return jax.tree.map(lambda new, old: new.reshape(old.shape), directions, updates), state
 
@@ -147,7 +154,7 @@ def as_matrices(transformation: optax.GradientTransformation) -> optax.GradientT
 
 
 def create(config: OptimConfig) -> optax.GradientTransformation:
-    """The chain that turns gradients into a step of size one; `train_step` multiplies it by minus the rate.
+    """Returns the chain that turns gradients into a direction; `train_step` subtracts the rate times the direction.
 
     `adamw` is Loshchilov and Hutter, 2019; `lamb` You et al., 2020; `adafactor` Shazeer and Stern, 2018, with
     T5's settings (decay 0.8, clipping at 1, steps relative to the weights' scale).

@@ -22,7 +22,7 @@ class Diverged(Exception):
 
 
 class Report:
-    """Reads a step's metrics while the next step computes, and writes the lines that are due."""
+    """Reads the metrics of a step while the next step computes, and writes the lines that are due."""
 
     def __init__(
         self,

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import checkpoint, models, sharding, tasks
+from lm import checkpoint, models, parameters, sharding, tasks
 from lm.config import Config
 from lm.models import Model
 from lm.tasks import Batch, Objective, Sums, losses
-from lm.training import optim
+from lm.training import adapters, optim
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -29,11 +29,12 @@ def run_key(seed: int, use: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> State:
+def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int, frozen: str = "") -> State:
     """A new state. Called under jit with `out_shardings`, so that every array is born in its place."""
     params = model.init(run_key(seed, INIT))
+    trained, _ = adapters.partition(params, frozen)
     zero = jnp.zeros((), jnp.int32)
-    return {"params": params, "opt": optimizer.init(params), "step": zero, "skipped": zero}
+    return {"params": params, "opt": optimizer.init(trained), "step": zero, "skipped": zero}
 
 
 def gradients(
@@ -43,16 +44,20 @@ def gradients(
     examples: Batch,
     key: jax.Array | None,
     parts: int,
+    frozen: models.Params | None = None,
 ) -> tuple[models.Params, Metrics]:
     """The gradient of the batch's loss and its metrics, added up over `parts` micro-batches.
 
     Each micro-batch's sums are divided by the weights of the whole batch, so the result is that of one
     large batch whatever the parts.
+
+    Args:
+        params: what the gradient is of; frozen: the other parameters.
     """
     weights = objective.weights(examples)
 
     def loss(params: models.Params, examples: Batch, key: jax.Array | None):
-        sums = objective.sums(model.merge(params), examples, key)
+        sums = objective.sums(model.merge(parameters.merge(params, frozen or {})), examples, key)
         return losses.total_loss(sums, weights), sums
 
     compute = jax.grad(loss, has_aux=True)
@@ -100,16 +105,18 @@ def train_step(
     dropout = config.model.dropout or config.model.attention_dropout or config.model.mlp_dropout
     dropout_key = jax.random.fold_in(run_key(config.seed, DROPOUT), step) if dropout else None
     examples = objective.prepare(batch, jax.random.fold_in(run_key(config.seed, MASKING), step))
-    grads, metrics = gradients(model, objective, state["params"], examples, dropout_key, config.train.accumulation)
+    trained, frozen = adapters.partition(state["params"], config.optim.frozen)
+    grads, metrics = gradients(model, objective, trained, examples, dropout_key, config.train.accumulation, frozen)
     norm = optax.tree.norm(grads)
     rate = optim.learning_rate(config.optim, config.train.steps, step)
-    updates, opt = optimizer.update(grads, state["opt"], state["params"])
-    params = jax.tree.map(lambda param, update: param - rate * update, state["params"], updates)
+    updates, opt = optimizer.update(grads, state["opt"], trained)
+    params = jax.tree.map(lambda param, update: param - rate * update, trained, updates)
 
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
     skipped = state["skipped"] + 1 - finite.astype(jnp.int32)
-    state = {"params": keep(params, state["params"]), "opt": keep(opt, state["opt"]), "step": step + 1}
+    params = parameters.merge(keep(params, trained), frozen)
+    state = {"params": params, "opt": keep(opt, state["opt"]), "step": step + 1}
     metrics = {**metrics, "gradient_norm": norm, "learning_rate": rate, "skipped_steps": skipped}
     return {**state, "skipped": skipped}, metrics
 
@@ -175,7 +182,7 @@ class Definition:
 
     def lower_init(self) -> jax.stages.Lowered:
         """The state of step 0, born where it belongs, ready to be compiled."""
-        init = functools.partial(init_state, self.model, self.optimizer, self.config.seed)
+        init = functools.partial(init_state, self.model, self.optimizer, self.config.seed, self.config.optim.frozen)
         with jax.set_mesh(self.mesh):
             return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.state)).lower()
 
@@ -210,7 +217,7 @@ def define(config: Config, objective: Objective, mesh: Mesh) -> Definition:
     model = models.build(config.model, execution)
     optimizer = optim.create(config.optim)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(functools.partial(init_state, model, optimizer, config.seed))
+        state = jax.eval_shape(functools.partial(init_state, model, optimizer, config.seed, config.optim.frozen))
     state = checkpoint.abstract_like(state, sharding.state_shardings(mesh, state))
     place, rows = sharding.batch_sharding(mesh), config.data.batch_size
     batch = {

@@ -1,4 +1,4 @@
-"""Scalars in the files that TensorBoard reads: records with checksums, a protocol buffer in each.
+"""Writes scalars to TensorBoard's event files: records with checksums, each a protocol buffer.
 
 https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto; summary.proto beside it
 https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
@@ -13,7 +13,7 @@ from pathlib import Path
 
 _POLYNOMIAL = 0x82F63B78  # of CRC-32C, its bits reversed
 _MASK = 0xA282EAD8
-_START = 1  # SessionLog: what earlier files have from here on does not count
+_START = 1  # of SessionLog: TensorBoard drops what earlier files have from this step on
 
 
 def _table() -> Iterator[int]:
@@ -27,7 +27,7 @@ _TABLE = tuple(_table())
 
 
 def crc32c(data: bytes) -> int:
-    """The checksum of RFC 3720, appendix B.4."""
+    """Returns the CRC-32C of RFC 3720, appendix B.4."""
     value = 0xFFFFFFFF
     for byte in data:
         value = value >> 8 ^ _TABLE[(value ^ byte) & 0xFF]
@@ -35,10 +35,10 @@ def crc32c(data: bytes) -> int:
 
 
 class ScalarWriter:
-    """Appends scalars to a file of its own. What is written is in the file at once; what cannot be raises here."""
+    """Appends scalars to a new file, unbuffered: a write that fails raises in `write`."""
 
     def __init__(self, folder: Path, start: int):
-        """Begins a file whose scalars replace those that an earlier one has from step `start` on."""
+        """Creates a file whose scalars replace those of earlier files from step `start` on."""
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self._file = open(folder / name, "ab", buffering=0)  # noqa: SIM115
@@ -68,7 +68,7 @@ def _event(step: int, what: bytes) -> bytes:
     return b"\x09" + struct.pack("<d", time.time()) + (_integer(2, step) if step else b"") + what
 
 
-# --- fields of a protocol buffer: number and kind, then the value
+# --- fields of a protocol buffer: number and wire type, then the value
 
 
 def _varint(value: int) -> bytes:

@@ -47,7 +47,7 @@ def test_a_run_goes_on_after_a_kill_and_a_preemption_and_on_other_processes(conf
     run.send(signal.SIGKILL, 1)
     assert run.wait() == [1, -signal.SIGKILL]
     # The sum that the other one takes part in fails. In jaxlib 0.12 it may wait instead, until heartbeats are missed.
-    assert re.search("error: process 0 of 2 (has lost another one|was ended by JAX)", run.log(0))
+    assert re.search("error: process 0 of 2 (has lost another process|was ended by JAX)", run.log(0))
 
     # SIGTERM to one saves the same step in both.
     run = Run(train_command(config, workdir, ENDLESS), 2, 4)
@@ -86,7 +86,7 @@ def test_where_the_first_process_is_killed_the_others_say_so_and_end():
     run.send(signal.SIGKILL, 0)
     assert run.wait() == [-signal.SIGKILL, 1]
     assert run.log(1).splitlines()[-1] == (
-        "error: process 1 of 2 was ended by JAX, which says above why; most likely another one is gone. "
+        "error: process 1 of 2 was ended by JAX, for the reason above; most likely another process is gone. "
         "Run the same command again to go on from the last checkpoint."
     )
 
@@ -116,7 +116,7 @@ def test_a_process_that_goes_on_is_left_alone():
         ({"LM_COORDINATOR": "somewhere"}, "LM_COORDINATOR is 'somewhere'; accepted: host:port"),
         ({"LM_PROCESSES": "many"}, "LM_PROCESSES is 'many'; accepted: a whole number"),
         ({"LM_PROCESSES": "2", "LM_PROCESS": "2"}, "accepted: LM_PROCESS from 0 to LM_PROCESSES - 1"),
-        ({"LM_PROCESSES": "2"}, "LM_PROCESSES=2 LM_PROCESS=, and no cluster says the rest"),
+        ({"LM_PROCESSES": "2"}, "LM_PROCESSES=2 LM_PROCESS=, and JAX detects no cluster"),
     ],
 )
 def test_wrong_variables_are_refused(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str):

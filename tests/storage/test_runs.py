@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import checkpoint, lease, storage
+from lm import checkpoint, checksums, lease, storage
 from lm import config as config_lib
 from lm.config import Config
 from lm.errors import InputError
@@ -112,6 +112,39 @@ def test_kill_9_while_saving_costs_no_bit(url: str, config, command, unbroken, r
     assert checkpoint.load_params(*checkpoint.locate(url)).keys()
 
 
+def test_frozen_parameters_are_written_again_where_their_first_save_was_killed(url: str, config, tmp_path, request):
+    """The marker of `frozen` never arrives, so no checkpoint does either: the run begins again."""
+    frozen = changed(
+        config,
+        optim={"frozen": "encoder/.*", "schedule": "constant"},
+        train={"steps": 2},
+        checkpoint={"every": 1, "asynchronous": False},
+    )
+    file = tmp_path / "frozen.py"
+    values = json.loads(config_lib.to_json(frozen))
+    file.write_text(f"from lm import config\n\ndef get_config():\n    return config.from_dict({values!r})\n")
+    port = request.getfixturevalue("s3_port" if url.startswith("s3") else "gcs_port")
+    with held_back(url, port, b"/frozen/commit_success.txt") as (environment, came):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "launch" / "train.py"), f"--config={file}", f"--workdir={url}"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert came.wait(120), process.stderr and process.stderr.read()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    left = storage.list_keys(url)
+    assert any(key.startswith("frozen/") for key in left)
+    assert not any(key.endswith("commit_success.txt") for key in left)
+    loop.train(frozen, url)
+    loop.train(changed(frozen, train={"steps": 3}), url)
+    assert [step for step, *_ in curve(url)] == [1, 2, 3]
+    assert checkpoint.load_params(url, 3)["encoder"].keys()
+
+
 def test_a_request_in_five_may_fail(s3_port: int, s3_url: str, command, unbroken):
     """Half of the faults are answers of 503, half are connections that break."""
     count = iter(range(1_000_000))
@@ -190,14 +223,14 @@ def test_a_part_that_only_another_process_cannot_read_counts_before_any_sum(
     finished: str, config, monkeypatch: pytest.MonkeyPatch, capfd
 ):
     """A sum over an array of several processes waits for all of them: none may begin one that another cannot join."""
-    asked, sums = [], checkpoint.checksums
+    asked, compute = [], checksums.compute
     monkeypatch.setattr(checkpoint, "_all_processes", lambda mine: bool(asked.append(mine) or len(asked) > 1))
 
-    def checksums(tree):
+    def watched(tree):
         assert len(asked) != 1
-        return sums(tree)
+        return compute(tree)
 
-    monkeypatch.setattr(checkpoint, "checksums", checksums)
+    monkeypatch.setattr(checksums, "compute", watched)
     loop.train(changed(config, optim={"schedule": "constant"}), finished)
     assert asked == [True, True]
     shown = capfd.readouterr().err
@@ -208,7 +241,7 @@ def test_a_part_that_only_another_process_cannot_read_counts_before_any_sum(
 def test_where_no_checkpoint_is_whole_nothing_is_deleted(finished: str, config):
     for step in (4, 8):
         flip(finished, step, "training", 0.3)
-    with pytest.raises(InputError, match=r"no checkpoint in .* is whole \(tried 8, 4\); restore one from a copy"):
+    with pytest.raises(InputError, match=r"every checkpoint in .* is damaged \(tried 8, 4\); restore one from a copy"):
         loop.train(changed(config, optim={"schedule": "constant"}), finished)
     assert sorted(path.name for path in Path(finished, "checkpoints").iterdir()) == ["4", "8"]
 
@@ -221,15 +254,15 @@ def test_a_flipped_bit_in_weights_is_not_read_as_weights(finished: str):
 
 def test_a_checksum_tells_any_bit_and_any_exchange():
     tree = {"a": np.arange(24, dtype=np.float32).reshape(4, 6), "b": np.arange(8, dtype=jnp.bfloat16), "c": np.int32(7)}
-    whole = checkpoint.checksums(tree)
+    whole = checksums.compute(tree)
     for index in range(24):
         for bit in (0, 17, 31):
             other = {**tree, "a": tree["a"].copy()}
             other["a"].view(np.uint32).flat[index] ^= np.uint32(1 << bit)
-            found = checkpoint.checksums(other)
+            found = checksums.compute(other)
             assert [name for name in found if found[name] != whole[name]] == ["['a']"]
     exchanged = {**tree, "a": tree["a"][::-1]}
-    assert checkpoint.checksums(exchanged)["['a']"] != whole["['a']"]
+    assert checksums.compute(exchanged)["['a']"] != whole["['a']"]
     mesh = jax.make_mesh((2, 3), ("x", "y"), devices=jax.devices()[:6])
     split = {**tree, "a": jax.device_put(tree["a"], NamedSharding(mesh, PartitionSpec("x", "y")))}
-    assert checkpoint.checksums({"a": split["a"]}) == {"['a']": whole["['a']"]}
+    assert checksums.compute({"a": split["a"]}) == {"['a']": whole["['a']"]}

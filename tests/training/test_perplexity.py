@@ -1,4 +1,4 @@
-"""The numbers of evaluate.py are those of the curve; a file can be evaluated; weights can be taken over."""
+"""The number of perplexity is that of the curve; a file can be evaluated."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from lm import checkpoint
 from lm.errors import InputError
 from lm.training import loop, metrics, perplexity
 
@@ -41,31 +40,6 @@ def test_a_file_can_be_evaluated(run, tmp_path):
     assert perplexity.measure(run, str(tmp_path / "other.jsonl")) == found
     with pytest.raises(InputError, match=r"nowhere\.txt"):
         perplexity.measure(run, str(tmp_path / "nowhere.txt"))
-
-
-def test_a_run_can_begin_from_the_weights_of_another(run, tiny_config, tmp_path):
-    config = changed(tiny_config, train={"steps": 1}, checkpoint={"init_from": run}, optim={"learning_rate": 0.0})
-    loop.train(config, str(tmp_path / "next"))
-    old, new = (checkpoint.load_params(*checkpoint.locate(path)) for path in (run, str(tmp_path / "next")))
-    np.testing.assert_array_equal(old["encoder"]["embedding"]["token"], new["encoder"]["embedding"]["token"])
-    np.testing.assert_array_equal(
-        old["encoder"]["layers"]["mlp"]["up"]["kernel"], new["encoder"]["layers"]["mlp"]["up"]["kernel"]
-    )
-
-
-def test_weights_of_another_shape_are_refused(run, tiny_config, tmp_path):
-    config = changed(tiny_config, model={"d_ff": 128}, checkpoint={"init_from": run})
-    with pytest.raises(InputError, match=r"mlp.*has shape \(2, 64.*but the config makes \(2, 128"):
-        loop.train(config, str(tmp_path / "next"))
-    assert not (tmp_path / "next" / "config.json").exists()
-
-
-def test_weights_with_another_tokenizer_are_refused(run, tiny_config, tmp_path):
-    corpus = make_corpus(tmp_path / "other.txt", documents=80, seed=9)
-    data = dataclasses.replace(tiny_config.data, path=str(corpus), store="")
-    config = changed(dataclasses.replace(tiny_config, data=data), checkpoint={"init_from": run})
-    with pytest.raises(InputError, match="another tokenizer"):
-        loop.train(config, str(tmp_path / "next"))
 
 
 def test_a_run_without_held_out_text_is_not_evaluated(tiny_config, tmp_path):

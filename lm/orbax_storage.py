@@ -1,0 +1,139 @@
+"""A tree of arrays in a folder, through orbax: written in chunks with its checksums, read straight into its shardings.
+
+Orbax 0.12.8 is also taught here to use s3:// and to keep its log short.
+"""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint._src.path import gcs_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
+
+from lm import checksums, storage
+from lm.checksums import Sums
+from lm.errors import InputError
+from lm.parameters import Tree
+
+T = TypeVar("T")
+
+_CHUNK_BYTES = 16 << 20  # of an array: the least that a reader of a part of it reads and decodes
+_FILE_BYTES = 128 << 20  # small enough for many files to be sent at a time, and to send one again after a failure
+_CHECKSUMS = "checksums"
+
+
+def prepare(path: epath.PathLike) -> epath.Path:
+    """Returns a path, local or remote, that orbax can use."""
+    _shorten_log()
+    found = storage.as_path(path)
+    if storage.is_remote(found):
+        _teach_s3()
+        return found
+    return found.resolve()
+
+
+@functools.cache
+def _shorten_log() -> None:
+    """Keeps to one line what stderr shows of a storage that fails.
+
+    Orbax raises the error to us, but also logs it three times with its traceback, and closes an event loop to which
+    the remaining arrays still report. It also warns of metadata that it looks for in two places.
+    """
+    of_orbax = f"{os.sep}orbax{os.sep}"
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.WARNING or of_orbax not in record.pathname
+    )
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else report(what)
+
+
+@functools.cache
+def _teach_s3() -> None:
+    """Makes orbax treat s3:// as it treats gs://, and open both through `storage.kvstore`.
+
+    Orbax 0.12.8 takes an s3:// path for a relative local one. The names replaced here are all that look at the scheme.
+    """
+    replaced = {
+        gcs_utils: {"_GCS_PATH_PREFIX": ("gs://", "s3://"), "get_kvstore_for_gcs": _kvstore_without_slash},
+        tensorstore_utils: {"_use_gcs_driver": storage.is_remote, "_normalize_path": lambda path: path.rstrip("/")},
+    }
+    for module, names in replaced.items():
+        for name, value in names.items():
+            if not hasattr(module, name):
+                raise InputError(
+                    f"orbax-checkpoint is {ocp.__version__}, which has no {module.__name__}.{name}; object storage "
+                    "accepts 0.12.8: pip install orbax-checkpoint==0.12.8."
+                )
+            setattr(module, name, value)
+
+
+def _kvstore_without_slash(path: str) -> storage.Spec:
+    spec = storage.kvstore(path)
+    return {**spec, "path": str(spec["path"]).removesuffix("/")}
+
+
+def save_args(tree: object, elsewhere: Mapping[str, int]) -> ocp.args.PyTreeSave:
+    """Returns the arguments with which orbax saves a tree and its checksums.
+
+    Args:
+        elsewhere: checksums of arrays that another folder holds, to be kept beside those of the tree.
+    """
+    return _arguments(tree, {**checksums.compute(tree), **elsewhere})
+
+
+def _arguments(tree: object, sums: Sums) -> ocp.args.PyTreeSave:
+    return ocp.args.PyTreeSave(
+        tree,
+        save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree),
+        ocdbt_target_data_file_size=_FILE_BYTES,
+        custom_metadata={_CHECKSUMS: dict(sums)},
+    )
+
+
+def write(folder: epath.Path, tree: object) -> Sums:
+    """Writes a tree in place of what the folder holds, waits until it is complete, and returns its checksums.
+
+    A folder that was written in part only is never taken for a complete one: on a disk it has another name, on object
+    storage it lacks commit_success.txt. All processes take part.
+    """
+    sums = checksums.compute(tree)
+    arguments = _arguments(tree, sums)
+    ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).save(folder, args=arguments, force=True)
+    return sums
+
+
+def read(folder: epath.Path, abstract: T, *, partial: bool = False) -> tuple[T, Sums | None]:
+    """Reads the arrays of an abstract tree, each straight into its sharding.
+
+    No process waits for another here, so that each can say whether it could read its part.
+
+    Args:
+        partial: whether the folder may hold more than the tree. Of these arrays nothing is read.
+
+    Returns:
+        The tree, not yet compared with its checksums, and these: None in a checkpoint of an earlier version.
+    """
+    handler = ocp.PyTreeCheckpointHandler()
+    places = ocp.checkpoint_utils.construct_restore_args(abstract)
+    arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=places, partial_restore=partial)
+    return handler.restore(folder, args=arguments), _sums_of(handler.metadata(folder).custom_metadata)
+
+
+def contents(folder: epath.Path) -> tuple[Tree[jax.ShapeDtypeStruct], Sums | None]:
+    """Returns the parameters that a folder holds, to be read onto this process's first device, and their checksums."""
+    metadata = ocp.PyTreeCheckpointHandler().metadata(folder)
+    place = SingleDeviceSharding(jax.local_devices()[0])
+    tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), metadata.tree)
+    return tree, _sums_of(metadata.custom_metadata)
+
+
+def _sums_of(metadata: Mapping[str, Sums] | None) -> Sums | None:
+    return (metadata or {}).get(_CHECKSUMS)

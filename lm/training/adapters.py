@@ -1,0 +1,39 @@
+"""Which parameters a run trains: freezing."""
+
+import re
+
+from lm import parameters
+from lm.errors import InputError
+from lm.parameters import Leaf, Tree
+
+
+def partition(params: Tree[Leaf], frozen: str) -> tuple[Tree[Leaf], Tree[Leaf]]:
+    """Divides parameters into the trained and the frozen ones; `parameters.merge` joins them again.
+
+    Args:
+        params: arrays, or their shapes.
+        frozen: `optim.frozen`: regular expressions, separated by commas. A parameter is frozen where one of them
+            matches its whole path, such as `encoder/layers/mlp/up/kernel`.
+
+    Returns:
+        The trained parameters and the frozen ones; `params` itself and `{}` where nothing is frozen.
+
+    Raises:
+        InputError: an expression matches no parameter, or nothing is left to train.
+    """
+    if not frozen:
+        return params, {}
+    leaves = parameters.flatten(params)
+    fixed: set[str] = set()
+    for pattern in frozen.split(","):
+        found = {path for path in leaves if re.fullmatch(pattern.strip(), path)}
+        if not found:
+            raise InputError(
+                f"optim.frozen has {pattern.strip()!r}, which matches no parameter; accepted: regular expressions of "
+                f"whole paths, such as {min(leaves)}; they begin with {', '.join(parameters.abridge(leaves, leaves))}."
+            )
+        fixed |= found
+    if len(fixed) == len(leaves):
+        raise InputError(f"optim.frozen={frozen} leaves no parameter to train; freeze fewer.")
+    trained = parameters.unflatten({path: leaf for path, leaf in leaves.items() if path not in fixed})
+    return trained, parameters.unflatten({path: leaf for path, leaf in leaves.items() if path in fixed})

@@ -1,0 +1,61 @@
+"""The parameters that a run begins with where `checkpoint.init_from` names a checkpoint.
+
+Body: the stacks `encoder` and `decoder` with their embeddings. Heads: all other parameters.
+"""
+
+import jax
+
+from lm import checkpoint, distributed, parameters
+from lm.data import tokenizer as tokenizers
+from lm.data.tokenizer import Tokenizer
+from lm.errors import InputError
+from lm.parameters import Params
+
+BODY = ("encoder", "decoder")
+
+
+def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
+    """Replaces new parameters by those of another run or an imported model that have the same path and shape.
+
+    A stack that both models have must be equal in both. A stack or a head that only the new model has stays random,
+    one that only the checkpoint has is dropped, and so is a head of another shape; a line on stderr names each kind.
+
+    Args:
+        path: WORKDIR or WORKDIR/checkpoints/N.
+        tokenizer: of this run.
+        params: of the new model, random; what is read goes into their shardings.
+
+    Raises:
+        InputError: there is no such checkpoint, its tokenizer is another one, or its body does not match.
+    """
+    workdir, step = checkpoint.locate(path)
+    if tokenizers.load_tokenizer(str(workdir)).fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            f"checkpoint.init_from={path} has another tokenizer than this run; set data.tokenizer={workdir} and "
+            "prepare the store with it."
+        )
+    saved, fresh = checkpoint.SavedParams(workdir, step), parameters.flatten(params)
+    stacks = [stack for stack in BODY if _has(saved.abstract, stack) and _has(fresh, stack)]
+    if not stacks:
+        raise InputError(
+            f"checkpoint.init_from={path} has {', '.join(parameters.abridge(saved.abstract, saved.abstract))}, but the "
+            f"config makes {', '.join(parameters.abridge(fresh, fresh))}; give a checkpoint with an encoder or a "
+            "decoder like this model's."
+        )
+    for stack in stacks:
+        saved.check(fresh, below=f"{stack}/")
+    taken = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        for path, leaf in fresh.items()
+        if path in saved.abstract and saved.abstract[path].shape == leaf.shape
+    }
+    distributed.say(f"starting from the weights of {path}")
+    if random := parameters.abridge(fresh.keys() - taken.keys(), fresh):
+        distributed.say(f"new, with random weights: {', '.join(random)}")
+    if dropped := parameters.abridge(saved.abstract.keys() - taken.keys(), saved.abstract):
+        distributed.say(f"dropped, which this model does not have: {', '.join(dropped)}")
+    return parameters.unflatten(fresh | parameters.flatten(saved.read(taken)))
+
+
+def _has(leaves: dict[str, jax.Array] | dict[str, jax.ShapeDtypeStruct], stack: str) -> bool:
+    return any(path.startswith(f"{stack}/") for path in leaves)
