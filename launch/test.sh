@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # From a fresh machine to a green test suite: bash launch/test.sh [--newest] [--peers] [arguments of pytest].
 #
-# --newest  Runs style, types and a short part of the suite (about a minute) on the newest Python of this machine that
-#           is newer than the one of .venv. Does nothing when there is none.
+# --newest  Runs style, types and a short part of the suite on the newest tested Python of this machine that is newer
+#           than the one of .venv. Takes about two minutes, installation included. Does nothing when there is none.
 # --peers   Adds the comparisons with transformers (torch and transformers are installed, some hundred megabytes).
 #
-# PYTHON=python3.13 bash launch/test.sh tests/models chooses the Python; see environment.sh for where it installs.
+# PYTHON=python3.13 bash launch/test.sh tests/models chooses the Python and installs into .venv-3.13.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 cd "$ROOT"
-SHORT=(tests/test_*.py tests/models)
+# What a release of jax or flax may break, in about a minute: every operation, Pallas kernels among them; a whole model;
+# a run that trains, resumes and evaluates.
+SHORT=(tests/ops tests/tasks tests/models/test_packing.py tests/test_cli.py)
 
 extras=test
 newest=
