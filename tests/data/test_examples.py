@@ -78,6 +78,7 @@ def test_pairs_are_what_their_label_says(seed: int, seq_length: int):
     documents = documents_of(split, pairs)
     assert pairs.lengths.min() >= 1
     assert pairs.row_lengths.max() <= seq_length
+    assert pairs.labels is not None
     assert set(pairs.labels.tolist()) == {0, 1}
     is_next = pairs.labels == 0
     assert (documents[is_next, 0] == documents[is_next, 1]).all()
@@ -95,6 +96,7 @@ def test_unused_sentences_are_put_back(seed: int, longest_document: int):
     split = make_split(seed, 20, longest_sentence=1, longest_document=longest_document)
     pairs = sentence_pairs(split, 32, 0.1, np.random.default_rng(seed))
     shown = np.zeros(split.num_tokens, int)
+    assert pairs.labels is not None
     for start, length, label in zip(pairs.starts, pairs.lengths, pairs.labels, strict=True):
         shown[start[0] : start[0] + length[0]] += 1
         if label == 0:
@@ -107,6 +109,7 @@ def test_statistics_equal_the_reference(seq_length: int, short_seq_prob: float):
     split = make_split(0, num_documents=4000)
     ours = sentence_pairs(split, seq_length, short_seq_prob, np.random.default_rng(0))
     theirs = np.array(bert_pairs(split, seq_length, short_seq_prob, seed=0))
+    assert ours.labels is not None
     assert len(ours) == pytest.approx(len(theirs), rel=0.02)
     assert ours.labels.mean() == pytest.approx(theirs[:, 2].mean(), abs=0.02)
     for is_random in (0, 1):

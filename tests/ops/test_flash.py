@@ -158,8 +158,10 @@ def test_a_model_computes_the_same_with_flash(config, monkeypatch):
 
 def choose(monkeypatch, platform, setting="auto", **shapes):
     monkeypatch.setattr(sharding, "platform", lambda: platform)
-    shapes = dict(lengths=(512, 512), head_dim=64, dtype="bfloat16", has_bias=False, needs_weights=False) | shapes
-    return flash.choose(setting, **shapes)
+    usual = functools.partial(
+        flash.choose, lengths=(512, 512), head_dim=64, dtype="bfloat16", has_bias=False, needs_weights=False
+    )
+    return usual(setting, **shapes)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_statistics_in_one_pass_are_those_of_a_rounded_array():
     """In bfloat16 the variance is a difference of two squares; it is as exact as the rounded input allows."""
     array = (3.0 + jax.random.normal(jax.random.key(0), (64, 256))).astype(jnp.bfloat16)
     one, none = jnp.ones(256), jnp.zeros(256)
-    found = normalize(True, 1e-6, array, one, none).astype(jnp.float32)
+    found = jnp.asarray(normalize(True, 1e-6, array, one, none), jnp.float32)
     expected = normalize_plain(True, 1e-6, array.astype(jnp.float32), one, none)
     np.testing.assert_allclose(found, expected, atol=2e-2)
     np.testing.assert_allclose(found - expected, 0, atol=2**-8 * np.abs(expected).max())

@@ -85,7 +85,7 @@ def test_rates_are_15_and_80_10_10_within_sampling_error(masked):
 def test_every_position_is_as_likely_as_another(large, tiny_store):
     """Over many keys, a token's chance to be masked does not depend on where it stands in its segment."""
     batch = batch_of(large, tiny_store)
-    objective = tasks.create_objective(large, tiny_store.tokenizer)
+    objective = MaskedLM.create(large, tiny_store.tokenizer)
     select = jax.jit(objective.select)
     L = batch["tokens"].shape[1]
     hits = np.zeros(batch["tokens"].shape)
@@ -114,7 +114,7 @@ def test_no_row_needs_more_than_the_static_count(tiny_config, tiny_store):
 def test_whole_words_are_masked_whole(large, tiny_store):
     config = changed(large, objective={"whole_word": True})
     batch = batch_of(config, tiny_store)
-    objective = tasks.create_objective(config, tiny_store.tokenizer)
+    objective = MaskedLM.create(config, tiny_store.tokenizer)
     # Pretend that odd ids continue a word, so that there are words of several pieces.
     starts = np.arange(tiny_store.tokenizer.vocab_size) % 2 == 0
     starts[tiny_store.tokenizer.special_ids] = True
@@ -138,7 +138,7 @@ def test_whole_words_are_masked_whole(large, tiny_store):
 def test_losses_are_means_over_predictions_and_pairs(tiny_config, tiny_store):
     """The sums and weights reproduce the papers' formulas, computed here position by position."""
     objective = tasks.create_objective(tiny_config, tiny_store.tokenizer)
-    examples = objective.prepare(batch_of(tiny_config, tiny_store), jax.random.key(5))
+    examples = objective.prepare(jax.tree.map(jnp.asarray, batch_of(tiny_config, tiny_store)), jax.random.key(5))
     model = models.build(tiny_config.model)
     encoder = model.merge(model.init(jax.random.key(0)))
     sums, weights = objective.sums(encoder, examples, None), objective.weights(examples)

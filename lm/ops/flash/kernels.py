@@ -12,7 +12,7 @@ and queries across: the softmax sums down, which is cheap, and no array ends in 
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES, SUBLANES = 128, 8
+Index = jax.Array | int
 
 # A hidden score lies so far below the least maximum that its exponential is exactly zero, whatever else is seen.
 LEAST, HIDDEN = -1e30, -2e30
@@ -97,7 +98,9 @@ def _forward(tiling: Tiling, *operands: jax.Array) -> tuple[jax.Array, tuple[jax
     return out_BHKL, (*operands, out_BHKL, log_sum_BH1L)
 
 
-def _backward(tiling: Tiling, residuals: tuple[jax.Array, ...], gradient_BHKL: jax.Array) -> tuple[Any, ...]:
+def _backward(
+    tiling: Tiling, residuals: tuple[jax.Array, ...], gradient_BHKL: jax.Array
+) -> tuple[jax.Array | None, ...]:
     *operands, out_BHKL, log_sum_BH1L = residuals
     query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, place = operands
     B, H, K, L = query_BHKL.shape
@@ -179,7 +182,7 @@ def bounds(seen_BRC: jax.Array) -> jax.Array:
     return jnp.stack([first_BR, last_BR], axis=2).astype(jnp.int32).reshape(-1)
 
 
-def _arranged(tiling: Tiling, operands: Any) -> list[jax.Array]:
+def _arranged(tiling: Tiling, operands: Sequence[jax.Array]) -> list[jax.Array]:
     """The operands as the kernels take them: whatever comes in rows has an axis of one before them."""
     query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, _ = operands
     rows = [segments_BL, memory_segments_BS, *[curve_HN] * tiling.biased]
@@ -198,18 +201,19 @@ class _Blocks:
     does not see is not loaded: the nearest that it sees stays. `every_key` is for outputs, which are all written.
     """
 
-    def __init__(self, tiling: Tiling, operands: Any, *, by_keys: bool = False):
+    def __init__(self, tiling: Tiling, operands: Sequence[jax.Array], *, by_keys: bool = False):
         query_BHKL, curve_HN = operands[0], operands[3]
         _, _, K, L = query_BHKL.shape
         count = (tiling.keys if by_keys else L) // tiling.block
 
-        def at(row: Any, outer: Any, inner: Any, bounds: Any) -> tuple[Any, Any]:
+        def at(row: Index, outer: Index, inner: Index, bounds: jax.Array) -> tuple[Index, Index]:
             start = 2 * (row * count + outer)
             inner = jnp.maximum(jnp.minimum(inner, bounds[start + 1]), bounds[start])
             return (inner, outer) if by_keys else (outer, inner)
 
-        def spec(shape: tuple[int | None, ...], index: Any) -> pl.BlockSpec:
-            def place(head: Any, row: Any, outer: Any, inner: Any, place: Any, bounds: Any) -> tuple[Any, ...]:
+        def spec(shape: tuple[int | None, ...], index: Callable[..., tuple[Index, ...]]) -> pl.BlockSpec:
+            def place(head: Index, row: Index, outer: Index, inner: Index, place: jax.Array, bounds: jax.Array):
+                del place
                 return index(head, row, *at(row, outer, inner, bounds))
 
             return pl.BlockSpec(shape, place)
@@ -225,7 +229,7 @@ class _Blocks:
         self.operands = [self.queries, self.keys, self.keys, segments, memory_segments, *[self.curve] * tiling.biased]
 
 
-def _steps(bounds: Any) -> tuple[Any, Any, Any, Any]:
+def _steps(bounds: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Of this step of the grid: the outer and the inner block, whether the outer sees the inner, and its last step."""
     outer, inner = pl.program_id(2), pl.program_id(3)
     start = 2 * (pl.program_id(1) * pl.num_programs(2) + outer)
@@ -347,7 +351,7 @@ def _of_scores(scores_SL, value, gradient, log_sum, mean) -> tuple[jax.Array, ja
     return weights_SL, weights_SL * (product(value[...], gradient[...], TN) - mean[...])
 
 
-def _distances(tiling: Tiling, place, i, j) -> tuple[Any, Any]:
+def _distances(tiling: Tiling, place, i, j) -> tuple[slice | pl.Slice, slice | pl.Slice]:
     """Where in a curve the distances of two blocks begin: those below the blocks' own, and those from it on."""
     own = tiling.keys + place[0] + (i - j) * tiling.block
     window = lambda start: pl.ds(pl.multiple_of(start, LANES), tiling.block)  # noqa: E731
