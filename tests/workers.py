@@ -31,7 +31,7 @@ def pytest_testnodedown(node: "WorkerController", error: object | None) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport, sched: "Scheduling") -> None:
-    config = sched.config
+    config: pytest.Config = sched.config  # pyright: ignore[reportAttributeAccessIssue]
     explained = config.stash.setdefault(EXPLAINED, [])
     why = f"For the reason see {explained[0]}." if explained else run_alone(config, config.rootpath, crashitem)
     explained.append(crashitem)

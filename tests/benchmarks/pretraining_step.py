@@ -185,7 +185,8 @@ def their_step(mode: str, dynamic: bool, case: Case) -> tuple[Step, int]:
     import transformers
 
     torch.set_num_threads(prepare.available_cores())
-    settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
+    config = write_config(case.config.model)
+    settings: dict[str, Any] = {name: value for name, value in config.items() if name != "torch_dtype"}
     settings["attn_implementation"] = "sdpa"
     hf_config = transformers.BertConfig(**settings)
     model: Any = transformers.BertForPreTraining(hf_config).train()

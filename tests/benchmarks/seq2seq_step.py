@@ -19,6 +19,7 @@ import functools
 import itertools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -105,7 +106,8 @@ def their_step(mode: str, dynamic: bool, case: Case) -> tuple[Step, int]:
     import transformers
 
     torch.set_num_threads(prepare.available_cores())
-    settings = {name: value for name, value in write_config(case.config.model).items() if name != "torch_dtype"}
+    config = write_config(case.config.model)
+    settings: dict[str, Any] = {name: value for name, value in config.items() if name != "torch_dtype"}
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)).train()
     inputs = [micro_batches(case, index) for index in range(len(case.batches))]
     places = sum(batch["input_ids"].numel() + batch["labels"].numel() for batch in itertools.chain(*inputs))

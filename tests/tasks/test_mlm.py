@@ -9,6 +9,7 @@ from lm import models, tasks
 from lm.config import Config
 from lm.tasks import members
 from lm.tasks.losses import mean_metrics, total_loss
+from lm.tasks.mlm import MaskedLM
 from tests.training.conftest import changed
 
 
@@ -123,7 +124,7 @@ def test_whole_words_are_masked_whole(large, tiny_store):
     special = np.isin(batch["tokens"], tiny_store.tokenizer.special_ids)
     masked_tokens = split_words = 0
     for r in range(len(at)):
-        chosen = set(at[r][at[r] < at.shape[1] + 32]) & set(range(batch["tokens"].shape[1]))
+        chosen = set(at[r][at[r] < at.shape[1] + 32].tolist()) & set(range(batch["tokens"].shape[1]))
         begins = starts[batch["tokens"][r]] | special[r] | np.roll(special[r], 1) | (batch["positions"][r] == 0)
         word = np.cumsum(begins)
         for w in {word[i] for i in chosen}:
