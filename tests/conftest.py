@@ -1,7 +1,11 @@
-"""What every test runs under. Subprocesses that a test starts inherit it: all of it is environment."""
+"""What every test runs under: an environment, which its subprocesses inherit, and memory that each module frees."""
 
+import ctypes
+import gc
 import os
 import re
+import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +33,22 @@ os.environ.update(
     HF_HUB_OFFLINE="1",  # a comparison builds its reference or finds it installed; it never downloads one
     MPLBACKEND="agg",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_memory() -> Iterator[None]:
+    """Frees what the programs of a module hold.
+
+    JAX caches every program that it has compiled, and glibc keeps what is freed in pieces: without both calls a worker
+    grows by some hundred megabytes a module, to 3.5 GB after seven; with them it stays at 0.5 GB.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc's own
+            libc.malloc_trim(0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -120,14 +120,15 @@ def test_whole_words_are_masked_whole(large, tiny_store):
     starts = np.arange(tiny_store.tokenizer.vocab_size) % 2 == 0
     starts[tiny_store.tokenizer.special_ids] = True
     objective = dataclasses.replace(objective, starts_word_V=starts)
-    at = np.asarray(objective.select(jax.random.key(2), batch["tokens"], batch["segments"], batch["positions"]))
+    arrays = [jnp.asarray(batch[name]) for name in ("tokens", "segments", "positions")]
+    at = np.asarray(objective.select(jax.random.key(2), *arrays))
     special = np.isin(batch["tokens"], tiny_store.tokenizer.special_ids)
     masked_tokens = split_words = 0
     for r in range(len(at)):
         chosen = set(at[r][at[r] < at.shape[1] + 32].tolist()) & set(range(batch["tokens"].shape[1]))
         begins = starts[batch["tokens"][r]] | special[r] | np.roll(special[r], 1) | (batch["positions"][r] == 0)
         word = np.cumsum(begins)
-        for w in {word[i] for i in chosen}:
+        for w in {int(word[i]) for i in chosen}:
             members = {i for i in np.flatnonzero(word == w) if not special[r][i]}
             split_words += members != members & chosen
         masked_tokens += len(chosen)
