@@ -86,7 +86,7 @@ def test_where_the_first_process_is_killed_the_others_say_so_and_end():
     run.send(signal.SIGKILL, 0)
     assert run.wait() == [-signal.SIGKILL, 1]
     assert run.log(1).splitlines()[-1] == (
-        "error: process 1 of 2 was ended by JAX, for the reason above; most likely another process is gone. "
+        "error: process 1 of 2 was ended by JAX for the reason above; most likely another process is gone. "
         "Run the same command again to go on from the last checkpoint."
     )
 
