@@ -25,9 +25,9 @@ def main() -> None:
 
         found = perplexity.measure(_checkpoint.value, _input.value)
     else:
-        from lm.inference import evaluate
+        from lm.inference import comparison
 
-        found = evaluate.evaluate(
+        compared = comparison.compare(
             _checkpoint.value,
             _metric.value,
             input_path=_input.value,
@@ -35,6 +35,7 @@ def main() -> None:
             shown=_shown.value,
             num_beams=_num_beams.value,
         )
+        found = {**compared.scores, "shown": compared.shown}
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 

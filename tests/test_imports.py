@@ -44,10 +44,11 @@ ROOMS = {
     "plan": GROUND | MIDDLE | {"tasks", "training", "inference", "huggingface"},
 }
 NEVER = {"configs", "launch", "tests", "torch", "transformers"}
-# The launchers' table, and the host's work ahead of a step.
+# The launchers' table, the host's work ahead of a step, and the wording of requests.
 WITHOUT_JAX = {
     "lm/accelerators.py",
     *(f"lm/data/{name}.py" for name in ("batches", "examples", "flat", "mixture", "packing")),
+    *(f"lm/inference/{name}.py" for name in ("packed", "prompts", "requests")),
 }
 FAMILIES = {"bert", "modernbert", "t5", "bart"}
 MAY_NAME_FAMILIES = ("lm/families.py", "lm/huggingface/")

@@ -1,27 +1,20 @@
-"""Attention weights: what they are for a request, and a picture of them.
+"""The attention weights of one request.
 
 Array names carry their shape: N layers, B batch (always 1), H heads, L queries, S keys, T decoded length.
 """
 
 import dataclasses
-import functools
-import math
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
+from lm import models
 from lm.data.tokenizer import Tokenizer
-from lm.errors import InputError
-from lm.inference.predict import Predictor
-from lm.inference.requests import Answer, Row
-from lm.inference.write import Writer, until_end
-
-LONGEST = 64  # tokens on an axis of a picture
-_ANNOTATED = 12  # tokens up to which the numbers are written, too
-_POINTS = 9  # size of the labels
+from lm.inference.packed import Row
+from lm.inference.predict import Pipeline, Predictor
+from lm.inference.prompts import until_end
+from lm.inference.requests import Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +23,7 @@ class Weights:
 
     Attributes:
         title: which attention it is.
-        weights_NHLS: float32; how much the query takes of the value at the key, one in sum over the keys.
+        weights_NHLS: float32; the share of the value at each key in what a query receives. They sum to one over S.
         queries, keys: labels of the tokens.
         query, key: what the queries and keys are, for the axes.
     """
@@ -43,71 +36,73 @@ class Weights:
     key: str = "key"
 
 
-class Watched(Protocol):
-    """Answers requests, and tells the attention of the first one that it answered."""
+def of_request(model: Predictor, pipeline: Pipeline, request: Request) -> dict[str, Weights]:
+    """The weights by what attends: `cross` (decoder to encoder), `encoder`, `decoder`; those that the model has.
 
-    def attention(self) -> dict[str, Weights]:
-        """By what attends: `encoder`, `decoder` (to itself) or `cross` (decoder to encoder); the most telling first."""
-        ...
+    A decoder's are computed over the best hypothesis of what it writes, up to its end.
 
+    Args:
+        model: the model.
+        pipeline: one of its tasks.
+        request: of that task.
 
-class WatchedPredictor(Predictor):
-    """Answers as `Predictor` does; see `Watched`."""
-
-    _first: Row | None = None
-
-    def _pad(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        self._first = next((row for row in rows if row.index == 0), self._first)
-        return super()._pad(rows)
-
-    def attention(self) -> dict[str, Weights]:
-        assert self._first is not None
-        row = self._first
-
-        def weights(params: Any) -> jax.Array:
-            return self._model.merge(params).encoder.attention_weights(*_alone(row.tokens), row.types[None])[0]
-
-        return {"encoder": _of_encoder(jax.jit(weights)(self._params), labels(self.tokenizer, row.tokens))}
+    Raises:
+        RequestError: the request cannot be answered.
+    """
+    row = pipeline.prompt.row(request)
+    if model.loaded.is_encoder:
+        return {"encoder": _of_encoder(model, row)}
+    ((tokens_NT, _),) = pipeline.compute([row], [0])
+    return _of_writing(model, row, tokens_NT[0])
 
 
-class WatchedWriter(Writer):
-    """Writes as `Writer` does; see `Watched`. Of several hypotheses it is the best one's attention."""
+def _of_encoder(model: Predictor, row: Row) -> Weights:
+    def weights(
+        module: models.Encoder,
+        tokens_1L: jax.Array,
+        segments_1L: jax.Array,
+        positions_1L: jax.Array,
+        types_1L: jax.Array,
+    ) -> jax.Array:
+        return module.encoder.attention_weights(tokens_1L, segments_1L, positions_1L, types_1L)[0]
 
-    _first: tuple[Row, np.ndarray] | None = None
+    found_NBHLL = model.runner.compile(weights)(*_alone(row.tokens), row.types[None])
+    return _weights_of_encoder(found_NBHLL, labels(model.loaded.tokenizer, row.tokens))
 
-    def _decode(self, rows: Sequence[Row], *args: Any, **options: Any) -> Iterator[tuple[np.ndarray, Any]]:
-        for row, found in zip(rows, super()._decode(rows, *args, **options), strict=False):
-            if row.index == 0:
-                self._first = row, found[0][0]
-            yield found
 
-    def attention(self) -> dict[str, Weights]:
-        assert self._first is not None
-        row, written_T = self._first
-        special, data = self.tokenizer.special, self.config.data
-        written_T = written_T[: len(until_end(written_T, special.sep)) + 1]
-        begin = ([special.cls] if data.begin_with_cls else []) if self.has_source else row.tokens
-        start = special.start(self.config.model.decoder_start)
-        tokens_T = np.array([start, *begin, *written_T], np.int32)
+def _of_writing(model: Predictor, row: Row, written_T: np.ndarray) -> dict[str, Weights]:
+    tokenizer, config = model.loaded.tokenizer, model.loaded.config
+    special, has_source = tokenizer.special, config.model.architecture == "encoder-decoder"
+    written_T = written_T[: len(until_end(written_T, special.sep)) + 1]
+    begin = ([special.cls] if config.data.begin_with_cls else []) if has_source else row.tokens
+    tokens_T = np.array([special.start(config.model.decoder_start), *begin, *written_T], np.int32)
 
-        @jax.jit
-        def weights(params: Any) -> tuple[jax.Array | None, jax.Array, jax.Array | None]:
-            model = self._model.merge(params)
-            memory = model.encode(*_alone(row.tokens)) if self.has_source else None
-            encoder = model.encoder.attention_weights(*_alone(row.tokens))[0] if self.has_source else None
-            return encoder, *model.attention_weights(memory, *_alone(tokens_T[:-1]))
+    def weights(
+        module: models.Seq2Seq, source: tuple[jax.Array, ...], target: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array | None, jax.Array, jax.Array | None]:
+        if module.encoder is None:
+            return None, *module.attention_weights(None, *target)
+        own_NBHSS = module.encoder.attention_weights(*source)[0]
+        return own_NBHSS, *module.attention_weights(module.encode(*source), *target)
 
-        encoder_NBHSS, decoder_NBHTT, cross_NBHTS = weights(self._params)
-        tokens = labels(self.tokenizer, tokens_T)
-        make = functools.partial(Weights, queries=tokens[1:], query="query: the token to be written")
-        found = {}
-        if encoder_NBHSS is not None and cross_NBHTS is not None:
-            source = labels(self.tokenizer, row.tokens)
-            title = "Attention of the decoder to the encoder"
-            found["cross"] = make(title, _one(cross_NBHTS), keys=source, key="key: a token of the source")
-            found["encoder"] = _of_encoder(encoder_NBHSS, source)
-        title, key = "Self-attention of the decoder", "key: a token before it"
-        return found | {"decoder": make(title, _one(decoder_NBHTT), keys=tokens[:-1], key=key)}
+    encoder_NBHSS, decoder_NBHTT, cross_NBHTS = model.runner.compile(weights)(_alone(row.tokens), _alone(tokens_T[:-1]))
+    tokens, query = labels(tokenizer, tokens_T), "query: the token to be written"
+    found = {}
+    if encoder_NBHSS is not None and cross_NBHTS is not None:
+        source, key = labels(tokenizer, row.tokens), "key: a token of the source"
+        title = "Attention of the decoder to the encoder"
+        found["cross"] = Weights(title, _one(cross_NBHTS), tokens[1:], source, query, key)
+        found["encoder"] = _weights_of_encoder(encoder_NBHSS, source)
+    title, key = "Self-attention of the decoder", "key: a token before it"
+    return found | {"decoder": Weights(title, _one(decoder_NBHTT), tokens[1:], tokens[:-1], query, key)}
+
+
+def _weights_of_encoder(weights_NBHLL: jax.Array, tokens: Sequence[str]) -> Weights:
+    return Weights("Self-attention of the encoder", _one(weights_NBHLL), tokens, tokens)
+
+
+def _one(weights_NBHLS: jax.Array) -> np.ndarray:
+    return np.asarray(weights_NBHLS[:, 0], np.float32)
 
 
 def _alone(tokens_L: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,18 +110,10 @@ def _alone(tokens_L: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tokens_L[None], np.ones((1, len(tokens_L)), np.int32), np.arange(len(tokens_L), dtype=np.int32)[None]
 
 
-def _one(weights_NBHLS: jax.Array) -> np.ndarray:
-    return np.asarray(weights_NBHLS[:, 0], np.float32)
-
-
-def _of_encoder(weights_NBHLL: jax.Array, tokens: Sequence[str]) -> Weights:
-    return Weights("Self-attention of the encoder", _one(weights_NBHLL), tokens, tokens)
-
-
 def labels(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
     """What to call each token: its text without a word mark, or the name of a special token.
 
-    Of a character that is spelt by several tokens (its bytes), each is called by the character and its number.
+    Several tokens that spell one character (its bytes) are called by the character and their numbers.
     """
     special = set(tokenizer.special_ids.tolist())
     found: list[str] = []
@@ -146,113 +133,3 @@ def labels(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
 
 def _readable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-# ---- The picture ----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """Which picture.
-
-    Attributes:
-        path: of the file to write, its kind told by the name: .png, .pdf or .svg.
-        of: `encoder`, `decoder` or `cross`, see `Watched`; empty for the most telling.
-        layer: draws the heads of this layer, from 1; None draws every layer.
-        head: draws this head, from 1, alone; None draws the mean over heads of every layer, or all of `layer`.
-    """
-
-    path: str
-    of: str = ""
-    layer: int | None = None
-    head: int | None = None
-
-
-def with_picture(answers: Iterable[Answer], watched: Watched, picture: Picture) -> Iterator[Answer]:
-    """Passes the answers of `watched` on; before the first, draws the attention of what it answers.
-
-    Raises:
-        InputError: there is nothing to draw, or the picture cannot be drawn.
-    """
-    for number, answer in enumerate(answers):
-        if number == 0:
-            if "error" in answer:
-                raise InputError(f"the first request has no attention to draw: {answer['error']}")
-            found = watched.attention()
-            if picture.of and picture.of not in found:
-                raise InputError(f"the attention to draw is {picture.of!r}; this model has: {', '.join(found)}.")
-            draw(found[picture.of or next(iter(found))], picture)
-        yield answer
-
-
-def draw(weights: Weights, picture: Picture) -> None:
-    """Draws heatmaps side by side, queries down and keys across, on one colour scale from 0.
-
-    With few tokens the numbers are written in, but for those that would read .00.
-
-    Raises:
-        InputError: no such layer or head, too many tokens, no font for a label, or the file cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    from lm.inference import fonts
-
-    panels = _panels(weights.weights_NHLS, picture)
-    rows, columns = panels[0][1].shape
-    if max(rows, columns) > LONGEST:
-        raise InputError(f"{max(rows, columns)} tokens are too many for a picture; shorten the text to {LONGEST}.")
-    family = fonts.families([*weights.queries, *weights.keys])
-    annotated = max(rows, columns) <= _ANNOTATED
-    cell = 0.46 if annotated else 0.2  # inches
-    upright = max(map(_width, weights.keys)) <= cell
-    beside, below = max(map(_width, weights.queries)), 0.15 if upright else max(map(_width, weights.keys))
-    down = math.ceil(len(panels) / (4 if annotated else 3))
-    across = math.ceil(len(panels) / down)
-    size = (across * (columns * cell + beside + 0.4) + 0.8, down * (rows * cell + below + 0.6) + 0.4)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(weights.title)
-    axes = list(figure.subplots(down, across, squeeze=False).flat)
-    top = max(matrix_LS.max() for _, matrix_LS in panels)
-    text: dict[str, Any] = {"parse_math": False, "fontfamily": family, "fontsize": _POINTS}
-    for axis, (title, matrix_LS) in zip(axes, panels, strict=False):
-        image = axis.imshow(matrix_LS, cmap="Blues", vmin=0.0, vmax=top)
-        axis.set_xticks(range(columns), weights.keys, rotation=0 if upright else 90, **text)
-        axis.set_yticks(range(rows), weights.queries, **text)
-        axis.tick_params(length=0)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel(weights.key)
-        axis.set_ylabel(weights.query)
-        axis.spines[:].set_color("lightgrey")
-        if annotated:
-            for (query, key), weight in np.ndenumerate(matrix_LS):
-                number = f"{weight:.2f}".lstrip("0") if weight >= 0.005 else ""
-                shade = "white" if weight > 0.68 * top else "black"
-                axis.text(key, query, number, ha="center", va="center", fontsize=8, color=shade)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    bar = {"shrink": min(1.0, 4 / size[1]), "fraction": 0.03, "aspect": 20, "pad": 0.01}
-    figure.colorbar(image, ax=axes[: len(panels)], label="attention weight", **bar)
-    try:
-        figure.savefig(picture.path, dpi=120)
-    except (OSError, ValueError) as error:  # ValueError: a kind of file that matplotlib does not write
-        raise InputError(f"the picture cannot be written to {picture.path!r}: {error}") from error
-
-
-def _width(label: str) -> float:
-    """Of a label, in inches: an East Asian character is one em wide, others are 0.6 on average."""
-    return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 for c in label) * _POINTS / 72
-
-
-def _panels(weights_NHLS: np.ndarray, picture: Picture) -> list[tuple[str, np.ndarray]]:
-    """The chosen heatmaps and their titles."""
-    sizes = dict(zip(("layer", "head"), weights_NHLS.shape, strict=False))
-    for name, size in sizes.items():
-        value = getattr(picture, name)
-        if value is not None and not 1 <= value <= size:
-            raise InputError(f"the {name} to draw is {value}; this model has {name}s 1 to {size}.")
-    if picture.layer is None and picture.head is None:
-        title = "layer {}, mean of " + (f"{sizes['head']} heads" if sizes["head"] > 1 else "1 head")
-        return [(title.format(i + 1), matrix_LS) for i, matrix_LS in enumerate(weights_NHLS.mean(axis=1))]
-    layers = range(sizes["layer"]) if picture.layer is None else [picture.layer - 1]
-    heads = range(sizes["head"]) if picture.head is None else [picture.head - 1]
-    return [(f"layer {i + 1}, head {j + 1}", weights_NHLS[i, j]) for i in layers for j in heads]

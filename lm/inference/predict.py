@@ -1,220 +1,236 @@
-"""From a checkpoint to answers: fill-mask, next sentence, embeddings.
+"""A trained model with its tasks as methods: `lm.load(path)` gives a `Predictor`."""
 
-Array names carry their shape: B batch, L length, D model, V vocabulary, M masked positions.
-"""
-
+import dataclasses
 import functools
-import json
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Generic, Literal, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lm import models
-from lm.config import Config
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
-from lm.inference import requests as requests_lib
-from lm.inference.requests import Answer, RequestError, Row, field
+from lm.inference import packed, prompts
+from lm.inference.decode import Decoding
+from lm.inference.load import Loaded
+from lm.inference.packed import Packed, Row
+from lm.inference.prompts import Prompt, Written
+from lm.inference.requests import Answer, Request, RequestError
+from lm.inference.runner import Runner
+from lm.models import Prompts, Sources
+
+TOGETHER = 256  # requests that are sorted by length and computed together
+_WRITTEN_TOGETHER = 16  # rows of a batch that writes
+# Tokens of a packed row for each place in it. A place of fill-mask costs a projection to the vocabulary.
+_TOKENS_A_TEXT, _TOKENS_A_MASK = 8, 16
+
+READING = ("fill-mask", "next-sentence", "embed")
+TASKS = (*READING, "generate", "translate", "answer")
+
+Result = TypeVar("Result")
+Option = TypeVar("Option")
+Requests = Iterable[Request]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline(Generic[Result]):
+    """One task of one model: requests in, answers out.
+
+    Attributes:
+        prompt: requests to rows, results to answers.
+        compute: the results of rows, in their order; it also takes the number of each among all requests.
+    """
+
+    prompt: Prompt[Result]
+    compute: Callable[[Sequence[Row], Sequence[int]], Sequence[Result]]
+
+    def __call__(self, requests: Requests, first: int = 0) -> list[Answer]:
+        """The answers in the order of the requests, which are numbered from `first` on."""
+        numbered = enumerate(requests, first)
+        answers: list[Answer] = []
+        while chunk := list(itertools.islice(numbered, TOGETHER)):
+            answers += self._answers(chunk)
+        return answers
+
+    def _answers(self, chunk: Sequence[tuple[int, Request]]) -> Iterator[Answer]:
+        found: dict[int, Answer] = {}
+        read: dict[int, Row] = {}
+        for number, request in chunk:
+            try:
+                read[number] = self.prompt.row(request)
+            except RequestError as error:
+                found[number] = {"error": str(error)}
+        results = self.compute(list(read.values()), list(read))
+        for (number, row), result in zip(read.items(), results, strict=True):
+            found[number] = self.prompt.answer(row, result) | ({"truncated": True} if row.truncated else {})
+        return (found[number] for number, _ in chunk)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of all tasks; each uses its own.
+
+    Attributes:
+        top: candidates for each mask.
+        pooling, normalize: of embeddings, see `Pooling`; None is what the model was imported with, else a plain mean.
+        language: to translate into, for requests that do not name one.
+        seed: of sampling.
+        decoding: fields of `Decoding` by name; None is the default, which for `max_length` is the model's own.
+    """
+
+    top: int = 5
+    pooling: Literal["mean", "cls"] | None = None
+    normalize: bool | None = None
+    language: str = ""
+    seed: int = 0
+    decoding: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 class Predictor:
     """Answers requests with one model.
 
-    Each method takes an iterable of requests, a string or a mapping with `text` and perhaps `text_pair`, and yields
-    one answer for each in order; a request that cannot be answered gets `{"error": ...}`, one that was too long
-    `"truncated": true`.
+    Every task takes a list of requests, strings or mappings with the fields of the task, and returns a list with one
+    answer for each. A request that cannot be answered gets `{"error": ...}`, one that was too long `"truncated": true`.
+    A task that the model cannot do raises `InputError`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        params: models.Params,
-        tokenizer: Tokenizer,
-        pooling: str = "mean",
-        normalize: bool = False,
-    ):
-        """Takes a model that is already loaded.
+    def __init__(self, loaded: Loaded):
+        self.loaded = loaded
+        self.runner = Runner(loaded)
 
-        Args:
-            config: of the run; `data.seq_length` is the longest input in tokens.
-            params: as `models.build(config.model).init` returns them.
-            tokenizer: the one that the model was trained with.
-            pooling, normalize: what `embed` does by default: `mean` or `cls`, and whether to length one.
+    # ---- Tasks ------------------------------------------------------------------------------
 
-        Raises:
-            InputError: the model is no encoder.
-        """
-        if config.model.architecture != "encoder":
-            raise InputError("this model writes text; use generate, translate or answer.")
-        self.config = config
-        self.tokenizer = tokenizer
-        self.pooling = pooling
-        self.normalize = normalize
-        self._params = params
-        self._model = models.build(config.model, models.Execution(dtype=config.train.dtype))
-
-    @classmethod
-    def load(cls, path: str) -> Self:
-        """Reads `WORKDIR` or `WORKDIR/checkpoints/N`: config, tokenizer and parameters.
-
-        Raises:
-            InputError: when there is no such checkpoint.
-        """
-        workdir, config, params, tokenizer = requests_lib.load(path)
-        pooling = workdir / "pooling.json"  # an imported sentence encoder brings its own
-        options = json.loads(pooling.read_text()) if pooling.exists() else {}
-        return cls(
-            config,
-            params,
-            tokenizer,
-            pooling=options.get("mode", "mean"),
-            normalize=options.get("normalize", False),
-        )
-
-    def fill_mask(self, requests: Iterable[Any], top: int = 5) -> Iterator[Answer]:
+    def fill_mask(self, requests: Requests, top: int = 5) -> list[Answer]:
         """`{"masks": [[{"token", "probability"}, ...], ...]}`: for each [MASK], in order, the `top` tokens."""
+        return self.pipeline("fill-mask", Options(top=top))(_several(requests))
 
-        def present(row: Row, logits_MV: np.ndarray) -> Answer:
-            count = int((row.tokens == self.tokenizer.special.mask).sum())
-            return {"masks": [self._candidates(logits_V, top) for logits_V in logits_MV[:count]]}
-
-        return self._answers(requests, self._masked_row, self._mask_logits, present)
-
-    def next_sentence(self, requests: Iterable[Any]) -> Iterator[Answer]:
-        """`{"is_next": probability}` that `text_pair` follows `text`.
-
-        Raises:
-            InputError: when the model has no next-sentence head.
-        """
-        if not self.config.model.pooler:
-            raise InputError("this model has no next-sentence head; use one trained with objective.nsp=True.")
-        present = lambda row, probability: {"is_next": float(probability)}  # noqa: E731
-        return self._answers(requests, self._pair_row, self._next_probability, present)
+    def next_sentence(self, requests: Requests) -> list[Answer]:
+        """`{"is_next": probability}` that `text_pair` follows `text`."""
+        return self.pipeline("next-sentence")(_several(requests))
 
     def embed(
-        self, requests: Iterable[Any], pooling: str | None = None, normalize: bool | None = None
-    ) -> Iterator[Answer]:
-        """`{"embedding": [...]}`: the mean over a text's tokens, or [CLS]; of length one with `normalize`.
+        self, requests: Requests, pooling: Literal["mean", "cls"] | None = None, normalize: bool | None = None
+    ) -> list[Answer]:
+        """`{"embedding": [...]}`: the mean over a text's tokens, or [CLS]; of length one with `normalize`."""
+        return self.pipeline("embed", Options(pooling=pooling, normalize=normalize))(_several(requests))
 
-        What is None is as the model was loaded.
+    def generate(self, requests: Requests, *, seed: int = 0, **decoding: float | None) -> list[Answer]:
+        """`{"text", "score"}` of what the model writes for `text`; with several beams also `candidates`.
+
+        Args:
+            requests: texts.
+            seed: of sampling; a request's random numbers depend on the seed and on its place in the list alone.
+            decoding: fields of `Decoding`, such as `num_beams=4`; None is the default.
         """
-        normalize = self.normalize if normalize is None else normalize
+        return self.pipeline("generate", Options(seed=seed, decoding=decoding))(_several(requests))
 
-        def present(row: Row, pooled_2D: np.ndarray) -> Answer:
-            vector_D = pooled_2D[int((pooling or self.pooling) == "cls")]
-            if normalize:
-                vector_D = vector_D / max(float(np.linalg.norm(vector_D)), 1e-12)
-            return {"embedding": [float(x) for x in vector_D]}
+    def translate(
+        self, requests: Requests, language: str = "", *, seed: int = 0, **decoding: float | None
+    ) -> list[Answer]:
+        """As `generate`: `text` in the `language` of the request, else of the call, else the run's first language."""
+        return self.pipeline("translate", Options(language=language, seed=seed, decoding=decoding))(_several(requests))
 
-        return self._answers(requests, self._row, self._pooled, present)
+    def answer(self, requests: Requests, *, seed: int = 0, **decoding: float | None) -> list[Answer]:
+        """As `generate`: the answer to `question` from the passage `context`."""
+        return self.pipeline("answer", Options(seed=seed, decoding=decoding))(_several(requests))
 
-    # ---- Requests to rows -------------------------------------------------------------------
+    def pipeline(self, task: str, options: Options | None = None) -> Pipeline:
+        """One of `TASKS`, made ready.
 
-    def _row(self, request: Any) -> Row:
-        """[CLS] text [SEP], or [CLS] text [SEP] text_pair [SEP] with token type 1 from the pair on."""
-        return self._assemble(self.tokenizer.encode(_texts(request)))
+        Raises:
+            InputError: the model cannot do the task, or not with these options.
+        """
+        options = options or Options()
+        if task not in TASKS:
+            raise InputError(f"the task is {task!r}; accepted: {', '.join(TASKS)}.")
+        if task not in READING:
+            return self._writing(task, options)
+        if not self.loaded.is_encoder:
+            raise InputError("this model writes text; use generate, translate or answer.")
+        config, tokenizer, runner = self.loaded.config, self.loaded.tokenizer, self.runner
+        longest = config.data.seq_length
+        if task == "fill-mask":
+            return self._reading(prompts.FillMask(tokenizer, longest, options.top), runner.mask_logits, _TOKENS_A_MASK)
+        if task == "next-sentence":
+            if not config.model.pooler:
+                raise InputError("this model has no next-sentence head; use one trained with objective.nsp=True.")
+            return self._reading(prompts.NextSentence(tokenizer, longest), runner.next_probability, _TOKENS_A_TEXT)
+        given = {"mode": options.pooling, "normalize": options.normalize}
+        pooling = dataclasses.replace(self.loaded.pooling, **_without_none(given))
+        return self._reading(prompts.Embed(tokenizer, longest, pooling), runner.pooled, _TOKENS_A_TEXT)
 
-    def _pair_row(self, request: Any) -> Row:
-        if len(_texts(request)) < 2:
-            raise RequestError('next-sentence takes an object with "text" and "text_pair".')
-        return self._row(request)
+    # ---- Rows to results --------------------------------------------------------------------
 
-    def _masked_row(self, request: Any) -> Row:
-        parts = [self.tokenizer.encode_with_masks(text) for text in _texts(request)]
-        mask = self.tokenizer.special.mask
-        wanted = sum(int((part == mask).sum()) for part in parts)
-        if not wanted:
-            raise RequestError("the text has no [MASK].")
-        row = self._assemble(parts)
-        if int((row.tokens == mask).sum()) < wanted:
-            raise RequestError(f"a [MASK] lies beyond the {self.config.data.seq_length} tokens that the model reads.")
-        return row
+    def _reading(
+        self, prompt: Prompt[np.ndarray], program: Callable[[Packed], jax.Array], tokens_a_place: int
+    ) -> Pipeline[np.ndarray]:
+        """A task of an encoder; `program` computes what is asked for at the places of packed rows."""
 
-    def _assemble(self, parts: Sequence[np.ndarray]) -> Row:
-        special, longest = self.tokenizer.special, self.config.data.seq_length
-        room = longest - 1 - len(parts)
-        kept = [part[:room] for part in parts]
-        if len(parts) == 2 and len(parts[0]) + len(parts[1]) > room:
-            # As in pretraining the longer of the two gives way, down to half of the room.
-            first = max(room - len(parts[1]), room // 2)
-            kept = [parts[0][:first], parts[1][: room - min(first, len(parts[0]))]]
-        tokens, types = [np.array([special.cls])], [np.array([0])]
-        for number, part in enumerate(kept):
-            tokens += [part, np.array([special.sep])]
-            types.append(np.full(len(part) + 1, number))
-        truncated = sum(map(len, kept)) < sum(map(len, parts))
-        return Row(np.concatenate(tokens).astype(np.int32), np.concatenate(types).astype(np.int32), truncated)
+        def compute(read: Sequence[Row], numbers: Sequence[int]) -> list[np.ndarray]:
+            del numbers
+            batches = packed.pack(
+                read,
+                budget=self.runner.budget,
+                tokens_a_place=tokens_a_place,
+                pad_id=self.loaded.tokenizer.special.pad,
+                multiple=self.runner.multiple,
+            )
+            found: dict[int, np.ndarray] = {}
+            for batch in batches:
+                outputs = np.asarray(program(batch))
+                found |= {i: outputs[place] for i, place in batch.where}
+            return [found[i] for i in range(len(read))]
 
-    # ---- Rows to answers --------------------------------------------------------------------
+        return Pipeline(prompt, compute)
 
-    def _answers(
-        self,
-        requests: Iterable[Any],
-        make_row: Callable[[Any], Row],
-        compute: Callable[..., jax.Array],
-        present: Callable[[Row, np.ndarray], Answer],
-    ) -> Iterator[Answer]:
-        run = lambda rows: np.asarray(compute(self._params, self._pad(rows)))  # noqa: E731
-        return requests_lib.answers(requests, make_row, run, present)
+    def _writing(self, task: str, options: Options) -> Pipeline[Written]:
+        config, tokenizer = self.loaded.config, self.loaded.tokenizer
+        decoding = dataclasses.replace(Decoding(prompts.default_length(config)), **_without_none(options.decoding))
+        if task == "generate":
+            prompt = prompts.Generate(config, tokenizer, decoding.max_length)
+        elif task == "translate":
+            prompt = prompts.Translate(config, tokenizer, decoding.max_length, options.language)
+        else:
+            prompt = prompts.AnswerQuestion(config, tokenizer, decoding.max_length)
+        return Pipeline(prompt, functools.partial(self._write, decoding=decoding, key=jax.random.key(options.seed)))
 
-    def _pad(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """A batch whose number of masks is rounded up, too."""
-        special = self.tokenizer.special
-        batch = requests_lib.pad(rows, self.config.data.seq_length, special.pad)
-        at = [np.flatnonzero(row.tokens == special.mask) for row in rows]
-        width = requests_lib.round_up(max(map(len, at)), 1)
-        batch["masks"] = np.zeros((len(batch["tokens"]), width), np.int32)
-        for index, places in enumerate(at):
-            batch["masks"][index, : len(places)] = places
-        return batch
-
-    def _candidates(self, logits_V: np.ndarray, top: int) -> list[Answer]:
-        logits_V = logits_V[: self.tokenizer.vocab_size].astype(np.float64)
-        probabilities_V = np.exp(logits_V - logits_V.max())
-        probabilities_V /= probabilities_V.sum()
-        best = np.argsort(-probabilities_V, kind="stable")[:top]
-        return [{"token": self.tokenizer.id_to_piece(int(i)), "probability": float(probabilities_V[i])} for i in best]
-
-    # ---- Computation ------------------------------------------------------------------------
-
-    def _hidden(self, params: models.Params, batch: Mapping[str, jax.Array]) -> tuple[Any, jax.Array]:
-        model = self._model.merge(params)
-        return model, model(batch["tokens"], batch["segments"], batch["positions"], batch["types"])
-
-    @functools.cached_property
-    def _mask_logits(self) -> Callable[..., jax.Array]:
-        def mask_logits_BMV(params: models.Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-            model, hidden_BLD = self._hidden(params, batch)
-            return model.mlm_logits(hidden_BLD, batch["masks"])
-
-        return jax.jit(mask_logits_BMV)
-
-    @functools.cached_property
-    def _next_probability(self) -> Callable[..., jax.Array]:
-        def probability_B(params: models.Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-            model, hidden_BLD = self._hidden(params, batch)
-            logits_BPC = model.nsp_logits(hidden_BLD, jnp.zeros((hidden_BLD.shape[0], 1), jnp.int32))
-            return jax.nn.softmax(logits_BPC, axis=-1)[:, 0, 0]
-
-        return jax.jit(probability_B)
-
-    @functools.cached_property
-    def _pooled(self) -> Callable[..., jax.Array]:
-        def pooled_B2D(params: models.Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-            hidden_BLD = self._hidden(params, batch)[1].astype(jnp.float32)
-            real_BL1 = (batch["segments"] > 0).astype(jnp.float32)[:, :, None]
-            mean_BD = (hidden_BLD * real_BL1).sum(axis=1) / jnp.maximum(real_BL1.sum(axis=1), 1.0)
-            return jnp.stack([mean_BD, hidden_BLD[:, 0]], axis=1)
-
-        return jax.jit(pooled_B2D)
+    def _write(
+        self, read: Sequence[Row], numbers: Sequence[int], *, decoding: Decoding, key: jax.Array
+    ) -> list[Written]:
+        """Tokens [N, T] and scores [N] of each row. Rows of similar length are written together."""
+        config, special = self.loaded.config, self.loaded.tokenizer.special
+        found: dict[int, Written] = {}
+        order = sorted(range(len(read)), key=lambda i: len(read[i].tokens))
+        for start in range(0, len(order), _WRITTEN_TOGETHER):
+            together = order[start : start + _WRITTEN_TOGETHER]
+            tokens, segments = packed.pad(
+                [read[i] for i in together], config.data.seq_length, special.pad, self.runner.multiple
+            )
+            count = len(tokens)
+            if config.model.architecture == "encoder-decoder":
+                sources = Sources(tokens, segments)
+                begin = np.full((count, int(config.data.begin_with_cls)), special.cls, np.int32)
+                given = Prompts(begin, np.full(count, begin.shape[1], np.int32))
+            else:
+                sources, given = None, Prompts(tokens, segments.sum(axis=1, dtype=np.int32))
+            # A request's random numbers depend on its own number, not on the rows beside it.
+            numbered = np.array([numbers[i] for i in together] + [0] * (count - len(together)), np.uint32)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbered)
+            written = jax.device_get(self.runner.generate(sources, given, decoding, keys))
+            found |= dict(zip(together, zip(written.tokens_BNT, written.scores_BN, strict=True), strict=False))
+        return [found[i] for i in range(len(read))]
 
 
-def _texts(request: Any) -> list[str]:
-    """The one or two texts of a request."""
-    texts = [field(request, "text")]
-    if isinstance(request, Mapping) and request.get("text_pair") is not None:
-        texts.append(field(request, "text_pair"))
-    return texts
+def _without_none(options: Mapping[str, Option]) -> dict[str, Option]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _several(requests: Requests) -> Requests:
+    """The requests.
+
+    Raises:
+        InputError: this is one request: a string would be read character by character.
+    """
+    if isinstance(requests, str | Mapping):
+        raise InputError(f"the requests are one {type(requests).__name__}; give a list of them.")
+    return requests

@@ -1,33 +1,24 @@
-"""The attention weights that are drawn are those that the model uses, and what is drawn can be read."""
+"""The attention weights that are told are those that the model uses."""
 
 import dataclasses
 import functools
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
-from matplotlib import font_manager, image
 
-from lm import checkpoint, models
-from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, to_json
+from lm import models
+from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig
 from lm.data.sentencepiece_tokenizer import SentencePiece
-from lm.errors import InputError
-from lm.inference import attention, fonts
-from lm.inference.attention import Picture, WatchedPredictor, WatchedWriter, Weights, draw, with_picture
-from lm.inference.decode import Decoding
-from lm.inference.write import Writer
-from lm.models.attention import relative_buckets
+from lm.inference import attention
+from lm.inference.load import Loaded
+from lm.inference.predict import Options, Predictor
+from lm.models.attention import Attention, relative_buckets
 from lm.models.transformer import unstack
 
-ROOT = Path(__file__).parents[2]
 SENTENCE = "我爱编程，编程很棒"
 BASE = ModelConfig(
     vocab_size=448,
@@ -134,19 +125,23 @@ def computed(kind: str) -> tuple[Any, Any, list[tuple], Any, Any]:
             memory = module.encode(*ROW) if module.encoder else None
             weights, expected = module.attention_weights(memory, *ROW), module(memory, *ROW)
         seen = []
+        attend = Attention.__call__
 
-        def replay(weights, is_own):
-            def attend(attention, inputs_BLD, index, _):
-                memory_BSD = inputs_BLD if is_own else memory.hidden_BSD
-                seen.append((inputs_BLD, memory_BSD))
-                value_BSHK = attention.keys_values(memory_BSD)[1]
-                return attention.out(jnp.einsum("BHLS,BSHK->BLHK", weights[index], value_BSHK))
+        def watch(attention, inputs_BLD, view, *args):
+            seen.append((inputs_BLD, inputs_BLD if view.memory_BSD is None else view.memory_BSD))
+            return attend(attention, inputs_BLD, view, *args)
 
-            return attend
+        def replaying(view, weights, index):
+            mix = lambda query, key, value, *_: jnp.einsum("BHLS,BSHK->BLHK", weights[index], value)  # noqa: E731
+            return view and dataclasses.replace(view, kernel=mix)
 
+        view, memory_view = stack.views(*ROW[1:], memory, needs_weights=True)
         hidden = stack.embedding(ROW[0], POSITIONS, shared_VD=shared)
-        for index, layer in enumerate(unstack(stack.layers)):
-            hidden = layer(hidden, index, replay(weights[0], True), replay(weights[1], False))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Attention, "__call__", watch)
+            for index, layer in enumerate(unstack(stack.layers)):
+                views = replaying(view, weights[0], index), replaying(memory_view, weights[1], index)
+                hidden, _ = layer(hidden, index, *views)
         hidden = hidden if stack.final_norm is None else stack.final_norm(hidden)
         return weights, seen, hidden, expected
 
@@ -204,18 +199,17 @@ def run_config(model: ModelConfig) -> Config:
     return Config(data=data, model=model, objective=ObjectiveConfig(name=name, nsp=False))
 
 
-def watched(kind, model: ModelConfig, tokenizer):
-    return kind(run_config(model), random_params(models.build(model)), tokenizer)
+def make_predictor(model: ModelConfig, tokenizer) -> Predictor:
+    return Predictor(Loaded(run_config(model), random_params(models.build(model)), tokenizer))
 
 
 @pytest.fixture(scope="module")
-def predictor(tokenizer) -> WatchedPredictor:
-    return watched(WatchedPredictor, dataclasses.replace(BASE, num_layers=1), tokenizer)
+def predictor(tokenizer) -> Predictor:
+    return make_predictor(dataclasses.replace(BASE, num_layers=1), tokenizer)
 
 
-def test_the_first_request_is_told_with_its_special_tokens(predictor):
-    assert len(list(predictor.embed([SENTENCE, "river"]))) == 2
-    found = predictor.attention()
+def test_a_request_is_told_with_its_special_tokens(predictor):
+    found = attention.of_request(predictor, predictor.pipeline("embed"), SENTENCE)
     assert list(found) == ["encoder"]
     weights = found["encoder"]
     assert weights.queries == weights.keys
@@ -226,15 +220,16 @@ def test_the_first_request_is_told_with_its_special_tokens(predictor):
 
 @pytest.mark.parametrize(("model", "kinds"), [(RELATIVE, ["cross", "encoder", "decoder"]), (ALONE, ["decoder"])])
 def test_a_writer_is_told_over_what_it_wrote(tokenizer, model, kinds, monkeypatch):
-    """Of the best hypothesis of the first request, up to its end."""
+    """Of the best hypothesis, up to its end."""
     special, plain = tokenizer.special, tokenizer.encode(["house 世界"])[0]
     tokens_NT = np.array([[*plain, special.sep, special.pad], [special.sep, *[special.pad] * (len(plain) + 1)]])
-    decoded = lambda self, rows, **_: [(tokens_NT * (row.index == 0), [0.0, -1.0]) for row in rows]  # noqa: E731
-    monkeypatch.setattr(Writer, "_decode", decoded)
-    writer = watched(WatchedWriter, dataclasses.replace(model, num_layers=1), tokenizer)
-    first, _ = writer.generate([SENTENCE, "river"], Decoding(num_beams=2, max_length=8))
-    assert first["text"] == "house 世界"
-    row, written, found = writer._first[0], [*plain, special.sep], writer.attention()
+    decoded = lambda self, rows, numbers, **_: [(tokens_NT, np.array([0.0, -1.0])) for _ in rows]  # noqa: E731
+    monkeypatch.setattr(Predictor, "_write", decoded)
+    writer = make_predictor(dataclasses.replace(model, num_layers=1), tokenizer)
+    pipeline = writer.pipeline("generate", Options(decoding={"num_beams": 2, "max_length": 8}))
+    assert pipeline([SENTENCE])[0]["text"] == "house 世界"
+    row, written = pipeline.prompt.row(SENTENCE), [*plain, special.sep]
+    found = attention.of_request(writer, pipeline, SENTENCE)
     assert list(found) == kinds
     own, prompt = found["decoder"], [] if "cross" in found else row.tokens
     tokens = np.array([tokenizer.special.pad, *prompt, *written])
@@ -242,7 +237,7 @@ def test_a_writer_is_told_over_what_it_wrote(tokenizer, model, kinds, monkeypatc
 
     @jax.jit
     def expected():
-        module = writer._model.merge(writer._params)
+        module = models.build(writer.loaded.config.model).merge(writer.loaded.params)
         memory = module.encode(*attention._alone(row.tokens)) if "cross" in found else None
         return module.attention_weights(memory, *attention._alone(tokens[:-1]))
 
@@ -264,115 +259,3 @@ def test_labels_are_text_without_word_marks(tokenizer):
     assert "river" in "".join(found)
     assert "\\n" in found
     assert not any("▁" in label or not label.isprintable() or not label for label in found)
-
-
-# ---- The picture ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def only_dejavu(monkeypatch):
-    """A machine with no font but matplotlib's own."""
-    kept = [entry for entry in font_manager.fontManager.ttflist if entry.name.startswith(("DejaVu Sans", "Last"))]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", kept)
-    monkeypatch.setattr(font_manager, "findSystemFonts", list)
-    monkeypatch.setattr(fonts, "_PACKAGE", "no_such_package")
-
-
-@pytest.fixture
-def chinese_font(only_dejavu, monkeypatch, tmp_path) -> str:
-    """A font installed after matplotlib listed them: black squares for the characters of the sentence."""
-    pen = TTGlyphPen(None)
-    for number, point in enumerate([(0, 0), (0, 800), (800, 800), (800, 0)]):
-        (pen.lineTo if number else pen.moveTo)(point)
-    pen.closePath()
-    builder = FontBuilder(1000, isTTF=True)
-    builder.setupGlyphOrder([".notdef", "square"])
-    builder.setupCharacterMap(dict.fromkeys(map(ord, SENTENCE), "square"))
-    builder.setupGlyf({".notdef": pen.glyph(), "square": pen.glyph()})
-    builder.setupHorizontalMetrics({".notdef": (900, 0), "square": (900, 0)})
-    builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": "Squares", "styleName": "Regular"})
-    builder.setupOS2()
-    builder.setupPost()
-    builder.save(path := tmp_path / "squares.ttf")
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path)])
-    return "Squares"
-
-
-def weights_of(queries: list[str], keys: list[str], layers: int = 2, number: int = 3) -> Weights:
-    scores = np.random.default_rng(0).normal(size=(layers, number, len(queries), len(keys)))
-    weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
-    return Weights("Attention", weights.astype(np.float32), queries, keys)
-
-
-def test_a_font_that_has_the_glyphs_is_found(chinese_font):
-    assert fonts.families(["[CLS] river"]) == ["DejaVu Sans"]
-    assert fonts.families([SENTENCE, "river"]) == ["DejaVu Sans", chinese_font]
-
-
-def test_glyphs_that_no_font_has_are_named_with_the_remedy(only_dejavu, tmp_path):
-    with pytest.raises(InputError, match=r"我.*pip install -e .\[fonts\].*apt-get install"):
-        draw(weights_of(list(SENTENCE), list(SENTENCE)), Picture(str(tmp_path / "a.png")))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("choice", [{}, {"layer": 2, "head": 3}])
-def test_pictures_show_the_labels_of_the_sentence(chinese_font, tmp_path, choice):
-    """A missing glyph would be a warning, and so an error here."""
-    path = tmp_path / "a.png"
-    draw(weights_of(["[CLS]", *SENTENCE], [*SENTENCE, r"$\frac$"]), Picture(str(path), **choice))
-    pixels = image.imread(path)
-    assert pixels.shape[0] > 400
-    assert pixels.shape[1] > 500
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
-
-
-def test_which_heatmaps_are_drawn():
-    weights = weights_of(["a", "b"], ["c", "d", "e"]).weights_NHLS
-    panels = attention._panels(weights, Picture(""))
-    assert [title for title, _ in panels] == ["layer 1, mean of 3 heads", "layer 2, mean of 3 heads"]
-    np.testing.assert_allclose(panels[1][1], weights[1].mean(axis=0))
-    (panel,) = attention._panels(weights, Picture("", layer=2, head=3))
-    assert panel[0] == "layer 2, head 3"
-    np.testing.assert_array_equal(panel[1], weights[1, 2])
-    assert len(attention._panels(weights, Picture("", layer=1))) == 3
-    assert len(attention._panels(weights, Picture("", head=1))) == 2
-
-
-@pytest.mark.parametrize(
-    ("labels", "picture", "message"),
-    [
-        (["a"] * 65, Picture("a.png"), "65 tokens.*64"),
-        (["a"], Picture("a.png", layer=3), "layer to draw is 3.*1 to 2"),
-        (["a"], Picture("a.png", head=0), "head to draw is 0.*1 to 3"),
-        (["a"], Picture("no/such/folder/a.png"), "cannot be written"),
-        (["a"], Picture("a.xyz"), r"a\.xyz.*png"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused(labels, picture, message):
-    with pytest.raises(InputError, match=message):
-        draw(weights_of(labels, labels), picture)
-
-
-def test_a_request_without_an_answer_or_a_kind_that_is_not_there_is_refused(predictor):
-    with pytest.raises(InputError, match="the text is empty"):
-        next(with_picture(predictor.embed([""]), predictor, Picture("a.png")))
-    with pytest.raises(InputError, match="'cross'; this model has: encoder"):
-        next(with_picture(predictor.embed([SENTENCE, "river"]), predictor, Picture("a.png", of="cross")))
-
-
-def test_the_script_draws_and_answers(tokenizer, tmp_path):
-    config = run_config(dataclasses.replace(RELATIVE, num_layers=1))
-    (workdir := tmp_path / "run").mkdir()
-    (workdir / tokenizer.file_name).write_bytes(tokenizer.to_bytes())
-    (workdir / "config.json").write_text(to_json(config))
-    saved = checkpoint.Checkpoints(workdir, CheckpointConfig(asynchronous=False))
-    saved.save(0, {"params": random_params(models.build(config.model)), "step": np.int32(0)})
-    saved.close()
-    command = [sys.executable, ROOT / "launch/predict.py", f"--checkpoint={workdir}", "--task=generate"]
-    flags = [f"--attention={tmp_path / 'a.svg'}", "--attention_of=encoder", "--attention_head=2", "--max_length=4"]
-    done = subprocess.run([*command, *flags], input="river\nhouse\n", capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout.count("score")) == (0, 2), done.stderr
-    drawn = (tmp_path / "a.svg").read_text()
-    assert "<!-- layer 1, head 2 -->" in drawn
-    assert "<!-- Self-attention of the encoder -->" in drawn

@@ -1,0 +1,174 @@
+"""Compares what a model writes with held-out targets, beside two baselines without a model.
+
+The baseline `copy` gives the source itself. `nearest` is a translation memory: it gives the target of the most similar
+training source.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
+
+import numpy as np
+from etils import epath
+from scipy import sparse  # comes with jax
+
+from lm import checkpoint
+from lm.config import DataConfig
+from lm.data import corpus, mixture
+from lm.data.pairs import QUESTION, TRANSLATION, Pair
+from lm.data.store import Store, read_pairs
+from lm.errors import InputError
+from lm.inference.load import Loaded, load
+from lm.inference.metrics import METRICS
+from lm.inference.predict import Options, Predictor
+
+
+class Scores(TypedDict):
+    """The number of pairs of one kind, and the metric's values in percent; `nearest` only for pairs of a store."""
+
+    examples: int
+    model: dict[str, float]
+    copy: dict[str, float]
+    nearest: NotRequired[dict[str, float]]
+
+
+class Shown(TypedDict):
+    """One pair and what the model wrote."""
+
+    source: str
+    target: str
+    written: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How a model compares.
+
+    Attributes:
+        scores: for every language, or `all`; in a mixture for every `TASK` or `TASK/LANGUAGE`.
+        shown: some of the pairs.
+    """
+
+    scores: dict[str, Scores]
+    shown: list[Shown]
+
+
+def compare(
+    path: str, metric: str, *, input_path: str = "", limit: int = 1000, shown: int = 0, num_beams: int = 1
+) -> Comparison:
+    """Writes from the sources of held-out pairs and compares with their targets.
+
+    Args:
+        path: `WORKDIR` or `WORKDIR/checkpoints/N`.
+        metric: `bleu` (and chrF), `rouge` or `exact-match` (and F1).
+        input_path: pairs in a TSV or .jsonl file, their sources worded as in training; empty for the held-out split
+            of the run's store.
+        limit: pairs to use, a fixed random choice; 0 for all.
+        shown: so many of them are returned, evenly spread over all.
+        num_beams: hypotheses of beam search; 1 is greedy.
+
+    Raises:
+        InputError: checkpoint, store or file cannot be used, or the metric's library is not installed.
+    """
+    if metric not in METRICS:
+        raise InputError(f"metric is {metric!r}; accepted: {', '.join(METRICS)}.")
+    METRICS[metric](["a"], ["a"])  # a missing library is an error now, not after everything is written
+    loaded = load(path)
+    write = Predictor(loaded).pipeline("generate", Options(decoding={"num_beams": num_beams}))
+    pairs, train = _pairs(loaded, input_path)
+    if not pairs:
+        where = f"{input_path} holds no pair" if input_path else "the run holds out no pair"
+        raise InputError(f"{where} to evaluate on; set data.heldout_fraction above 0, or give an --input with pairs.")
+    if limit and len(pairs) > limit:
+        pairs = [pairs[i] for i in np.sort(np.random.default_rng(0).choice(len(pairs), limit, replace=False))]
+    prefixed = lambda pair: mixture.prefixed(loaded.config, pair.group, pair.source)  # noqa: E731
+    outputs = [
+        answer.get("text", "") for answer in write([pair.source if input_path else prefixed(pair) for pair in pairs])
+    ]
+    shown = min(shown, len(pairs))
+    places = [len(pairs) * number // shown for number in range(shown)]
+    return Comparison(
+        scores=_scores(metric, pairs, outputs, train),
+        shown=[{"source": pairs[i].source, "target": pairs[i].target, "written": outputs[i]} for i in places],
+    )
+
+
+def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair]]:
+    """The pairs of a file, or the held-out pairs of the run's store; and the pairs that the run trained on."""
+    data = loaded.config.data
+    if not input_path:
+        stores = mixture.open_stores(
+            loaded.config, checkpoint.store_path(loaded.config, epath.Path(loaded.workdir)), loaded.tokenizer
+        )
+        return _stored(stores, "heldout"), _stored(stores, "train")
+    if ".jsonl" in input_path:
+        target_field = data.target_field or "target"
+        config = DataConfig(source="jsonl", path=input_path, field=data.field, target_field=target_field)
+    else:
+        config = DataConfig(source="tsv", path=input_path)
+    return [each for each in corpus.documents(config) if isinstance(each, Pair)], []
+
+
+def _stored(stores: dict[str, Store], split: str) -> list[Pair]:
+    """The pairs of a run, the group of each being its task. Tasks of a mixture that have no pairs are left out."""
+    return [
+        pair._replace(group=name)
+        for name, store in stores.items()
+        if not name or store.kind == "pairs"
+        for pair in read_pairs(store, getattr(store, split))
+    ]
+
+
+def _scores(metric: str, pairs: Sequence[Pair], outputs: Sequence[str], train: Sequence[Pair]) -> dict[str, Scores]:
+    compute = METRICS[metric]
+    kinds = [_kind(pair) for pair in pairs]
+    found: dict[str, Scores] = {}
+    for kind in dict.fromkeys(kinds):
+        index = [i for i, each in enumerate(kinds) if each == kind]
+        sources, targets = [pairs[i].source for i in index], [pairs[i].target for i in index]
+        copies = [QUESTION.sub("", TRANSLATION.sub("", source)) for source in sources]
+        found[kind] = {
+            "examples": len(index),
+            "model": compute([outputs[i] for i in index], targets),
+            "copy": compute(copies, targets),
+        }
+        if memory := [pair for pair in train if _kind(pair) == kind]:
+            found[kind]["nearest"] = compute(nearest(sources, memory), targets)
+    return found
+
+
+def _kind(pair: Pair) -> str:
+    match = TRANSLATION.match(pair.source)
+    return "/".join(filter(None, (pair.group, match and match[1]))) or "all"
+
+
+def nearest(sources: Sequence[str], memory: Sequence[Pair]) -> list[str]:
+    """The target of the training source most like each source, by the cosine of TF-IDF over character trigrams."""
+    ids: dict[str, int] = {}
+
+    def counts(texts: Sequence[str], learn: bool) -> sparse.csr_matrix:
+        rows, columns = [], []
+        for row, text in enumerate(texts):
+            text = f"  {TRANSLATION.sub('', text).lower()} "
+            for start in range(len(text) - 2):
+                trigram = text[start : start + 3]
+                column = ids.setdefault(trigram, len(ids)) if learn else ids.get(trigram)
+                if column is not None:
+                    rows.append(row)
+                    columns.append(column)
+        return sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(texts), len(ids)))
+
+    known = counts([pair.source for pair in memory], learn=True)
+    rarity = np.log(len(memory) / np.maximum(np.bincount(known.indices, minlength=len(ids)), 1)).astype(np.float32) + 1
+
+    def weighted(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+        matrix = matrix.multiply(rarity[None]).tocsr()
+        norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+        return sparse.diags(1 / np.maximum(norms, 1e-9)) @ matrix
+
+    known = weighted(known).T.tocsr()
+    found: list[str] = []
+    for start in range(0, len(sources), 64):  # a block at a time: the product is nearly dense
+        asked = weighted(counts(sources[start : start + 64], learn=False))
+        found += [memory[int(i)].target for i in np.asarray((asked @ known).argmax(axis=1)).ravel()]
+    return found

@@ -1,0 +1,82 @@
+"""Reads a trained model from its working directory."""
+
+import dataclasses
+import json
+
+import jax
+from etils import epath
+
+from lm import checkpoint, models, sharding, storage
+from lm.config import Config
+from lm.data import tokenizer as tokenizers
+from lm.data.tokenizer import Tokenizer
+from lm.inference.prompts import Pooling
+
+_POOLING = "pooling.json"  # an imported sentence encoder has one
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained model, and what goes with it.
+
+    Attributes:
+        config: of the run; `data.seq_length` is the longest input in tokens.
+        params: as `models.build(config.model).init` returns them.
+        tokenizer: the one that the model was trained with.
+        pooling: how a text's embedding is made.
+        mesh: the devices that hold the parameters, or None for one device.
+        workdir: of the run.
+    """
+
+    config: Config
+    params: models.Params
+    tokenizer: Tokenizer
+    pooling: Pooling = dataclasses.field(default_factory=Pooling)
+    mesh: jax.sharding.Mesh | None = None
+    workdir: epath.PathLike = ""
+
+    @property
+    def is_encoder(self) -> bool:
+        return self.config.model.architecture == "encoder"
+
+
+def load(path: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
+    """Reads `WORKDIR`, which means its newest checkpoint, or `WORKDIR/checkpoints/N`.
+
+    Args:
+        path: local or on object storage.
+        mesh: from `sharding.make_mesh`; every device then reads its part of the parameters.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged.
+    """
+    workdir, step = checkpoint.locate(path)
+    config = checkpoint.read_config(workdir)
+    abstract = None
+    if mesh is not None:
+        sharding.check_divisible(mesh, _with_rows(config, mesh))
+        model = models.build(config.model)
+        with jax.set_mesh(mesh):
+            shapes = {"params": jax.eval_shape(lambda: model.init(jax.random.key(0)))}
+        abstract = checkpoint.abstract_like(shapes, sharding.state_shardings(mesh, shapes))["params"]
+    params = checkpoint.load_params(workdir, step, abstract)
+    (pooling,) = storage.read_keys(str(workdir), [_POOLING])
+    options = json.loads(pooling) if pooling else {}
+    return Loaded(
+        config=config,
+        params=params,
+        tokenizer=tokenizers.load_tokenizer(str(workdir)),
+        pooling=Pooling(mode=options.get("mode", "mean"), normalize=options.get("normalize", False)),
+        mesh=mesh,
+        workdir=workdir,
+    )
+
+
+def _with_rows(config: Config, mesh: jax.sharding.Mesh) -> Config:
+    """The config with a batch that the mesh divides: the batch of training is not that of inference."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, batch_size=rows),
+        train=dataclasses.replace(config.train, accumulation=1),
+    )

@@ -1,0 +1,152 @@
+"""Requests become rows, and rows become arrays of a few fixed shapes. Nothing here needs jax.
+
+Array names carry their shape: B rows of a batch, L length, P places of a row whose outputs are asked for.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+_SHORT, _LONG = 64, 256  # lengths of packed rows; from the second on they double
+_SHORTEST = 16  # smallest length of padded rows, whose lengths are powers of two
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One request as the model reads it.
+
+    Attributes:
+        tokens: int32 [n].
+        types: int32 [n], token types.
+        places: int32 [p], positions whose outputs are asked for; none where the model writes.
+        truncated: whether text was cut off.
+    """
+
+    tokens: np.ndarray
+    types: np.ndarray
+    places: np.ndarray
+    truncated: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A batch of rows that hold several requests each, as training packs them.
+
+    Attributes:
+        tokens_BL, types_BL: int32.
+        segments_BL: int32, 1 for the first request of a row, 2 for the second, ...; 0 is padding.
+        positions_BL: int32, restarting with every request.
+        places_BP: int32, positions whose outputs are asked for, those of the first request first; 0 where there are
+            fewer.
+        where: for every request its number and the index of its outputs, a row and a slice of P.
+    """
+
+    tokens_BL: np.ndarray
+    types_BL: np.ndarray
+    segments_BL: np.ndarray
+    positions_BL: np.ndarray
+    places_BP: np.ndarray
+    where: Sequence[tuple[int, tuple[int, slice]]]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All arrays, in the order of the attributes."""
+        return self.tokens_BL, self.types_BL, self.segments_BL, self.positions_BL, self.places_BP
+
+
+def pack(rows: Sequence[Row], *, budget: int, tokens_a_place: int, pad_id: int, multiple: int = 1) -> Iterator[Packed]:
+    """Packs requests into batches of few shapes, so that few programs are compiled.
+
+    Rows are 64, 256, 512, 1024, ... tokens long. Attention over a row costs its length for each token, so a request
+    opens the shortest row that holds it; before that it fills the room that longer requests left. A batch has 1, 4, 16,
+    ... rows, up to `budget` tokens.
+
+    Args:
+        rows: the requests, at least one token each; request i is `rows[i]`.
+        budget: tokens of a full batch on each of `multiple` devices.
+        tokens_a_place: a row of L tokens holds L / tokens_a_place places, or one request with more.
+        pad_id: the token that fills rows.
+        multiple: rows are a multiple of this.
+    """
+    members: dict[int, list[list[int]]] = {}
+    for length, requests in _fit(rows, tokens_a_place):
+        members.setdefault(length, []).append(requests)
+    for length, together in members.items():
+        full = max(1, budget // length) * multiple
+        for start in range(0, len(together), full):
+            part = together[start : start + full]
+            size = min(full, power(-(-len(part) // multiple), 4) * multiple)
+            yield _batch(
+                [[(i, rows[i]) for i in requests] for requests in part], (size, length), tokens_a_place, pad_id
+            )
+
+
+def _fit(rows: Sequence[Row], tokens_a_place: int) -> list[tuple[int, list[int]]]:
+    """Best-fit decreasing: the length of every packed row and the requests in it."""
+    found: list[tuple[int, list[int]]] = []
+    room: list[int] = []  # of each row of `found`: tokens and places that are still free
+    places: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens)):
+        size, asked = len(rows[i].tokens), len(rows[i].places)
+        fitting = [k for k in range(len(found)) if room[k] >= size and places[k] >= asked]
+        if fitting:
+            best = min(fitting, key=room.__getitem__)
+        else:
+            best, length = len(found), packed_length(size)
+            found.append((length, []))
+            room.append(length)
+            places.append(length // tokens_a_place)
+        found[best][1].append(i)
+        room[best] -= size
+        places[best] -= asked
+    return found
+
+
+def packed_length(size: int) -> int:
+    """The length of the shortest packed row that holds a request of `size` tokens."""
+    return _SHORT if size <= _SHORT else max(_LONG, power(size, 2))
+
+
+def _batch(
+    packed: Sequence[Sequence[tuple[int, Row]]], shape_BL: tuple[int, int], tokens_a_place: int, pad_id: int
+) -> Packed:
+    tokens_BL = np.full(shape_BL, pad_id, np.int32)
+    types_BL, segments_BL, positions_BL = (np.zeros(shape_BL, np.int32) for _ in range(3))
+    most = max(sum(len(row.places) for _, row in requests) for requests in packed)
+    places_BP = np.zeros((shape_BL[0], max(shape_BL[1] // tokens_a_place, power(most, 2))), np.int32)
+    where = []
+    for b, requests in enumerate(packed):
+        begin = place = 0
+        for segment, (i, row) in enumerate(requests, 1):
+            part = slice(begin, begin + len(row.tokens))
+            tokens_BL[b, part], types_BL[b, part], segments_BL[b, part] = row.tokens, row.types, segment
+            positions_BL[b, part] = np.arange(len(row.tokens))
+            asked = slice(place, place + len(row.places))
+            places_BP[b, asked] = begin + row.places
+            where.append((i, (b, asked)))
+            begin, place = part.stop, asked.stop
+    return Packed(tokens_BL, types_BL, segments_BL, positions_BL, places_BP, where)
+
+
+def pad(rows: Sequence[Row], longest: int, pad_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segments, int32 [B, L], of one request a row: segment 1, or 0 for padding.
+
+    B (in units of `multiple`) and L are rounded up to powers of two, so that few programs are compiled; rows added so
+    are padding.
+    """
+    length = min(power(max(len(row.tokens) for row in rows), 2, least=_SHORTEST), longest)
+    shape_BL = (power(-(-len(rows) // multiple), 2) * multiple, length)
+    tokens_BL, segments_BL = np.full(shape_BL, pad_id, np.int32), np.zeros(shape_BL, np.int32)
+    for b, row in enumerate(rows):
+        tokens_BL[b, : len(row.tokens)] = row.tokens
+        segments_BL[b, : len(row.tokens)] = 1
+    return tokens_BL, segments_BL
+
+
+def power(value: int, base: int, *, least: int = 1) -> int:
+    """The smallest `least` x `base`^k that is at least `value`."""
+    found = least
+    while found < value:
+        found *= base
+    return found

@@ -1,0 +1,138 @@
+"""The compiled programs of one model: arrays in, arrays out. What the arrays mean is known to `prompts`.
+
+Array names carry their shape: B rows, L length, D model, V vocabulary, P places of a row whose outputs are asked for.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from lm import models, sharding
+from lm.inference import decode
+from lm.inference.decode import Decoded, Decoding, Shape, TokenIds
+from lm.inference.load import Loaded
+from lm.inference.packed import Packed, power
+from lm.models import Prompts, Sources
+
+# Tokens in a full batch of packed rows on one device. XLA allocates its temporaries anew for every call, and glibc gets
+# blocks above 32 MB from the system each time. On CPUs we keep the attention scores below that: MiniLM on two cores
+# reads 8,400 tokens a second in batches of 16 x 256, and 9,900 in batches of 8 x 256. With 4 x 256 a file takes as long
+# as with 8 x 256, and the last batch has less padding.
+_BUDGETS = {"cpu": 1024}
+_BUDGET_OF_ACCELERATORS = 16384
+_SHORTEST_WRITTEN = 16  # tokens; programs are compiled for its doubles
+
+Output = TypeVar("Output")
+
+
+class Runner:
+    """Runs the programs of one model. Each is compiled when it first meets a shape.
+
+    Attributes:
+        budget: tokens of a full batch of packed rows, on one device.
+        multiple: the rows of a batch are a multiple of this.
+    """
+
+    def __init__(self, loaded: Loaded):
+        config, self._mesh = loaded.config, loaded.mesh
+        self._loaded = loaded
+        self._model = models.build(config.model, models.Execution(dtype=config.train.dtype))
+        self._decoders: dict[Shape, Callable[..., Decoded]] = {}
+        self._mask_logits = self.compile(_mask_logits_BPV)
+        self._next_probability = self.compile(_next_probability_BP)
+        self._pooled = self.compile(_pooled_BP2D)
+        self.multiple = self._mesh.shape["data"] * self._mesh.shape["fsdp"] if self._mesh else 1
+        with self._on_mesh():
+            self.budget = _BUDGETS.get(sharding.platform(), _BUDGET_OF_ACCELERATORS)
+
+    def mask_logits(self, batch: Packed) -> jax.Array:
+        """Float32 logits [B, P, V] of the tokens at the places of a batch."""
+        return self._mask_logits(*batch.arrays)
+
+    def next_probability(self, batch: Packed) -> jax.Array:
+        """The probability [B, P] that the second text follows the first, from the [CLS] at each place."""
+        return self._next_probability(*batch.arrays)
+
+    def pooled(self, batch: Packed) -> jax.Array:
+        """Float32 [B, P, 2, D]: for segment p + 1 of each row its mean vector, and the vector at place p."""
+        return self._pooled(*batch.arrays)
+
+    def generate(self, sources: Sources | None, prompts: Prompts, decoding: Decoding, keys_B: jax.Array) -> Decoded:
+        """What an encoder-decoder or a decoder writes; see `decode.generate`. Other options compile nothing.
+
+        Args:
+            sources, prompts: of B rows; a decoder alone has no sources.
+            decoding: the options of all rows.
+            keys_B: a random key for each row.
+        """
+        shape = Shape(
+            hypotheses=decoding.num_beams,
+            written=power(decoding.max_length, 2, least=_SHORTEST_WRITTEN),
+            prompt=prompts.tokens_BP.shape[1],
+            source=0 if sources is None else sources.tokens_BS.shape[1],
+        )
+        if shape not in self._decoders:
+            config, tokenizer = self._loaded.config.model, self._loaded.tokenizer
+            special, size = tokenizer.special, min(tokenizer.vocab_size, config.vocab_size)
+            ids = TokenIds(special.start(config.decoder_start), special.sep, special.pad, size)
+            self._decoders[shape] = jax.jit(functools.partial(decode.generate, self._model, ids, shape))
+        options = decode.options([decoding] * len(prompts.tokens_BP), keys_B)
+        return self._run(self._decoders[shape], sources, prompts, options)
+
+    def compile(self, compute: Callable[..., Output]) -> Callable[..., Output]:
+        """`compute(module, *arrays)` as a compiled function of the arrays; `module` is the model."""
+        merge = self._model.merge
+        compiled = jax.jit(lambda params, *arrays: compute(merge(params), *arrays))
+        return lambda *arrays: self._run(compiled, *arrays)
+
+    def _run(self, compiled: Callable[..., Output], *arrays: object) -> Output:
+        if self._mesh is not None:
+            arrays = jax.device_put(arrays, sharding.batch_sharding(self._mesh))
+        with self._on_mesh():
+            return compiled(self._loaded.params, *arrays)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def _mask_logits_BPV(
+    module: models.Encoder,
+    tokens_BL: jax.Array,
+    types_BL: jax.Array,
+    segments_BL: jax.Array,
+    positions_BL: jax.Array,
+    places_BP: jax.Array,
+) -> jax.Array:
+    return module.mlm_logits(module(tokens_BL, segments_BL, positions_BL, types_BL), places_BP)
+
+
+def _next_probability_BP(
+    module: models.Encoder,
+    tokens_BL: jax.Array,
+    types_BL: jax.Array,
+    segments_BL: jax.Array,
+    positions_BL: jax.Array,
+    places_BP: jax.Array,
+) -> jax.Array:
+    logits_BP2 = module.nsp_logits(module(tokens_BL, segments_BL, positions_BL, types_BL), places_BP)
+    return jax.nn.softmax(logits_BP2, axis=-1)[:, :, 0]
+
+
+def _pooled_BP2D(
+    module: models.Encoder,
+    tokens_BL: jax.Array,
+    types_BL: jax.Array,
+    segments_BL: jax.Array,
+    positions_BL: jax.Array,
+    places_BP: jax.Array,
+) -> jax.Array:
+    hidden_BLD = module(tokens_BL, segments_BL, positions_BL, types_BL).astype(jnp.float32)
+    numbers_1P1 = jnp.arange(1, places_BP.shape[1] + 1)[None, :, None]
+    belongs_BPL = (segments_BL[:, None, :] == numbers_1P1).astype(jnp.float32)
+    sum_BPD = jnp.einsum("BPL,BLD->BPD", belongs_BPL, hidden_BLD, precision=jax.lax.Precision.HIGHEST)
+    mean_BPD = sum_BPD / jnp.maximum(belongs_BPL.sum(axis=2, keepdims=True), 1.0)
+    return jnp.stack([mean_BPD, jnp.take_along_axis(hidden_BLD, places_BP[:, :, None], axis=1)], axis=2)

@@ -1,0 +1,67 @@
+"""The model is compared with its baselines, and the baselines find what they should."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lm.data.pairs import Pair
+from lm.data.store import Store
+from lm.errors import InputError
+from lm.inference.comparison import compare, nearest
+from tests.inference.conftest import make_workdir
+
+
+def test_the_nearest_source_is_the_same_or_nearly_the_same():
+    memory = [
+        Pair(f"translate to de: {source}", target)
+        for source, target in (
+            ("Open the file", "Öffne die Datei"),
+            ("Close the window", "Schließe das Fenster"),
+            ("The file could not be opened", "Die Datei konnte nicht geöffnet werden"),
+            ("你好世界", "Hallo Welt"),
+        )
+    ]
+    asked = ["Open the file", "close the windows!", "File could not be opened.", "你好,世界"]
+    assert nearest([f"translate to de: {text}" for text in asked], memory) == [pair.target for pair in memory]
+
+
+def test_the_nearest_question_is_that_on_the_same_passage():
+    passages = ["The river sings under the old stone.", "A bird walks over the green house."]
+    memory = [Pair(f"question: What is it? context: {passage}", passage) for passage in passages]
+    assert nearest([f"question: What is green? context: {passages[1]}"], memory) == [passages[1]]
+
+
+def test_the_model_is_compared_with_a_copy_and_the_memory(pairs_workdir):
+    found = compare(pairs_workdir, "bleu", limit=6, shown=2)
+    scores = found.scores
+    assert scores.keys() == {"de", "zh_CN"}
+    assert scores["de"]["examples"] + scores["zh_CN"]["examples"] == 6
+    for language in ("de", "zh_CN"):
+        assert scores[language].keys() == {"examples", "model", "copy", "nearest"}
+        assert scores[language]["copy"] == pytest.approx({"bleu": 100, "chrf": 100})
+        assert 0 < scores[language]["nearest"]["chrf"] < 100
+        assert scores[language]["model"]["chrf"] < 50
+    assert [example.keys() for example in found.shown] == [{"source", "target", "written"}] * 2
+    assert all(example["source"].endswith(f": {example['target']}") for example in found.shown)
+
+
+def test_a_file_has_no_memory(pairs_workdir, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"text": "translate to de: 0 + 1", "target": "0 + 1"}) + "\n")
+    found = compare(pairs_workdir, "exact-match", input_path=str(tmp_path / "pairs.jsonl"))
+    assert found.scores["de"].keys() == {"examples", "model", "copy"}
+    assert found.scores["de"]["copy"]["strict_match"] == 100
+
+
+def test_what_cannot_be_compared_is_refused(pairs_workdir, tiny_config, tiny_seq2seq, tmp_path):
+    with pytest.raises(InputError, match="metric is 'meteor'; accepted: bleu, rouge, exact-match"):
+        compare(pairs_workdir, "meteor")
+    (tmp_path / "empty.tsv").write_text("\n")
+    with pytest.raises(InputError, match=r"empty\.tsv holds no pair"):
+        compare(pairs_workdir, "bleu", input_path=str(tmp_path / "empty.tsv"))
+    tokenizer = Store.open(tiny_config.data.store).tokenizer
+    nothing = {"weights": np.zeros(1, np.float32)}  # neither comes as far as using them
+    with pytest.raises(InputError, match="holds documents, not pairs"):
+        compare(make_workdir(tmp_path / "documents", tiny_seq2seq, tokenizer, nothing), "bleu")
+    with pytest.raises(InputError, match="this model is an encoder, which cannot write"):
+        compare(make_workdir(tmp_path / "encoder", tiny_config, tokenizer, nothing), "bleu")
