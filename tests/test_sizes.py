@@ -56,18 +56,15 @@ def test_files_are_small() -> None:
     assert {path: count for path, count in lines.items() if count > FILE_LINES} == {}
 
 
-@NOT_YET
 def test_functions_are_small() -> None:
     assert long_functions(SOURCES) == {}
 
 
-@NOT_YET
 def test_few_types_are_unknown() -> None:
     found = lines_with("Any", SOURCES, "lm/")
     assert len(found) < LINES_WITH_ANY, found
 
 
-@NOT_YET
 def test_models_are_formulas() -> None:
     """What a compiler does, and the code for its sake, belongs to lm/ops."""
     assert lines_with("XLA", SOURCES, "lm/models/") == []
