@@ -43,7 +43,7 @@ _num_beams = flags.DEFINE_integer("num_beams", 1, "With --serve: beams.", lower_
 
 def main() -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the planned devices need not be here
-    from lm.inference.decode import Decoding
+    from lm.inference.options import Decoding
     from lm.plan import cost, search, serving, step, tables
 
     config, prices = _config(), cost.read_prices(_prices.value)

@@ -8,83 +8,18 @@ T tokens written, V vocabulary, C candidates.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.errors import InputError
+from lm.inference.options import Decoding, RowOptions, row_options
 from lm.models import Cache, Decoder, Model, Params, Prompts, Sources, make_decoder
 from lm.ops.vocabulary import largest, log_sum_exp
 from lm.sharding import constrain
 
 _NEVER = -1.0e9  # the score of what must not be chosen; finite, so that sums of it stay ordered
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-    """How one request is decoded.
-
-    Attributes:
-        max_length, min_length: generated tokens, the end of the sequence included.
-        num_beams: hypotheses that beam search carries along; 1 decodes greedily, or samples.
-        length_penalty: a hypothesis scores its log-probability over its length to this power.
-        temperature: 0 takes the most probable token; otherwise tokens are sampled from softmax(logits / temperature)
-            restricted to the `top_k` most probable (0: all) and to the fewest that have probability `top_p` together.
-    """
-
-    max_length: int = 128
-    min_length: int = 0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_length", 1), ("min_length", 0), ("num_beams", 1), ("temperature", 0), ("top_k", 0)):
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        if self.min_length > self.max_length:
-            raise InputError(f"min_length is {self.min_length}, but max_length {self.max_length}; raise max_length.")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
-        if self.num_beams > 1 and self.temperature:
-            raise InputError("temperature is for sampling, num_beams for beam search; give one of them.")
-        if (self.top_k or self.top_p < 1) and not self.temperature:
-            raise InputError("top_k and top_p restrict sampling; give a temperature above 0, such as 1, as well.")
-
-
-class Options(NamedTuple):
-    """The fields of `Decoding` for each row, as arrays: other values compile nothing.
-
-    Attributes:
-        key_B2: uint32, the data of each row's random key.
-    """
-
-    max_length_B: jax.Array | np.ndarray
-    min_length_B: jax.Array | np.ndarray
-    length_penalty_B: jax.Array | np.ndarray
-    temperature_B: jax.Array | np.ndarray
-    top_k_B: jax.Array | np.ndarray
-    top_p_B: jax.Array | np.ndarray
-    key_B2: jax.Array | np.ndarray
-
-
-def options(rows: Sequence[Decoding], keys_B: jax.Array) -> Options:
-    """The options of some rows, with a random key for each."""
-    array = lambda name, dtype: np.array([getattr(row, name) for row in rows], dtype)  # noqa: E731
-    return Options(
-        array("max_length", np.int32),
-        array("min_length", np.int32),
-        array("length_penalty", np.float32),
-        array("temperature", np.float32),
-        array("top_k", np.int32),
-        array("top_p", np.float32),
-        jax.random.key_data(keys_B),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +84,7 @@ class DecodeState:
     """
 
     cache: Cache
-    options: Options
+    options: RowOptions
     begin_B: jax.Array
     last_BN: jax.Array
     tokens_BNT: jax.Array
@@ -173,7 +108,7 @@ class Decoded(NamedTuple):
 
 
 def begin(
-    decoder: Decoder, ids: TokenIds, shape: Shape, sources: Sources | None, prompts: Prompts, options: Options
+    decoder: Decoder, ids: TokenIds, shape: Shape, sources: Sources | None, prompts: Prompts, options: RowOptions
 ) -> DecodeState:
     """A state whose rows have read their sources and prompts, and have written nothing."""
     rows, hypotheses = len(prompts.tokens_BP), shape.hypotheses
@@ -193,7 +128,7 @@ def begin(
     scores_BN = jnp.broadcast_to(jnp.where(jnp.arange(hypotheses) == 0, 0.0, _NEVER)[None], (rows, hypotheses))
     return DecodeState(
         cache=cache,
-        options=Options(*map(jnp.asarray, options)),
+        options=RowOptions(*map(jnp.asarray, options)),
         begin_B=begin_B,
         last_BN=jnp.broadcast_to(last_B1, (rows, hypotheses)),
         tokens_BNT=tokens_BNT,
@@ -211,8 +146,8 @@ def empty(decoder: Decoder, ids: TokenIds, shape: Shape, rows: int) -> DecodeSta
     sources = Sources(ints(rows, shape.source), ints(rows, shape.source)) if shape.source else None
     prompts = Prompts(ints(rows, shape.prompt), ints(rows))
     keys_B = jnp.broadcast_to(jax.random.key(0), (rows,))
-    unused = options([Decoding(max_length=1)], keys_B[:1])
-    unused = Options(*(jnp.repeat(jnp.asarray(array), rows, axis=0) for array in unused))
+    unused = row_options([Decoding(max_length=1)], keys_B[:1])
+    unused = RowOptions(*(jnp.repeat(jnp.asarray(array), rows, axis=0) for array in unused))
     shapes = jax.eval_shape(lambda: begin(decoder, ids, shape, sources, prompts, unused))
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return dataclasses.replace(state, done_B=jnp.ones(rows, bool))
@@ -224,7 +159,7 @@ def insert(
     rows_R: jax.Array | np.ndarray,
     sources: Sources | None,
     prompts: Prompts,
-    options: Options,
+    options: RowOptions,
 ) -> DecodeState:
     """A running state with some of its rows filled anew.
 
@@ -266,7 +201,7 @@ def generate(
     params: Params,
     sources: Sources | None,
     prompts: Prompts,
-    options: Options,
+    options: RowOptions,
 ) -> Decoded:
     """Decodes a batch from its beginning until all rows are done: `functools.partial` of the first three, for jit."""
     decoder = make_decoder(model.merge(params), len(prompts.tokens_BP) * shape.hypotheses)
@@ -347,7 +282,7 @@ def _draw(logits_B1V: jax.Array, state: DecodeState) -> jax.Array:
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV)[:, None].astype(jnp.int32)
 
 
-def _restricted(logits_BV: jax.Array, options: Options) -> jax.Array:
+def _restricted(logits_BV: jax.Array, options: RowOptions) -> jax.Array:
     """The logits, -inf outside of the `top_k` largest and of the fewest with probability `top_p` (Holtzman, 2020)."""
     size = logits_BV.shape[1]
     sorted_BV = -jnp.sort(-logits_BV, axis=-1)

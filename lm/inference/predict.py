@@ -11,8 +11,8 @@ import numpy as np
 
 from lm.errors import InputError
 from lm.inference import packed, prompts
-from lm.inference.decode import Decoding
 from lm.inference.load import Loaded
+from lm.inference.options import Decoding
 from lm.inference.packed import Packed, Row
 from lm.inference.prompts import Prompt, Written
 from lm.inference.requests import Answer, Request, RequestError

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from lm import models, sharding
 from lm.inference import decode
-from lm.inference.decode import Decoded, Decoding, Shape, TokenIds
+from lm.inference.decode import Decoded, Shape, TokenIds
 from lm.inference.load import Loaded
+from lm.inference.options import Decoding, row_options
 from lm.inference.packed import Packed, power
 from lm.models import Prompts, Sources
 
@@ -80,7 +81,7 @@ class Runner:
             special, size = tokenizer.special, min(tokenizer.vocab_size, config.vocab_size)
             ids = TokenIds(special.start(config.decoder_start), special.sep, special.pad, size)
             self._decoders[shape] = jax.jit(functools.partial(decode.generate, self._model, ids, shape))
-        options = decode.options([decoding] * len(prompts.tokens_BP), keys_B)
+        options = row_options([decoding] * len(prompts.tokens_BP), keys_B)
         return self._run(self._decoders[shape], sources, prompts, options)
 
     def compile(self, compute: Callable[..., Output]) -> Callable[..., Output]:

@@ -239,7 +239,7 @@ def relative_buckets(distance: jax.Array, *, causal: bool, num_buckets: int, max
 
 
 def relative_bias(table_RH: jax.Array, distance: jax.Array, config: ModelConfig, *, causal: bool) -> jax.Array:
-    """The relative position bias of each distance, key column minus query column: float32 [H, ...].
+    """The relative position bias of each distance, [N] or [L, S], key column minus query column: float32 [H, ...].
 
     Columns tell the distance within a segment, and nothing is seen beyond it.
     """
@@ -250,4 +250,5 @@ def relative_bias(table_RH: jax.Array, distance: jax.Array, config: ModelConfig,
         max_distance=config.relative_max_distance,
     )
     # As a product, whose gradient is one too: adding up rows by index is slow on every device.
-    return jnp.einsum("...R,RH->H...", jax.nn.one_hot(buckets, config.relative_buckets), table_RH)
+    of_distance = {1: "NR,RH->HN", 2: "LSR,RH->HLS"}[distance.ndim]
+    return jnp.einsum(of_distance, jax.nn.one_hot(buckets, config.relative_buckets), table_RH)

@@ -17,7 +17,8 @@ from lm.accelerators import Topology
 from lm.config import Config
 from lm.data.special_ids import SpecialIds
 from lm.inference import decode
-from lm.inference.decode import Decoding, Shape, TokenIds
+from lm.inference.decode import Shape, TokenIds
+from lm.inference.options import Decoding, row_options
 from lm.models import Prompts, Sources
 from lm.plan import compiled, memory
 from lm.plan.mesh import described_mesh
@@ -140,7 +141,7 @@ def _writing(
 
     sources = Sources(ints(batch, length), ints(batch, length)) if has_source else None
     prompts = Prompts(ints(batch, prompt), ints(batch))
-    options = decode.options([decoding] * batch, jax.random.split(jax.random.key(0), batch))
+    options = row_options([decoding] * batch, jax.random.split(jax.random.key(0), batch))
     options = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows), options)
     return functools.partial(decode.generate, model, ids, shape), (sources, prompts, options)
 

@@ -28,7 +28,8 @@ from absl import app, flags
 from lm import families, huggingface, models
 from lm.data import prepare
 from lm.inference import decode
-from lm.inference.decode import Decoding, Shape, TokenIds
+from lm.inference.decode import Shape, TokenIds
+from lm.inference.options import Decoding, row_options
 from lm.models import Prompts, Sources
 from tests.benchmarks import machine
 from tests.benchmarks.turns import Contender, apart
@@ -86,7 +87,7 @@ def ours(sources: list[list[int]], beams: int) -> Decode:
     function = jax.jit(functools.partial(decode.generate, model, ids, shape))
     prompts = Prompts(np.zeros((count, 0), np.int32), np.zeros(count, np.int32))
     decoding = Decoding(max_length=length, min_length=length, num_beams=beams)
-    options = decode.options([decoding] * count, jax.random.split(jax.random.key(0), count))
+    options = row_options([decoding] * count, jax.random.split(jax.random.key(0), count))
     return lambda: np.asarray(function(params, padded(sources), prompts, options).tokens_BNT[:, 0]).tolist()
 
 

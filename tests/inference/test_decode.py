@@ -13,7 +13,8 @@ from lm import models, sharding
 from lm.config import MeshConfig, ModelConfig
 from lm.errors import InputError
 from lm.inference import decode as decode_lib
-from lm.inference.decode import Decoding, Shape, TokenIds
+from lm.inference.decode import Shape, TokenIds
+from lm.inference.options import Decoding, row_options
 from lm.models import Decoder, Prompts, Sources, make_decoder
 from tests.weights import random_params
 
@@ -97,7 +98,7 @@ def generate(model, params, decoding, inputs, prompts, row_keys, vocab_size=VOCA
     """All rows with the same options, in one program."""
     ids, shape = TokenIds(START, END, PAD, vocab_size), shape_of(decoding, inputs, prompts)
     function = jax.jit(functools.partial(decode_lib.generate, model, ids, shape))
-    options = decode_lib.options([decoding] * len(prompts.tokens_BP), row_keys)
+    options = row_options([decoding] * len(prompts.tokens_BP), row_keys)
     return jax.tree.map(np.asarray, function(params, inputs, prompts, options))
 
 

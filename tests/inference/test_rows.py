@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lm.inference import decode
-from lm.inference.decode import Decoding, Shape, TokenIds
+from lm.inference.decode import Shape, TokenIds
+from lm.inference.options import Decoding, row_options
 from lm.models import Prompts, Sources, make_decoder
 from tests.inference.test_decode import END, PAD, START, VOCABULARY, build
 
@@ -43,7 +44,7 @@ class Server:
         tokens = np.stack([np.pad(text, (0, width - len(text))) for text in texts]).astype(np.int32)
         lengths = np.array([len(text) for text in texts], np.int32)
         keys = jax.vmap(jax.random.key)(np.array([text.sum() for text in texts], np.uint32))
-        given = decode.options([*options, *[Decoding(max_length=1)] * more], keys)
+        given = row_options([*options, *[Decoding(max_length=1)] * more], keys)
         if self.shape.source:
             segments = (np.arange(width)[None] < lengths[:, None]).astype(np.int32)
             none = Prompts(np.zeros((AT_ONCE, 0), np.int32), np.zeros(AT_ONCE, np.int32))
@@ -135,7 +136,7 @@ def test_two_temperatures_in_one_batch_are_two_distributions():
         tokens = np.stack([np.pad(text, (0, 16 - len(text)))] * AT_ONCE).astype(np.int32)
         sources = Sources(tokens, (tokens > 0).astype(np.int32))
         none = Prompts(np.zeros((AT_ONCE, 0), np.int32), np.zeros(AT_ONCE, np.int32))
-        given = decode.options(options, keys)
+        given = row_options(options, keys)
         state = ours.insert(ours.decoder, ours.empty, np.arange(AT_ONCE), sources, none, given)
         written = np.asarray(decode.read(ours.advance(ours.decoder, state, 1)).tokens_BNT)[:, 0, 0]
         for row, temperature in enumerate(hits):

@@ -13,7 +13,8 @@ from lm import models
 from lm.data.special_ids import SpecialIds
 from lm.huggingface import import_folder
 from lm.inference import decode
-from lm.inference.decode import Decoded, Decoding, Shape, TokenIds
+from lm.inference.decode import Decoded, Shape, TokenIds
+from lm.inference.options import Decoding, row_options
 from lm.models import Prompts, Sources
 from tests.peers import ragged
 from tests.peers.test_seq2seq import BART_IDS, T5_IDS, make_theirs
@@ -80,7 +81,7 @@ class Peers:
         generate = jax.jit(functools.partial(decode.generate, self.model, ids, shape))
         prompt = np.tile(np.array(self.prompt, np.int32), (ROWS, 1))
         prompts = Prompts(prompt, np.full(ROWS, len(self.prompt), np.int32))
-        options = decode.options([decoding] * ROWS, jax.random.split(jax.random.key(0), ROWS))
+        options = row_options([decoding] * ROWS, jax.random.split(jax.random.key(0), ROWS))
         return jax.device_get(generate(self.params, Sources(self.tokens, self.segments), prompts, options))
 
     def generate(self, **options) -> tuple[np.ndarray, np.ndarray | None]:

@@ -7,7 +7,7 @@ import pytest
 
 from lm.accelerators import Topology
 from lm.config import Config, MeshConfig
-from lm.inference.decode import Decoding
+from lm.inference.options import Decoding
 from lm.plan import cost, serving, step, tables
 from tests.training.conftest import changed
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import lm
-from lm import models
+from lm import models, sharding, tasks
+from lm.config import Config, ModelConfig, TrainConfig
 from lm.models import encoder
+from lm.training import step
 from tests.models.test_packing import MODERN
 
 OURS = str(Path(lm.__file__).parent)
@@ -43,3 +45,16 @@ def test_six_calls_in_three_files_lead_from_the_encoder_to_the_product(calls):
         assert path[0].name == "__call__"
         assert len(path) <= 6, [f"{Path(frame.filename).name}:{frame.name}" for frame in path]
         assert len({frame.filename for frame in path}) <= 3
+
+
+def test_fourteen_calls_lead_from_the_training_step_to_the_product(calls):
+    config = Config(model=ModelConfig(num_layers=2), train=TrainConfig(accumulation=2))
+    mesh = sharding.make_mesh(config.mesh)
+    objective = tasks.create_objective(config, tasks.UntrainedVocabulary(config.data.vocab_size))
+    step.define(config, objective, mesh).trace_step()
+    paths = [frames for frames in calls if any(frame.name == "train_step" for frame in frames)]
+    assert paths
+    for frames in paths:
+        start = next(i for i, frame in enumerate(frames) if frame.name == "train_step")
+        path = frames[start:]
+        assert len(path) <= 14, [f"{Path(frame.filename).name}:{frame.name}" for frame in path]
