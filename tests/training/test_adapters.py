@@ -11,8 +11,7 @@ from etils import epath
 from lm import checkpoint, config, orbax_storage, parameters, sharding, tasks
 from lm.errors import InputError
 from lm.tasks import members
-from lm.training import adapters, metrics
-from lm.training import loop as training
+from lm.training import adapters, loop, metrics
 from lm.training import step as step_lib
 
 from .conftest import changed
@@ -36,8 +35,8 @@ def freezing(tiny_config):
 
 def compiled(config, store, devices=None):
     mesh = sharding.make_mesh(config.mesh, devices)
-    source = members.batches(config, "", store, store.train)
-    return step_lib.compile_program(config, tasks.create_objective(config, store.tokenizer), mesh), source
+    program = step_lib.compile_program(config, tasks.create_objective(config, store.tokenizer), mesh)
+    return program, members.batches(config, "", store, store.train)
 
 
 def test_a_partition_is_by_whole_paths_and_merges_again():
@@ -109,7 +108,7 @@ def test_the_trained_have_the_gradients_they_have_without_freezing(freezing, tin
 def unbroken(freezing, tmp_path_factory):
     """A run of four steps with frozen parameters, checkpoints at 2 and 4."""
     workdir = str(tmp_path_factory.mktemp("frozen") / "run")
-    training.train(freezing, workdir)
+    loop.train(freezing, workdir)
     return workdir
 
 
@@ -139,9 +138,9 @@ def test_a_resumed_run_is_the_unbroken_one(unbroken, freezing, tmp_path):
     leftover = Path(workdir, "frozen.orbax-checkpoint-tmp")  # of a first save that was killed
     leftover.mkdir(parents=True)
     (leftover / "half").write_bytes(b"")
-    training.train(changed(freezing, train={"steps": 2}), workdir)
+    loop.train(changed(freezing, train={"steps": 2}), workdir)
     assert not leftover.exists()
-    training.train(freezing, workdir)
+    loop.train(freezing, workdir)
     curves = [[(line["step"], line["loss"]) for line in metrics.read_metrics(run)] for run in (unbroken, workdir)]
     assert curves[0] == curves[1]
     expected, found = params_of(unbroken, 4), params_of(workdir, 4)
@@ -154,7 +153,7 @@ def test_a_first_save_that_was_killed_is_written_again(copy, unbroken, freezing)
     shutil.rmtree(Path(copy, "checkpoints"))
     for file in Path(copy, "frozen").glob("**/d/*"):
         file.write_bytes(b"")
-    training.train(changed(freezing, train={"steps": 2}), copy)
+    loop.train(changed(freezing, train={"steps": 2}), copy)
     expected, found = params_of(unbroken, 2), params_of(copy, 2)
     for path in expected:
         np.testing.assert_array_equal(found[path], expected[path])
@@ -167,7 +166,7 @@ def test_damaged_frozen_parameters_are_named(copy, freezing):
         file.write_bytes(content)
     longer = changed(freezing, train={"steps": 5})
     with pytest.raises(InputError, match=r"frozen is damaged .*; restore it from a copy"):
-        training.train(longer, copy)
+        loop.train(longer, copy)
     with pytest.raises(InputError, match=r"frozen is damaged .*; restore it from a copy"):
         checkpoint.load_params(copy, 4)
     shutil.rmtree(Path(copy, "frozen"))
@@ -182,5 +181,5 @@ def test_frozen_parameters_of_another_run_are_refused(copy, freezing, capfd):
     with pytest.raises(InputError, match=r"frozen is damaged .*does not belong to checkpoint 4"):
         checkpoint.load_params(copy, 4)
     with pytest.raises(InputError, match=r"every checkpoint in .* is damaged \(tried 4, 2\)"):
-        training.train(changed(freezing, train={"steps": 5}), copy)
+        loop.train(changed(freezing, train={"steps": 5}), copy)
     assert "it was saved with other parameters than those in" in capfd.readouterr().err

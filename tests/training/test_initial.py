@@ -12,7 +12,7 @@ from lm import checkpoint, models, orbax_storage, parameters, sharding
 from lm.config import CheckpointConfig, Config, MeshConfig
 from lm.errors import InputError
 from lm.parameters import Params
-from lm.training import loop as training
+from lm.training import loop
 from lm.training.initial import initial_params
 
 from .conftest import changed, make_corpus
@@ -145,7 +145,7 @@ def test_a_run_begins_from_another(save, tiny_config, tmp_path, capfd):
         checkpoint={"init_from": path},
         optim={"learning_rate": 0.0},
     )
-    training.train(without, str(tmp_path / "next"))
+    loop.train(without, str(tmp_path / "next"))
     assert "dropped, which this model does not have: nsp, pooler" in capfd.readouterr().err
     old, new = (checkpoint.load_params(*checkpoint.locate(each)) for each in (path, str(tmp_path / "next")))
     jax.tree.map(np.testing.assert_array_equal, new["encoder"], old["encoder"])
@@ -154,7 +154,7 @@ def test_a_run_begins_from_another(save, tiny_config, tmp_path, capfd):
 def test_a_run_that_cannot_begin_leaves_nothing(save, tiny_config, tmp_path):
     config = changed(tiny_config, model={"d_ff": 128}, checkpoint={"init_from": save(tiny_config)})
     with pytest.raises(InputError, match=r"mlp.*has shape \(2, 64.*but the config makes \(2, 128"):
-        training.train(config, str(tmp_path / "next"))
+        loop.train(config, str(tmp_path / "next"))
     assert not (tmp_path / "next" / "config.json").exists()
 
 
@@ -163,5 +163,5 @@ def test_weights_with_another_tokenizer_are_refused(save, tiny_config, tmp_path)
     data = dataclasses.replace(tiny_config.data, path=str(corpus), store="")
     config = changed(dataclasses.replace(tiny_config, data=data), checkpoint={"init_from": save(tiny_config)})
     with pytest.raises(InputError, match="another tokenizer"):
-        training.train(config, str(tmp_path / "next"))
+        loop.train(config, str(tmp_path / "next"))
     assert not Path(tmp_path, "next", "config.json").exists()

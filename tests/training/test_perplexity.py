@@ -1,4 +1,4 @@
-"""The number of perplexity is that of the curve; a file can be evaluated."""
+"""The numbers of evaluate.py are those of the curve; a file can be evaluated."""
 
 import dataclasses
 import json
