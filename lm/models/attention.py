@@ -175,9 +175,6 @@ class Attention(nnx.Module):
         self, inputs_BLD: jax.Array, view: View, dropout: OfWeights | None = None
     ) -> tuple[jax.Array, KeysValues]:
         """What the inputs see, [B, L, D], and the keys and values that were in view, new ones written to the cache."""
-        query_BLHK = constrain(self.query(inputs_BLD, self.scale), "BLHK")
-        if view.angles_BLK is not None:
-            query_BLHK = rotate(query_BLHK, view.angles_BLK)
         keys_values = view.cache
         if keys_values is None:
             memory_BSD = inputs_BLD if view.memory_BSD is None else view.memory_BSD
@@ -185,6 +182,9 @@ class Attention(nnx.Module):
         elif view.columns_B is not None:
             new = self.keys_values(inputs_BLD, view.angles_BLK)
             keys_values = key_cache.write(keys_values, *new, view.columns_B)
+        query_BLHK = constrain(self.query(inputs_BLD, self.scale), "BLHK")
+        if view.angles_BLK is not None:
+            query_BLHK = rotate(query_BLHK, view.angles_BLK)
         mixed_BLHK = (view.kernel or attend)(query_BLHK, *keys_values, view, dropout)
         return constrain(self.out(mixed_BLHK), "BLD"), keys_values
 

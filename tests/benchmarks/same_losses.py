@@ -28,7 +28,7 @@ SMALLER = ["model.num_layers=2", "model.num_decoder_layers=2", "data.batch_size=
 RUNS: dict[str, list[str]] = {
     "quickstart": [],
     "mini": [],
-    "t5_small": [*SMALLER, "data.source=installed-docs", "data.path=", "train.dtype=float32", "mesh.fsdp=1"],
+    "t5_small": [*SMALLER, "data.source=installed-docs", "data.path=", "mesh.fsdp=1"],
     "dates": [],
     "mixture": [],
 }
