@@ -1,1 +1,1 @@
-"""Text becomes batches: readers, tokenizer, token store, packing. Nothing here imports a model."""
+"""Turns text into batches: readers, tokenizers, token store, packing. Nothing here imports a model."""

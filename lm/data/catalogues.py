@@ -1,14 +1,14 @@
-"""Message catalogues of gettext: English messages and their translations.
+"""Reads gettext's message catalogues: English messages and their translations.
 
-A catalogue is a .mo or .po file, its language the name of the folder above LC_MESSAGES; a .po elsewhere says it
-in its header or by its name (`de.po`). What is read of a message: its singular and the first plural form, without
-context, whitespace as single spaces.
+A catalogue is a .mo or .po file. Its language is the name of the folder above LC_MESSAGES; elsewhere a .po file names
+it in its header or by its own name (`de.po`). We read the singular of a message and its first plural form, without
+context, and write whitespace as single spaces.
 
-What the data is: what programs say, from menu entries to paragraphs of help, with `%s` and markup as they stand.
-What it is not: prose, or one translator's style. Left out are messages that are untranslated, fuzzy or obsolete;
-headers; sources without a word; messages of over 500 characters, most of them tables of options; and translations
-equal to their message: names, codes and what nobody translated yet, all of which teach to copy. Where programs
-translate a message differently, the most frequent translation is taken.
+The data are the texts of programs, from menu entries to paragraphs of help, with `%s` and markup unchanged. They are
+neither prose nor one translator's style. We leave out messages that are untranslated, fuzzy or obsolete; headers;
+sources without a word; messages of over 500 characters, which are mostly tables of options; and translations equal to
+their message (names, codes, untranslated text), which teach copying. Where programs translate a message differently,
+we take the most frequent translation.
 """
 
 import collections
@@ -17,33 +17,35 @@ import importlib
 import os
 import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Protocol
 
 from lm.config import DataConfig
 from lm.data import files
 from lm.data.pairs import Pair, one_line, translation_source
+from lm.data.workers import ParallelMap
 from lm.errors import InputError
 
 _SUFFIXES = (".mo", ".po")
 _SYSTEM = "/usr/share/locale"
 _LONGEST = 500  # characters of a message
 _WORD = re.compile(r"[A-Za-z]{2}")
-# "?pollution:Pol" and "Menu|Open" name a context that the translation leaves out.
+# "?pollution:Pol" and "Menu|Open" begin with a context that their translations lack.
 _QUALIFIER = re.compile(r"\?[^:]*:|[^\s|]+\|")
 _MNEMONIC = re.compile(r"[_&~](?=[^\W_])(?!(?:amp|lt|gt|quot|apos|nbsp);)")
 _EAST_ASIAN_MNEMONIC = re.compile(r" ?[(（][_&~][A-Za-z0-9][)）]")
 
 
-def pairs(config: DataConfig, parallel_map: Callable[..., Iterable[Any]] = map) -> list[Pair]:
-    """Translations from English to `data.languages`, each message once for a language.
+def pairs(config: DataConfig, parallel_map: ParallelMap = map) -> list[Pair]:
+    """Returns translations from English to `data.languages`, each message once for a language.
 
     Args:
-        config: `path` and `languages` are read; without a path it is the catalogues of this machine.
-        parallel_map: an ordered `map`; each catalogue is a unit of work.
+        config: `path` and `languages` are read. Without a path, the catalogues of this machine are.
+        parallel_map: applied to the catalogues.
 
     Returns:
-        Pairs in the order of the English messages. Messages of the same words are one group.
+        Pairs in the order of the English messages. Messages of the same words form one group.
 
     Raises:
         InputError: a catalogue cannot be read, or a language has none.
@@ -74,12 +76,12 @@ def pairs(config: DataConfig, parallel_map: Callable[..., Iterable[Any]] = map) 
 
 
 def _group(text: str) -> str:
-    """`Open File...` and `open file` are too much alike for one to be learnt and the other to be asked."""
+    """Returns the words of a message. `Open File...` and `open file` must not be in different splits."""
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _of_this_machine() -> list[str]:
-    """Catalogues of the system and of the installed Python packages."""
+    """Returns the paths of the catalogues of the system and of the installed Python packages."""
     folders = [_SYSTEM, *(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))]
     patterns = [f"{glob.escape(folder)}/**/LC_MESSAGES/*{suffix}" for folder in folders for suffix in _SUFFIXES]
     found = sorted({os.path.realpath(path) for pattern in patterns for path in glob.glob(pattern, recursive=True)})
@@ -96,7 +98,7 @@ def _tag(name: str) -> str:
 
 
 def _language(path: str) -> str:
-    """The language that a catalogue translates into."""
+    """Returns the language that a catalogue translates into."""
     folders = os.path.normpath(path).split(os.sep)
     if "LC_MESSAGES" in folders[1:-1]:
         return _tag(folders[folders.index("LC_MESSAGES") - 1])
@@ -116,10 +118,10 @@ def _content(path: str) -> bytes:
 
 
 def _messages(path: str) -> list[tuple[str, str]]:
-    """The usable messages of a catalogue, in its order; runs in a worker."""
+    """Returns the usable messages of a catalogue, in its order. Runs in a worker."""
     polib = _polib()
     try:
-        # A file that is in no shape fails wherever its numbers lead the library.
+        # A damaged file may raise any exception: the library follows the offsets in it.
         catalogue = polib.mofile(path) if path.endswith(".mo") else polib.pofile(path)
     except (UnicodeError, LookupError) as error:
         raise InputError(
@@ -130,7 +132,17 @@ def _messages(path: str) -> list[tuple[str, str]]:
     return list(_usable(catalogue))
 
 
-def _usable(catalogue: Iterable[Any]) -> Iterator[tuple[str, str]]:
+class _Message(Protocol):
+    """What we read of polib's POEntry and MOEntry."""
+
+    msgid: str
+    msgstr: str
+    msgstr_plural: dict[int, str]
+    obsolete: bool
+    flags: list[str] | None
+
+
+def _usable(catalogue: Iterable[_Message]) -> Iterator[tuple[str, str]]:
     for message in catalogue:
         if message.obsolete or "fuzzy" in (message.flags or ()) or not message.msgid:
             continue
@@ -144,10 +156,10 @@ def _usable(catalogue: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def _without_mnemonic(text: str, translation: str) -> tuple[str, str]:
-    """Removes the mark of the key that opens a menu entry, where it is surely one.
+    """Removes the mark of a menu entry's access key from both sides, if it certainly is one.
 
-    `_Open` and `_Öffnen`: each side has one mark, and no word with the mark (an `identifier_like_this`) is on
-    both sides. `_Open` and `打开(_O)`: the East Asian way to write it.
+    `_Open` and `_Öffnen`: each side has one mark, and no word with a mark (such as `identifier_like_this`) is on both
+    sides. `_Open` and `打开(_O)`: the East Asian form.
     """
     if len(_MNEMONIC.findall(text)) != 1:
         return text, translation
@@ -161,7 +173,7 @@ def _without_mnemonic(text: str, translation: str) -> tuple[str, str]:
     return text, translation
 
 
-def _polib() -> Any:
+def _polib() -> ModuleType:
     try:
         return importlib.import_module("polib")
     except ImportError as error:

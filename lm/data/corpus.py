@@ -1,18 +1,20 @@
-"""Readers: files become documents or pairs.
+"""Reads documents or pairs from files.
 
-A corpus is a list of `Shard`s in a fixed order, each readable by itself in any process. A document
-is a `str`; where one ends depends on the source:
+A corpus is a list of `Shard`s in a fixed order. Any process can read a shard by itself. A document is a `str`; the
+source decides where it ends:
 
-* `text`: documents are separated by blank lines, as in BERT's original input format, so a file
-  without a blank line is one document.
-* `jsonl`, `parquet`: a record is a document, its text one field.
+* `text`: documents are separated by blank lines, as in BERT's original input format. A file without a blank line is
+  one document.
+* `jsonl`, `parquet`: a record is a document; one of its fields is the text.
 * `installed-docs`: a docstring of this Python installation is a document. Nothing is downloaded.
 
-A supervised corpus consists of `Pair`s. `tsv` holds one a line; records have one where `target_field` is
-given; `gettext`, `dates` and `docs-questions` are the modules `catalogues`, `dates` and `docs_questions`.
+A supervised corpus consists of `Pair`s. `tsv` has one on each line. Records of `jsonl` and `parquet` are pairs if
+`target_field` is given. `gettext`, `dates` and `docs-questions` are read by the modules `catalogues`, `dates` and
+`docs_questions`.
 """
 
 import ast
+import contextlib
 import dataclasses
 import gc
 import hashlib
@@ -23,12 +25,12 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, Any
 
 from lm import storage
 from lm.config import DataConfig
 from lm.data import catalogues, dates, docs_questions, files
 from lm.data.pairs import Pair, make_pair
+from lm.data.workers import ParallelMap
 from lm.errors import InputError
 
 _SUFFIXES = {
@@ -37,8 +39,8 @@ _SUFFIXES = {
     "parquet": (".parquet",),
     "tsv": (".tsv", ".tsv.gz", ".txt", ".txt.gz"),
 }
-# A shard is the unit of parallel work and of resuming: small enough to spread a small corpus over
-# some cores, large enough that a terabyte does not become a million folders.
+# Bytes. A shard is the unit of parallel work and of resuming: small enough to spread a small corpus over some cores,
+# large enough that a terabyte does not become a million folders.
 _SMALLEST_SHARD = 1 << 20
 _LARGEST_SHARD = 64 << 20
 _SHARDS_WANTED = 256
@@ -49,16 +51,16 @@ _PYTHON_FILES_AT_ONCE = 32
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A part of a corpus, picklable and readable by itself.
+    """A part of a corpus that can be pickled and read by itself.
 
     Attributes:
         source: as in `DataConfig`.
         files: read one after the other.
-        start, stop: bytes of the one file that was cut; a document (`text`) or a line (`jsonl`, `tsv`)
-            belongs to the part in which it begins. `stop` -1 is the end of the file.
+        start, stop: bytes of a file that is cut into shards. A document (`text`) or a line (`jsonl`, `tsv`) belongs to
+            the part in which it begins. `stop` -1 is the end of the file.
         field, target_field: the JSON or Parquet fields.
-        texts: the documents or pairs themselves, where they are not lines or records of files.
-        size: bytes to read (characters for `texts`), for progress.
+        texts: the documents or pairs themselves, if they do not come from lines or records of files.
+        size: bytes to read (characters for `texts`), for the progress bar.
     """
 
     source: str
@@ -71,19 +73,19 @@ class Shard:
     size: int = 0
 
     def digest(self) -> str:
-        """A hash that changes when the shard names other files, sizes or texts."""
+        """Returns a hash of the files, sizes or texts that the shard names."""
         fields = [self.source, self.files, self.start, self.stop, self.field, self.size, self.texts]
         if self.target_field:
             fields.append(self.target_field)
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
-def shards(config: DataConfig, parallel_map: Callable[..., Iterable[Any]] = map) -> list[Shard]:
-    """The corpus as independent work units, in an order that depends on the corpus alone.
+def shards(config: DataConfig, parallel_map: ParallelMap = map) -> list[Shard]:
+    """Cuts the corpus into shards, in an order that depends on the corpus alone.
 
     Args:
         config: `source`, `path`, `field`, `target_field` and `languages` are read.
-        parallel_map: an ordered `map`, such as an executor's, for sources that are slow to list.
+        parallel_map: used for sources that are slow to list.
 
     Raises:
         InputError: a path matches nothing, or no file holds text.
@@ -107,10 +109,10 @@ def shards(config: DataConfig, parallel_map: Callable[..., Iterable[Any]] = map)
 
 
 def read(shard: Shard) -> Iterator[str | Pair]:
-    """The documents or pairs of a shard, stripped, in order, never empty.
+    """Yields the documents or pairs of a shard, in order. They are stripped and never empty.
 
     Raises:
-        InputError: naming file and line of what cannot be read.
+        InputError: a file cannot be read; the message names file and line.
     """
     if shard.texts:
         yield from shard.texts
@@ -121,7 +123,7 @@ def read(shard: Shard) -> Iterator[str | Pair]:
 
 
 def documents(config: DataConfig) -> Iterator[str | Pair]:
-    """Every document or pair of the corpus, in order."""
+    """Yields every document or pair of the corpus, in order."""
     for shard in shards(config):
         yield from read(shard)
 
@@ -130,7 +132,7 @@ def documents(config: DataConfig) -> Iterator[str | Pair]:
 
 
 def _file_shards(config: DataConfig) -> list[Shard]:
-    """Cuts large files and groups small ones into parts of about equal size."""
+    """Cuts large files, and groups small ones, into shards of about equal size."""
     sizes = {path: storage.size(path) for path in files.paths(config, _SUFFIXES[config.source])}
     target = min(max(sum(sizes.values()) // _SHARDS_WANTED, _SMALLEST_SHARD), _LARGEST_SHARD)
     units: list[Shard] = []
@@ -159,7 +161,7 @@ def _file_shards(config: DataConfig) -> list[Shard]:
 
 
 def _read_text(path: str, shard: Shard) -> Iterator[str]:
-    """Blocks between blank lines. A block belongs to the part that holds the blank line before it."""
+    """Yields the blocks between blank lines. A block belongs to the part that holds the blank line before it."""
     block: list[str] = []
     ours = shard.start == 0
     for offset, line in files.lines(path, shard.start):
@@ -218,32 +220,29 @@ def _read_jsonl(path: str, shard: Shard) -> Iterator[str | Pair]:
 
 
 def _fields(shard: Shard) -> dict[str, str]:
-    """The fields of a record that are read, by the option that names each."""
+    """Returns the fields of a record to read, by the options that name them."""
     return {name: value for name in ("field", "target_field") if (value := getattr(shard, name))}
 
 
 def _document_or_pair(values: Sequence[str], where: Callable[[], str]) -> Iterator[str | Pair]:
-    """What the fields of a record give; an empty document is left out, an empty half of a pair is an error."""
+    """Yields a record's document or pair. An empty document is left out; an empty half of a pair is an error."""
     if len(values) == 2:
         yield make_pair(*values, where=where)
     elif document := files.clean(values[0]):
         yield document
 
 
-def _open_parquet(raw: IO[bytes], path: str) -> Any:
+def _read_parquet(path: str, shard: Shard) -> Iterator[str | Pair]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise InputError("data.source=parquet needs pyarrow; pip install 'lm[parquet]'.") from error
-    try:
-        return parquet.ParquetFile(raw)
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
-
-
-def _read_parquet(path: str, shard: Shard) -> Iterator[str | Pair]:
     fields = _fields(shard)
-    with storage.open_file(path) as raw, _open_parquet(raw, path) as file:
+    with storage.open_file(path) as raw, contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(parquet.ParquetFile(raw))
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            raise InputError(f"{path} cannot be read as Parquet: {error}") from error
         names = file.schema_arrow.names
         for option, name in fields.items():
             if name not in names:
@@ -267,7 +266,7 @@ def _read_parquet(path: str, shard: Shard) -> Iterator[str | Pair]:
 
 
 def _grouped(source: str, texts: Iterable[str | Pair]) -> list[Shard]:
-    """Shards that carry their texts."""
+    """Returns shards that hold their texts."""
     units: list[Shard] = []
     group: list[str | Pair] = []
     size = 0
@@ -284,15 +283,15 @@ def _grouped(source: str, texts: Iterable[str | Pair]) -> list[Shard]:
 # --- docstrings of this installation
 
 
-def _installed_docs(parallel_map: Callable[..., Iterable[Any]]) -> list[str]:
-    """Unique docstrings of the standard library and of the installed packages."""
+def _installed_docs(parallel_map: ParallelMap) -> list[str]:
+    """Returns the docstrings of the standard library and the installed packages, without duplicates."""
     paths = list(_python_files())
     chunks = [paths[i : i + _PYTHON_FILES_AT_ONCE] for i in range(0, len(paths), _PYTHON_FILES_AT_ONCE)]
     return list(dict.fromkeys(text for texts in parallel_map(_docstrings, chunks) for text in texts))
 
 
 def _python_files() -> Iterator[str]:
-    """Python sources of the standard library, then of site-packages, sorted within each folder."""
+    """Yields the Python files of the standard library, then of site-packages, sorted within each folder."""
     paths = sysconfig.get_paths()
     for root in dict.fromkeys(paths[name] for name in ("stdlib", "purelib", "platlib")):
         for folder, subfolders, names in os.walk(root):
@@ -302,10 +301,10 @@ def _python_files() -> Iterator[str]:
 
 
 def _docstrings(paths: list[str]) -> list[str]:
-    """The long docstrings of some Python files, in source order; nothing is imported or run."""
+    """Returns the long docstrings of some Python files, in source order. Nothing is imported or run."""
     found: list[str] = []
     collecting = gc.isenabled()
-    gc.disable()  # a syntax tree is all new objects: collecting meanwhile doubles the time
+    gc.disable()  # a syntax tree is many new objects: collection would double the time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's code
@@ -321,7 +320,7 @@ def _docstrings_of(path: str) -> list[str]:
     try:
         with open(path, "rb") as file:
             source = file.read()
-        # Parsing is the cost, and most files have no long string between triple quotes.
+        # Parsing is slow, and most files have no long string between triple quotes.
         if not any(len(part) > _SHORTEST_DOCSTRING for part in re.split(rb"\"\"\"|'''", source)[1::2]):
             return []
         tree = ast.parse(source)

@@ -1,26 +1,26 @@
-"""Written dates of many languages, and the same dates in ISO 8601.
+"""Makes pairs of dates: written in many languages, and in ISO 8601.
 
     Dienstag, 3. November 2026 -> 2026-11-03        2026年11月3日 星期二 -> 2026-11-03
 
-What the data is: days of 1900 to 2099, each written as the Unicode CLDR of Babel has it for one of the
-locales below, in every form that the locale defines with day, month and a year of four digits: full, long,
-medium, short, and with abbreviated weekday or month. Nothing in the source says which locale it is.
+The days are those of 1900 to 2099. Each is written as Babel's Unicode CLDR defines it for one of the locales below, in
+every form with day, month and a year of four digits: full, long, medium, short, and with abbreviated weekday or month.
+The source does not name the locale.
 
-What it is not: dates as people mistype them, relative dates, ranges, other calendars, years of two digits
-(1926 or 2026?), or numbers with the month first (11/3/2026), which contradict the far more common 3/11/2026.
-Where two locales write different days alike, neither is used.
+There are no misspelt dates, relative dates, ranges, other calendars, years of two digits (1926 or 2026?), or numbers
+with the month first (11/3/2026), which contradict the far more common 3/11/2026. Where two locales write different days
+alike, neither is used.
 """
 
 import datetime
 import functools
 import importlib
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from lm.data.pairs import Pair, one_line
+from lm.data.workers import ParallelMap
 from lm.errors import InputError
 
 LOCALES = (
@@ -34,16 +34,16 @@ _FIRST_DAY = datetime.date(1900, 1, 1)
 _NUM_DAYS = (datetime.date(2100, 1, 1) - _FIRST_DAY).days
 _SKELETONS = ("yMMMEd", "yMMMd", "yMMMMd", "yMd", "yMMMMEEEEd")
 _QUOTED = re.compile(r"'[^']*'")
-# Marks that only steer the direction of the text: nobody types them, and they are bytes to the tokenizer.
+# Marks for the direction of the text. Nobody types them, and a tokenizer splits them into bytes.
 _DIRECTION_MARKS = str.maketrans("", "", "\u061c\u200e\u200f")
 
 
-def pairs(parallel_map: Callable[..., Iterable[Any]] = map, count: int = NUM_PAIRS) -> list[Pair]:
-    """Written dates and their ISO 8601 form, always the same ones in the same order.
+def pairs(parallel_map: ParallelMap = map, count: int = NUM_PAIRS) -> list[Pair]:
+    """Returns written dates and their ISO 8601 form, always the same ones in the same order.
 
     Args:
-        parallel_map: an ordered `map`; each locale is a unit of work.
-        count: pairs to draw, as many in each locale; duplicates and ambiguous ones then go.
+        parallel_map: applied to the locales.
+        count: pairs to draw, equally many in each locale; duplicates and ambiguous ones are then removed.
 
     Returns:
         Pairs whose sources all differ.
@@ -61,7 +61,7 @@ def pairs(parallel_map: Callable[..., Iterable[Any]] = map, count: int = NUM_PAI
 
 
 def patterns(locale: str) -> list[str]:
-    """The forms of a date in a locale, as CLDR patterns: a four-digit year, and the month first only if named."""
+    """Returns the CLDR patterns of a locale that have a four-digit year, and the month first only as a name."""
     data = _babel("core").Locale.parse(locale)
     forms = [data.date_formats[name].pattern for name in ("full", "long", "medium", "short")]
     forms += [data.datetime_skeletons[name].pattern for name in _SKELETONS if name in data.datetime_skeletons]
@@ -77,13 +77,13 @@ def _is_unambiguous(pattern: str) -> bool:
 
 
 def written(date: datetime.date, pattern: str, locale: str) -> str:
-    """A day as a locale writes it, by a CLDR pattern."""
+    """Returns a day as a locale writes it, by a CLDR pattern."""
     text = _babel("dates").format_date(date, pattern, locale=locale)
     return one_line(text.translate(_DIRECTION_MARKS))
 
 
 def _written_in(locale: str, count: int) -> list[tuple[str, str]]:
-    """Random days in random forms of one locale: what is written, and in ISO 8601."""
+    """Returns random days in random forms of one locale: (as written, in ISO 8601)."""
     forms = patterns(locale)
     rng = np.random.default_rng(list(locale.encode()))
     chosen = zip(rng.integers(_NUM_DAYS, size=count), rng.integers(len(forms), size=count), strict=True)
@@ -94,7 +94,7 @@ def _written_in(locale: str, count: int) -> list[tuple[str, str]]:
     return found
 
 
-def _babel(module: str) -> Any:
+def _babel(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"babel.{module}")
     except ImportError as error:

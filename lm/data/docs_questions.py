@@ -1,28 +1,29 @@
-"""Questions about docstrings, made from the docstrings' own sections.
+"""Makes questions about docstrings from the docstrings' own sections.
 
     question: What does the argument axis mean? context: Sum of array elements ... -> Axis along which ...
 
-What the data is: what the NumPy, Google and Sphinx styles say of parameters (meaning and type), of what is returned
-and of when an exception is raised. The question is one of a few templates around a name, the answer a span of the
-passage: the first sentence of a description, or a type. The passage is the name's entry with some of the lines around
-it, 400 characters at most: as often 50 to 100 as 100 to 200 or 200 to 400, because copying is learned from short
-passages, many times sooner than from long ones, and then holds for both.
+Docstrings in NumPy's, Google's and Sphinx's style describe parameters (meaning and type), the returned value, and when
+an exception is raised. A question is one of a few templates with a name; the answer is a span of the passage: the first
+sentence of a description, or a type. The passage is the entry of the name with some of the lines around it, at most 400
+characters. Lengths of 50 to 100, 100 to 200 and 200 to 400 characters are equally frequent: a model learns to copy from
+short passages much sooner than from long ones, and then can do both.
 
-What it is not: questions that people asked. An answer stands where the section's form says it does, so a model
-learns to find a described name and to copy from there; it need not understand, combine or infer, and there is
-always an answer. Left out are names that a docstring describes twice, several names described together, answers of
-more than 200 characters, and an entry that another docstring has word for word.
+People did not ask these questions. The form of the section tells where the answer is, so a model learns to find a name
+and to copy what follows. It need not understand, combine or infer, and there always is an answer. We leave out names
+that a docstring describes twice, names described together, answers of more than 200 characters, and entries that
+another docstring has too.
 """
 
 import bisect
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from lm.data.pairs import Pair, one_line, question_source
 from lm.data.sentences import sentences
+from lm.data.workers import ParallelMap
 
 _TEMPLATES = {
     "parameter": (
@@ -56,7 +57,7 @@ _DEFAULT = re.compile(r",? *(?:optional|default\b.*)$")
 
 
 class _Entry(NamedTuple):
-    """What a section says of a name: lines `start:stop` of the docstring."""
+    """The description of a name: lines `start:stop` of the docstring."""
 
     kind: str
     name: str
@@ -65,15 +66,15 @@ class _Entry(NamedTuple):
     stop: int
 
 
-def pairs(docstrings: Sequence[str], parallel_map: Callable[..., Iterable[Any]] = map) -> list[Pair]:
-    """Questions with their passages, and the answers.
+def pairs(docstrings: Sequence[str], parallel_map: ParallelMap = map) -> list[Pair]:
+    """Returns questions with their passages, and the answers.
 
     Args:
         docstrings: cleaned as by `inspect.cleandoc`.
-        parallel_map: an ordered `map`.
+        parallel_map: applied to groups of docstrings.
 
     Returns:
-        Pairs in the order of the docstrings, whose hash is their group; no passage is in two groups.
+        Pairs in the order of the docstrings. The hash of a docstring is its pairs' group; no passage is in two groups.
     """
     chunks = [docstrings[i : i + _DOCSTRINGS_AT_ONCE] for i in range(0, len(docstrings), _DOCSTRINGS_AT_ONCE)]
     found: list[Pair] = []
@@ -90,7 +91,7 @@ def pairs(docstrings: Sequence[str], parallel_map: Callable[..., Iterable[Any]] 
 
 
 def _questions(docstrings: Sequence[str]) -> list[tuple[str, str, _Entry]]:
-    """(passage, group, entry) of some docstrings; runs in a worker."""
+    """Returns (passage, group, entry) of some docstrings. Runs in a worker."""
     return [
         (context, hashlib.sha256(docstring.encode()).hexdigest(), entry)
         for docstring in docstrings
@@ -105,7 +106,7 @@ def _question(entry: _Entry, context: str) -> str:
 
 
 def _asked(docstring: str) -> Iterator[tuple[str, _Entry]]:
-    """The entries of a docstring that a passage answers unmistakably, each with its passage."""
+    """Yields the entries of a docstring that have one answer in their passage, each with its passage."""
     lines = docstring.splitlines()
     entries = _entries(lines)
     described = [(entry.kind, entry.name) for entry in entries]
@@ -113,13 +114,13 @@ def _asked(docstring: str) -> Iterator[tuple[str, _Entry]]:
     for entry in entries:
         start, stop = _passage(lines, cuts, entry)
         context = one_line("\n".join(lines[start:stop]))
-        unmistakable = described.count((entry.kind, entry.name)) == 1 and entry.answer in context
-        if unmistakable and len(context) <= _LONGEST_CONTEXT:
+        unique = described.count((entry.kind, entry.name)) == 1
+        if unique and entry.answer in context and len(context) <= _LONGEST_CONTEXT:
             yield context, entry
 
 
 def _cuts(lines: list[str], entries: list[_Entry]) -> list[int]:
-    """Lines before which a passage may begin or end: never within an entry or below a header."""
+    """Returns the lines before which a passage may begin or end: not within an entry, not below a header."""
     within = {line for entry in entries for line in range(entry.start + 1, entry.stop)}
     within |= {i for i in range(1, len(lines)) if _UNDERLINE.match(lines[i]) or _UNDERLINE.match(lines[i - 1])}
     within |= {i + 1 for i, line in enumerate(lines) if _GOOGLE_HEADER.match(line)}
@@ -127,7 +128,7 @@ def _cuts(lines: list[str], entries: list[_Entry]) -> list[int]:
 
 
 def _passage(lines: list[str], cuts: list[int], entry: _Entry) -> tuple[int, int]:
-    """The lines `start:stop` of an entry and around it, up to a length drawn from its words."""
+    """Returns the lines `start:stop` of a passage: an entry and lines around it, up to a length seeded by its words."""
     draw = random.Random(f"{entry.name} {entry.answer} {len(lines)}")
     longest = _SHORTEST_CONTEXT * (_LONGEST_CONTEXT / _SHORTEST_CONTEXT) ** draw.random()
     first, last = bisect.bisect_right(cuts, entry.start) - 1, bisect.bisect_left(cuts, entry.stop)
@@ -146,7 +147,7 @@ def _passage(lines: list[str], cuts: list[int], entry: _Entry) -> tuple[int, int
 
 
 def _entries(lines: list[str]) -> list[_Entry]:
-    """All entries that the three styles have in a docstring, in order; names that cannot be asked for included."""
+    """Returns all entries of a docstring in the three styles, in order, with those that no question can ask for."""
     found: list[_Entry] = []
     for index, line in enumerate(lines):
         underlined = index + 1 < len(lines) and _UNDERLINE.match(lines[index + 1]) is not None
@@ -164,7 +165,7 @@ def _indent(line: str) -> int:
 
 
 def _blocks(lines: list[str], start: int, indent: int, margin: int) -> Iterator[tuple[int, int]]:
-    """Line ranges that begin at `indent` columns and go on while lines are blank or deeper; ends left of `margin`."""
+    """Yields line ranges that begin at `indent` and continue while lines are blank or deeper; ends left of `margin`."""
     begin = -1
     for index in range(start, len(lines) + 1):
         line = lines[index] if index < len(lines) else ""
@@ -238,7 +239,7 @@ def _entry(kind: str, name: str, description: list[str], start: int, stop: int) 
 
 
 def _first_paragraph(description: list[str]) -> str:
-    """Its lines as one, whatever their indents; nothing where a list goes on with it."""
+    """Returns the lines of the first paragraph as one; empty if a list interrupts it."""
     paragraph: list[str] = []
     for line in map(str.strip, description):
         if _LIST.match(line):

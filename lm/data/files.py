@@ -1,4 +1,4 @@
-"""Files, local or on object storage: which there are, their lines, and where the one is that cannot be read."""
+"""Finds the files of a corpus, local or in object storage, and reads their lines."""
 
 import glob
 import gzip
@@ -12,11 +12,11 @@ from lm.errors import InputError
 
 
 def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
-    """The files that `data.path` names, in sorted order within each of its parts.
+    """Returns the files that `data.path` names, sorted within each of its parts.
 
     Args:
         config: `path` and `source` are read.
-        suffixes: of the files to take from a folder; a file or a glob that is named is taken as it is.
+        suffixes: of the files to take from a folder. A file or a glob is taken whatever its suffix.
 
     Raises:
         InputError: a part matches nothing.
@@ -44,7 +44,7 @@ def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def lines(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Lines with their byte offset, from the first that begins at `start` or later to the end of the file."""
+    """Yields (byte offset, line) from the first line that begins at `start` or later to the end of the file."""
     try:
         with storage.open_file(path) as raw, gzip.open(raw, "rb") if path.endswith(".gz") else raw as file:
             offset = 0
@@ -59,16 +59,16 @@ def lines(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def where(path: str, offset: int) -> str:
-    """`path, line N` for an error message; reads the file up to there."""
+    """Returns `path, line N` for an error message. It reads the file up to that line."""
     number = 1 + sum(1 for line_offset, _ in lines(path) if line_offset < offset)
     return f"{path}, line {number}"
 
 
 def decode(line: bytes, path: str, offset: int) -> str:
-    """The text of a line of a file.
+    """Returns the text of a line of a file.
 
     Raises:
-        InputError: it is not UTF-8.
+        InputError: the line is not UTF-8.
     """
     try:
         return line.decode()
@@ -79,5 +79,5 @@ def decode(line: bytes, path: str, offset: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Without surrounding whitespace and without lone surrogates, which JSON can spell but UTF-8 cannot."""
+    """Strips a text, and replaces lone surrogates, which JSON can encode but UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode().strip()

@@ -6,19 +6,19 @@ import collections
 import numpy as np
 
 _GRID = 128
-_BALANCE = 8  # how much sides that fill unequally count against an example, when two are packed
+_BALANCE = 8  # weight of the penalty for sides that are unequally full
 
 
 def pack(
     sizes: np.ndarray, capacities: tuple[int, ...], max_per_row: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits examples of one or two sides into rows. Which of equal size go together is random, as is the rows' order.
+    """Fits examples of one or two sides into rows. Examples of equal size, and the rows, are in random order.
 
     Args:
         sizes: int [N, sides], each between 1 and its capacity.
         capacities: tokens in a row of each side.
-        max_per_row: the most examples in a row.
-        rng: decides members and order.
+        max_per_row: maximum number of examples in a row.
+        rng: decides the random order.
 
     Returns:
         order: int64 [N], the examples row by row.
@@ -36,8 +36,8 @@ def _pack_one(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best-fit decreasing on the histogram of lengths (Krell et al., 2021, arXiv:2107.02027).
 
-    Rows with the same lengths in them are handled as one group, so the work depends on the number of
-    distinct lengths and groups, not on the number of examples.
+    Rows that hold the same lengths are handled as one group: the work depends on the number of lengths and groups, not
+    of examples.
     """
     counts = np.bincount(lengths, minlength=capacity + 1)
     groups = _fill(counts.tolist(), capacity, max_per_row)
@@ -59,9 +59,15 @@ def _pack_one(
 
 
 def _fill(counts: list[int], capacity: int, max_per_row: int) -> list[tuple[tuple[int, ...], int]]:
-    """Rows as (the lengths in a row, how many rows are like that)."""
+    """Returns (the lengths in a row, the number of such rows) for all rows.
+
+    Args:
+        counts: the number of examples of each length.
+        capacity: tokens in a row.
+        max_per_row: maximum number of examples in a row.
+    """
     open_groups: dict[int, list[tuple[tuple[int, ...], int]]] = collections.defaultdict(list)
-    rooms: list[int] = []  # the keys of open_groups with any group, ascending
+    rooms: list[int] = []  # the keys of non-empty open_groups, ascending
     closed: list[tuple[tuple[int, ...], int]] = []
 
     def put(pattern: tuple[int, ...], count: int, room: int) -> None:
@@ -98,16 +104,16 @@ def _fill(counts: list[int], capacity: int, max_per_row: int) -> list[tuple[tupl
 def _pack_two(
     sizes: np.ndarray, capacities: tuple[int, ...], max_per_row: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decreasing best fit on both sides: a row begins with the largest example left, and takes what fits best.
+    """Best-fit decreasing on both sides: a row begins with the largest example left, then takes the best of the rest.
 
-    Best is what leaves both sides equally full, and then what fills most. Balance comes first because short and
-    long examples differ in their proportions: rows that spend one kind early leave others that cannot be filled.
-    Examples of about the same size, on a grid of at most 128 x 128, are looked at together: some 8 microseconds
-    an example, whatever their number.
+    The best example leaves both sides equally full, and among those it fills most. Balance comes first because short
+    and long examples differ in proportion: if early rows use up one kind, later rows cannot be filled. Examples whose
+    sizes fall into one cell of a grid of at most 128 x 128 are handled together: about 8 microseconds an example,
+    whatever their number.
     """
     limits = np.array(capacities)
     grid = np.minimum(limits, _GRID)
-    cells = -(-sizes * grid // limits)  # rounded up: what fits as a cell fits
+    cells = -(-sizes * grid // limits)  # rounded up: if the cell fits, the example fits
     width = int(grid[1]) + 1
     flat = cells[:, 0] * width + cells[:, 1]
     shuffled = rng.permutation(len(sizes))

@@ -1,4 +1,4 @@
-"""A supervised pair, and the texts that a trained model is asked with."""
+"""Supervised pairs, and the prefixes that tell a model what to do."""
 
 import re
 from collections.abc import Callable
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 from lm.errors import InputError
 
-# What `translation_source` and `question_source` put before a text, to be taken off again.
+# Match the prefixes of `translation_source` and `question_source`, so that they can be removed.
 TRANSLATION = re.compile(r"\Atranslate to (\S+): ")
 QUESTION = re.compile(r"\Aquestion: .*? context: ", re.DOTALL)
 
 
 class Pair(NamedTuple):
-    """A source and its target, neither empty.
+    """A source and its target. Neither is empty.
 
     Attributes:
         source: what the encoder reads.
         target: what the decoder writes.
-        group: pairs of one group are in one split, training or held-out; empty: the source is the group.
+        group: pairs of a group are in the same split, training or held-out. Empty: the source is the group.
     """
 
     source: str
@@ -26,20 +26,20 @@ class Pair(NamedTuple):
 
 
 def one_line(text: str) -> str:
-    """The text with runs of whitespace, line breaks included, as one space, and without lone surrogates.
+    """Returns the text with each run of whitespace as one space, and without lone surrogates.
 
-    All sources and targets are written so; a question to a trained model should be too.
+    All sources and targets are written so; a request to a trained model should be too.
     """
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def make_pair(source: str, target: str, where: Callable[[], str]) -> Pair:
-    """A pair of a file, each half as `one_line` gives it.
+    """Returns a pair that was read from a file, its halves on one line.
 
     Args:
         source: as read.
         target: as read.
-        where: says what the pair is read from, for an error.
+        where: returns the place of the pair, for the error message.
 
     Raises:
         InputError: the source or the target is empty.
@@ -52,7 +52,7 @@ def make_pair(source: str, target: str, where: Callable[[], str]) -> Pair:
 
 
 def translation_source(text: str, language: str) -> str:
-    """What a translating model reads: `translate to de: Open the file`.
+    """Returns the source of a translation: `translate to de: Open the file`.
 
     Args:
         text: English.
@@ -62,7 +62,7 @@ def translation_source(text: str, language: str) -> str:
 
 
 def question_source(question: str, context: str) -> str:
-    """What an answering model reads: `question: ... context: ...`.
+    """Returns the source of a question: `question: ... context: ...`.
 
     Args:
         question: such as "What is axis?".

@@ -1,30 +1,26 @@
-"""Corpus -> tokenizer -> token store, over processes, and resumable.
+"""Makes a token store from a corpus, over processes: trains the tokenizer, then tokenises.
 
-A document is stored as its sentences, a pair as two: its source and its target.
+A document is stored as its sentences; a pair as two sentences, its source and its target.
 
-Shards of the corpus are tokenised independently, each complete by its own marker, so a run that was
-killed goes on with what is missing when the same command is given again. The manifest comes last.
+Shards of the corpus are tokenised independently, and a marker is written when one is complete. After a crash the same
+command does only what is missing. The manifest is written last.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
-import os
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from lm import lease, storage
 from lm.config import DataConfig
-from lm.data import corpus, store
+from lm.data import corpus, store, workers
 from lm.data import tokenizer as tokenizers
 from lm.data.pairs import Pair
 from lm.data.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SentencePiece
@@ -32,13 +28,13 @@ from lm.data.sentences import sentences
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 
-# What the content of a store depends on; a store made with other values is refused by name.
+# The settings that decide the content of a store. A store made with other values is refused.
 _SETTINGS = (
     *("source", "path", "field", "target_field", "languages"),
     *("tokenizer", "tokenizer_kind", "vocab_size", "split_digits", "heldout_fraction"),
 )
 _IN_PROGRESS = "preparing.json"
-_BATCH_CHARACTERS = 1 << 20  # encoded at once: bounds the memory of a worker
+_BATCH_CHARACTERS = 1 << 20  # encoded at once; limits the memory of a worker
 _HASHES = 1 << 64
 
 
@@ -51,34 +47,34 @@ def prepare(
     tokenizer: Tokenizer | None = None,
     share_tokenizer_with: Sequence[DataConfig] = (),
 ) -> store.Store:
-    """Makes the token store, or opens the one that is already there.
+    """Makes a token store, or opens the one that is already there.
 
-    Several processes cannot prepare the same store at once: the second is refused.
+    Only one process at a time can prepare a store: others are refused.
 
     Args:
-        config: where the text is, which tokenizer, what share is held out.
+        config: names the text, the tokenizer and the held-out fraction.
         out: the store's folder: local, gs://... or s3://....
         num_workers: processes; by default one for each available core.
-        progress: show a bar on stderr.
-        tokenizer: to use in place of `config.tokenizer`.
-        share_tokenizer_with: other texts that are going to use the tokenizer; one that is trained here learns from
-            equal shares of all.
+        progress: show a progress bar on stderr.
+        tokenizer: used instead of `config.tokenizer`.
+        share_tokenizer_with: other corpora that will use the tokenizer. One that is trained here learns from equal
+            shares of all.
 
     Returns:
         The complete store.
 
     Raises:
-        InputError: the corpus cannot be read or is too small, or `out` is in use or holds a store made otherwise.
+        InputError: the corpus cannot be read or is too small; `out` is in use, or holds a store with other settings.
     """
-    settings = {name: getattr(config, name) for name in _SETTINGS}
+    settings: dict[str, object] = {name: getattr(config, name) for name in _SETTINGS}
     if tokenizer:
         settings["tokenizer"] = tokenizer.fingerprint
     manifest = store.read_manifest(out)
     if manifest is not None:
         _refuse_changes(out, manifest["settings"], settings)
         return store.Store.open(out)
-    num_workers = num_workers or available_cores()
-    with lease.hold(out), _executor(num_workers) as executor:
+    num_workers = num_workers or workers.available_cores()
+    with lease.hold(out), workers.executor(num_workers) as executor:
         shards = corpus.shards(config, executor.map)
         if not any(True for shard in shards for _ in corpus.read(shard)):
             kind = "pair" if config.pairs else "document"
@@ -96,8 +92,8 @@ def prepare(
     return store.Store.open(out)
 
 
-def _refuse_changes(out: str, made_with: dict[str, Any], wanted: dict[str, Any]) -> None:
-    made_with = {**dataclasses.asdict(DataConfig()), **made_with}  # a setting newer than the store had its default
+def _refuse_changes(out: str, made_with: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    made_with = {**dataclasses.asdict(DataConfig()), **made_with}  # a setting that is newer than the store: its default
     changes = [
         f"data.{name} ({made_with[name]!r} -> {wanted[name]!r})"
         for name in _SETTINGS
@@ -110,58 +106,17 @@ def _refuse_changes(out: str, made_with: dict[str, Any], wanted: dict[str, Any])
         )
 
 
-# --- processes
-
-
-def available_cores() -> int:
-    """Those that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only; knows the limits of a container or job
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
-    """Worker processes, or one thread for one worker.
-
-    Processes are spawned, never forked: the parent may hold JAX's threads or an accelerator.
-    """
-    if num_workers == 1:
-        executor: concurrent.futures.Executor = concurrent.futures.ThreadPoolExecutor(1)
-    else:
-        context = multiprocessing.get_context("spawn")
-        executor = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=_start_worker)
-    try:
-        yield executor
-    except concurrent.futures.BrokenExecutor as error:
-        raise RuntimeError("a worker process died, perhaps for want of memory; run again to go on.") from error
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Keeps this worker to one core, and ends it when its parent is killed: it would write on, or wait for ever."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 # --- tokenizer
 
 
 def _tokenizer(
     config: DataConfig,
     out: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, object],
     corpora: list[list[corpus.Shard]],
     given: Tokenizer | None,
 ) -> Tokenizer:
-    """The tokenizer of an earlier, unfinished run for the same corpora; else the given or a new one."""
+    """Returns the tokenizer of an unfinished run for the same corpora; else the given one, or a new one."""
     digests = [shard.digest() for shards in corpora for shard in shards]
     state = json.dumps({"settings": settings, "shards": digests}).encode()
     for name in ("tokenizer.model", "tokenizer.json"):
@@ -187,7 +142,7 @@ def _tokenizer(
 
 
 def _sample(shards: list[corpus.Shard], characters: int) -> Iterator[str]:
-    """Sentences, or halves of pairs, from the beginning of every shard, about `characters` in all."""
+    """Yields sentences, or halves of pairs, from the beginning of every shard: about `characters` in all."""
     share = -(-characters // len(shards))
     for shard in shards:
         taken = 0
@@ -200,7 +155,7 @@ def _sample(shards: list[corpus.Shard], characters: int) -> Iterator[str]:
 
 
 def _segments(document: str | Pair) -> list[str]:
-    """What is stored of a document or a pair."""
+    """Returns the sentences of a document, or the two halves of a pair."""
     return [document.source, document.target] if isinstance(document, Pair) else sentences(document)
 
 
@@ -224,15 +179,17 @@ def _write_shards(
     threshold: int,
     executor: concurrent.futures.Executor,
     progress: bool,
-) -> list[dict[str, Any]]:
-    """Tokenises the shards that are not complete yet; returns the markers of all, in order."""
+) -> list[store.Marker]:
+    """Tokenises the shards that are not complete yet; returns the markers of all shards, in order."""
     jobs = []
     for index, shard in enumerate(shards):
         digest = hashlib.sha256(f"{shard.digest()} {tokenizer.fingerprint} {threshold}".encode()).hexdigest()
         jobs.append(_Job(out, index, shard, digest, threshold, tokenizer.file_name, tokenizer.fingerprint))
     found = store.read_keys(out, [store.marker_name(job.index) for job in jobs])
-    markers = [json.loads(content) if content else {} for content in found]
-    missing = [job for job in jobs if markers[job.index].get("digest") != job.digest]
+    complete: dict[int, store.Marker] = {
+        job.index: json.loads(text) for job, text in zip(jobs, found, strict=True) if text
+    }
+    missing = [job for job in jobs if job.index not in complete or complete[job.index]["digest"] != job.digest]
     total = sum(shard.size for shard in shards)
     initial = total - sum(job.shard.size for job in missing)
     bar = tqdm(
@@ -242,24 +199,24 @@ def _write_shards(
         unit_scale=True,
         desc="tokenise",
         disable=not progress,
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds; a log need not move
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds
     )
     with bar:
         futures = {executor.submit(_write_shard, job): job for job in missing}
         for future in concurrent.futures.as_completed(futures):
             job = futures[future]
-            markers[job.index] = future.result()
+            complete[job.index] = future.result()
             bar.update(job.shard.size)
-    return markers
+    return [complete[job.index] for job in jobs]
 
 
-def _write_shard(job: _Job) -> dict[str, Any]:
-    """Runs in a worker: reads, tokenises and writes one shard."""
+def _write_shard(job: _Job) -> store.Marker:
+    """Reads, tokenises and writes one shard. Runs in a worker."""
     tokenizer = _load_tokenizer(job.out, job.tokenizer_name, job.tokenizer_fingerprint)
-    parts: dict[str, list[store.Text]] = {split: [] for split in store.SPLITS}
+    parts: dict[store.SplitName, list[store.Text]] = {split: [] for split in store.SPLITS}
     hashes: list[int] = []
     for batch in _batches_of(corpus.read(job.shard)):
-        segmented: dict[str, list[list[str]]] = {split: [] for split in store.SPLITS}
+        segmented: dict[store.SplitName, list[list[str]]] = {split: [] for split in store.SPLITS}
         for document in batch:
             hashes.append(_hash(document))
             segmented["heldout" if hashes[-1] < job.threshold else "train"].append(_segments(document))
@@ -267,9 +224,9 @@ def _write_shard(job: _Job) -> dict[str, Any]:
             parts[split].append(_encode(tokenizer, found))
             if isinstance(batch[0], Pair):
                 _refuse_halves(tokenizer, parts[split][-1], found)
-    splits = {split: _concatenate(texts) for split, texts in parts.items()}
-    extra = {"digest": job.digest, "lowest_hash": min(hashes, default=_HASHES), "highest_hash": max(hashes, default=-1)}
-    return store.write_shard(job.out, job.index, splits, tokenizer.vocab_size, extra)
+    splits: dict[store.SplitName, store.Text] = {split: _concatenate(texts) for split, texts in parts.items()}
+    hash_range = (min(hashes, default=_HASHES), max(hashes, default=-1))
+    return store.write_shard(job.out, job.index, splits, tokenizer.vocab_size, job.digest, hash_range)
 
 
 @functools.lru_cache(maxsize=1)
@@ -296,7 +253,7 @@ def _batches_of(documents: Iterator[str | Pair]) -> Iterator[list[str | Pair]]:
 
 
 def _encode(tokenizer: Tokenizer, documents: list[list[str]]) -> store.Text:
-    """Encodes segmented documents; a sentence or document without any token is dropped."""
+    """Encodes documents that are lists of sentences. Sentences and documents without a token are dropped."""
     ids = tokenizer.encode([sentence for document in documents for sentence in document])
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     document_of = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
@@ -309,7 +266,7 @@ def _encode(tokenizer: Tokenizer, documents: list[list[str]]) -> store.Text:
 
 
 def _refuse_halves(tokenizer: Tokenizer, text: store.Text, pairs: list[list[str]]) -> None:
-    """An imported tokenizer may have no token for a text; of a pair both halves need some."""
+    """Refuses pairs of which a half has no token, as an imported tokenizer may give."""
     if len(text.sentence_lengths) != 2 * len(pairs):
         source, target = next(pair for pair in pairs if not all(map(len, tokenizer.encode(pair))))
         raise InputError(
@@ -328,16 +285,16 @@ def _concatenate(texts: list[store.Text]) -> store.Text:
 
 
 def _hash(document: str | Pair) -> int:
-    """64 bits of the text (of a pair's group) alone, so it stays in its split however the corpus is cut."""
+    """Returns 64 bits that depend on the text, or on a pair's group, alone: its split does not depend on the shards."""
     text = document if isinstance(document, str) else document.group or document.source
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _other_threshold(markers: list[dict[str, Any]], threshold: int, config: DataConfig) -> int:
-    """The threshold below which a document is held out, moved if it leaves a split empty.
+def _other_threshold(markers: list[store.Marker], threshold: int, config: DataConfig) -> int:
+    """Returns the threshold below which a document's hash holds it out, moved if it leaves a split empty.
 
-    That happens to corpora of a few documents only: then the one with the lowest hash is held out
-    (or, where all were, all but the one with the highest).
+    This happens only to corpora of a few documents. If none was held out, the document with the lowest hash is; if all
+    were, the one with the highest hash is not.
     """
     documents = {split: sum(marker[split]["documents"] for marker in markers) for split in store.SPLITS}
     if all(documents.values()):

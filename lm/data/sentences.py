@@ -1,11 +1,11 @@
-"""Documents become sentences, in English and in Chinese."""
+"""Cuts documents into sentences, in English and in Chinese."""
 
 import re
 from collections.abc import Iterator
 
 _BULLET = re.compile(r"([-*+•>#|=~`.:]|\d+[.)]|\w+ ?:)(\s|$)|>>>|\.\. |:\w")
-_FULL_LINE = 60  # columns; a writer's editor wraps at 72 or more, a shorter line ended on purpose
-_LONGEST = 1000  # characters; text without punctuation (logs, Thai) still becomes several segments
+_FULL_LINE = 60  # columns; editors wrap at 72 or more, so a shorter line was ended on purpose
+_LONGEST = 1000  # characters; cuts text without punctuation, such as logs or Thai
 _ABBREVIATION = r"(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\b[MD]r\.)(?<!\bMrs\.)(?<!\bSt\.)(?<!\bvs\.)(?<!\bcf\.)"
 _SENTENCE_END = re.compile(
     r"[.!?。！？…]+(?:"
@@ -18,11 +18,10 @@ _SENTENCE_END = re.compile(
 def sentences(text: str) -> list[str]:
     """Cuts a document into sentence-like segments, the units of next-sentence pairs.
 
-    A line break ends a segment, unless the text is hard-wrapped there: the line is so full that the
-    next word would not have fit into 60 columns, the next line is indented alike and is no list item.
-    Within the joined lines a segment ends after `. ! ?` before a space (not after initials and a few
-    abbreviations) and after `。！？……`, with their closing quotes; and wherever it exceeds 1000
-    characters. Runs of whitespace become one space.
+    A line break ends a segment, unless the text is hard-wrapped there: the first word of the next line would not have
+    fit into 60 columns, and the next line has the same indent and is no list item. Within joined lines a segment ends
+    after `. ! ?` before a space (not after initials and a few abbreviations), after `。！？……`, both with their closing
+    quotes, and at 1000 characters. Runs of whitespace become one space.
 
     Returns:
         Segments without surrounding whitespace, none empty.
@@ -41,7 +40,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _shortened(segment: str) -> Iterator[str]:
-    """Parts of at most 1000 characters, cut at spaces where there are any."""
+    """Yields parts of at most 1000 characters, cut at spaces if there are any."""
     while len(segment) > _LONGEST:
         cut = segment.rfind(" ", 1, _LONGEST) + 1 or _LONGEST
         yield segment[:cut].strip()
@@ -50,7 +49,7 @@ def _shortened(segment: str) -> Iterator[str]:
 
 
 def _unwrapped(text: str) -> Iterator[str]:
-    """Lines, with hard-wrapped ones joined and whitespace collapsed."""
+    """Yields the lines of a text. Hard-wrapped lines are joined, and whitespace becomes single spaces."""
     paragraph: list[str] = []
     previous_indent, previous_width = 0, 0
     for line in text.splitlines():

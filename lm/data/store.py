@@ -1,14 +1,14 @@
-"""The tokenised corpus, as TensorStore arrays in a local folder, gs:// or s3://.
+"""Stores a tokenised corpus as TensorStore arrays, in a local folder, gs:// or s3://.
 
     STORE/manifest.json          written last: a store is complete or absent
     STORE/tokenizer.model        the tokenizer that made the ids
     STORE/shards/00017/complete.json, token_counts
     STORE/shards/00017/{train,heldout}/{tokens, sentence_lengths, document_lengths}
 
-Every shard is written by one process and complete when its own marker is there; nothing is merged
-afterwards. `tokens` (uint16, or uint32 for a large vocabulary) is a plain run of ids without special
-ids; `sentence_lengths` counts tokens, `document_lengths` counts sentences. Arrays are zarr 3 with the
-sharding codec: few files, and small inner chunks, so that a random read decodes little.
+One process writes a shard, and a marker when the shard is complete; shards are never merged. `tokens` (uint16, or
+uint32 for a large vocabulary) holds ids without special ids; `sentence_lengths` counts tokens, `document_lengths`
+counts sentences. Arrays are zarr 3 with the sharding codec: few files, and small inner chunks, so that a random read
+decodes little.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 import tensorstore as ts
@@ -28,23 +28,62 @@ from lm.errors import InputError
 from lm.storage import errors, kvstore, read_keys, write_key
 
 FORMAT_VERSION = 1
-SPLITS = ("train", "heldout")
+SplitName = Literal["train", "heldout"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MANIFEST = "manifest.json"
 
 _INNER_CHUNK = 1 << 13  # elements that a random read decodes
 _OUTER_CHUNK = 1 << 22  # elements in a file
-_MEMORY_LIMIT = 2 << 30  # bytes of a split's tokens that are still held in memory
-_CACHE_BYTES = 512 << 20  # of decoded chunks, for splits that are not
+_MEMORY_LIMIT = 2 << 30  # bytes; the tokens of a larger split are not held in memory
+_CACHE_BYTES = 512 << 20  # of decoded chunks, for splits that are not held in memory
+
+
+class Marker(TypedDict):
+    """What is known of a complete shard: `digest` identifies its content; each split has its counts."""
+
+    digest: str
+    lowest_hash: int
+    highest_hash: int
+    train: dict[str, int]
+    heldout: dict[str, int]
+
+
+class MadeBy(TypedDict):
+    """The file, hash and size of the tokenizer that made a store."""
+
+    file: str
+    sha256: str
+    vocab_size: int
+
+
+class MostFrequent(TypedDict):
+    """The most frequent ordinary token of the training split, and its share of all tokens."""
+
+    id: int
+    piece: str
+    share: float
+
+
+class Manifest(TypedDict):
+    """What is known of a complete store. Counts are numbers of documents, sentences and tokens."""
+
+    format_version: int
+    kind: NotRequired[str]  # absent from the oldest stores, which hold documents
+    settings: Mapping[str, object]
+    tokenizer: MadeBy
+    splits: dict[SplitName, dict[str, int]]
+    most_frequent_token: MostFrequent
+    shards: list[dict[SplitName, dict[str, int]]]
 
 
 # --- arrays
 
 
-def _write_array(path: str, names: Sequence[str], values: np.ndarray) -> Any:
+def _write_array(path: str, names: Sequence[str], values: np.ndarray) -> ts.WriteFutures:
     codecs = [
         {"name": "bytes", "configuration": {"endian": "little"}},
         {"name": "zstd", "configuration": {"level": 1}},
-        {"name": "crc32c"},  # zstd decodes most flipped bits without complaint
+        {"name": "crc32c"},  # zstd does not notice most flipped bits
     ]
     inner = {"chunk_shape": [_INNER_CHUNK], "codecs": codecs}
     spec = {
@@ -63,15 +102,15 @@ def _write_array(path: str, names: Sequence[str], values: np.ndarray) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Says which store it is that cannot be read.
+    """Names the store in the error when it cannot be read.
 
     Raises:
-        InputError: where the storage refuses, or what it holds is not what was written.
+        InputError: the storage refuses, or the data is damaged.
     """
     try:
         with errors(path):
             yield
-    except ValueError as error:  # TensorStore's for whatever is wrong with the data
+    except ValueError as error:  # TensorStore's error for damaged data
         reason = str(error).partition(" [")[0]
         raise InputError(f"the token store {path!r} is damaged ({reason}); prepare it again.") from error
 
@@ -94,7 +133,7 @@ class Text:
     document_lengths: np.ndarray
 
     def counts(self) -> dict[str, int]:
-        """How many documents, sentences and tokens there are."""
+        """Returns the numbers of documents, sentences and tokens."""
         return {
             "documents": len(self.document_lengths),
             "sentences": len(self.sentence_lengths),
@@ -107,22 +146,30 @@ def _shard_name(index: int) -> str:
 
 
 def marker_name(index: int) -> str:
-    """The key whose presence says that a shard is complete."""
+    """Returns the key of a shard's marker. It exists if the shard is complete."""
     return f"{_shard_name(index)}/complete.json"
 
 
-def write_shard(path: str, index: int, splits: Mapping[str, Text], vocab_size: int, extra: dict[str, Any]) -> dict:
+def write_shard(
+    path: str,
+    index: int,
+    splits: Mapping[SplitName, Text],
+    vocab_size: int,
+    digest: str,
+    hash_range: tuple[int, int],
+) -> Marker:
     """Writes one shard, its marker last.
 
     Args:
-        path: the store.
-        index: of the shard; an incomplete shard of that number is overwritten.
-        splits: its text by split.
+        path: of the store.
+        index: number of the shard; an incomplete shard of that number is overwritten.
+        splits: the text of each split.
         vocab_size: bounds the ids and decides their type on disk.
-        extra: further fields of the marker.
+        digest: a hash of everything that the shard's content depends on.
+        hash_range: the lowest and the highest hash of its documents.
 
     Returns:
-        The marker: `extra` and the counts of each split.
+        The marker.
     """
     counts = np.bincount(splits["train"].tokens, minlength=vocab_size).astype(np.uint64)
     with errors(path):
@@ -138,13 +185,19 @@ def write_shard(path: str, index: int, splits: Mapping[str, Text], vocab_size: i
             pending += [_write_array(path, [_shard_name(index), split, name], array) for name, array in arrays.items()]
         for future in pending:
             future.result()
-    marker = {**extra, **{split: text.counts() for split, text in splits.items()}}
+    marker: Marker = {
+        "digest": digest,
+        "lowest_hash": hash_range[0],
+        "highest_hash": hash_range[1],
+        "train": splits["train"].counts(),
+        "heldout": splits["heldout"].counts(),
+    }
     write_key(path, marker_name(index), json.dumps(marker).encode())
     return marker
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type on disk that holds every id."""
+    """Returns the smallest unsigned type that holds every id."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
@@ -152,16 +205,16 @@ def finish(
     path: str,
     tokenizer: Tokenizer,
     kind: str,
-    settings: dict[str, Any],
-    markers: Sequence[dict[str, Any]],
+    settings: Mapping[str, object],
+    markers: Sequence[Marker],
 ) -> None:
     """Writes the manifest, which makes the store complete.
 
     Args:
-        path: the store, with its tokenizer and all shards in place.
+        path: of the store, which has its tokenizer and all shards.
         tokenizer: the tokenizer that made the ids.
         kind: `documents`, or `pairs`: documents of two sentences, source and target.
-        settings: what the store was made from, compared by name when it is asked for again.
+        settings: those that decide the store's content. They are compared when the store is prepared again.
         markers: of every shard, in order.
     """
     with _reading(path):
@@ -171,8 +224,8 @@ def finish(
     total = int(counts.sum())
     counts[tokenizer.special_ids] = 0
     most_frequent = int(counts.argmax())
-    shards = [{split: marker[split] for split in SPLITS} for marker in markers]
-    manifest = {
+    shards: list[dict[SplitName, dict[str, int]]] = [{split: marker[split] for split in SPLITS} for marker in markers]
+    manifest: Manifest = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "settings": settings,
@@ -199,7 +252,7 @@ def finish(
 
 
 class Split:
-    """One split of a corpus: boundaries in memory, tokens in memory or read as they are asked for.
+    """One split of a corpus. Its boundaries are in memory; its tokens are too, or are read on demand.
 
     Attributes:
         sentence_offsets: int64 [S+1]; sentence s is tokens `sentence_offsets[s]:sentence_offsets[s+1]`.
@@ -213,7 +266,7 @@ class Split:
         document_lengths: np.ndarray,
         path: str = "",
     ):
-        """Wraps arrays as in `Text`; `tokens` may be a TensorStore below `path` that is read on demand."""
+        """Wraps arrays as in `Text`. `tokens` may be a TensorStore below `path`, which is read on demand."""
         self._tokens = tokens
         self._path = path
         self.sentence_offsets = _offsets(sentence_lengths)
@@ -228,7 +281,7 @@ class Split:
         return len(self.document_offsets) - 1
 
     def read(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The tokens of some spans, one after the other.
+        """Returns the tokens of some spans, one after the other.
 
         Args:
             starts: int [N], first token of each span.
@@ -258,14 +311,14 @@ class Store:
     """A complete token store.
 
     Attributes:
-        path: where it is.
-        manifest: the contents of `manifest.json`.
-        tokenizer: the one that made it.
-        train, heldout: its splits; they share no document.
+        path: of its folder.
+        manifest: the content of `manifest.json`.
+        tokenizer: the tokenizer that made the ids.
+        train, heldout: its splits, which share no document.
     """
 
     path: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     tokenizer: Tokenizer
     train: Split
     heldout: Split
@@ -281,11 +334,11 @@ class Store:
 
         Args:
             path: local, gs://... or s3://....
-            tokenizer: the one about to be used with it; by default the store's own.
-            memory_limit: bytes of a split's tokens up to which they are held in memory.
+            tokenizer: the tokenizer that will be used with the store; by default the store's own.
+            memory_limit: bytes; the tokens of a larger split are read on demand.
 
         Raises:
-            InputError: there is no complete store, another version wrote it, or `tokenizer` is not its own.
+            InputError: there is no complete store, it has another format version, or `tokenizer` did not make it.
         """
         manifest = read_manifest(path)
         if manifest is None:
@@ -307,15 +360,15 @@ class Store:
 
 
 def read_pairs(store: Store, split: Split, index: Sequence[int] | np.ndarray | None = None) -> list[Pair]:
-    """Pairs of a split as text.
+    """Returns the pairs of a split as text.
 
     Args:
-        store: of pairs.
+        store: a store of pairs.
         split: `store.train` or `store.heldout`.
-        index: which pairs; by default all.
+        index: numbers of the pairs; by default all.
 
     Raises:
-        InputError: the store is of documents.
+        InputError: the store holds documents.
     """
     if store.kind != "pairs":
         raise InputError(
@@ -331,11 +384,11 @@ def read_pairs(store: Store, split: Split, index: Sequence[int] | np.ndarray | N
     return list(itertools.starmap(Pair, zip(texts[::2], texts[1::2], strict=True)))
 
 
-def read_manifest(path: str) -> dict[str, Any] | None:
-    """The manifest of a complete store, or None.
+def read_manifest(path: str) -> Manifest | None:
+    """Returns the manifest of a complete store; None if there is none.
 
     Raises:
-        InputError: it is of another format version.
+        InputError: the store has another format version.
     """
     (content,) = read_keys(path, [MANIFEST])
     if content is None:
@@ -349,7 +402,7 @@ def read_manifest(path: str) -> dict[str, Any] | None:
     return manifest
 
 
-def _open_split(path: str, manifest: dict[str, Any], split: str, memory_limit: int) -> Split:
+def _open_split(path: str, manifest: Manifest, split: SplitName, memory_limit: int) -> Split:
     dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
     shards = [_shard_name(i) for i, shard in enumerate(manifest["shards"]) if shard[split]["tokens"]]
     if not shards:

@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags
 
 from lm import families, huggingface, models
-from lm.data import prepare
+from lm.data.workers import available_cores
 from lm.inference import decode
 from lm.inference.decode import Shape, TokenIds
 from lm.inference.options import Decoding, row_options
@@ -95,7 +95,7 @@ def theirs(folder: Path, sources: list[list[int]], beams: int, mode: str) -> Dec
     import torch
     import transformers
 
-    torch.set_num_threads(prepare.available_cores())
+    torch.set_num_threads(available_cores())
     model: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
     tokens, segments = (torch.from_numpy(array).long() for array in padded(sources))
     options = {} if mode == "eager" else {"cache_implementation": "static"}
@@ -128,7 +128,7 @@ def with_ctranslate2(folder: Path, sources: list[list[int]], beams: int) -> Deco
         write_tokenizer(folder)
         ctranslate2.converters.TransformersConverter(str(folder)).convert(str(converted))
     translator = ctranslate2.Translator(
-        str(converted), device="cpu", compute_type="float32", intra_threads=prepare.available_cores()
+        str(converted), device="cpu", compute_type="float32", intra_threads=available_cores()
     )
     tokens = [[piece(index) for index in source] for source in sources]
 

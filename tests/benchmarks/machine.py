@@ -7,7 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from lm.data import prepare
+from lm.data.workers import available_cores
 
 
 def describe() -> str:
@@ -26,7 +26,7 @@ def describe() -> str:
         jax.block_until_ready(multiply(matrix, matrix))
         seconds.append(time.perf_counter() - start)
     rate = 2 * size**3 / min(seconds) / 1e9
-    cores, load = prepare.available_cores(), os.getloadavg()[0]
+    cores, load = available_cores(), os.getloadavg()[0]
     device = jax.devices()[0].device_kind
     return (
         f"{device}: {platform.machine()}, {cores} cores, load {load:.1f}, jax {jax.__version__}, "

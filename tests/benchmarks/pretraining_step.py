@@ -33,6 +33,7 @@ from lm import accelerators, families, tasks
 from lm.config import Config, DataConfig
 from lm.data import batches, prepare
 from lm.data.store import Store
+from lm.data.workers import available_cores
 from lm.flops import model_flops
 from lm.huggingface import write_config
 from lm.sharding import make_mesh
@@ -184,7 +185,7 @@ def their_step(mode: str, dynamic: bool, case: Case) -> tuple[Step, int]:
     import torch
     import transformers
 
-    torch.set_num_threads(prepare.available_cores())
+    torch.set_num_threads(available_cores())
     config = write_config(case.config.model)
     settings: dict[str, Any] = {name: value for name, value in config.items() if name != "torch_dtype"}
     settings["attn_implementation"] = "sdpa"

@@ -29,6 +29,7 @@ from lm import families, tasks
 from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig
 from lm.data import prepare
 from lm.data.store import Store
+from lm.data.workers import available_cores
 from lm.huggingface import write_config
 from lm.tasks import members
 from tests.benchmarks import machine
@@ -105,7 +106,7 @@ def their_step(mode: str, dynamic: bool, case: Case) -> tuple[Step, int]:
     import torch
     import transformers
 
-    torch.set_num_threads(prepare.available_cores())
+    torch.set_num_threads(available_cores())
     config = write_config(case.config.model)
     settings: dict[str, Any] = {name: value for name, value in config.items() if name != "torch_dtype"}
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)).train()

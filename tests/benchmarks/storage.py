@@ -63,7 +63,7 @@ def time_store(path: str, megabytes: int) -> dict[str, float]:
     def write() -> None:
         stores.write_key(path, tokenizer.file_name, tokenizer.to_bytes())
         markers = [
-            stores.write_shard(path, index, {"train": text, "heldout": nothing}, 400, {})
+            stores.write_shard(path, index, {"train": text, "heldout": nothing}, 400, "", (0, 0))
             for index, text in enumerate(texts)
         ]
         stores.finish(path, tokenizer, "documents", {}, markers)

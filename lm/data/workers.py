@@ -1,0 +1,56 @@
+"""Spreads the preparation of a corpus over processes."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class ParallelMap(Protocol):
+    """An ordered `map`, such as the built-in one or an executor's."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]: ...
+
+
+def available_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only; respects the limits of a container or job
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
+    """Starts worker processes; for one worker, a thread.
+
+    Processes are spawned, never forked: the parent may hold JAX's threads or an accelerator.
+    """
+    if num_workers == 1:
+        started: concurrent.futures.Executor = concurrent.futures.ThreadPoolExecutor(1)
+    else:
+        context = multiprocessing.get_context("spawn")
+        started = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=_start_worker)
+    try:
+        yield started
+    except concurrent.futures.BrokenExecutor as error:
+        raise RuntimeError("a worker process died, perhaps because memory ran out; run again to continue.") from error
+    finally:
+        started.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Keeps a worker to one core, and ends it when its parent is killed, rather than let it write on or wait."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
