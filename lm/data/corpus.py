@@ -1,7 +1,7 @@
 """Reads documents or pairs from files.
 
-A corpus is a list of `Shard`s in a fixed order. Every process can read every shard by itself. A document is a `str`; the
-source decides where it ends:
+A corpus is a list of `Shard`s in a fixed order. Every process can read every shard by itself. A document is a `str`;
+the source decides where it ends:
 
 * `text`: documents are separated by blank lines, as in BERT's original input format. A file without a blank line is
   one document.

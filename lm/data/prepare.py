@@ -22,6 +22,7 @@ from lm import lease, storage
 from lm.config import DataConfig
 from lm.data import corpus, store, workers
 from lm.data import tokenizer as tokenizers
+from lm.data.manifest import SPLITS, Marker, SplitName, read_manifest
 from lm.data.pairs import Pair
 from lm.data.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SentencePiece
 from lm.data.sentences import sentences
@@ -69,7 +70,7 @@ def prepare(
     settings: dict[str, object] = {name: getattr(config, name) for name in _SETTINGS}
     if tokenizer:
         settings["tokenizer"] = tokenizer.fingerprint
-    manifest = store.read_manifest(out)
+    manifest = read_manifest(out)
     if manifest is not None:
         _refuse_changes(out, manifest["settings"], settings)
         return store.Store.open(out)
@@ -179,16 +180,14 @@ def _write_shards(
     threshold: int,
     executor: concurrent.futures.Executor,
     progress: bool,
-) -> list[store.Marker]:
+) -> list[Marker]:
     """Tokenises the shards that are not complete yet; returns the markers of all shards, in order."""
     jobs = []
     for index, shard in enumerate(shards):
         digest = hashlib.sha256(f"{shard.digest()} {tokenizer.fingerprint} {threshold}".encode()).hexdigest()
         jobs.append(_Job(out, index, shard, digest, threshold, tokenizer.file_name, tokenizer.fingerprint))
     found = store.read_keys(out, [store.marker_name(job.index) for job in jobs])
-    complete: dict[int, store.Marker] = {
-        job.index: json.loads(text) for job, text in zip(jobs, found, strict=True) if text
-    }
+    complete: dict[int, Marker] = {job.index: json.loads(text) for job, text in zip(jobs, found, strict=True) if text}
     missing = [job for job in jobs if job.index not in complete or complete[job.index]["digest"] != job.digest]
     total = sum(shard.size for shard in shards)
     initial = total - sum(job.shard.size for job in missing)
@@ -210,13 +209,13 @@ def _write_shards(
     return [complete[job.index] for job in jobs]
 
 
-def _write_shard(job: _Job) -> store.Marker:
+def _write_shard(job: _Job) -> Marker:
     """Reads, tokenises and writes one shard. Runs in a worker."""
     tokenizer = _load_tokenizer(job.out, job.tokenizer_name, job.tokenizer_fingerprint)
-    parts: dict[store.SplitName, list[store.Text]] = {split: [] for split in store.SPLITS}
+    parts: dict[SplitName, list[store.Text]] = {split: [] for split in SPLITS}
     hashes: list[int] = []
     for batch in _batches_of(corpus.read(job.shard)):
-        segmented: dict[store.SplitName, list[list[str]]] = {split: [] for split in store.SPLITS}
+        segmented: dict[SplitName, list[list[str]]] = {split: [] for split in SPLITS}
         for document in batch:
             hashes.append(_hash(document))
             segmented["heldout" if hashes[-1] < job.threshold else "train"].append(_segments(document))
@@ -224,7 +223,7 @@ def _write_shard(job: _Job) -> store.Marker:
             parts[split].append(_encode(tokenizer, found))
             if isinstance(batch[0], Pair):
                 _refuse_halves(tokenizer, parts[split][-1], found)
-    splits: dict[store.SplitName, store.Text] = {split: _concatenate(texts) for split, texts in parts.items()}
+    splits: dict[SplitName, store.Text] = {split: _concatenate(texts) for split, texts in parts.items()}
     hash_range = (min(hashes, default=_HASHES), max(hashes, default=-1))
     return store.write_shard(job.out, job.index, splits, tokenizer.vocab_size, job.digest, hash_range)
 
@@ -290,13 +289,13 @@ def _hash(document: str | Pair) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _other_threshold(markers: list[store.Marker], threshold: int, config: DataConfig) -> int:
+def _other_threshold(markers: list[Marker], threshold: int, config: DataConfig) -> int:
     """Returns the threshold below which a document's hash holds it out, moved if it leaves a split empty.
 
     This happens only to corpora of a few documents. If none was held out, the document with the lowest hash is; if all
     were, the one with the highest hash is not.
     """
-    documents = {split: sum(marker[split]["documents"] for marker in markers) for split in store.SPLITS}
+    documents = {split: sum(marker[split]["documents"] for marker in markers) for split in SPLITS}
     if all(documents.values()):
         return threshold
     lowest = min(marker["lowest_hash"] for marker in markers)

@@ -16,64 +16,21 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 import tensorstore as ts
 
 from lm.data import tokenizer as tokenizers
+from lm.data.manifest import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, Marker, SplitName, read_manifest
 from lm.data.pairs import Pair
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.storage import errors, kvstore, read_keys, write_key
 
-FORMAT_VERSION = 1
-SplitName = Literal["train", "heldout"]
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-MANIFEST = "manifest.json"
-
 _INNER_CHUNK = 1 << 13  # elements that a random read decodes
 _OUTER_CHUNK = 1 << 22  # elements in a file
 _MEMORY_LIMIT = 2 << 30  # bytes; the tokens of a larger split are not held in memory
 _CACHE_BYTES = 512 << 20  # of decoded chunks, for splits that are not held in memory
-
-
-class Marker(TypedDict):
-    """What is known of a complete shard: `digest` identifies its content; each split has its counts."""
-
-    digest: str
-    lowest_hash: int
-    highest_hash: int
-    train: dict[str, int]
-    heldout: dict[str, int]
-
-
-class MadeBy(TypedDict):
-    """The file, hash and size of the tokenizer that made a store."""
-
-    file: str
-    sha256: str
-    vocab_size: int
-
-
-class MostFrequent(TypedDict):
-    """The most frequent ordinary token of the training split, and its share of all tokens."""
-
-    id: int
-    piece: str
-    share: float
-
-
-class Manifest(TypedDict):
-    """What is known of a complete store. Counts are numbers of documents, sentences and tokens."""
-
-    format_version: int
-    kind: NotRequired[str]  # absent from the oldest stores, which hold documents
-    settings: Mapping[str, object]
-    tokenizer: MadeBy
-    splits: dict[SplitName, dict[str, int]]
-    most_frequent_token: MostFrequent
-    shards: list[dict[SplitName, dict[str, int]]]
 
 
 # --- arrays
@@ -382,24 +339,6 @@ def read_pairs(store: Store, split: Split, index: Sequence[int] | np.ndarray | N
     bounds = itertools.pairwise([0, *np.cumsum(stops - starts).tolist()])
     texts = [store.tokenizer.decode(ids[start:stop]) for start, stop in bounds]
     return list(itertools.starmap(Pair, zip(texts[::2], texts[1::2], strict=True)))
-
-
-def read_manifest(path: str) -> Manifest | None:
-    """Returns the manifest of a complete store; None if there is none.
-
-    Raises:
-        InputError: the store has another format version.
-    """
-    (content,) = read_keys(path, [MANIFEST])
-    if content is None:
-        return None
-    manifest = json.loads(content)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"the token store {path!r} has format version {manifest.get('format_version')}; this code reads "
-            f"{FORMAT_VERSION}. Prepare it again in another folder."
-        )
-    return manifest
 
 
 def _open_split(path: str, manifest: Manifest, split: SplitName, memory_limit: int) -> Split:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lm.data import store
+from lm.data.manifest import SPLITS
 from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.store import Split, Store
 from lm.errors import InputError
@@ -37,7 +38,7 @@ def test_reading_from_disk_equals_reading_from_memory(made: Store, rng: np.rando
 
 
 def test_manifest_counts_what_is_there(made: Store):
-    for name in store.SPLITS:
+    for name in SPLITS:
         split: Split = getattr(made, name)
         counts = made.manifest["splits"][name]
         assert counts == {

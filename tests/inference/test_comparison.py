@@ -40,7 +40,7 @@ def test_the_model_is_compared_with_a_copy_and_the_memory(pairs_workdir):
     for language in ("de", "zh_CN"):
         assert scores[language].keys() == {"examples", "model", "copy", "nearest"}
         assert scores[language]["copy"] == pytest.approx({"bleu": 100, "chrf": 100})
-        assert 0 < scores[language]["nearest"]["chrf"] < 100
+        assert 0 < scores[language].get("nearest", {})["chrf"] < 100
         assert scores[language]["model"]["chrf"] < 50
     assert [example.keys() for example in found.shown] == [{"source", "target", "written"}] * 2
     assert all(example["source"].endswith(f": {example['target']}") for example in found.shown)

@@ -104,9 +104,10 @@ def generate(model, params, decoding, inputs, prompts, row_keys, vocab_size=VOCA
 
 def decode(name, inputs, prompts=None, row_keys=None, **options):
     model, params = build(name)
-    rows = len(inputs.tokens_BS) if inputs else len(prompts.tokens_BP)
-    row_keys = keys(rows) if row_keys is None else row_keys
-    return generate(model, params, Decoding(**options), inputs, prompts or no_prompts(rows), row_keys)
+    if prompts is None:
+        prompts = no_prompts(len(inputs.tokens_BS))
+    row_keys = keys(len(prompts.tokens_BP)) if row_keys is None else row_keys
+    return generate(model, params, Decoding(**options), inputs, prompts, row_keys)
 
 
 def full_log_p(name, inputs: Sources | None, row: int, tokens: np.ndarray) -> np.ndarray:

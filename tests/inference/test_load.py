@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_a_mesh_holds_the_parameters_and_answers_alike(encoder_workdir, pairs_wo
     for found, expected in zip(sharded.embed(texts), model.embed(texts), strict=True):
         np.testing.assert_allclose(found["embedding"], expected["embedding"], atol=2e-5)
     model, sharded = lm.load(pairs_workdir), lm.load(pairs_workdir, mesh)
-    for options in ({"num_beams": 2}, {"temperature": 1.0}):
+    ways: list[dict[str, Any]] = [{"num_beams": 2}, {"temperature": 1.0}]
+    for options in ways:
         answers = [each.generate(texts, max_length=4, **options) for each in (sharded, model)]
         for found, expected in zip(*answers, strict=True):
             assert found["text"] == expected["text"]

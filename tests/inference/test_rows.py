@@ -1,6 +1,7 @@
 """Rows are independent: what one writes is bitwise the same alone and among others, whenever and wherever it enters."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,8 +28,8 @@ class Server:
         self.decoder = jax.jit(lambda: make_decoder(model.merge(params), SLOTS * hypotheses))()
         self.empty = decode.empty(self.decoder, IDS, self.shape, SLOTS)
         # Functions of their own, so that what they compile is counted apart from other servers' programs.
-        self.insert = jax.jit(lambda *args: decode.insert(*args))
-        self.advance = jax.jit(lambda *args: decode.advance(*args))
+        self.insert: Any = jax.jit(lambda *args: decode.insert(*args))
+        self.advance: Any = jax.jit(lambda *args: decode.advance(*args))
 
     def requests(self, seed: int, count: int) -> list[np.ndarray]:
         """Texts of many lengths, to read or to go on from."""

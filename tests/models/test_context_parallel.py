@@ -70,6 +70,7 @@ def test_a_step_of_8192_tokens_on_eight_devices_equals_one():
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     for (path, one), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
+    assert program
     # No device holds the scores, or the states, of a whole row.
     assert f"{LENGTH // 8},{LENGTH}]" in program
     assert f"{LENGTH},{LENGTH}]" not in program

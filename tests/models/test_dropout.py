@@ -11,7 +11,12 @@ from lm.config import ModelConfig
 
 CONFIG = ModelConfig(
     architecture="encoder-decoder",
-    **{"vocab_size": 40, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 24, "token_types": 0},
+    vocab_size=40,
+    d_model=16,
+    num_layers=2,
+    num_heads=2,
+    d_ff=24,
+    token_types=0,
     norm_position="pre",
     final_norm=True,
     dropout=0.0,

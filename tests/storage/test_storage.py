@@ -9,7 +9,7 @@ import pytest
 
 from lm import storage
 from lm.config import DataConfig
-from lm.data import corpus, prepare, store
+from lm.data import corpus, manifest, prepare, store
 from lm.errors import InputError
 from tests.training.conftest import make_corpus
 
@@ -125,7 +125,7 @@ def test_preparing_on_object_storage_goes_on_where_it_was_stopped(url: str, tmp_
         prepare.prepare(remote, f"{url}/store", num_workers=1, progress=False)
     before = [name for name in written if name.startswith("shards/")]
     assert before
-    assert store.read_manifest(f"{url}/store") is None
+    assert manifest.read_manifest(f"{url}/store") is None
     written.clear()
     monkeypatch.setattr(store, "write_key", write)
     made = prepare.prepare(remote, f"{url}/store", num_workers=1, progress=False)

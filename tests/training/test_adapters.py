@@ -89,7 +89,7 @@ def test_frozen_parameters_stay_and_have_no_statistics(freezing, tiny_store, siz
 def test_the_trained_have_the_gradients_they_have_without_freezing(freezing, tiny_store):
     program, source = compiled(freezing, tiny_store, jax.devices()[:1])
     params, model, objective = program.init()["params"], program.model, program.objective
-    examples = objective.prepare(source(0), jax.random.key(0))
+    examples = objective.prepare(jax.device_put(source(0)), jax.random.key(0))
     trained, frozen = adapters.partition(params, FROZEN)
     for parts in (1, 2):
         expected, _ = jax.jit(lambda p, parts=parts: step_lib.gradients(model, objective, p, examples, None, parts))(

@@ -44,7 +44,7 @@ def save(tmp_path, tiny_store):
     return write
 
 
-def begin(path: str, fresh: Params, tiny_store) -> tuple[dict, dict, dict]:
+def begin(path: str, fresh: Params, tiny_store) -> tuple[dict[str, jax.Array], ...]:
     """The parameters of the checkpoint, the fresh ones, and those to begin with; flat."""
     saved = checkpoint.load_params(*checkpoint.locate(path))
     return tuple(map(parameters.flatten, (saved, fresh, initial_params(path, tiny_store.tokenizer, fresh))))

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,7 @@ def test_without_bias_correction_the_first_step_is_berts(params, grads):
     """m / (sqrt(v) + eps) with m = 0.1 g and v = 0.001 g^2."""
     config = OptimConfig(bias_correction=False, weight_decay=0.0, clip_norm=0.0)
     optimizer = optim.create(config)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates: Any = optimizer.update(grads, optimizer.init(params), params)[0]
     g = np.asarray(grads["pooler"]["kernel"], np.float64)
     np.testing.assert_allclose(updates["pooler"]["kernel"], 0.1 * g / (np.sqrt(0.001 * g * g) + 1e-6), rtol=1e-4)
 

@@ -1,0 +1,69 @@
+"""The JSON records of a token store: a marker for each complete shard, and a manifest for a complete store."""
+
+import json
+from collections.abc import Mapping
+from typing import Literal, NotRequired, TypedDict, get_args
+
+from lm.errors import InputError
+from lm.storage import read_keys
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SplitName = Literal["train", "heldout"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+
+class Marker(TypedDict):
+    """What is known of a complete shard: `digest` identifies its content; each split has its counts."""
+
+    digest: str
+    lowest_hash: int
+    highest_hash: int
+    train: dict[str, int]
+    heldout: dict[str, int]
+
+
+class MadeBy(TypedDict):
+    """The file, hash and size of the tokenizer that made a store."""
+
+    file: str
+    sha256: str
+    vocab_size: int
+
+
+class MostFrequent(TypedDict):
+    """The most frequent ordinary token of the training split, and its share of all tokens."""
+
+    id: int
+    piece: str
+    share: float
+
+
+class Manifest(TypedDict):
+    """What is known of a complete store. Counts are numbers of documents, sentences and tokens."""
+
+    format_version: int
+    kind: NotRequired[str]  # absent from the oldest stores, which hold documents
+    settings: Mapping[str, object]
+    tokenizer: MadeBy
+    splits: dict[SplitName, dict[str, int]]
+    most_frequent_token: MostFrequent
+    shards: list[dict[SplitName, dict[str, int]]]
+
+
+def read_manifest(path: str) -> Manifest | None:
+    """Returns the manifest of a complete store; None if there is none.
+
+    Raises:
+        InputError: the store has another format version.
+    """
+    (content,) = read_keys(path, [MANIFEST])
+    if content is None:
+        return None
+    manifest = json.loads(content)
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"the token store {path!r} has format version {manifest.get('format_version')}; this code reads "
+            f"{FORMAT_VERSION}. Prepare it again in another folder."
+        )
+    return manifest
