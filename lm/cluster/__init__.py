@@ -1,1 +1,1 @@
-"""A run on many machines: what is sent there, the commands that start it, and what happens when it stops."""
+"""Launches runs on many machines: sends the code, starts the processes, restarts them after a preemption."""

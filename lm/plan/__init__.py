@@ -1,1 +1,1 @@
-"""What a run needs on a pod that nobody has rented yet: the exact step compiled for it, its memory, time and cost."""
+"""Compiles a run for a pod before it is rented, and predicts its memory, time and cost."""

@@ -1,1 +1,1 @@
-"""Numbers become a model: the step, the optimizers and the training loop."""
+"""Trains a model: the step, the optimizers and the loop."""
