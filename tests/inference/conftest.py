@@ -49,14 +49,7 @@ def pairs_workdir(tiny_seq2seq: Config, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def decoder_workdir(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa: F811
     """A decoder with 32 learned positions."""
-    shape: dict[str, Any] = {
-        "vocab_size": 448,
-        "d_model": 32,
-        "num_layers": 1,
-        "num_heads": 4,
-        "d_ff": 64,
-        "max_length": 32,
-    }
+    shape: dict[str, Any] = {"vocab_size": 448, "d_model": 32, "num_layers": 1, "num_heads": 4, "d_ff": 64}
     model = ModelConfig(architecture="decoder", max_length=32, token_types=0, pooler=False, init_std=0.2, **shape)
     data = DataConfig(vocab_size=448, seq_length=32)
     config = Config(data=data, model=model, objective=ObjectiveConfig(name="causal_lm"))

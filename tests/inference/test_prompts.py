@@ -204,14 +204,7 @@ def test_the_default_length_is_one_that_the_model_can_write(tiny_seq2seq, tokeni
 
 
 def test_a_decoder_reads_the_end_of_its_prompt_and_leaves_positions_for_what_it_writes(tokenizer):
-    shape: dict[str, Any] = {
-        "vocab_size": 448,
-        "d_model": 32,
-        "num_layers": 1,
-        "num_heads": 4,
-        "d_ff": 64,
-        "max_length": 32,
-    }
+    shape: dict[str, Any] = {"vocab_size": 448, "d_model": 32, "num_layers": 1, "num_heads": 4, "d_ff": 64}
     model = ModelConfig(architecture="decoder", max_length=32, token_types=0, pooler=False, **shape)
     objective = ObjectiveConfig(name="causal_lm")
     config = Config(data=DataConfig(vocab_size=448, seq_length=32), model=model, objective=objective)
