@@ -11,13 +11,14 @@ from lm.config.data import DataConfig
 from lm.config.mesh import MeshConfig
 from lm.config.mixture import MixtureConfig, TaskConfig
 from lm.config.model import ModelConfig
-from lm.config.objective import ARCHITECTURES, ObjectiveConfig
+from lm.config.objective import ARCHITECTURES, OF_PAIRS, ObjectiveConfig
 from lm.config.optim import OptimConfig
 from lm.config.run import Config
 from lm.config.train import TrainConfig
 
 __all__ = [
     "ARCHITECTURES",
+    "OF_PAIRS",
     "RERUN_MAY_CHANGE",
     "CheckpointConfig",
     "Config",

@@ -12,6 +12,8 @@ ARCHITECTURES: dict[str, str] = {
     "pairs": "encoder-decoder",
     "causal_lm": "decoder",
 }
+# Objectives whose corpus is pairs; the others read documents. `lm.tasks.register` adds to it.
+OF_PAIRS: set[str] = {"pairs"}
 
 
 @dataclasses.dataclass(kw_only=True)

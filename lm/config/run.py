@@ -8,7 +8,7 @@ from lm.config.data import DataConfig
 from lm.config.mesh import MeshConfig
 from lm.config.mixture import MixtureConfig, TaskConfig
 from lm.config.model import ModelConfig
-from lm.config.objective import ARCHITECTURES, ObjectiveConfig
+from lm.config.objective import ARCHITECTURES, OF_PAIRS, ObjectiveConfig
 from lm.config.optim import OptimConfig
 from lm.config.train import TrainConfig
 from lm.errors import InputError
@@ -94,7 +94,7 @@ def _check_objective(config: Config) -> None:
 
 def _check_text(asks: str, objective: str, gives: str, data: DataConfig) -> None:
     """Refuses documents where the objective needs pairs, and the reverse; `asks` and `gives` name the fields."""
-    if data.pairs != (objective == "pairs"):
+    if data.pairs != (objective in OF_PAIRS):
         raise InputError(
             f"{asks} is {objective!r}, but {gives}={data.source} gives "
             f"{'pairs' if data.pairs else 'documents'}; change one of them."

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.config import ARCHITECTURES, Config, DataConfig, ObjectiveConfig
+from lm.config import ARCHITECTURES, OF_PAIRS, Config, DataConfig, ObjectiveConfig
 from lm.data.batches import RowFormat
 from lm.data.special_ids import SpecialIds
 from lm.errors import InputError
@@ -26,6 +26,8 @@ def register(task: Task) -> None:
             f"the task {task.name!r} is registered for {task.architecture!r}, but lm.config.ARCHITECTURES gives it "
             f"{ARCHITECTURES[task.name]!r}; change one of them."
         )
+    if task.reads == "pairs":
+        OF_PAIRS.add(task.name)
     _TASKS[task.name] = task
 
 
