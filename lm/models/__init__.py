@@ -1,4 +1,4 @@
-"""Batches become numbers: one Transformer whose families are settings."""
+"""The models: one Transformer, whose families are settings of `ModelConfig`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +17,11 @@ Params = dict[str, Any]
 
 
 class Model:
-    """A module as pure functions of its parameters, so that jit, grad, remat and checkpoints are JAX's own.
+    """Splits a Flax module into parameters and pure functions, to which JAX's own jit and grad apply.
 
     Attributes:
         init: key -> parameters, a nested dict of arrays.
-        merge: parameters -> the module, ready to be called.
+        merge: parameters -> the module with these parameters.
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
@@ -36,7 +36,7 @@ class Model:
 
 
 def build(config: ModelConfig, execution: Execution | None = None) -> Model:
-    """The model that a config describes."""
+    """Returns the model that a config describes."""
     execution = execution or Execution()
     kind = Encoder if config.architecture == "encoder" else Seq2Seq
     return Model(lambda rngs: kind(config, execution, rngs=rngs))

@@ -18,31 +18,33 @@ from lm.ops import attention as ops
 from lm.ops import key_cache
 from lm.sharding import constrain
 
-# Keys and values: [B, S, H, K] each, or stored as `lm.ops.key_cache` lays them out.
+# Keys and values: each [B, S, H, K], or in the layout of `lm.ops.key_cache.store`.
 KeysValues = tuple[jax.Array, jax.Array]
-# What attention weights [B, H, L, S] go through before they multiply values, such as dropout.
-OfWeights = Callable[[jax.Array], jax.Array]
-# (queries, keys, values, view, what the attention weights go through) -> [B, L, H, K]
-Kernel = Callable[[jax.Array, jax.Array, jax.Array, "View", OfWeights | None], jax.Array]
+# Attention weights [B, H, L, S] -> the weights that multiply the values. Dropout is one.
+WeightTransform = Callable[[jax.Array], jax.Array]
+# (queries, keys, values, view, transform of the weights) -> [B, L, H, K]
+Kernel = Callable[[jax.Array, jax.Array, jax.Array, "View", WeightTransform | None], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What queries may see, and how. A token sees the keys of its own segment; the other fields hide more of them.
+    """The attention mask, the bias, the rotary angles and the KV cache of one attention.
+
+    A query attends to the keys of its own segment. `causal`, `window` and `visible_BLS` mask more keys.
 
     Attributes:
-        segments_BL, key_segments_BS: int32. Padding is segment 0 and sees padding, so that no softmax is over nothing.
-        causal: hides the keys to the right of a query.
-        window: how many tokens to either side are visible, possibly traced; None for all.
-        visible_BLS: hides the keys where it is False.
-        bias: float32, added to the scores: [H, L, S] or [B, H, L, S], where L may be 1 for all queries. For a flash
-            kernel the bias of each distance instead, [H, N]; see `lm.ops.flash.tpu`.
-        angles_BLK: float32 [B, L, K / 2], the rotary angles of the queries and of keys computed beside them.
-        local_angles_BLK: those of layers that see a window only.
-        memory_BSD: what keys and values are computed from; None for the queries' own inputs.
-        cache: keys and values that were computed before, stored.
-        columns_B: where in the cache new keys and values are written; None where the cache is complete.
-        kernel: computes the attention from the view; None for `attend`.
+        segments_BL, key_segments_BS: int32. Padding is segment 0. It attends to padding, so every softmax has a key.
+        causal: masks the keys to the right of a query.
+        window: how many tokens to either side a query attends to; it may be traced. None for all.
+        visible_BLS: masks the keys where it is False.
+        bias: float32, added to the scores: [H, L, S] or [B, H, L, S], where L may be 1 for all queries. A flash
+            kernel takes the bias of each distance, [H, N]; see `lm.ops.flash.tpu`.
+        angles_BLK: float32 [B, L, K / 2], the rotary angles of the queries and of the new keys.
+        local_angles_BLK: the rotary angles of the local layers.
+        memory_BSD: the hidden states that keys and values are computed from; None for the queries' own inputs.
+        cache: the KV cache of the layer; None where all keys and values are computed anew.
+        columns_B: the column of each row's cache where new keys and values are written; None writes nothing.
+        kernel: the function that computes the attention; None for `attend`.
     """
 
     segments_BL: jax.Array
@@ -60,27 +62,30 @@ class View:
 
 
 def attend(
-    query_BLHK: jax.Array, key_BSHK: jax.Array, value_BSHK: jax.Array, view: View, dropout: OfWeights | None = None
+    query_BLHK: jax.Array,
+    key_BSHK: jax.Array,
+    value_BSHK: jax.Array,
+    view: View,
+    dropout: WeightTransform | None = None,
 ) -> jax.Array:
-    """softmax(Q K^T + bias) V over the keys in view, with Q scaled by 1 / sqrt(d_k).
-
-    Vaswani et al., 2017, section 3.2.1.
+    """Returns softmax(Q K^T + bias) V over the visible keys (Vaswani et al., 2017, section 3.2.1).
 
     Args:
-        query_BLHK, key_BSHK, value_BSHK: projections, queries scaled; any float dtype, but the softmax is float32.
-        view: what is seen.
-        dropout: of the attention weights.
+        query_BLHK: queries, already scaled by 1 / sqrt(d_k).
+        key_BSHK, value_BSHK: keys and values. All three may have any float dtype; the softmax is float32.
+        view: the mask and the bias.
+        dropout: applied to the attention weights.
 
     Returns:
-        [B, L, H, K], the weighted values of each head.
+        [B, L, H, K], each head's weighted sum of the values.
     """
     scores_BHLS = jnp.einsum("BLHK,BSHK->BHLS", query_BLHK, key_BSHK, preferred_element_type=jnp.float32)
     weights_BHLS = attention_weights(scores_BHLS, view, dropout)
     return ops.mix(weights_BHLS.astype(value_BSHK.dtype), value_BSHK)
 
 
-def attention_weights(scores_BHLS: jax.Array, view: View, dropout: OfWeights | None = None) -> jax.Array:
-    """softmax(scores + bias) over the keys in view, float32 [B, H, L, S]."""
+def attention_weights(scores_BHLS: jax.Array, view: View, dropout: WeightTransform | None = None) -> jax.Array:
+    """Returns softmax(scores + bias) over the visible keys, float32 [B, H, L, S]."""
     if view.bias is not None:
         scores_BHLS = ops.add_bias(scores_BHLS, view.bias) if view.bias.ndim == 3 else scores_BHLS + view.bias
     scores_BHLS = jnp.where(visible(view)[:, None], scores_BHLS, jnp.finfo(jnp.float32).min)
@@ -89,7 +94,7 @@ def attention_weights(scores_BHLS: jax.Array, view: View, dropout: OfWeights | N
 
 
 def visible(view: View) -> jax.Array:
-    """Bool [B, L, S]: which keys each query sees."""
+    """Returns the attention mask, bool [B, L, S]: True where a query attends to a key."""
     seen_BLS = view.segments_BL[:, :, None] == view.key_segments_BS[:, None, :]
     if view.visible_BLS is not None:
         seen_BLS &= view.visible_BLS
@@ -108,9 +113,9 @@ def attend_flash(
     key_BSHK: jax.Array,
     value_BSHK: jax.Array,
     view: View,
-    dropout: OfWeights | None = None,
+    dropout: WeightTransform | None = None,
 ) -> jax.Array:
-    """`attend` by a kernel of `lm.ops.flash`, which has no attention weights to drop."""
+    """Computes `attend` with a kernel of `lm.ops.flash`. It has no array of attention weights, so no dropout."""
     assert dropout is None
     return flash(
         query_BLHK,
@@ -125,28 +130,33 @@ def attend_flash(
 
 
 def attend_stored(
-    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: OfWeights | None = None
+    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: WeightTransform | None = None
 ) -> jax.Array:
-    """`attend` to keys and values that are stored."""
+    """Computes `attend` over a KV cache."""
     weights_BHLS = attention_weights(key_cache.scores(query_BLHK, key), view, dropout)
     return ops.mix(weights_BHLS.astype(value_BHSK.dtype), value_BHSK.swapaxes(1, 2))
 
 
 def attend_pinned(
-    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: OfWeights | None = None
+    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: WeightTransform | None = None
 ) -> jax.Array:
-    """`attend_stored` to keys and values that no step of a loop changes."""
+    """Computes `attend_stored` in a loop that does not change the cache; see `key_cache.pin`."""
     return attend_stored(*key_cache.pin(query_BLHK, key, value_BHSK), view, dropout)
 
 
 class Recorder:
-    """`attend` that keeps the attention weights of each call, float32 [B, H, L, S]."""
+    """Computes `attend` and keeps the attention weights of each call, float32 [B, H, L, S]."""
 
     def __init__(self) -> None:
         self.weights_BHLS: list[jax.Array] = []
 
     def __call__(
-        self, query_BLHK: jax.Array, key_BSHK: jax.Array, value_BSHK: jax.Array, view: View, dropout: OfWeights | None
+        self,
+        query_BLHK: jax.Array,
+        key_BSHK: jax.Array,
+        value_BSHK: jax.Array,
+        view: View,
+        dropout: WeightTransform | None,
     ) -> jax.Array:
         del dropout
         return attend(query_BLHK, key_BSHK, value_BSHK, view, self._keep)
@@ -164,7 +174,7 @@ class Attention(nnx.Module):
         make = lambda name, shape, inputs=1, gain=1.0: Dense(  # noqa: E731
             config, f"attention/{name}", shape, inputs=inputs, bias=config.attention_bias, gain=gain, rngs=rngs
         )
-        # Scores that are not scaled at run time are scaled in the initial queries.
+        # A model without attention_scale, such as T5, has the factor 1 / sqrt(d_k) in its initial query kernel.
         self.query = make("query", (width, heads, depth), gain=1.0 if config.attention_scale else depth**-0.5)
         self.key = make("key", (width, heads, depth))
         self.value = make("value", (width, heads, depth))
@@ -172,9 +182,9 @@ class Attention(nnx.Module):
         self.scale = depth**-0.5 if config.attention_scale else 1.0
 
     def __call__(
-        self, inputs_BLD: jax.Array, view: View, dropout: OfWeights | None = None
+        self, inputs_BLD: jax.Array, view: View, dropout: WeightTransform | None = None
     ) -> tuple[jax.Array, KeysValues]:
-        """What the inputs see, [B, L, D], and the keys and values that were in view, new ones written to the cache."""
+        """Returns the attention's output [B, L, D], and its keys and values: the updated cache where there is one."""
         keys_values = view.cache
         if keys_values is None:
             memory_BSD = inputs_BLD if view.memory_BSD is None else view.memory_BSD
@@ -189,9 +199,9 @@ class Attention(nnx.Module):
         return constrain(self.out(mixed_BLHK), "BLD"), keys_values
 
     def keys_values(self, memory_BSD: jax.Array, angles_BSK: jax.Array | None = None) -> KeysValues:
-        """Keys and values [B, S, H, K] of a sequence, the keys rotated by the angles.
+        """Returns the keys and values [B, S, H, K] of a sequence, with the keys rotated by the angles.
 
-        Each device computes those of its part of the sequence, and gets the others from its neighbours.
+        Each device projects its shard of the sequence. An all-gather over `context` follows.
         """
         key_BLHK = constrain(self.key(memory_BSD), "BLHK")
         value_BLHK = constrain(self.value(memory_BSD), "BLHK")
@@ -201,7 +211,9 @@ class Attention(nnx.Module):
 
 
 def rotate(heads_BLHK: jax.Array, angles_BLK: jax.Array) -> jax.Array:
-    """Rotary positions (Su et al., 2021), halves paired: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin).
+    """Applies rotary positions (Su et al., 2021): (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin).
+
+    x1 is the first half of K and x2 the second.
 
     Args:
         heads_BLHK: queries or keys.
@@ -214,16 +226,16 @@ def rotate(heads_BLHK: jax.Array, angles_BLK: jax.Array) -> jax.Array:
 
 
 def rotary_angles(positions_BL: jax.Array, theta: float, head_dim: int) -> jax.Array:
-    """Angles p * theta^(-2k / K) of rotary positions, float32 [B, L, K / 2]."""
+    """Returns the angles p * theta^(-2k / K) of rotary positions, float32 [B, L, K / 2]."""
     frequencies = jnp.exp(-math.log(theta) * jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     return positions_BL[:, :, None].astype(jnp.float32) * frequencies[None, None]
 
 
 def relative_buckets(distance: jax.Array, *, causal: bool, num_buckets: int, max_distance: int) -> jax.Array:
-    """T5's bucket of each distance, key column minus query column (Raffel et al., 2020, section 2.1).
+    """Returns T5's bucket of each distance, key column minus query column (Raffel et al., 2020, section 2.1).
 
-    Half of the buckets hold one distance each, the other half ranges that grow logarithmically up to
-    `max_distance`. Where both directions are seen, the keys to the right have buckets of their own.
+    Half of the buckets hold one distance each. The other half hold ranges, which grow logarithmically up to
+    `max_distance`. Without `causal`, the keys to the right have buckets of their own.
     """
     offset = jnp.zeros_like(distance)
     if causal:
@@ -239,9 +251,15 @@ def relative_buckets(distance: jax.Array, *, causal: bool, num_buckets: int, max
 
 
 def relative_bias(table_RH: jax.Array, distance: jax.Array, config: ModelConfig, *, causal: bool) -> jax.Array:
-    """The relative position bias of each distance, [N] or [L, S], key column minus query column: float32 [H, ...].
+    """Returns the relative position bias of each distance, float32 [H, ...].
 
-    Columns tell the distance within a segment, and nothing is seen beyond it.
+    A segment is contiguous, so the difference of two columns in it equals the difference of their positions.
+
+    Args:
+        table_RH: the bias of each bucket.
+        distance: [N] or [L, S], key column minus query column.
+        config: of the model.
+        causal: whether keys to the right are masked.
     """
     buckets = relative_buckets(
         distance,
@@ -249,6 +267,7 @@ def relative_bias(table_RH: jax.Array, distance: jax.Array, config: ModelConfig,
         num_buckets=config.relative_buckets,
         max_distance=config.relative_max_distance,
     )
-    # As a product, whose gradient is one too: adding up rows by index is slow on every device.
-    of_distance = {1: "NR,RH->HN", 2: "LSR,RH->HLS"}[distance.ndim]
-    return jnp.einsum(of_distance, jax.nn.one_hot(buckets, config.relative_buckets), table_RH)
+    # The gradient of a gather is a scatter-add, which is slow on every device. The gradient of this product is a
+    # product.
+    subscripts = {1: "NR,RH->HN", 2: "LSR,RH->HLS"}[distance.ndim]
+    return jnp.einsum(subscripts, jax.nn.one_hot(buckets, config.relative_buckets), table_RH)

@@ -1,9 +1,9 @@
-"""A decoder that takes one token of each hypothesis at a time, and keeps the keys and values of those before.
+"""A decoder with a KV cache: each call reads one token of each beam and returns the logits of the next one.
 
-Every array of a `Cache` belongs to rows: a row may stand at any position, whatever the others do.
+Each row of a `Cache` has its own position, so rows may start and end at different times.
 
-Array names carry their shape: B rows, each a sequence, N hypotheses of each (beams), S source length, P prompt length,
-T positions of the cache, D model, H heads, K head dim, V vocabulary.
+Array names carry their shape: B rows, N beams of a row, S source length, P prompt length, T positions of the cache,
+D model, H heads, K head dim, V vocabulary.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from lm.sharding import constrain, gathered
 
 
 class Sources(NamedTuple):
-    """What an encoder reads: int32 [B, S]; segment 1 is text, 0 padding."""
+    """The inputs of an encoder: int32 [B, S]. Segment 1 is text, segment 0 is padding."""
 
     tokens_BS: jax.Array | np.ndarray
     segments_BS: jax.Array | np.ndarray
 
 
 class Prompts(NamedTuple):
-    """What a decoder has to begin with: int32 tokens [B, P] and how many of them count [B], perhaps none."""
+    """The tokens that a decoder continues: int32 [B, P], and the length of each prompt, int32 [B], which may be 0."""
 
     tokens_BP: jax.Array | np.ndarray
     lengths_B: jax.Array | np.ndarray
@@ -42,18 +42,18 @@ class Prompts(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What was computed of the tokens so far. The first axis of every array is the row.
+    """The KV cache. The first axis of every array is the row.
 
     Keys and values stay where they were written. Each beam stores the cache slot that holds its tokens, so reordering
     beams copies indices, not keys.
 
     Attributes:
-        layers: keys and values of each layer as `key_cache.store` lays them out, S = T * N: the N slots of a position
-            are neighbours.
-        slots_BNT: int32, which of the N slots of each position holds the token of a hypothesis.
+        layers: keys and values of each layer, in the layout of `key_cache.store` with S = T * N. The N slots of a
+            position are neighbours.
+        slots_BNT: int32, the slot that holds a beam's token at each position.
         position_B: int32, how many tokens are cached.
-        memory: keys and values of the encoder's output for each layer; none in a decoder alone.
-        memory_segments_BS: int32, 1 where the source has a token, else 0; None in a decoder alone.
+        memory: keys and values of the encoder's output for each layer; empty without an encoder.
+        memory_segments_BS: int32, 1 where the source has a token, else 0; None without an encoder.
     """
 
     layers: tuple[KeysValues, ...]
@@ -63,13 +63,13 @@ class Cache:
     memory_segments_BS: jax.Array | None
 
     def branch(self, parent_BN: jax.Array) -> "Cache":
-        """Every hypothesis goes on from another one, or from itself."""
+        """Returns the cache after a reordering of the beams: beam n continues beam `parent_BN[:, n]`."""
         slots_BNT = jnp.take_along_axis(self.slots_BNT, parent_BN[:, :, None], axis=1)
         return dataclasses.replace(self, slots_BNT=slots_BNT)
 
 
 class DenseInColumns(nnx.Module):
-    """A `Dense` for a few rows, without a gradient."""
+    """Computes a `Dense` with `lm.ops.few_rows`. It has no gradient."""
 
     def __init__(self, dense: Dense, dtype: jax.typing.DTypeLike):
         kernel = dense.kernel[...].astype(dtype)
@@ -78,7 +78,7 @@ class DenseInColumns(nnx.Module):
         self.bias, self.inputs = dense.bias, dense.inputs
 
     def __call__(self, array: jax.Array, scale: float = 1.0) -> jax.Array:
-        """As `Dense`."""
+        """Returns scale * (x W + b), as `Dense` does."""
         leading = array.shape[: array.ndim - self.inputs]
         out = few_rows.by_columns(array.reshape(*leading, -1), self.blocks[...], array.dtype)
         out = out.reshape(*leading, *self.outputs) * scale
@@ -88,16 +88,16 @@ class DenseInColumns(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """The weights of a model as a loop over tokens reads them fastest, made once by `make_decoder`.
+    """The weights of a model, in the layout that a loop over tokens reads fastest. `make_decoder` makes it.
 
     Attributes:
-        encoder: None in a decoder alone.
-        embedding, layers, final_norm, logits: of the decoder, its layers one by one.
-        relative_bias_RH: the table of relative positions; None where the model has none.
+        encoder: None where the model is a decoder alone.
+        embedding, layers, final_norm, logits: the parts of the decoder. Its layers are separate, not stacked.
+        relative_bias_RH: the relative bias of each bucket; None where the model has none.
         tokens_VD: the token embedding.
-        weights: of the output projection, [D, V] or in blocks of columns.
-        config: of the model.
-        dtype: of the activations.
+        weights: the vocabulary projection, [D, V] or in blocks of columns.
+        config: the model's config.
+        dtype: the dtype of the activations.
     """
 
     encoder: Stack | None
@@ -114,14 +114,14 @@ class Decoder:
     def begin(
         self, sources: Sources | None, prompts: Prompts, *, positions: int, hypotheses: int, source_length: int = 0
     ) -> Cache:
-        """Reads sources and prompts, each in one pass.
+        """Returns a KV cache that holds the sources and the prompts. Each takes one forward pass.
 
         Args:
-            sources: what the encoder reads; None for a decoder alone.
-            prompts: what the decoder is given before the token that it writes first.
-            positions: T, tokens that the cache has room for, those of the prompts included.
+            sources: the encoder's inputs; None for a decoder alone.
+            prompts: the decoder's first inputs. The first call of the decoder takes the token after them.
+            positions: T, the capacity of the cache in tokens, prompts included.
             hypotheses: N.
-            source_length: S, tokens of a source that the cache has room for, if more than these sources have.
+            source_length: S, the capacity for a source in tokens. Shorter sources are padded to it.
         """
         memory, segments_BS = (), None
         if sources is not None:
@@ -147,13 +147,13 @@ class Decoder:
         return dataclasses.replace(cache, layers=tuple(layers))
 
     def _encode(self, sources: Sources, segments_BS: jax.Array) -> jax.Array:
-        """What the encoder makes of the sources, [B, S, D]."""
+        """Returns the encoder's output for the sources, [B, S, D]."""
         assert self.encoder is not None
         positions_BS = jnp.broadcast_to(jnp.arange(segments_BS.shape[1])[None], segments_BS.shape)
         return self.encoder(jnp.asarray(sources.tokens_BS), segments_BS, positions_BS)
 
     def _memory(self, hidden_BSD: jax.Array, hypotheses: int) -> tuple[KeysValues, ...]:
-        """The keys and values of the encoder's output, which the hypotheses of a row share."""
+        """Returns each layer's keys and values of the encoder's output, which the beams of a row share."""
         block = key_cache.memory_block(hidden_BSD.shape[1], hypotheses)
         attentions = [layer.memory_attention for layer in self.layers]
         return tuple(
@@ -161,7 +161,7 @@ class Decoder:
         )
 
     def _read_prompts(self, prompts: Prompts, cache: Cache) -> list[KeysValues | None]:
-        """Keys and values [B, P, H, K] of each layer; those beyond the length of a prompt mean nothing."""
+        """Returns each layer's keys and values [B, P, H, K]. Columns beyond a prompt's length are never read."""
         tokens_BP = jnp.asarray(prompts.tokens_BP)
         columns_P = jnp.arange(tokens_BP.shape[1])
         positions_BP = jnp.broadcast_to(columns_P[None], tokens_BP.shape)
@@ -183,7 +183,7 @@ class Decoder:
         return read
 
     def __call__(self, tokens_BN: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Float32 logits [B, N, V] after one more token of every hypothesis, and the cache with it."""
+        """Returns float32 logits [B, N, V] after one more token of each beam, and the cache with that token."""
         hypotheses, positions = cache.slots_BNT.shape[1:]
         columns_T = jnp.arange(positions)
         age_BT = cache.position_B[:, None] - columns_T[None]
@@ -218,20 +218,20 @@ class Decoder:
         return self._project(hidden_BND), cache
 
     def _bias(self, distance: jax.Array) -> jax.Array | None:
-        """The relative position bias of each distance, key minus query: float32 [H, ...]."""
+        """Returns the relative position bias of each distance, key minus query, float32 [H, ...]."""
         if self.relative_bias_RH is None:
             return None
         return relative_bias(self.relative_bias_RH, distance, self.config, causal=True)
 
     def _project(self, hidden_BND: jax.Array) -> jax.Array:
-        """The output projection: float32 logits [B, N, V]."""
+        """Returns float32 logits [B, N, V], by the vocabulary projection."""
         if self.weights.ndim == 2:
             return self.logits(hidden_BND, self.weights)
         return self.logits.biased(few_rows.by_columns(hidden_BND * self.logits.scale, self.weights, jnp.float32))
 
 
 def make_decoder(model: Seq2Seq, rows: int) -> Decoder:
-    """Lays out the weights for steps of `rows` tokens, hypotheses included."""
+    """Returns the decoder of a model, its weights laid out for `rows` tokens a call: rows times beams."""
     stack, dtype = model.decoder, model.decoder.execution.dtype
     few = few_rows.are_few(rows)
     weights_DV = gathered(model.logits.path, model.logits.weights_DV(model.tokens_VD, dtype))
@@ -250,7 +250,10 @@ def make_decoder(model: Seq2Seq, rows: int) -> Decoder:
 
 
 def _in_columns(layer: Layer, dtype: jax.typing.DTypeLike) -> Layer:
-    """A layer whose kernels are laid out in columns, but for those that read the memory, which has many rows."""
+    """Returns a layer with its kernels in blocks of columns.
+
+    The key and value kernels of the attention to the encoder stay as they are: they multiply all rows of a source.
+    """
     memory = layer.memory_attention
     of_memory = [] if memory is None else [memory.key, memory.value]
 
@@ -263,7 +266,7 @@ def _in_columns(layer: Layer, dtype: jax.typing.DTypeLike) -> Layer:
 
 
 def _memory_view(segments_BL: jax.Array, cache: Cache, index: int) -> View | None:
-    """What a layer's attention to the encoder's output sees."""
+    """Returns the view of a layer's cross-attention; None without an encoder."""
     if not cache.memory or cache.memory_segments_BS is None:
         return None
     segments_BL = jnp.ones_like(segments_BL)

@@ -1,4 +1,4 @@
-"""The encoder, with its heads.
+"""The encoder and its heads.
 
 Array names carry their shape: B batch, L length, D model, V vocabulary, M masked positions,
 P segments of a row.
@@ -33,18 +33,18 @@ class Encoder(nnx.Module):
         token_types_BL: jax.Array,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Contextual representations [B, L, D] of every token; see `Stack`."""
+        """Returns the hidden states [B, L, D] of the last layer; see `Stack`."""
         return self.encoder(tokens_BL, segments_BL, positions_BL, token_types_BL, dropout_key=dropout_key)
 
     def mlm_logits(self, hidden_BLD: jax.Array, positions_BM: jax.Array) -> jax.Array:
-        """Float32 logits [B, M, V] of the tokens at `positions_BM`, and of no others."""
+        """Returns float32 logits [B, M, V] of the tokens at `positions_BM` alone."""
         hidden_BMD = constrain(jnp.take_along_axis(hidden_BLD, positions_BM[:, :, None], axis=1), "BMD")
         token = self.encoder.embedding.token
         assert token is not None
         return self.mlm(hidden_BMD, token[...])
 
     def nsp_logits(self, hidden_BLD: jax.Array, cls_positions_BP: jax.Array) -> jax.Array:
-        """Float32 logits [B, P, 2] from the [CLS] of each segment: class 0 is next, class 1 is random."""
+        """Returns float32 logits [B, P, 2] from the [CLS] of each segment: class 0 is next, class 1 is random."""
         if self.pooler is None or self.nsp is None:
             raise ValueError("the model has no pooler; set model.pooler=True")
         first_BPD = jnp.take_along_axis(hidden_BLD, cls_positions_BP[:, :, None], axis=1)

@@ -11,10 +11,10 @@ from lm.models.layers import Dense, Logits, Norm, activate
 
 
 class MaskedLMHead(nnx.Module):
-    """Logits of the token at a masked position: W h' + b, where h' is h after a dense layer, an activation and a norm.
+    """Computes W norm(f(W1 h + b1)) + b, the logits at masked positions (Devlin et al., 2019, section 3.1).
 
-    Devlin et al., 2019, section 3.1 and its released code. With tied embeddings W is the token embedding. The encoder
-    owns that, and every call is given it.
+    The dense layer, activation and norm follow BERT's released code. With tied embeddings W is the token embedding,
+    which the encoder owns and passes to every call.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):

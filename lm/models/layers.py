@@ -1,4 +1,4 @@
-"""The parts of a model: linear maps, norms, the embedding, the feed-forward network, the output projection.
+"""The parts of a model: linear maps, norms, the embedding, the feed-forward network, the vocabulary projection.
 
 Array names carry their shape: B batch, L length, D model, F feed-forward, V vocabulary.
 """
@@ -22,12 +22,12 @@ from lm.sharding import constrain, look_up
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a model is computed, as opposed to what it is.
+    """How a model is computed. These settings change speed, memory and rounding, but not the model.
 
     Attributes:
-        dtype: of activations and of the weights while they are used; norms and softmax stay float32.
+        dtype: of activations, and of weights while they are used. Norms and softmax stay float32.
         remat: `none`, `dots` or `full`; see `TrainConfig`.
-        unroll: layers in one iteration of the scan over layers; 0 writes all out; see `TrainConfig`.
+        unroll: layers in one iteration of the scan over layers; 0 uses no scan; see `TrainConfig`.
         attention: `auto`, `plain` or `flash`; see `TrainConfig`.
     """
 
@@ -38,10 +38,10 @@ class Execution:
 
 
 def initial(config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], fan_in_std: float) -> nnx.Param:
-    """Initial weights: BERT's normal of `init_std`, cut at two standard deviations and not rescaled, or T5's.
+    """Returns random initial weights.
 
-    Args:
-        fan_in_std: the standard deviation where `config.init` is `fan_in`.
+    BERT's are normal with standard deviation `config.init_std`, truncated at two standard deviations and not rescaled.
+    T5's, where `config.init` is `fan_in`, are normal with standard deviation `fan_in_std`.
     """
     if config.init == "fan_in":
         return nnx.Param(fan_in_std * jax.random.normal(rngs.params(), shape, jnp.float32))
@@ -49,7 +49,7 @@ def initial(config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], fan_in_
 
 
 class Dense(nnx.Module):
-    """x W + b over the last axes. The kernel's first `inputs` axes are contracted with the input's last."""
+    """Computes x W + b. The kernel's first `inputs` axes are contracted with the last axes of x."""
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class Dense(nnx.Module):
         gain: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        """`name` is how `sharding.PARAMETERS` knows it; `gain` scales the initial weights of `fan_in`."""
+        """Makes the weights. `name` is the path in `sharding.PARAMETERS`; `gain` scales the weights of `fan_in`."""
         self.kernel = initial(config, rngs, shape, gain * math.prod(shape[:inputs]) ** -0.5)
         self.bias = nnx.Param(jnp.zeros(shape[inputs:])) if bias else None
         self.inputs, self.name = inputs, name
 
     def __call__(self, array: jax.Array, scale: float = 1.0) -> jax.Array:
-        """scale * (x W + b)."""
+        """Returns scale * (x W + b)."""
         out = linear(Linear(self.inputs, scale, f"{self.name}/kernel"), array, self.kernel[...])
         return out if self.bias is None else add_bias(out, self.bias[...] * scale)
 
@@ -89,10 +89,10 @@ class Norm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Tokens, learned positions and token types, summed, normalised and dropped out, as the config says."""
+    """Sums the embeddings of tokens, positions and token types; then norm and dropout. The config says which exist."""
 
     def __init__(self, config: ModelConfig, execution: Execution, *, shares_tokens: bool, rngs: nnx.Rngs):
-        """`shares_tokens` leaves the token table to another embedding; every call is given that table."""
+        """Makes the tables. With `shares_tokens` another module owns the token table and passes it to every call."""
         table = lambda rows, std: initial(config, rngs, (rows, config.d_model), std)  # noqa: E731
         self.token = None if shares_tokens else table(config.vocab_size, 1.0)
         self.position = table(config.max_length, config.d_model**-0.5) if config.position == "learned" else None
@@ -130,13 +130,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activate(name: str, array: jax.Array) -> jax.Array:
-    """The activation function of that name, in float32; `gelu` is the erf form, `gelu_tanh` its approximation."""
+    """Applies an activation function in float32. `gelu` is the erf form, `gelu_tanh` its approximation."""
     function = ACTIVATIONS[name]
     return recomputed(lambda array: function(array.astype(jnp.float32)).astype(array.dtype))(array)
 
 
 class FeedForward(nnx.Module):
-    """FFN(x) = f(x W1 + b1) W2 + b2 (Vaswani et al., 2017, equation 2); gated: f(x W1) * (x W3), then W2."""
+    """Computes f(x W1 + b1) W2 + b2 (Vaswani et al., 2017, equation 2), or gated (f(x W1) * (x W3)) W2."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, hidden = config.d_model, config.d_ff
@@ -154,12 +154,12 @@ class FeedForward(nnx.Module):
 
 
 class Logits(nnx.Module):
-    """W h + b, what the softmax over the vocabulary is taken of, in float32.
+    """Computes the logits W h + b in float32: the vocabulary projection.
 
-    W is the token embedding where they are tied, else a kernel of its own.
+    W is the token embedding where embeddings are tied, else a kernel of its own.
     """
 
-    path = "logits/kernel"  # how `sharding.PARAMETERS` knows W
+    path = "logits/kernel"  # of W in `sharding.PARAMETERS`
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         shape = (config.d_model, config.vocab_size)
@@ -168,14 +168,14 @@ class Logits(nnx.Module):
         self.scale = config.d_model**-0.5 if config.scale_logits else 1.0
 
     def weights_DV(self, token_VD: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-        """W in the compute dtype."""
+        """Returns W in a compute dtype."""
         return (token_VD.T if self.kernel is None else self.kernel[...]).astype(dtype)
 
     def __call__(self, hidden_BLD: jax.Array, weights_DV: jax.Array) -> jax.Array:
-        """Logits [B, L, V] with W from `weights_DV`."""
+        """Returns float32 logits [B, L, V]; `weights_DV` is from the method of that name."""
         logits_BLV = linear(Linear(path=self.path, dtype=jnp.float32), hidden_BLD * self.scale, weights_DV)
         return self.biased(logits_BLV)
 
     def biased(self, logits_BLV: jax.Array) -> jax.Array:
-        """W h + b from W h."""
+        """Returns W h + b, given W h."""
         return constrain(logits_BLV if self.bias is None else add_bias(logits_BLV, self.bias[...]), "BLV")

@@ -1,4 +1,4 @@
-"""The encoder-decoder, and the decoder alone.
+"""The encoder-decoder, and the decoder without an encoder.
 
 Array names carry their shape: B batch, S source length, T target length, D model, V vocabulary.
 """
@@ -10,13 +10,14 @@ from lm.config import ModelConfig
 from lm.models.layers import Execution, Logits
 from lm.models.transformer import Memory, Stack
 
-ENCODER, DECODER = range(2)  # stacks, told apart by their dropout
+ENCODER, DECODER = range(2)  # folded into the dropout key of each stack
 
 
 class Seq2Seq(nnx.Module):
-    """P(y_t | y_<t, X) = softmax(W h_t^d + b), h^d attending to y_<t and, beside an encoder, to the whole of X.
+    """Models P(y_t | y_<t, X) = softmax(W h_t + b), where h_t is the decoder's state after y_<t.
 
-    Without an encoder it is a causal language model. The encoder, or the decoder alone, owns the token embedding.
+    The decoder attends to y_<t and to the encoder's output for X. Without an encoder there is no X: it is a causal
+    language model. The encoder owns the token embedding; without one, the decoder does.
     """
 
     def __init__(self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs):
@@ -35,14 +36,14 @@ class Seq2Seq(nnx.Module):
 
     @property
     def tokens_VD(self) -> jax.Array:
-        """The token embedding."""
+        """The table of token embeddings."""
         token = (self.encoder or self.decoder).embedding.token
         assert token is not None
         return token[...]
 
     @property
     def vocab_size(self) -> int:
-        """V: rows of the token embedding."""
+        """V, the number of rows of the token embedding."""
         return self.tokens_VD.shape[0]
 
     def encode(
@@ -52,7 +53,7 @@ class Seq2Seq(nnx.Module):
         positions_BS: jax.Array,
         dropout_key: jax.Array | None = None,
     ) -> Memory:
-        """What the decoder reads: hidden states [B, S, D] of the sources; arguments as in `Stack`."""
+        """Returns the encoder's output for the sources. The arguments are those of `Stack`."""
         assert self.encoder is not None
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, ENCODER)
         return Memory(self.encoder(tokens_BS, segments_BS, positions_BS, dropout_key=key), segments_BS)
@@ -65,7 +66,7 @@ class Seq2Seq(nnx.Module):
         positions_BT: jax.Array,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Hidden states [B, T, D] of the decoder when its inputs, the targets shifted right, are given."""
+        """Returns the decoder's hidden states [B, T, D]. Its inputs are the targets shifted right."""
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, DECODER)
         return self.decoder(
             inputs_BT, segments_BT, positions_BT, memory=memory, dropout_key=key, shared_VD=self.tokens_VD
@@ -74,11 +75,11 @@ class Seq2Seq(nnx.Module):
     def attention_weights(
         self, memory: Memory | None, inputs_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Those of the decoder, to itself and to the memory; see `Stack.attention_weights`."""
+        """Returns the weights of the decoder's self-attention and cross-attention; see `Stack.attention_weights`."""
         return self.decoder.attention_weights(
             inputs_BT, segments_BT, positions_BT, memory=memory, shared_VD=self.tokens_VD
         )
 
     def predict(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Float32 logits [B, T, V] of the next token."""
+        """Returns float32 logits [B, T, V] of the next token."""
         return self.logits(hidden_BTD, self.logits.weights_DV(self.tokens_VD, hidden_BTD.dtype))

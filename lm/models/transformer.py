@@ -1,4 +1,4 @@
-"""One Transformer: a layer, and the stack of layers that every family shares.
+"""The Transformer layer, and the stack of layers that all model families share.
 
 Array names carry their shape: B batch, L length, S memory length, N distances, D model, H heads, V vocabulary.
 """
@@ -26,15 +26,15 @@ from lm.ops import flash
 from lm.ops.dropout import Dropout, drop, make_dropout
 from lm.ops.recompute import checkpointed
 
-# What tells one use of dropout from another within a stack.
+# Folded into the dropout key, so that each use of dropout in a stack has a mask of its own.
 EMBEDDING, ATTENTION_WEIGHTS, ATTENTION_OUT, MLP_OUT, MLP_HIDDEN, MEMORY_WEIGHTS, MEMORY_OUT, FINAL = range(8)
 
 
 class Layer(nnx.Module):
-    """Residual, norm, attention; in a decoder beside an encoder attention to its output; residual, norm, feed-forward.
+    """A Transformer layer: self-attention, cross-attention in a decoder with an encoder, and feed-forward network.
 
-    Post-norm is LayerNorm(x + Sublayer(x)) (Vaswani et al., 2017, section 3.1); pre-norm is x + Sublayer(Norm(x))
-    (Xiong et al., 2020).
+    Each has a residual and a norm. Post-norm is Norm(x + Sublayer(x)) (Vaswani et al., 2017, section 3.1); pre-norm is
+    x + Sublayer(Norm(x)) (Xiong et al., 2020).
     """
 
     def __init__(self, config: ModelConfig, *, has_memory: bool, rngs: nnx.Rngs):
@@ -54,16 +54,17 @@ class Layer(nnx.Module):
         memory_view: View | None = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues]:
-        """Computes layer number `index`, which may be traced: the layers of a stack share one program.
+        """Computes one layer.
 
         Args:
-            hidden_BLD: of the layer before.
-            view: what self-attention sees.
-            memory_view: what the attention to the encoder's output sees.
+            hidden_BLD: the output of the layer before.
+            index: the number of the layer. It may be traced, so that all layers of a stack share one program.
+            view: of the self-attention.
+            memory_view: of the cross-attention.
             dropout_key: None computes without dropout.
 
         Returns:
-            [B, L, D], and the keys and values of the self-attention.
+            The output [B, L, D], and the keys and values of the self-attention.
         """
         config = self.config
         dropout = functools.partial(_dropout, dropout_key, index)
@@ -88,7 +89,7 @@ class Layer(nnx.Module):
         return hidden_BLD if pre_norm else self.mlp_norm(hidden_BLD), keys_values
 
     def _attention_norm(self, hidden_BLD: jax.Array, index: jax.Array | int) -> jax.Array:
-        """The norm of the self-attention, which the first layer may lack."""
+        """Applies the norm of the self-attention. Without `first_attention_norm`, layer 0 has none."""
         normed_BLD = self.attention_norm(hidden_BLD)
         return normed_BLD if self.config.first_attention_norm else jnp.where(index == 0, hidden_BLD, normed_BLD)
 
@@ -100,14 +101,14 @@ def _dropout(key: jax.Array | None, index: jax.Array | int, rate: float, use: in
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a decoder reads of its encoder: hidden states [B, S, D] and their int32 segments [B, S]."""
+    """The encoder's output, which the decoder attends to: hidden states [B, S, D] and int32 segments [B, S]."""
 
     hidden_BSD: jax.Array
     segments_BS: jax.Array
 
 
 class Stack(nnx.Module):
-    """An embedding and layers, bidirectional (an encoder) or causal (a decoder)."""
+    """An embedding and layers: bidirectional for an encoder, causal for a decoder."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Stack(nnx.Module):
         shares_tokens: bool = False,
         rngs: nnx.Rngs,
     ):
-        """`has_memory` makes a decoder that attends to an encoder; for `shares_tokens` see `Embedding`."""
+        """Makes the parameters. `has_memory` adds cross-attention; for `shares_tokens` see `Embedding`."""
         self.embedding = Embedding(config, execution, shares_tokens=shares_tokens, rngs=rngs)
         shape = (config.relative_buckets, config.num_heads)
         relative = config.position == "relative"
@@ -143,20 +144,16 @@ class Stack(nnx.Module):
         dropout_key: jax.Array | None = None,
         shared_VD: jax.Array | None = None,
     ) -> jax.Array:
-        """Contextual representations of every token.
+        """Returns the hidden state of every token after the last layer, [B, L, D] in the compute dtype.
 
         Args:
             tokens_BL: int32 token ids.
-            segments_BL: int32; tokens attend within equal segments, and to equal segments of the memory; 0 is
-                padding.
-            positions_BL: int32, restarting in every segment.
+            segments_BL: int32; 0 is padding. A token attends to its own segment, and to that number in the memory.
+            positions_BL: int32; they restart in every segment.
             token_types_BL: int32; ignored where the config has no token types.
             memory: the encoder's output, for a decoder.
             dropout_key: None computes without dropout.
             shared_VD: the token table, where another stack owns it.
-
-        Returns:
-            [B, L, D] in the compute dtype.
         """
         config, execution = self.config, self.execution
         drops_weights = dropout_key is not None and config.attention_dropout > 0
@@ -185,16 +182,18 @@ class Stack(nnx.Module):
     def views(
         self, segments_BL: jax.Array, positions_BL: jax.Array, memory: Memory | None, *, needs_weights: bool
     ) -> tuple[View, View | None]:
-        """What a layer's attention sees of whole sequences, and of the memory.
+        """Returns the views of self-attention and of cross-attention over whole sequences.
 
         Args:
-            needs_weights: something acts on the attention weights, such as dropout: a flash kernel has none.
+            needs_weights: whether something acts on the attention weights, such as dropout. This rules out a flash
+                kernel, which never writes them.
         """
         length = segments_BL.shape[1]
         kernel = functools.partial(self._kernel, length, needs_weights=needs_weights)
         own = kernel(length, has_bias=self.relative_bias is not None)
         columns_L = jnp.arange(length)
-        # A flash kernel takes the bias of every distance, query column minus key column, from -length on.
+        # A flash kernel takes the bias of every distance, query column minus key column, in ascending order from
+        # -length.
         distance = length - jnp.arange(2 * length) if own else columns_L[None, :] - columns_L[:, None]
         view = View(
             segments_BL=segments_BL,
@@ -211,7 +210,7 @@ class Stack(nnx.Module):
         return view, View(segments_BL, memory.segments_BS, memory_BSD=memory.hidden_BSD, kernel=to_memory)
 
     def _kernel(self, length: int, keys: int, *, has_bias: bool, needs_weights: bool) -> Kernel | None:
-        """The flash attention of the platform; None where plain attention computes."""
+        """Returns the flash attention of the platform; None where plain attention is used."""
         chosen = flash.choose(
             self.execution.attention,
             lengths=(length, keys),
@@ -223,7 +222,7 @@ class Stack(nnx.Module):
         return functools.partial(attend_flash, chosen) if chosen else None
 
     def bias(self, distance: jax.Array) -> jax.Array | None:
-        """The relative position bias of each distance, key minus query: float32 [H, ...]. All layers share it."""
+        """Returns the relative bias of each distance, key minus query, float32 [H, ...]. All layers share it."""
         if self.relative_bias is None:
             return None
         return relative_bias(self.relative_bias[...], distance, self.config, causal=self.causal)
@@ -238,10 +237,12 @@ class Stack(nnx.Module):
         memory: Memory | None = None,
         shared_VD: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """What the attentions of a call without dropout multiply the values by; arguments as there.
+        """Returns the attention weights of every layer, computed without dropout.
+
+        The arguments are those of `__call__`.
 
         Returns:
-            float32 [layers, B, H, L, L] of self-attention, and [layers, B, H, L, S] of attention to the memory.
+            float32 [layers, B, H, L, L] of self-attention, and [layers, B, H, L, S] of cross-attention or None.
         """
         own, to_memory = Recorder(), Recorder()
         view, memory_view = self.views(segments_BL, positions_BL, memory, needs_weights=True)
@@ -254,7 +255,7 @@ class Stack(nnx.Module):
 
 
 def angles(config: ModelConfig, positions_BL: jax.Array, *, local: bool) -> jax.Array | None:
-    """Rotary angles of the layers that see everything, or of the local ones; None where the model has none."""
+    """Returns the rotary angles of the global layers, or of the `local` ones; None where the model has none."""
     if config.position != "rotary" or (local and config.global_every == 1):
         return None
     theta = config.rope_theta_local if local else config.rope_theta
@@ -262,7 +263,7 @@ def angles(config: ModelConfig, positions_BL: jax.Array, *, local: bool) -> jax.
 
 
 def at_layer(config: ModelConfig, view: View, index: jax.Array | int) -> View:
-    """The view of one layer: every `global_every`-th layer sees everything, the others a window of it."""
+    """Returns the view of one layer: every `global_every`-th layer attends to all tokens, the others to a window."""
     if config.global_every == 1:
         return view
     is_global = index % config.global_every == 0
@@ -274,7 +275,7 @@ def at_layer(config: ModelConfig, view: View, index: jax.Array | int) -> View:
 
 
 def unstack(layers: Layer) -> list[Layer]:
-    """The layers of a stack, one by one."""
+    """Returns the layers of a stack as a list."""
     leaves, structure = jax.tree.flatten(layers)
-    # Not by slices: the gradient of each would be as large as all layers together.
+    # Indexing would cost memory: the gradient of one slice is as large as all layers together.
     return [jax.tree.unflatten(structure, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]

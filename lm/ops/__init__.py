@@ -1,1 +1,1 @@
-"""What is there for speed. Each file begins with the plain formula; the fast form is tested equal to it."""
+"""Fast forms of single operations. Each file has the plain formula too, and tests hold the fast form equal to it."""

@@ -1,8 +1,8 @@
 """Inverted dropout: zeroes a share of the entries and scales up the rest.
 
-The mask is a hash of the key and the entry's place: a few integer operations. The bits of `jax.random` cost five times
-as much on a CPU as the attention that they thin out. The hash is elementwise, so the mask is the same however the
-array is sharded, and is computed where it is used.
+The mask is a hash of the key and the index of an entry, a few integer operations. On a CPU, random bits from
+`jax.random` cost five times as much as the attention that they are applied to. The hash is elementwise, so each device
+computes the mask of its own shard, and the mask does not depend on the sharding.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 
 def drop_plain(rate: float, array: jax.Array, keep: jax.Array) -> jax.Array:
-    """x / (1 - rate) where `keep`, else 0."""
+    """Returns x / (1 - rate) where `keep` is True, else 0."""
     return jnp.where(keep, array / (1 - rate), 0).astype(array.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """Dropout of a rate with its key."""
+    """Dropout with a rate and a random key."""
 
     rate: float
     key: jax.Array
@@ -29,7 +29,7 @@ class Dropout:
 
 
 def make_dropout(rate: float, key: jax.Array | None, *folds: jax.Array | int) -> Dropout | None:
-    """A `Dropout` whose key is folded with what tells its use apart; None where there is nothing to drop."""
+    """Returns a `Dropout` whose key has `folds` folded in; None where the rate is 0 or there is no key."""
     if key is None or rate == 0:
         return None
     for fold in folds:
@@ -38,7 +38,7 @@ def make_dropout(rate: float, key: jax.Array | None, *folds: jax.Array | int) ->
 
 
 def drop(array: jax.Array, dropout: Dropout | None) -> jax.Array:
-    """Applies a dropout that may be absent."""
+    """Returns the array after dropout; the array itself where `dropout` is None."""
     return array if dropout is None else dropout(array)
 
 
@@ -47,7 +47,7 @@ def _dropped(rate: float, array: jax.Array, key: jax.Array) -> jax.Array:
     return drop_plain(rate, array, keep_mask(rate, array.shape, key))
 
 
-# The gradient computes the mask again: keeping it would write and read as many entries as the array has.
+# The gradient computes the mask again. Keeping it would write and read as many entries as the array has.
 _dropped.defvjp(
     lambda rate, array, key: (_dropped(rate, array, key), key),
     lambda rate, key, gradient: (_dropped(rate, gradient, key), None),
@@ -55,16 +55,16 @@ _dropped.defvjp(
 
 
 def keep_mask(rate: float, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
-    """Bool of that shape, True with probability 1 - rate."""
+    """Returns a bool array of that shape, each entry True with probability 1 - rate."""
     places = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):  # 32 bits wrap around in arrays of over 4 billion entries
+    for axis, size in enumerate(shape):  # the index wraps around after 2^32 entries
         places = places * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
     low, high = jax.random.key_data(key).reshape(-1)[-2:]
     return _mix(_mix(places + low) ^ high) >= jnp.uint32(round(rate * 2**32))
 
 
 def _mix(bits: jax.Array) -> jax.Array:
-    """A bijection of uint32 that changes half of the bits for each bit changed (C. Wellons' lowbias32)."""
+    """Returns C. Wellons' hash lowbias32, a bijection of uint32. One changed bit changes half of the output's bits."""
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     return bits ^ (bits >> 16)

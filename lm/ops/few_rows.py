@@ -1,4 +1,4 @@
-"""Products of a few rows with a kernel, on CPUs: y = x W.
+"""Products y = x W of a few rows, fast on CPUs: decoding multiplies one row for each beam.
 
 Array names carry their shape: R rows, I inputs, O outputs, G blocks of C outputs.
 """
@@ -15,20 +15,20 @@ MOST_ROWS = 8
 
 
 def by_columns_plain(array: jax.Array, kernel_IO: jax.Array) -> jax.Array:
-    """x W: [..., O]."""
+    """Returns x W, [..., O]."""
     return jnp.tensordot(array, kernel_IO, axes=1)
 
 
 def are_few(rows: int) -> bool:
-    """Whether products of that many rows are faster with kernels in blocks, on the platform that is traced for."""
+    """Returns whether the blocked kernels are faster for so many rows on the platform that is compiled for."""
     return platform() == "cpu" and is_trivial() and 1 < rows <= MOST_ROWS
 
 
 def in_columns(kernel_IO: jax.Array) -> jax.Array:
-    """A kernel in blocks of its columns, [G, I, C]; unchanged, [I, O], where its columns do not divide into blocks.
+    """Returns a kernel in blocks of columns, [G, I, C]; or unchanged, [I, O], where blocks do not divide the columns.
 
-    XLA's CPU backend copies a kernel into such blocks each time before it multiplies it with a few rows. The barrier
-    keeps it from making the blocks anew in each iteration of a loop.
+    XLA's CPU backend copies a kernel into such blocks before every product with a few rows. We make the blocks once,
+    before the loop. The barrier keeps XLA from moving the copy back into the loop.
     """
     if kernel_IO.shape[1] % COLUMNS == 0:
         kernel_IO = kernel_IO.reshape(len(kernel_IO), -1, COLUMNS).swapaxes(0, 1)
@@ -36,11 +36,11 @@ def in_columns(kernel_IO: jax.Array) -> jax.Array:
 
 
 def by_columns(array: jax.Array, blocks: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The product of an array [..., I] and a kernel that is laid out `in_columns`: [..., O] of that dtype."""
+    """Returns x W, [..., O] in that dtype, for x [..., I] and a kernel from `in_columns`."""
     if blocks.ndim == 2:
         return jnp.tensordot(array, blocks, axes=1, preferred_element_type=dtype)
     array_RI = array.reshape(-1, array.shape[-1])
-    # One product of a batch for each block: every block meets the same rows.
+    # A batched product over the blocks. Every block multiplies the same rows.
     array_GRI = jnp.broadcast_to(array_RI[None], (len(blocks), *array_RI.shape))
     out_GRC = jnp.einsum("GRI,GIC->GRC", array_GRI, blocks, preferred_element_type=dtype)
     return out_GRC.swapaxes(0, 1).reshape(*array.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""Linear maps: y = x W and y = x + b, with gradients that are products as well.
+"""Linear maps, y = x W and y = x + b, with gradients computed as matrix products.
 
 The kernel's first `inputs` axes are contracted with the last axes of the array.
 """
@@ -12,24 +12,24 @@ from lm.sharding import gathered, scattered
 
 
 def linear_plain(array: jax.Array, kernel: jax.Array, inputs: int = 1, scale: float = 1.0) -> jax.Array:
-    """scale * (x W)."""
+    """Returns scale * (x W)."""
     return jnp.tensordot(array, kernel, axes=inputs) * scale
 
 
 def add_bias_plain(array: jax.Array, bias: jax.Array) -> jax.Array:
-    """x + b over the last axes."""
+    """Returns x + b, where b has the last axes of x."""
     return array + bias.astype(array.dtype).reshape((1,) * (array.ndim - bias.ndim) + bias.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """What a product with a kernel depends on, besides arrays.
+    """The static arguments of `linear`.
 
     Attributes:
-        inputs: the kernel's first axes that are summed over.
+        inputs: how many of the kernel's first axes are summed over.
         scale: a factor of the product. The gradient scales W, which is smaller than the result.
-        path: the kernel's path in `sharding.PARAMETERS`; empty where the kernel is whole on every device.
-        dtype: of the product; None for the array's.
+        path: the kernel's path in `sharding.PARAMETERS`; empty where the kernel is not sharded.
+        dtype: the dtype of the product; None for that of the array.
     """
 
     inputs: int = 1
@@ -39,17 +39,18 @@ class Linear:
 
 
 def _linear(how: Linear, array: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`linear_plain` with a kernel that may be split over devices.
+    """Computes `linear_plain` with a kernel that may be sharded.
 
-    A split kernel is gathered for the product, and once more for the gradient. So a scan over layers keeps only the
-    parts. Without a scan the compiler sees that both are the same, and keeps the whole kernel.
+    A sharded kernel is all-gathered for the product, and again for the gradient. A scan over layers thus keeps only the
+    shards. Without a scan the compiler merges the two all-gathers and keeps the whole kernel.
     """
     whole = gathered(how.path, kernel.astype(array.dtype))
     return jnp.tensordot(array, whole, axes=how.inputs, preferred_element_type=how.dtype or array.dtype) * how.scale
 
 
 def _linear_backward(how: Linear, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, ...]:
-    # JAX's own rule computes the kernel's gradient transposed. On CPUs XLA copies it to turn it, and multiplies slowly.
+    # JAX's own rule computes the kernel's gradient transposed. XLA's CPU backend then adds a copy that transposes it
+    # back, and its product is slower.
     array, kernel = kept
     gradient = gradient.astype(array.dtype)
     whole = gathered(how.path, kernel.astype(array.dtype)) * how.scale
@@ -60,7 +61,7 @@ def _linear_backward(how: Linear, kept: tuple[jax.Array, jax.Array], gradient: j
     rows = lambda array: array.reshape(*array.shape[: len(leading)], -1)  # noqa: E731
     of_kernel = jnp.tensordot(rows(array), rows(gradient), axes=(leading, leading)) * how.scale
     if kernel.ndim > 2:
-        # The barrier keeps XLA from making heads an axis of the product: 64 wide, they fill half of a TPU's arrays.
+        # Without the barrier XLA makes heads an axis of the product. A head of 64 fills half of a TPU's matrix unit.
         of_kernel = jax.lax.optimization_barrier(of_kernel).reshape(kernel.shape)
     return of_array, scattered(how.path, of_kernel).astype(kernel.dtype)
 
@@ -71,15 +72,15 @@ linear.defvjp(lambda how, *operands: (_linear(how, *operands), operands), _linea
 
 @jax.custom_vjp
 def add_bias(array: jax.Array, bias: jax.Array) -> jax.Array:
-    """`add_bias_plain`, whose gradient of b is a product."""
+    """Computes `add_bias_plain`. Its gradient for b is a matrix product."""
     return add_bias_plain(array, bias)
 
 
 def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The gradient of b is a sum over rows. A TPU computes it in half the time as a product with ones.
+    """Returns the gradients of x and b.
 
-    XLA turns a product with one row of ones, or one that it can see through, back into a sum. Eight equal rows and a
-    barrier prevent that.
+    The gradient of b is a sum over rows. As a product with ones it takes a TPU half the time. XLA turns a product with
+    one row of ones back into a sum. We use eight equal rows and a barrier, which prevent that.
     """
     leading = gradient.shape[: gradient.ndim - bias.ndim]
     ones = jax.lax.optimization_barrier(jnp.ones((8, *leading), gradient.dtype))

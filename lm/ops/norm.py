@@ -1,6 +1,6 @@
 """Layer norm (Ba et al., 2016) and RMS norm (Zhang and Sennrich, 2019) over the last axis, D.
 
-Statistics are float32, whatever the dtype of the array.
+Mean and variance are float32 for every dtype of the array.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 def normalize_plain(
     centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None
 ) -> jax.Array:
-    """(x - mean) / sqrt(var + eps) * scale + bias; RMS norm, which is not `centred`, has a mean of 0."""
+    """Returns (x - mean) / sqrt(var + eps) * scale + bias. RMS norm is not `centred`: it takes the mean as 0."""
     wide = array.astype(jnp.float32)
     wide = wide - wide.mean(axis=-1, keepdims=True) if centred else wide
     variance = jnp.square(wide).mean(axis=-1, keepdims=True)
@@ -22,7 +22,10 @@ def normalize_plain(
 
 
 class _Kept(NamedTuple):
-    """What the gradient needs: the operands, and two numbers a token. Recomputing those would read the array twice."""
+    """The residuals of the gradient: the operands, and mean and 1 / sqrt(var + eps) of each token.
+
+    Recomputing these two would read the array once more.
+    """
 
     array: jax.Array
     scale_D: jax.Array
@@ -33,7 +36,7 @@ class _Kept(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def normalize(centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None) -> jax.Array:
-    """`normalize_plain`, which reads the array once for its statistics and once for its gradient."""
+    """Computes `normalize_plain`. It reads the array once for its statistics and once for its gradient."""
     return _forward(centred, eps, array, scale_D, bias_D)[0]
 
 
@@ -45,7 +48,7 @@ def _forward(
     square = jnp.square(wide).mean(axis=-1, keepdims=True)
     if mean is not None:
         wide = wide - mean
-        # One pass, mean of squares minus square of the mean, is exact enough for an array that was rounded to bfloat16.
+        # The mean of squares minus the square of the mean needs one pass. It is exact enough for bfloat16 arrays.
         in_one_pass = array.dtype != jnp.float32
         square = jnp.maximum(square - mean**2, 0.0) if in_one_pass else jnp.square(wide).mean(axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(square + eps)

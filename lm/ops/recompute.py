@@ -1,4 +1,4 @@
-"""What the backward pass computes again instead of keeping: functions that return the same values and gradients."""
+"""Rematerialisation: functions whose backward pass recomputes values instead of keeping them."""
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 def checkpointed(function: Callable[P, T], remat: str, *, in_scan: bool) -> Callable[P, T]:
-    """The function of one layer, which keeps for its gradient what `train.remat` says.
+    """Returns the function of one layer, keeping for its gradient what `train.remat` says.
 
     Args:
-        remat: `none` keeps all, `dots` the products with weights, `full` the arguments.
-        in_scan: the function is the whole body of a scan. Elsewhere a barrier keeps the compiler from sharing what it
-            computes twice, which would keep it after all.
+        remat: `none` keeps everything, `dots` the products with weights, `full` the arguments.
+        in_scan: whether the function is the whole body of a scan. Elsewhere the compiler would merge the recomputation
+            with the first computation, and so keep the values; a barrier prevents that.
     """
     if remat == "none":
         return function
@@ -25,10 +25,10 @@ def checkpointed(function: Callable[P, T], remat: str, *, in_scan: bool) -> Call
 
 
 def recomputed(function: Elementwise) -> Elementwise:
-    """The same function, whose gradient computes it again from the arguments.
+    """Returns the same function with a gradient that recomputes it from the arguments.
 
-    Writing the intermediate arrays of an elementwise chain to memory and reading them back takes longer than computing
-    them twice. GELU alone would keep six arrays of the feed-forward width in every layer.
+    For a chain of elementwise operations, writing and reading the intermediate arrays takes longer than computing them
+    twice. GELU alone would keep six arrays of the feed-forward width in every layer.
     """
     kept = jax.custom_vjp(function)
     kept.defvjp(lambda *args: (function(*args), args), lambda args, gradient: jax.vjp(function, *args)[1](gradient))

@@ -184,7 +184,7 @@ def test_the_platform_chooses(monkeypatch, platform, shapes, expected):
 @pytest.mark.parametrize(
     ("platform", "shapes", "message"),
     [
-        ("cpu", {}, "a cpu has none; accepted there: auto, plain"),
+        ("cpu", {}, "a cpu has no flash attention; accepted there: auto, plain"),
         ("gpu", {"lengths": (301, 512)}, "rows are 301 long, no multiple of 2; nearest: 300 or 302"),
         ("gpu", {"lengths": (512, 115)}, "rows are 115 long, no multiple of 2; nearest: 114 or 116"),
         ("tpu", {"head_dim": 40}, "heads are 40 wide; accepted on a tpu: multiples of 16"),

@@ -1,4 +1,4 @@
-"""Flash attention by platform: softmax(Q K^T) V block by block, without an L x S array in memory."""
+"""Flash attention on TPUs and GPUs: softmax(Q K^T) V block by block, without an L x S array in memory."""
 
 from lm.ops.flash.choose import Flash, choose
 

@@ -1,4 +1,4 @@
-"""Which flash attention a platform has: our kernels on a TPU, cuDNN's on a GPU."""
+"""Chooses the flash attention of a platform: our kernels on a TPU, cuDNN's kernel on a GPU."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,17 +15,19 @@ Flash = Callable[..., jax.Array]
 def choose(
     setting: str, *, lengths: Sequence[int], head_dim: int, dtype: str, has_bias: bool, needs_weights: bool
 ) -> Flash | None:
-    """The flash attention of the platform that the program is for; None where plain attention computes.
+    """Returns the flash attention of the platform that is compiled for; None where plain attention is used.
 
     Args:
         setting: `auto`, `plain` or `flash`; see `TrainConfig`.
-        lengths: of queries and of keys, over all devices.
-        head_dim, dtype: of queries and keys.
+        lengths: the numbers of queries and of keys, over all devices.
+        head_dim: K.
+        dtype: of queries and keys.
         has_bias: whether a relative bias is added.
-        needs_weights: whether something acts on the attention weights, such as dropout: flash has none.
+        needs_weights: whether something acts on the attention weights, such as dropout. Flash attention never writes
+            them, so plain attention is used, even with `flash`.
 
     Raises:
-        InputError: `flash` is asked for and cannot be had.
+        InputError: the setting is `flash`, but the platform has no flash attention for these arguments.
     """
     if setting == "plain" or needs_weights:
         return None
@@ -39,10 +41,10 @@ def choose(
 
 
 def _refusal(platform: str, lengths: Sequence[int], head_dim: int, dtype: str, has_bias: bool) -> str:
-    """Why a platform cannot, and what would do; empty where it can."""
+    """Returns why a platform has no flash attention for these arguments, and what it accepts; empty if it has one."""
     if platform not in ("gpu", "tpu"):
-        return f"a {platform} has none; accepted there: auto, plain"
-    # cuDNN takes a relative bias only with a mask that all rows share: it gives no gradient to any other.
+        return f"a {platform} has no flash attention; accepted there: auto, plain"
+    # cuDNN computes the gradient of a bias only where all rows share the mask. Packed rows do not.
     if platform == "gpu" and has_bias:
         return "cuDNN cannot learn model.position=relative over packed rows; accepted there: auto, plain"
     if platform == "gpu" and dtype != "bfloat16":

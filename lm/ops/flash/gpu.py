@@ -23,14 +23,14 @@ def attend(
     curve_HN: None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """softmax(Q K^T) V by cuDNN's kernel, with one mask for segments, causality and window.
+    """Returns softmax(Q K^T) V by cuDNN's kernel, with one mask for segments, causality and window.
 
-    Arguments are those of `lm.models.attention.attend`, the fields of its view by name.
+    The arguments are those of `lm.models.attention.attend`, with the fields of its view by name.
 
     Args:
         implementation: `xla` computes the same on any platform.
     """
-    del curve_HN  # see `choose`: cuDNN cannot learn a relative bias
+    del curve_HN  # `choose` admits no relative bias: cuDNN has no gradient for it
 
     def on_shard(query_BLHK, key_BSHK, value_BSHK, segments_BL, memory_segments_BS, window):
         visible_BLS = segments_BL[:, :, None] == memory_segments_BS[:, None, :]

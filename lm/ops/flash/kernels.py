@@ -1,13 +1,14 @@
 """Flash attention (Dao et al., 2022) as TPU kernels: softmax(Q K^T) V block by block, no L x S array in memory.
 
-Ours, because no library has all that packed encoders and T5 need in one: segments, windows that a layer only knows at
-run time, queries split over devices, and a relative bias with its gradient. Blocks in which nothing is seen, for
-segments, window or causality, are neither loaded nor computed. The relative bias enters as a curve over distances, a
-few kilobytes a head; each block lays it out along its diagonals by rotations and, in the backward pass, adds its
-gradient up along them.
+We wrote our own because no library has all that packed encoders and T5 need: segments, windows that are traced values,
+queries sharded over devices, and a relative bias with its gradient. Blocks that segments, window or causality mask
+completely are neither loaded nor computed.
 
-Array names carry their shape: B batch, H heads, K head dim, L queries, S keys, N distances. Blocks hold keys down
-and queries across: the softmax sums down, which is cheap, and no array ends in a short axis.
+The relative bias is given as a curve over distances, a few kilobytes a head. Each block lays the curve out along its
+diagonals by rotations. The backward pass sums the bias's gradient along the same diagonals.
+
+Array names carry their shape: B batch, H heads, K head dim, L queries, S keys, N distances. A block of scores is
+[S, L]: the softmax sums over its first axis, which is cheap on a TPU, and no array has a short last axis.
 """
 
 import dataclasses
@@ -22,23 +23,24 @@ from jax.experimental.pallas import tpu as pltpu
 LANES, SUBLANES = 128, 8
 Index = jax.Array | int
 
-# A hidden score lies so far below the least maximum that its exponential is exactly zero, whatever else is seen.
+# A masked score is HIDDEN and a maximum is at least LEAST, so the exponential of a masked score is exactly zero.
 LEAST, HIDDEN = -1e30, -2e30
 
-# Which axes of two blocks a product sums over.
+# Contracted axes of a product of two blocks. N takes an operand as it is, T transposes it.
 NN, NT, TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
 product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """What a kernel is compiled for.
+    """The static arguments of the kernels.
 
     Attributes:
-        block: the side of the square blocks, a multiple of 128 that divides queries and keys.
+        block: the side of the square blocks, a multiple of 128 that divides L and S.
         keys: S.
-        causal, windowed, biased: what is added to the scores or hides them, beside segments.
-        interpret: compute the kernels' arithmetic on any platform.
+        causal, windowed: whether causality and a window mask scores, besides segments.
+        biased: whether a relative bias is added.
+        interpret: whether the kernels are interpreted, on any platform.
     """
 
     block: int
@@ -59,11 +61,11 @@ def _attend(
     memory_segments_BS: jax.Array,
     place: jax.Array,
 ) -> jax.Array:
-    """Attention on one device; a query that sees nothing gives zeros.
+    """Computes attention on one device, and zeros for a query whose keys are all masked.
 
     Args:
-        query_BHKL: scaled.
-        curve_HN: float32, the bias of each distance, query column minus key column, from -S on; unused where
+        query_BHKL: queries, already scaled.
+        curve_HN: float32, the bias of each distance from -S on, query column minus key column. It is unused where
             `tiling` is not biased.
         place: int32 [2]: the column of the first query, and the window.
 
@@ -111,7 +113,7 @@ def _backward(
     partial_sum = pltpu.VMEM((K, tiling.block), jnp.float32)
 
     blocks = _Blocks(tiling, operands)
-    together = rows == 1  # then the scores need computing once, not once for queries and once for keys
+    together = rows == 1  # one kernel then computes the gradients of queries, keys and values from the same scores
     keys = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (key_BHKS, value_BHKS)]
     curve = [jax.ShapeDtypeStruct((H, 1, curve_HN.shape[1]), jnp.float32)] * tiling.biased
     of_query_BHKL, *rest = pl.pallas_call(
@@ -124,7 +126,7 @@ def _backward(
             scratch_shapes=[partial_sum],
         ),
         out_shape=[jax.ShapeDtypeStruct(query_BHKL.shape, query_BHKL.dtype), *keys * together, *curve],
-        compiler_params=_parallel(1 if tiling.biased else 3),  # a curve's gradient adds up over all but the heads
+        compiler_params=_parallel(1 if tiling.biased else 3),  # the curve's gradient sums over every axis but heads
         interpret=tiling.interpret,
         name="flash_backward" if together else "flash_backward_queries",
     )(place, bounds(seen_BLS), *inputs)
@@ -155,10 +157,10 @@ attend.defvjp(_forward, _backward)
 
 
 def seen(tiling: Tiling, segments_BL: jax.Array, memory_segments_BS: jax.Array, place: jax.Array) -> jax.Array:
-    """Bool [B, L / block, S / block]: whether any query of a block may see any key of another."""
+    """Returns bool [B, L / block, S / block]: False only for blocks of scores that are masked completely."""
 
     def ends(segments_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Padding follows the last segment, so that it has to count as the highest.
+        # Padding, segment 0, follows the last segment of a row. Here it counts as the highest number.
         order_BL = jnp.where(segments_BL == 0, jnp.iinfo(jnp.int32).max, segments_BL)
         order_BLT = order_BL.reshape(len(order_BL), -1, tiling.block)
         return order_BLT.min(axis=2), order_BLT.max(axis=2)
@@ -175,7 +177,11 @@ def seen(tiling: Tiling, segments_BL: jax.Array, memory_segments_BS: jax.Array, 
 
 
 def bounds(seen_BRC: jax.Array) -> jax.Array:
-    """The first and last block that each block sees, (0, -1) where it sees none: int32 [B * R * 2]."""
+    """Returns the first and last unmasked column of blocks in each row of blocks; (0, -1) for none: int32 [B * R * 2].
+
+    Args:
+        seen_BRC: from `seen`, R rows and C columns of blocks.
+    """
     C = seen_BRC.shape[2]
     first_BR = seen_BRC.argmax(axis=2)
     last_BR = jnp.where(seen_BRC.any(axis=2), C - 1 - seen_BRC[:, :, ::-1].argmax(axis=2), -1)
@@ -183,22 +189,23 @@ def bounds(seen_BRC: jax.Array) -> jax.Array:
 
 
 def _arranged(tiling: Tiling, operands: Sequence[jax.Array]) -> list[jax.Array]:
-    """The operands as the kernels take them: whatever comes in rows has an axis of one before them."""
+    """Returns the operands as the kernels take them: arrays [B, L] or [H, N] become [B, 1, L] or [H, 1, N]."""
     query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, _ = operands
     rows = [segments_BL, memory_segments_BS, *[curve_HN] * tiling.biased]
     return [query_BHKL, key_BHKS, value_BHKS, *(array[:, None] for array in rows)]
 
 
 def _parallel(axes: int) -> pltpu.CompilerParams:
-    """Which of a grid's four axes may be computed in any order: the first ones."""
+    """Returns compiler parameters: the first `axes` of the grid's four axes may be computed in any order."""
     return pltpu.CompilerParams(dimension_semantics=("parallel",) * axes + ("arbitrary",) * (4 - axes))
 
 
 class _Blocks:
-    """Which block of each array a step of the grid (head, row, outer, inner) works on.
+    """The block of each array that a step of the grid (head, row, outer, inner) works on.
 
-    The outer blocks are of queries, the inner ones of keys, or the other way round. An inner block that the outer one
-    does not see is not loaded: the nearest that it sees stays. `every_key` is for outputs, which are all written.
+    The outer axis goes over blocks of queries and the inner axis over blocks of keys; with `by_keys` it is the reverse.
+    A masked inner block is not loaded: the index of the nearest unmasked block is used, which is loaded already.
+    `every_key` is for outputs, of which every block is written.
     """
 
     def __init__(self, tiling: Tiling, operands: Sequence[jax.Array], *, by_keys: bool = False):
@@ -230,7 +237,10 @@ class _Blocks:
 
 
 def _steps(bounds: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of this step of the grid: the outer and the inner block, whether the outer sees the inner, and its last step."""
+    """Returns the outer block, the inner block, whether any of the pair is unmasked, and whether this step is the last.
+
+    The last step is that of the last inner block.
+    """
     outer, inner = pl.program_id(2), pl.program_id(3)
     start = 2 * (pl.program_id(1) * pl.num_programs(2) + outer)
     return outer, inner, (bounds[start] <= inner) & (inner <= bounds[start + 1]), inner == pl.num_programs(3) - 1
@@ -264,7 +274,7 @@ def _forward_kernel(tiling: Tiling, place, bounds, query, key, value, segments, 
 
 
 def _query_kernel(tiling: Tiling, together, place, bounds, query, key, value, segments, memory_segments, *refs):
-    """The gradients of queries and curve; where they are computed `together`, of keys and values as well."""
+    """Computes the gradients of queries and curve; with `together` also those of keys and values."""
     curve, refs = refs[: tiling.biased], refs[tiling.biased :]
     gradient, log_sum, mean, of_query, *refs, partial = refs
     of_keys_values, of_curve = (refs[:2], refs[2:]) if together else ([], refs)
@@ -326,13 +336,13 @@ def _key_kernel(tiling: Tiling, place, bounds, query, key, value, segments, memo
 
 
 def _scores(tiling: Tiling, place, i, j, query, key, segments, memory_segments, curve=None) -> jax.Array:
-    """Float32 scores of query block i and key block j, hidden where nothing is seen."""
+    """Returns the float32 scores of query block i and key block j, HIDDEN where they are masked."""
     scores_SL = product(key[...], query[...], TN)
     if tiling.biased:
         assert curve is not None
         near, far = _distances(tiling, place, i, j)
         scores_SL += on_diagonals(jnp.concatenate([curve[:, far], curve[:, near]], axis=1), tiling.block)
-    # Transposed as whole tiles of equal columns, because a single column is no shape for a vector unit.
+    # A vector unit cannot hold a single column. We transpose a whole tile whose columns are equal.
     across_SC = jnp.broadcast_to(memory_segments[...], (LANES, tiling.block)).T
     visible_SL = jnp.tile(across_SC, (1, tiling.block // LANES)) == segments[...]
     if tiling.causal or tiling.windowed:
@@ -346,20 +356,20 @@ def _scores(tiling: Tiling, place, i, j, query, key, segments, memory_segments, 
 
 
 def _of_scores(scores_SL, value, gradient, log_sum, mean) -> tuple[jax.Array, jax.Array]:
-    """The attention weights, and the gradient of the scores: dS = P * (dP - sum of P dP), dP = V^T dO."""
+    """Returns the attention weights P and the gradient of the scores: dS = P * (dP - sum of P dP), dP = V^T dO."""
     weights_SL = jnp.exp(scores_SL - log_sum[...])
     return weights_SL, weights_SL * (product(value[...], gradient[...], TN) - mean[...])
 
 
 def _distances(tiling: Tiling, place, i, j) -> tuple[slice | pl.Slice, slice | pl.Slice]:
-    """Where in a curve the distances of two blocks begin: those below the blocks' own, and those from it on."""
+    """Returns two slices of a curve: the distances below that of the blocks' first columns, and those from it on."""
     own = tiling.keys + place[0] + (i - j) * tiling.block
     window = lambda start: pl.ds(pl.multiple_of(start, LANES), tiling.block)  # noqa: E731
     return window(own - tiling.block), window(own)
 
 
 def on_diagonals(curve_1N: jax.Array, rows: int) -> jax.Array:
-    """Row r is the curve rotated right by r, its first half: [rows, N / 2]."""
+    """Returns [rows, N / 2]: row r is the first half of the curve, rotated right by r."""
     curves = jnp.broadcast_to(curve_1N, (SUBLANES, curve_1N.shape[1]))
     row = jax.lax.broadcasted_iota(jnp.int32, curves.shape, 0)
     for shift in (1, 2, 4):
@@ -370,7 +380,7 @@ def on_diagonals(curve_1N: jax.Array, rows: int) -> jax.Array:
 
 
 def along_diagonals(block_SL: jax.Array) -> jax.Array:
-    """The sums that are the gradient of `on_diagonals`: [1, N]."""
+    """Returns the gradient of `on_diagonals`, sums along the diagonals of a block: [1, N]."""
     width = 2 * block_SL.shape[1]
     sums = jnp.concatenate([block_SL, jnp.zeros_like(block_SL)], axis=1)
     while (half := len(sums) // 2) >= SUBLANES:

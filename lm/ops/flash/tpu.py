@@ -1,4 +1,4 @@
-"""Flash attention on a TPU: the kernels of `kernels`, behind the interface of plain attention.
+"""Flash attention on a TPU: calls the kernels of `lm.ops.flash.kernels` on each device's shards.
 
 Array names carry their shape: B batch, L queries, S keys, H heads, K head dim, N distances.
 """
@@ -24,14 +24,14 @@ def attend(
     curve_HN: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """softmax(Q K^T + bias) V by our kernels; a query that sees nothing gives zeros.
+    """Returns softmax(Q K^T + bias) V by our kernels, and zeros for a query whose keys are all masked.
 
-    Arguments are those of `lm.models.attention.attend`, the fields of its view by name, but for the bias. Rows are
-    padded to whole blocks.
+    The arguments are those of `lm.models.attention.attend`, with the fields of its view by name. Only the bias
+    differs. Rows are padded to whole blocks.
 
     Args:
-        curve_HN: float32 [H, S + L], the bias of every distance, query column minus key column, from -S on.
-        interpret: computes the same on any platform.
+        curve_HN: float32 [H, S + L], the bias of the distances -S to L - 1, query column minus key column.
+        interpret: interprets the kernels, on any platform.
     """
     biased, windowed = curve_HN is not None, window is not None
 
@@ -69,5 +69,5 @@ def attend(
 
 
 def _padded(array: jax.Array, before: int, after: int) -> jax.Array:
-    """Zeros at both ends of the last axis."""
+    """Returns the array with so many zeros before and after its last axis."""
     return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(before, after)])
