@@ -1,6 +1,6 @@
-"""What a model learns, one file a task: what a row holds, what is asked, the loss, the baseline.
+"""The training tasks, one file each: the rows of a batch, the predictions, the loss and the baseline.
 
-A new task is a file here that calls `register`, its settings in `ObjectiveConfig`, and its head in lm.models.
+A new task needs a file here that calls `register`, its settings in `ObjectiveConfig`, and its head in lm.models.
 """
 
 import importlib

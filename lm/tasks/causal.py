@@ -17,7 +17,7 @@ class CausalRows:
     """Running text and [SEP]: `targets`, `target_segments` and `target_positions`, int32 [B, L]."""
 
     def __init__(self, data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: np.ndarray):
-        del objective, prefix  # a decoder has no source to put it before
+        del objective, prefix  # a prefix goes before a source, and a decoder has none
         self._special = special
         self.capacities = (data.seq_length,)
 

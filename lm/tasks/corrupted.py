@@ -1,4 +1,4 @@
-"""Rows of running text with spans hidden in the source, which the two denoising tasks share."""
+"""Rows of the two denoising tasks: the source is running text with spans hidden, the target restores them."""
 
 import abc
 
@@ -14,41 +14,41 @@ from lm.tasks.rows import SOURCE, TARGET, begins, ended, write_side
 
 
 class CorruptedRows(abc.ABC):
-    """A piece of text with spans hidden, and a target that tells them: the arrays of `PairRows`."""
+    """Rows of a text with spans hidden, and a target that restores them. The arrays are those of `PairRows`."""
 
     def __init__(self, data: DataConfig, special: SpecialIds, prefix: np.ndarray):
-        """Finds the longest piece of text whose two sides fit.
+        """Finds the longest text whose source and target fit into a row.
 
         Raises:
-            InputError: not even four tokens do.
+            InputError: a text of four tokens does not fit.
         """
         self._special, self._begins = special, begins(data, special, prefix)
         self.capacities = (data.seq_length, data.target_length)
         lengths = np.arange(2, 4 * max(self.capacities))
         fits = np.all(self._ended_sizes(lengths) <= np.array(self.capacities), axis=1)
-        # The longest piece of text that fits, as do all shorter ones: T5's 568 tokens for rows of 512 and 114.
+        # The longest text such that it and all shorter ones fit: T5's 568 tokens for rows of 512 and 114.
         self.longest = int(lengths[: fits.argmin()][-1]) if fits[0] else 0
         if self.longest < 4:
-            beside = f" beside a prefix of {len(prefix)} tokens" if len(prefix) else ""
+            after = f" after a prefix of {len(prefix)} tokens" if len(prefix) else ""
             raise InputError(
                 f"data.seq_length={data.seq_length} and data.target_length={data.target_length} hold no corrupted "
-                f"text{beside}; raise them."
+                f"text{after}; raise them."
             )
 
     @abc.abstractmethod
     def corrupted_sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of source and target of pieces of text, int [N], from their lengths alone."""
+        """Returns the numbers of tokens in source and target, int [N] each, given the lengths of N texts."""
 
     @abc.abstractmethod
     def corrupt(self, split: Split, examples: Examples, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sources and targets of pieces of text, each flat, `corrupted_sizes` long."""
+        """Returns the flat sources and targets of N texts. Their sizes are those of `corrupted_sizes`."""
 
     def _ended_sizes(self, lengths: np.ndarray) -> np.ndarray:
         return np.stack(self.corrupted_sizes(lengths), axis=1) + [len(begin) + 1 for begin in self._begins]
 
     def plan(self, split: Split, rng: np.random.Generator) -> Examples:
         examples = running_text(split, self.longest, 3 + sum(map(len, self._begins)), rng)
-        return examples[np.flatnonzero(examples.lengths[:, 0] >= 2)]  # of one token nothing can be hidden
+        return examples[np.flatnonzero(examples.lengths[:, 0] >= 2)]  # a text of one token has none to hide
 
     def sizes(self, examples: Examples) -> np.ndarray:
         return self._ended_sizes(examples.lengths[:, 0].astype(np.int64))
@@ -65,6 +65,6 @@ class CorruptedRows(abc.ABC):
 
 
 def hidden_counts(lengths: np.ndarray, rate: float, mean_span: float) -> tuple[np.ndarray, np.ndarray]:
-    """How many tokens of each text a rate hides, 1 to n - 1 of them, and in how many spans of that mean."""
+    """Returns how many tokens of each text to hide, 1 to n - 1, and in how many spans, each int64 [N]."""
     hidden = np.clip(np.round(rate * lengths), 1, lengths - 1).astype(np.int64)
     return hidden, np.maximum(1, np.round(hidden / mean_span)).astype(np.int64)

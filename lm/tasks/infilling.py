@@ -18,15 +18,15 @@ from lm.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Infilling:
-    """BART's objective (Lewis et al., 2020, section 2.2): spans, also empty ones, give way to one [MASK] each.
+    """Replaces each of several spans by one [MASK]; a span may be empty (BART; Lewis et al., 2020, section 2.2).
 
-    Of n tokens m = round(rate n) are hidden in s = round(m / mean span) spans. The paper draws lengths from a
-    Poisson distribution; here they are Poisson given that their sum is m, that is multinomial, so that the length
-    of the input is known before. The target is the whole text.
+    Of n tokens m = round(rate n) are hidden in s = round(m / mean span) spans. The paper draws the lengths of spans
+    from a Poisson distribution. We condition that on the sum m, which makes it multinomial, so that the size of the
+    input depends on n alone. The target is the whole text.
 
     Attributes:
         rate, mean_span: see `ObjectiveConfig`.
-        mask_id: of [MASK].
+        mask_id: the id of [MASK].
     """
 
     rate: float
@@ -34,20 +34,20 @@ class Infilling:
     mask_id: int
 
     def counts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How many of an example's tokens are hidden, and in how many spans."""
+        """Returns how many tokens of each example are hidden, and in how many spans."""
         hidden, spans = hidden_counts(lengths, self.rate, self.mean_span)
         return hidden, np.minimum(spans, hidden)
 
     def sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of input and target, from the lengths alone."""
+        """Returns the numbers of tokens in input and target, given the lengths of the examples."""
         hidden, spans = self.counts(lengths)
         return lengths - hidden + spans, lengths
 
     def __call__(self, tokens: np.ndarray, lengths: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """The inputs, one after the other."""
+        """Returns the flat inputs of all examples."""
         hidden, spans = self.counts(lengths)
         shown = lengths - hidden
-        # A span lies in one of the gaps before, between and after the shown tokens, no two in the same.
+        # The gaps are before, between and after the shown tokens. Each span lies in a gap of its own.
         in_gap = choose(keys, shown + 1, spans, 0)
         first = np.repeat(starts(spans), hidden)
         span = first + (uniform(keys, hidden, 1) * np.repeat(spans, hidden)).astype(np.int64)
@@ -67,15 +67,15 @@ class Infilling:
 
 
 def permuted_sentences(lengths: np.ndarray, sentences: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """The order of tokens when each example's sentences are shuffled.
+    """Returns the order of tokens after the sentences of each example are shuffled.
 
     Args:
         lengths: int [N], tokens of each example.
-        sentences: int [sum(lengths)], ascending numbers that tell the sentences of an example apart.
-        keys: uint64 [N].
+        sentences: int [sum(lengths)], the number of each token's sentence, ascending within an example.
+        keys: uint64 [N], a random key for each example.
 
     Returns:
-        int64 [sum(lengths)]: the index of the token that comes at each place.
+        int64 [sum(lengths)], the index of the token that moves to each position.
     """
     example = np.repeat(np.arange(len(lengths)), lengths)
     begins = np.ones(len(sentences), bool)
@@ -86,7 +86,10 @@ def permuted_sentences(lengths: np.ndarray, sentences: np.ndarray, keys: np.ndar
 
 
 class InfillingRows(CorruptedRows):
-    """Text with spans hidden and, with `objective.permute_sentences`, its sentences shuffled; and the whole text."""
+    """Rows whose source is a text with spans hidden and whose target is the whole text.
+
+    With `objective.permute_sentences` the sentences of the source are shuffled first.
+    """
 
     def __init__(self, data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: np.ndarray):
         require(special, "mask", use=f"objective.name={objective.name}")

@@ -1,4 +1,4 @@
-"""Losses as sums with their weights, and their means. B rows, N predictions in a row, V vocabulary."""
+"""Sums of losses over a batch, and their means. B rows, N predictions in a row, V vocabulary."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def weighted_sums(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> dict[str, jax.Array]:
-    """Weighted sums of the loss and of correct predictions.
+    """Returns the weighted sums of the losses (`loss`) and of the correct predictions (`accuracy`).
 
-    The loss is -log softmax(logits)[label]. Label smoothing (Szegedy et al., 2016) gives a share of the label's
-    probability to the whole vocabulary alike; the z-loss (Chowdhery et al., 2022, section 5) adds
-    `z_loss` log^2 Z. With either, `cross_entropy` is the loss without them.
+    The loss is -log softmax(logits)[label]. Label smoothing (Szegedy et al., 2016) spreads a share of the label's
+    probability evenly over the vocabulary. The z-loss (Chowdhery et al., 2022, section 5) adds `z_loss` log^2 Z. With
+    either, the result also has `cross_entropy`, the loss without them.
     """
     import jax
     import jax.numpy as jnp
@@ -29,7 +29,7 @@ def weighted_sums(
     from lm.ops.vocabulary import argmax
 
     logits_BNV = logits_BNV.astype(jnp.float32)
-    # Compared, not indexed: the gradient of an index is a scatter, which nothing else fuses with.
+    # A comparison, not an index: the gradient of an index is a scatter, which does not fuse with other operations.
     is_label_BNV = jnp.arange(logits_BNV.shape[-1])[None, None] == labels_BN[:, :, None]
     label_BN = jnp.where(is_label_BNV, logits_BNV, 0.0).sum(axis=-1)
     log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
@@ -47,14 +47,14 @@ def weighted_sums(
 
 
 def total_loss(sums: Sums, weights: dict[str, jax.Array]) -> jax.Array:
-    """The sum of the mean losses; a loss without any prediction in the batch counts as zero."""
+    """Returns the sum of the mean losses. A loss without a prediction in the batch counts as zero."""
     import jax.numpy as jnp
 
     return sum((sums[name]["loss"] / jnp.maximum(weights[name], 1.0) for name in sums), start=jnp.float32(0))
 
 
 def mean_metrics(sums: Sums, weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """`{"mlm_loss": ..., "mlm_accuracy": ..., "nsp_loss": ...}` from sums and weights."""
+    """Returns the means `{"mlm_loss": ..., "mlm_accuracy": ..., "nsp_loss": ...}` from sums and weights."""
     import jax.numpy as jnp
 
     return {

@@ -1,4 +1,7 @@
-"""The members of a run: each has a task, a token store and a share of the rows. A run without a mixture has one."""
+"""The members of a run, each with a task, a token store and a share of the rows.
+
+A run with a mixture has a member for each of its tasks; any other run has one member.
+"""
 
 import dataclasses
 import zlib
@@ -16,14 +19,14 @@ from lm.tasks import registry
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A member of a run, ready to be read.
+    """A member of a run and its batches.
 
     Attributes:
-        name: as in `mixture.tasks`; empty where the run is no mixture.
-        store: its text.
-        rows: how many rows it has in a period of the quota.
-        train: its batches.
-        heldout: its held-out batches; None where nothing is held out.
+        name: its key in `mixture.tasks`; empty where the run has no mixture.
+        store: its token store.
+        rows: how many rows of each period of the quota it gets; see `mixture.quota`.
+        train: its training batches.
+        heldout: its held-out batches; None where its store holds out nothing.
     """
 
     name: str
@@ -34,15 +37,15 @@ class Member:
 
 
 def make_members(config: Config, stores: dict[str, Store]) -> list[Member]:
-    """Plans the first epoch of each member.
+    """Returns the members of a run, with the first epoch of each planned.
 
     Args:
         config: of the run.
-        stores: by name, from `mixture.prepare_stores` or `mixture.open_stores`.
+        stores: member name -> token store, from `mixture.prepare_stores` or `mixture.open_stores`.
 
     Raises:
-        InputError: a store does not hold what its task reads, the tasks do not fit into one batch, or a member is too
-            rare for the quota.
+        InputError: a store is of the wrong kind for its task, the tasks cannot share a batch, or a member's rate is
+            too small for the quota.
     """
     _check_objectives(config)
     train = [batches(config, name, store, store.train) for name, store in stores.items()]
@@ -63,7 +66,7 @@ def make_members(config: Config, stores: dict[str, Store]) -> list[Member]:
 
 
 def _check_objectives(config: Config) -> None:
-    """One batch holds rows of all members, and one objective reads it."""
+    """Refuses members with different objectives: a batch holds rows of all members, and one objective reads it."""
     names = {config.task_objective(name).name for name in config.mixture.tasks}
     if len({registry.get(name).objective for name in names}) > 1:
         raise InputError(
@@ -73,16 +76,16 @@ def _check_objectives(config: Config) -> None:
 
 
 def batches(config: Config, name: str, store: Store, split: Split) -> Batches:
-    """The batches of one member.
+    """Returns the batches of one member.
 
     Args:
         config: of the run.
-        name: of the member; empty where the run is no mixture.
+        name: of the member; empty where the run has no mixture.
         store: of the member.
         split: of the store.
 
     Raises:
-        InputError: as `make_members`.
+        InputError: the store is not of the kind that the member's task reads, or its row format refuses the config.
     """
     special = store.tokenizer.special
     if not name:
@@ -94,9 +97,9 @@ def batches(config: Config, name: str, store: Store, split: Split) -> Batches:
             f"mixture.tasks.{name}.objective is {objective.name!r}, but the token store {store.path!r} holds "
             f"{store.kind}; change one of them."
         )
-    # The space between prefix and source is the word mark with which a source begins.
+    # The prefix ends without a space: the word mark at the beginning of a source stands for it.
     (prefix,) = store.tokenizer.encode([one_line(member.prefix)])
-    seed = int(make_keys(config.seed, zlib.crc32(name.encode())))  # two members with one store are not in step
+    seed = int(make_keys(config.seed, zlib.crc32(name.encode())))  # two members with one store get different orders
     try:
         return Batches(split, registry.create_row_format(config.data, objective, special, prefix), config.data, seed)
     except InputError as error:
@@ -104,7 +107,7 @@ def batches(config: Config, name: str, store: Store, split: Split) -> Batches:
 
 
 def mixed(members: Sequence[Member], batch_size: int) -> Source:
-    """The training batches of a run: those of its only member, or a mixture of several."""
+    """Returns the training batches of a run: those of its only member, or a mixture of several."""
     if len(members) == 1:
         return members[0].train
     return mixture.Mixture([member.train for member in members], [member.rows for member in members], batch_size)

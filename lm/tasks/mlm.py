@@ -26,16 +26,20 @@ if TYPE_CHECKING:
 
 
 class MaskedLMRows:
-    """[CLS] text [SEP], or [CLS] text [SEP] text [SEP] with the labels of next-sentence prediction.
+    """Rows of [CLS] text [SEP], or with next-sentence prediction of [CLS] text [SEP] text [SEP].
 
-    Arrays, int32. [B, L]: `tokens`; `segments` (0 for padding, then 1..P); `positions`, which begin again at 0 in
-    every segment; `token_types` (1 in the second sentence of a pair and its [SEP]). With NSP also [B, P]:
-    `cls_positions`, the place of each pair's [CLS] in its row, and `nsp_labels`, 0 for next, 1 for random, -1 for no
-    pair there.
+    The arrays are int32. Those of shape [B, L]:
+        `tokens`.
+        `segments`: 1 to P; 0 is padding.
+        `positions`: they restart at 0 in every segment.
+        `token_types`: 1 in the second text of a pair and its [SEP], else 0.
+    Those of shape [B, P], only with next-sentence prediction:
+        `cls_positions`: the column of each pair's [CLS].
+        `nsp_labels`: 0 for next, 1 for random, -1 where the row has no such pair.
     """
 
     def __init__(self, data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: np.ndarray):
-        del prefix  # an encoder has no source to put it before
+        del prefix  # a prefix goes before a source, and an encoder alone has none
         require(special, "cls", "mask", use=f"objective.name={objective.name}")
         self._data, self._nsp, self._special = data, objective.nsp, special
         self.capacities = (data.seq_length,)
@@ -50,13 +54,13 @@ class MaskedLMRows:
         return examples.row_lengths[:, None]
 
     def arrays(self, split: Split, examples: Examples, place: Placement, keys: np.ndarray) -> Arrays:
-        del keys  # masking is the device's
+        del keys  # `MaskedLM.prepare` masks, on the device
         total = examples.row_lengths
         text = split.read(examples.starts.ravel(), examples.lengths.ravel())
         tokens = ended(text, examples.lengths, self._special, np.array([self._special.cls]))
         num_examples, num_spans = examples.lengths.shape
-        runs = examples.lengths + 1  # a span and its [SEP] ...
-        runs[:, 0] += 1  # ... and [CLS] before the first
+        runs = examples.lengths + 1  # each span has a [SEP]
+        runs[:, 0] += 1  # the first span also has the [CLS]
         types = np.repeat(np.tile(np.arange(num_spans), num_examples), runs.ravel())
         batch = write_side(SOURCE, tokens, total, place, self.capacities, self._special.pad)
         batch["token_types"] = write_values(types, total, place, self.capacities)
@@ -79,10 +83,9 @@ def shapes(config: Config) -> dict[str, ArraySpec]:
 
 
 def max_masked(seq_length: int, max_segments: int, mask_rate: float) -> int:
-    """M: an upper bound of the tokens masked in a row of up to `max_segments` segments.
+    """Returns M, an upper bound of the tokens masked in a row of up to `max_segments` segments.
 
-    Each segment masks max(1, round(rate n)) of its n tokens: at most rate n + 1/2, or 1 where that is more
-    (n is at least 3).
+    Of n tokens, at least 3, a segment masks max(1, round(rate n)), which is at most max(1, rate n + 1/2).
     """
     rounding = max_segments * max(0.5, 1 - 3 * mask_rate)
     return min(seq_length, int(mask_rate * seq_length + rounding))
@@ -92,16 +95,18 @@ def max_masked(seq_length: int, max_segments: int, mask_rate: float) -> int:
 class MaskedLM:
     """Masked language model, with next-sentence prediction where `nsp` is set (Devlin et al., 2019).
 
-    L_MLM = -sum over masked positions of log P(x_i | X~), and for NSP
-    L_NSP = -y log y^ - (1 - y) log(1 - y^), where y^ is the second class of a softmax over two, that is the
-    sigmoid of the difference of the logits; each a mean over its own positions, and their sum.
+    The loss at a masked position is -log P(x_i | X~). The loss of a pair is -y log y^ - (1 - y) log(1 - y^), where y^
+    is the probability of class 1 in a softmax over two classes. Each loss is a mean over its predictions. The total
+    loss is their sum.
 
     Attributes:
-        mask_rate, mask_token_rate, random_token_rate, whole_word: see `ObjectiveConfig`.
-        max_segments: P; max_positions: M, the static count of predicted positions in a row.
+        mask_rate, mask_token_rate, random_token_rate, whole_word, nsp: see `ObjectiveConfig`.
+        max_segments: P.
+        max_positions: M, the static number of predicted positions in a row.
         mask_id: the id of [MASK].
-        special_V: bool, ids never masked; ordinary_ids: what a random token is drawn from.
-        starts_word_V: bool, pieces that begin a word.
+        special_V: bool, the ids that are never masked.
+        ordinary_ids: the ids from which random tokens are drawn.
+        starts_word_V: bool, the pieces that begin a word.
     """
 
     mask_rate: float
@@ -145,13 +150,14 @@ class MaskedLM:
     ) -> jax.Array:
         """Chooses the positions to predict: max(1, round(rate n)) of each segment's n tokens.
 
-        Whole words are taken in random order while they fit into that number.
+        With `whole_word`, words are taken in random order while they fit into that number.
 
         Args:
-            positions_BL: restarting at 0 in each segment; segments are contiguous and ascend within a row.
+            key: a random key.
+            tokens_BL, segments_BL, positions_BL: from `MaskedLMRows`. Segments are contiguous and ascend in a row.
 
         Returns:
-            int32 [B, M], ascending; L where a row has fewer than M.
+            int32 [B, M], ascending. Where a row has fewer than M, the rest is L.
         """
         import jax
         import jax.numpy as jnp
@@ -179,7 +185,7 @@ class MaskedLM:
             score_BL = jnp.take_along_axis(score_BL, word_start_BL, axis=1)
         score_BL = jnp.where(special_BL, 2.0, score_BL)
 
-        # Sorting by (segment, score) permutes tokens inside their own segment only, so slot j of the sorted
+        # Sorting by (segment, score) permutes tokens only within their segment. So the token at column j of the sorted
         # row has rank positions[j] in the random order of its segment.
         segment_key_BL = jnp.where(segments_BL == 0, self.max_segments + 1, segments_BL)
         operands = (segment_key_BL, score_BL, index_BL, word_size_BL, index_BL - word_start_BL, special_BL)
@@ -189,12 +195,11 @@ class MaskedLM:
         return jnp.sort(jnp.where(chosen_BL, index_BL, L), axis=1)[:, : self.max_positions]
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
-        """Masks a packed batch anew: of the chosen tokens 80% become [MASK], 10% random, 10% stay.
+        """Masks a packed batch: by default 80% of the chosen tokens become [MASK], 10% a random token, 10% stay.
 
         Args:
-            batch: `tokens`, `segments`, `positions`, `token_types` [B, L] and, for NSP, `cls_positions` and
-                `nsp_labels` [B, P], as `MaskedLMRows` writes them.
-            key: of this step.
+            batch: the arrays of `MaskedLMRows`.
+            key: the random key of this step.
 
         Returns:
             The batch with masked `tokens`, and `masked_positions`, `labels` and `mlm_weights` [B, M].
@@ -218,7 +223,7 @@ class MaskedLM:
         shown_BM = jnp.where(
             kind_BM < self.mask_token_rate, self.mask_id, jnp.where(is_random_BM, random_BM, labels_BM)
         )
-        # Index L, where a row has fewer positions, falls outside and is dropped.
+        # Where a row has fewer than M positions, the index is L. `mode="drop"` ignores it.
         write = jax.vmap(lambda tokens_L, at_M, shown_M: tokens_L.at[at_M].set(shown_M, mode="drop"))
         return {
             **batch,

@@ -15,10 +15,10 @@ from lm.tasks.task import Task
 
 
 class PairRows:
-    """A source and its target, each ending in [SEP] and, with `data.begin_with_cls`, beginning with [CLS].
+    """Rows of a source and its target. Each ends in [SEP]; with `data.begin_with_cls` each begins with [CLS].
 
-    A prefix comes before the source. Arrays, int32: `tokens`, `segments` and `positions` [B, S] of the sources, and
-    `targets`, `target_segments` and `target_positions` [B, T].
+    A prefix comes before the source. The arrays are int32: `tokens`, `segments` and `positions` [B, S] for the sources,
+    and `targets`, `target_segments` and `target_positions` [B, T] for the targets.
     """
 
     def __init__(self, data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: np.ndarray):
@@ -28,7 +28,7 @@ class PairRows:
         self._added = np.array([len(begin) + 1 for begin in self._begins])
         if data.seq_length <= self._added[0]:
             raise InputError(
-                f"data.seq_length={data.seq_length} holds no source beside a prefix of {len(prefix)} tokens; raise it."
+                f"data.seq_length={data.seq_length} holds no source after a prefix of {len(prefix)} tokens; raise it."
             )
 
     def plan(self, split: Split, rng: np.random.Generator) -> Examples:

@@ -1,4 +1,4 @@
-"""Finds the task that a config names. Each file of lm.tasks registers its own."""
+"""The registry of tasks, and the parts of the task that a config names."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ _TASKS: dict[str, Task] = {}
 
 
 def register(task: Task) -> None:
-    """Lets `objective.name` name a task.
+    """Adds a task, which `objective.name` may then name.
 
     Raises:
-        ValueError: another task has this name, or the config gives it another architecture.
+        ValueError: another task has this name, or `lm.config.ARCHITECTURES` gives it another architecture.
     """
     if task.name in _TASKS:
         raise ValueError(f"a task named {task.name!r} is registered already; choose another name.")
@@ -32,10 +32,10 @@ def register(task: Task) -> None:
 
 
 def get(name: str) -> Task:
-    """The task that `objective.name` calls by this name.
+    """Returns the task of this name.
 
     Raises:
-        InputError: no task has it.
+        InputError: no task has this name.
     """
     if name not in _TASKS:
         raise InputError(f"objective.name is {name!r}; accepted: {', '.join(_TASKS)}.")
@@ -43,7 +43,7 @@ def get(name: str) -> Task:
 
 
 def of_run(config: Config) -> Task:
-    """The task of a run, or the first of its mixture: all of them have the same arrays and the same objective."""
+    """Returns the task of a run, or of the first member of a mixture: all members share arrays and objective."""
     member = next(iter(config.mixture.tasks), None)
     return get(config.task_objective(member).name if member else config.objective.name)
 
@@ -51,13 +51,13 @@ def of_run(config: Config) -> Task:
 def create_row_format(
     data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: Sequence[int] | np.ndarray = ()
 ) -> RowFormat:
-    """The host's half of the task that `objective.name` names.
+    """Returns the row format of the task that `objective.name` names.
 
     Args:
-        data: lengths of the rows, and what begins an example.
-        objective: what the rows are for.
-        special: ids with a meaning of their own.
-        prefix: ids put before every source that an encoder-decoder reads.
+        data: has the lengths of the rows and `begin_with_cls`.
+        objective: has the settings of the task.
+        special: the ids of the special tokens.
+        prefix: token ids that come before every source of an encoder-decoder.
 
     Raises:
         InputError: the tokenizer lacks the special tokens of the task, or rows are too short for an example.
@@ -66,10 +66,10 @@ def create_row_format(
 
 
 def create_objective(config: Config, vocabulary: Vocabulary) -> Objective:
-    """The device's half of the task of a run; a tokenizer is a vocabulary."""
+    """Returns the objective of a run's task. A tokenizer is a `Vocabulary`."""
     return of_run(config).objective(config, vocabulary)
 
 
 def shapes(config: Config) -> dict[str, ArraySpec]:
-    """The arrays of a run's batches, declared: nothing is read or built to learn them."""
+    """Returns the shapes and dtypes of a run's batches, without reading any data."""
     return of_run(config).shapes(config)

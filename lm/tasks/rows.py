@@ -1,4 +1,4 @@
-"""Writes examples into rows: special tokens around them, and their tokens, segments and positions at their places.
+"""Writes examples into rows: adds special tokens, and fills the arrays of tokens, segments and positions.
 
 B rows, L or S tokens in a row of the encoder, T in one of the decoder, N examples.
 """
@@ -11,20 +11,20 @@ from lm.data.flat import ranks
 from lm.data.special_ids import SpecialIds, require
 from lm.tasks.task import ArraySpec
 
-# The arrays of a side: its tokens; the number of each token's example in the row, from 1, and 0 for padding; and the
-# place of each token in its example, from 0.
+# The arrays of a side. Tokens: their ids. Segments: the number of a token's example in the row, from 1; 0 is padding.
+# Positions: the index of a token in its example, from 0.
 SOURCE = ("tokens", "segments", "positions")
 TARGET = ("targets", "target_segments", "target_positions")
 
 
 def source_and_target_shapes(config: Config) -> dict[str, ArraySpec]:
-    """The arrays of a row of two sides, [S] and [T]."""
+    """Returns the arrays of a row with a source and a target, of shapes [S] and [T]."""
     sides = (SOURCE, config.data.seq_length), (TARGET, config.data.target_length)
     return {name: ArraySpec((length,)) for names, length in sides for name in names}
 
 
 def begins(data: DataConfig, special: SpecialIds, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that every source and every target begins with.
+    """Returns the ids that come before every source, and those before every target.
 
     Raises:
         InputError: `data.begin_with_cls` is set, and the tokenizer has no [CLS].
@@ -36,13 +36,13 @@ def begins(data: DataConfig, special: SpecialIds, prefix: np.ndarray) -> tuple[n
 
 
 def ended(tokens: np.ndarray, lengths: np.ndarray, special: SpecialIds, begin: np.ndarray) -> np.ndarray:
-    """Flat sequences of spans, [SEP] after each span and `begin` before the first of a sequence.
+    """Returns flat sequences, with `begin` before each sequence and [SEP] after each of its spans, int32.
 
     Args:
-        tokens: int [sum(lengths)].
-        lengths: int [N] or, of several spans, [N, K].
-        special: for the id of [SEP].
-        begin: int [any].
+        tokens: int [sum(lengths)], the flat spans.
+        lengths: int [N], or int [N, K] where a sequence has K spans.
+        special: has the id of [SEP].
+        begin: int [any], token ids.
     """
     lengths = lengths.reshape(len(lengths), -1)
     runs = lengths.astype(np.int64) + 1
@@ -64,16 +64,16 @@ def write_side(
     pad_id: int,
     side: int = 0,
 ) -> Arrays:
-    """Tokens, segments and positions of one side, int32 [B, capacities[side]], from flat tokens of N examples.
+    """Returns tokens, segments and positions of one side, int32 [B, capacities[side]].
 
     Args:
         names: `SOURCE` or `TARGET`.
-        tokens: int [sum(sizes)].
+        tokens: int [sum(sizes)], the flat tokens of N examples.
         sizes: int [N], tokens of each example.
-        place: of the examples.
-        capacities: tokens in a row of each side.
-        pad_id: what stands where no example is.
-        side: of the row.
+        place: the row and the offset of each example.
+        capacities: the length of a row on each side.
+        pad_id: the id of padding.
+        side: 0 for the source, 1 for the target.
     """
     arrays = (tokens, pad_id), (np.repeat(place.nth + 1, sizes), 0), (ranks(sizes), 0)
     return {
@@ -90,7 +90,7 @@ def write_values(
     fill: int = 0,
     side: int = 0,
 ) -> np.ndarray:
-    """Flat values of N examples, `sizes` long, as int32 [B, capacities[side]]."""
+    """Returns int32 [B, capacities[side]]: the flat values of N examples at their places, and `fill` elsewhere."""
     array = np.full(place.rows * capacities[side], fill, np.int32)
     array[np.repeat(place.row * capacities[side] + place.offsets[:, side], sizes) + ranks(sizes)] = values
     return array.reshape(place.rows, capacities[side])

@@ -1,4 +1,4 @@
-"""The device's half of the tasks that predict a target from left to right, given a source or nothing.
+"""The objective of the tasks that predict a target from left to right, with or without a source.
 
 B batch, S source length, T target length, D model, V vocabulary.
 """
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Seq2SeqLM:
-    """L_Seq2Seq = -sum over t of log P(y_t | y_<t, X): a mean over target tokens, the end of the sequence included.
+    """The mean of -log P(y_t | y_<t, X) over all target tokens, including the [SEP] that ends a target.
 
-    What X and Y are (a text with spans hidden and the spans, a source and its target, nothing and a text) is the
-    row format's affair.
+    The row format decides what source X and target Y are. They are a text with hidden spans and those spans, or a pair
+    of texts, or no source and a running text.
 
     Attributes:
         name: of the loss.
         has_source: whether there is an X.
-        start_id: the token that the decoder is given first.
+        start_id: the decoder's first input.
         max_positions: T.
         label_smoothing, z_loss: see `ObjectiveConfig`.
     """
@@ -56,7 +56,7 @@ class Seq2SeqLM:
         return (self.name,)
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
-        """Adds `decoder_inputs` [B, T]: the targets, shifted right within each segment."""
+        """Returns the batch with `decoder_inputs` [B, T]: the targets, shifted right within each segment."""
         import jax.numpy as jnp
 
         from lm.sharding import constrain

@@ -19,14 +19,14 @@ from lm.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption:
-    """T5's objective (Raffel et al., 2020, section 3.1.4): spans give way to sentinels, and are what is predicted.
+    """Replaces each of several spans by a sentinel; the target is the spans (T5; Raffel et al., 2020, section 3.1.4).
 
-    Of n tokens round(rate n) are hidden, in round(hidden / mean span) spans of random lengths. Text and spans
-    alternate, and the text begins.
+    Of n tokens round(rate n) are hidden, in round(hidden / mean span) spans of random lengths. An input begins with
+    shown text and ends with a sentinel. In a target each span follows its sentinel.
 
     Attributes:
         rate, mean_span: see `ObjectiveConfig`.
-        first_sentinel: the id of the first; the next ones descend.
+        first_sentinel: the id of the first sentinel. The ids of the others descend from it.
         most_spans: how many sentinels there are.
     """
 
@@ -36,24 +36,24 @@ class SpanCorruption:
     most_spans: int
 
     def counts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How many of an example's tokens are hidden, and in how many spans: 1 to n - 1, n being 2 or more."""
+        """Returns how many of each example's n tokens are hidden, 1 to n - 1, and in how many spans, for n >= 2."""
         hidden, spans = hidden_counts(lengths, self.rate, self.mean_span)
         return hidden, np.minimum(np.minimum(spans, self.most_spans), lengths - hidden)
 
     def sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of input and target, from the lengths alone."""
+        """Returns the numbers of tokens in input and target, given the lengths of the examples."""
         hidden, spans = self.counts(lengths)
         return lengths - hidden + spans, hidden + spans
 
     def __call__(self, tokens: np.ndarray, lengths: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, each one after the other, `sizes(lengths)` long."""
+        """Returns the flat inputs and the flat targets of all examples. Their sizes are `sizes(lengths)`."""
         hidden, spans = self.counts(lengths)
         of_hidden, hidden_per_span = self._partition(hidden, spans, keys, 0)
         of_shown, shown_per_span = self._partition(lengths - hidden, spans, keys, 1)
         nth_span = ranks(spans)
         sentinels = (self.first_sentinel - nth_span).astype(tokens.dtype)
 
-        # Where each span begins among all tokens: after the text before it and the spans before it.
+        # The index of a span's first token: shown tokens before it plus hidden tokens before it.
         start = np.repeat(starts(lengths), spans)
         hidden_before = starts(hidden_per_span) - np.repeat(starts(hidden), spans)
         shown_up_to = np.cumsum(shown_per_span) - np.repeat(starts(lengths - hidden), spans)
@@ -73,10 +73,10 @@ class SpanCorruption:
 
     @staticmethod
     def _partition(totals: np.ndarray, parts: np.ndarray, keys: np.ndarray, use: int) -> tuple[np.ndarray, np.ndarray]:
-        """Cuts each total into that many parts of 1 or more, every way being equally likely.
+        """Splits each total into so many parts of at least 1. All ways to do so are equally likely.
 
         Returns:
-            For each unit the number of its part, counted over all examples; and the size of every part.
+            The number of the part that each unit belongs to, counted over all examples, and the size of every part.
         """
         cut = choose(keys, totals - 1, parts - 1, use)
         begins = np.ones(totals.sum(), bool)
@@ -86,7 +86,7 @@ class SpanCorruption:
 
 
 class SpanCorruptionRows(CorruptedRows):
-    """Text with sentinels in the place of spans, and the spans after their sentinels."""
+    """Rows whose source has sentinels in the place of spans, and whose target has the spans after their sentinels."""
 
     def __init__(self, data: DataConfig, objective: ObjectiveConfig, special: SpecialIds, prefix: np.ndarray):
         if not special.num_sentinels:

@@ -1,7 +1,7 @@
-"""What a task is: what its rows hold, on the host, and what the model is asked about them, on the device.
+"""The interfaces of a task: a `RowFormat` writes its rows on the host, an `Objective` computes its loss on the device.
 
-The host's half is a `RowFormat` (numpy, see lm/data/batches.py). The device's half is an `Objective`. The modules of
-lm.tasks import jax inside the functions of the device's half, so that a process that only reads data needs none.
+A row format uses NumPy alone; see lm/data/batches.py. The modules of lm.tasks import jax inside the functions of an
+objective, so that a process that only reads data does not need jax.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from lm.data.special_ids import SpecialIds
 if TYPE_CHECKING:
     import jax
 
-# Arrays of a batch by name, on the device.
+# Name -> array of a batch, on the device.
 Batch = Mapping[str, "jax.Array"]
 
-# By the name of a loss and that of a quantity, such as {"mlm": {"loss": ..., "accuracy": ...}}.
+# Name of a loss -> name of a quantity -> its sum, such as {"mlm": {"loss": ..., "accuracy": ...}}.
 Sums = dict[str, dict[str, "jax.Array"]]
 
 
 class ArraySpec(NamedTuple):
-    """The shape of an array of a batch, its rows left out, and its type."""
+    """The shape of an array in a batch, without the batch axis, and its dtype."""
 
     shape: tuple[int, ...]
     dtype: type[np.generic] = np.int32
 
 
 class Vocabulary(Protocol):
-    """What an objective has to know of a tokenizer; see `lm.data.tokenizer.Tokenizer`."""
+    """The part of `lm.data.tokenizer.Tokenizer` that an objective uses."""
 
     special: SpecialIds
     special_ids: np.ndarray
@@ -43,7 +43,7 @@ class Vocabulary(Protocol):
 
 
 class UntrainedVocabulary:
-    """Stands in for a tokenizer that has not been trained: its size and its special ids are all a step depends on."""
+    """Stands in for a tokenizer that is not trained yet: the training step depends only on size and special ids."""
 
     def __init__(self, size: int):
         self.special = SpecialIds()
@@ -55,62 +55,62 @@ class UntrainedVocabulary:
 
 
 class Objective(Protocol):
-    """What the model is asked about a packed batch, and the losses as sums with their weights.
+    """Computes the losses of a packed batch, as sums and weights.
 
-    Means are taken over the global batch, so they do not depend on packing, micro-batches or the mesh.
+    A mean is the sum over the weight of the global batch, so it does not depend on packing, micro-batches or the mesh.
     """
 
     @property
     def max_positions(self) -> int:
-        """The positions of a row that reach the vocabulary projection, at most: a static count."""
+        """The largest number of positions in a row that reach the vocabulary projection. It is static."""
         ...
 
     @property
     def token_losses(self) -> tuple[str, ...]:
-        """The losses that predict a token of the vocabulary; these have a perplexity."""
+        """The names of the losses that predict a token of the vocabulary. These have a perplexity."""
         ...
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
-        """The batch with what the model is shown and asked; `key` is that of the step."""
+        """Returns the batch with the model's inputs and labels. `key` is the random key of the step."""
         ...
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """How many predictions each loss is a mean over: a property of the data alone."""
+        """Returns the number of predictions of each loss. It depends on the data alone."""
         ...
 
     def sums(self, model: Any, batch: Batch, key: jax.Array | None) -> Sums:
-        """Sums of losses and of hits over a batch or a part of one, for each of `weights`, not yet divided.
+        """Returns the sums of each loss and of its correct predictions over a batch, not divided by `weights`.
 
         Args:
-            model: the module, its parameters merged in.
-            batch: from `prepare`.
-            key: dropout; None computes without.
+            model: the module with its parameters.
+            batch: from `prepare`, or a micro-batch of it.
+            key: of dropout; None computes without dropout.
 
         Returns:
-            Float32 scalars; for each loss `loss`, `accuracy` and, where `loss` has other terms, `cross_entropy`.
+            Float32 scalars. Each loss has `loss`, `accuracy` and, where `loss` has more terms, `cross_entropy`.
         """
         ...
 
     def baseline_hits(self, batch: Batch, most_frequent: jax.Array) -> dict[str, jax.Array]:
-        """How many predictions of each loss a constant answer gets right, float32 [answers].
+        """Returns the number of correct predictions if every prediction were the same, float32 [answers] for each loss.
 
-        The baseline is the best of the answers: `most_frequent`, a token, for a loss of `token_losses`; each class for
-        another.
+        For a loss of `token_losses` the only answer is the token `most_frequent`. For another loss every class is an
+        answer. The baseline is the best answer.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Both halves of a task, and what else the rest of the code asks about it.
+    """One training task.
 
     Attributes:
-        name: what `objective.name` calls it.
+        name: the value of `objective.name`.
         architecture: the `model.architecture` that it trains.
-        row_format: makes the host's half; the last argument is the prefix of a source, int32 [any].
-        shapes: the arrays of its batches, as the row format writes them.
-        objective: makes the device's half.
-        answers: the tasks of launch/predict.py by which a model trained so answers.
+        row_format: makes the row format; the last argument is the prefix of a source, int32 [any].
+        shapes: returns the shapes and dtypes of the arrays that the row format writes.
+        objective: makes the objective.
+        answers: returns the tasks of launch/predict.py that a model trained on this task can do.
         reads: the kind of token store that it reads, `documents` or `pairs`.
     """
 

@@ -8,18 +8,18 @@ from lm.parameters import Leaf, Tree
 
 
 def partition(params: Tree[Leaf], frozen: str) -> tuple[Tree[Leaf], Tree[Leaf]]:
-    """Divides parameters into the trained and the frozen ones; `parameters.merge` joins them again.
+    """Splits parameters into trained and frozen ones. `parameters.merge` joins them again.
 
     Args:
         params: arrays, or their shapes.
-        frozen: `optim.frozen`: regular expressions, separated by commas. A parameter is frozen where one of them
-            matches its whole path, such as `encoder/layers/mlp/up/kernel`.
+        frozen: the value of `optim.frozen`, regular expressions separated by commas. A parameter is frozen if one of
+            them matches its whole path, such as `encoder/layers/mlp/up/kernel`.
 
     Returns:
-        The trained parameters and the frozen ones; `params` itself and `{}` where nothing is frozen.
+        The trained parameters and the frozen ones. If `frozen` is empty, these are `params` itself and `{}`.
 
     Raises:
-        InputError: an expression matches no parameter, or nothing is left to train.
+        InputError: an expression matches no parameter, or no parameter is left to train.
     """
     if not frozen:
         return params, {}

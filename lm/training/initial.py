@@ -1,6 +1,6 @@
-"""The parameters that a run begins with where `checkpoint.init_from` names a checkpoint.
+"""Initialises the parameters of a run from the checkpoint that `checkpoint.init_from` names.
 
-Body: the stacks `encoder` and `decoder` with their embeddings. Heads: all other parameters.
+The body of a model is its stacks `encoder` and `decoder`, embeddings included. All other parameters are heads.
 """
 
 import jax
@@ -15,18 +15,19 @@ BODY = ("encoder", "decoder")
 
 
 def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
-    """Replaces new parameters by those of another run or an imported model that have the same path and shape.
+    """Returns the parameters of a new model, replaced by those of a checkpoint that have the same path and shape.
 
-    A stack that both models have must be equal in both. A stack or a head that only the new model has stays random,
-    one that only the checkpoint has is dropped, and so is a head of another shape; a line on stderr names each kind.
+    A stack that both models have must have the same parameters in both. A stack or head that the checkpoint lacks stays
+    random, and so does a head with another shape there. What only the checkpoint has is dropped. One line on stderr
+    names the random parameters, another the dropped ones.
 
     Args:
-        path: WORKDIR or WORKDIR/checkpoints/N.
+        path: WORKDIR or WORKDIR/checkpoints/N, of another run or an imported model.
         tokenizer: of this run.
-        params: of the new model, random; what is read goes into their shardings.
+        params: the random parameters of the new model. Parameters of the checkpoint get their shardings.
 
     Raises:
-        InputError: there is no such checkpoint, its tokenizer is another one, or its body does not match.
+        InputError: there is no such checkpoint, its tokenizer differs, or its body does not match.
     """
     workdir, step = checkpoint.locate(path)
     if tokenizers.load_tokenizer(str(workdir)).fingerprint != tokenizer.fingerprint:
@@ -39,8 +40,8 @@ def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
     if not stacks:
         raise InputError(
             f"checkpoint.init_from={path} has {', '.join(parameters.abridge(saved.abstract, saved.abstract))}, but the "
-            f"config makes {', '.join(parameters.abridge(fresh, fresh))}; give a checkpoint with an encoder or a "
-            "decoder like this model's."
+            f"config makes {', '.join(parameters.abridge(fresh, fresh))}; give a checkpoint with the encoder or the "
+            "decoder of this model."
         )
     for stack in stacks:
         saved.check(fresh, below=f"{stack}/")

@@ -1,4 +1,4 @@
-"""The training loop: what happens around the steps."""
+"""The training loop: prepares data and state, takes the steps, evaluates and saves."""
 
 import contextlib
 import functools
@@ -26,29 +26,29 @@ from lm.training.step import Metrics, Program, State, compile_program
 
 
 class Preempted(Exception):
-    """The run was asked to stop and has saved everything; running the same command again continues it."""
+    """The run received SIGTERM and saved a checkpoint. The same command continues it."""
 
 
 def shared_stores(config: Config, folder: str) -> dict[str, Store]:
-    """The token stores that process 0 has prepared, opened by another one.
+    """Opens the token stores that process 0 has prepared, in another process.
 
     Raises:
-        InputError: when it cannot see them.
+        InputError: this process cannot read them.
     """
     try:
         return mixture.open_stores(config, folder)
     except InputError as error:
         raise InputError(
-            f"process {jax.process_index()} does not find what process 0 has prepared ({error}); on several machines "
-            "give a --workdir, and a data.store if you set one, that all of them share."
+            f"process {jax.process_index()} does not find the token store that process 0 has prepared ({error}); give "
+            "a --workdir that all machines share, and a shared data.store if you set one."
         ) from error
 
 
 def plan_members(config: Config, stores: dict[str, Store]) -> list[Member]:
-    """Plans the batches of the run, and says which share each member of a mixture has and how many pairs are cut.
+    """Plans the batches of a run, and prints the share of each member of a mixture and the number of cut pairs.
 
     Raises:
-        InputError: when a store does not fit the config.
+        InputError: a store does not fit the config.
     """
     store = next(iter(stores.values()))
     if store.tokenizer.vocab_size > config.model.vocab_size:
@@ -72,10 +72,10 @@ def plan_members(config: Config, stores: dict[str, Store]) -> list[Member]:
 
 
 def first_step(saved: checkpoint.Checkpoints, workdir: epath.Path) -> int:
-    """The step that a run goes on from, 0 for a new one.
+    """Returns the step after which a run continues; 0 for a new run.
 
     Raises:
-        InputError: when the working directory is an imported model.
+        InputError: the working directory is an imported model.
     """
     latest = saved.latest_step()
     if latest == 0:
@@ -88,16 +88,16 @@ def first_step(saved: checkpoint.Checkpoints, workdir: epath.Path) -> int:
 def begin(
     config: Config, objective: Objective, mesh: Mesh, saved: checkpoint.Checkpoints, start: int, tokenizer: Tokenizer
 ) -> tuple[Program, int, State]:
-    """Compiles the program of a run and makes its state: a new one for step 0, else that of the newest checkpoint.
+    """Compiles the program of a run, and initialises its state or restores the newest undamaged checkpoint.
 
     Returns:
-        The program, the step, and the state; of damaged checkpoints the step is that of the newest whole one.
+        The program, the step of the state, and the state.
 
     Raises:
-        InputError: when the weights to begin from do not fit the run.
+        InputError: the checkpoint of `checkpoint.init_from` does not fit the run.
     """
     distributed.say(f"compiling the training step for {mesh.size} device(s)")
-    with distributed.agreement():  # the first sum over processes does not wait long for one that still compiles
+    with distributed.agreement():  # the first collective would time out while another process still compiles
         program = compile_program(config, objective, mesh)
     if start:
         start, state = saved.restore(program.abstract_state)
@@ -110,9 +110,10 @@ def begin(
 
 
 def heldout_metrics(program: Program, params: models.Params, members: Sequence[Member], count: int) -> dict[str, float]:
-    """Mean metrics over the first `count` held-out batches, as `eval/mlm_loss` and so on.
+    """Returns mean metrics over the first `count` held-out batches, named `eval/mlm_loss` and so on.
 
-    Of a mixture also those of each member, as `eval/NAME/mlm_loss`; the mean counts every member by its rate.
+    For a mixture it adds the metrics of each member, named `eval/NAME/mlm_loss` and so on. The overall means weight
+    every member by its rate.
     """
     replicated = NamedSharding(program.mesh, PartitionSpec())
     add = functools.partial(jax.tree.map, jnp.add)
@@ -137,15 +138,15 @@ def _named(prefix: str, metrics: Metrics) -> dict[str, float]:
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
-    """Trains until `train.steps`, from the newest checkpoint of `workdir` if there is one.
+    """Trains up to step `train.steps`, from the newest checkpoint of `workdir` if there is one.
 
     Returns:
-        The last metrics, the final evaluation among them.
+        The metrics of the last step and of the final evaluation.
 
     Raises:
-        InputError: when config, workdir, data and devices do not fit together.
-        Preempted: after SIGTERM, everything saved.
-        Diverged: after `train.max_bad_steps` losses in a row that were not finite.
+        InputError: config, workdir, data and devices do not fit together.
+        Preempted: after SIGTERM; a checkpoint is saved.
+        Diverged: after `train.max_bad_steps` skipped steps in a row, whose loss or gradient was not finite.
     """
     root, primary = epath.Path(workdir), distributed.is_primary()
     folder = checkpoint.store_path(config, root)
@@ -179,9 +180,9 @@ def take_steps(
     start: int,
     check_lease: Callable[[], None],
 ) -> dict[str, float]:
-    """What `train` does once every process has its data, in a folder that nobody else writes to."""
+    """Compiles and takes the steps of `train`. Every process has its data, and the lease of the workdir is held."""
     # ---- Program and state ------------------------------------------------------------------
-    primary, tokenizer = distributed.is_primary(), members[0].store.tokenizer  # of all members
+    primary, tokenizer = distributed.is_primary(), members[0].store.tokenizer  # all members share it
     program, start, state = begin(config, objective, mesh, saved, start, tokenizer)
     if primary:
         checkpoint.write_atomically(root / tokenizer.file_name, tokenizer.to_bytes())

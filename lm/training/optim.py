@@ -1,7 +1,7 @@
 """Learning-rate schedules and the optax chain.
 
-Layers are stacked on a leading axis, so a statistic "of a tensor" (LAMB's trust ratio, Adafactor's factors
-and scale, StableAdamW's clipping) is computed for each layer by mapping the transformation over that axis.
+Some optimizers compute a statistic of each tensor: LAMB's trust ratio, Adafactor's factors and scale, StableAdamW's
+clipping. Our layers are stacked on a leading axis, so we map these transformations over that axis.
 """
 
 import functools
@@ -20,15 +20,17 @@ from lm.sharding import path_name
 
 T = TypeVar("T")
 
-STACKED = "layers"  # the part of a stack whose parameters have a leading layer axis
+STACKED = "layers"  # the key of a stack's parameters that have a leading layer axis
 
 
 def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
     """Returns the learning rate of update number `step` (counted from 0) in a run of `steps`.
 
-    The rate rises linearly to the peak over `warmup_steps`. Then `linear` and `cosine` fall to `final_fraction` of the
-    peak at the last step; `rsqrt` is peak * sqrt(warmup / step) (Vaswani et al., 2017); `wsd` stays at the peak and
-    falls linearly over the last `decay_fraction` of the run (Hu et al., 2024); `constant` stays at the peak.
+    The rate rises linearly to the peak over `warmup_steps`. What follows depends on `config.schedule`:
+        linear, cosine: a fall to `final_fraction` of the peak at the last step.
+        rsqrt: peak * sqrt(warmup / step) (Vaswani et al., 2017).
+        wsd: the peak, then a linear fall over the last `decay_fraction` of the run (Hu et al., 2024).
+        constant: the peak.
     """
     step = jnp.asarray(step, jnp.float32)
     warmup = config.warmup_steps
@@ -50,7 +52,7 @@ def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array
 
 
 def decays(params: optax.Params) -> optax.Params:
-    """Returns a tree that is True where weight decay applies: everywhere but in norms and biases."""
+    """Returns a tree that is True for parameters with weight decay: all but biases and the scales of norms."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path_name(path).rsplit("/", 1)[-1] not in ("scale", "bias"), params
     )
@@ -66,8 +68,8 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
     """Turns gradients into Adam's direction m / (sqrt(v) + eps) (Kingma and Ba, 2015).
 
     Args:
-        config: b1, b2, eps and bias_correction; BERT's AdamW has no bias correction.
-        clip_update: divide each tensor's direction by max(1, RMS(g / sqrt(v))), as StableAdamW does
+        config: has b1, b2, eps and bias_correction. BERT's AdamW has no bias correction.
+        clip_update: divides each tensor's direction by max(1, RMS(g / sqrt(v))), as StableAdamW does
             (Wortsman et al., 2023, algorithm 2).
     """
 
@@ -97,10 +99,10 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
 
 
 def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies a transformation to each layer of every stack by itself, and to the other parameters as they are."""
+    """Returns a transformation that treats each layer of a stack as parameters of its own."""
 
     def split(tree: optax.Params) -> dict[str, Params]:
-        """The layers of each stack, `{"encoder": {"encoder": {"layers": ...}}}`, and everything else as `rest`."""
+        """Returns the layers of each stack, `{"encoder": {"encoder": {"layers": ...}}}`, and all others as `rest`."""
         rest, groups = dict(cast(Params, tree)), {}
         for name, stack in rest.items():
             if isinstance(stack, dict) and STACKED in stack:
@@ -130,9 +132,9 @@ def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTra
 
 
 def as_matrices(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Shows a transformation the attention kernels [D, H, K] and [H, K, D] as matrices.
+    """Returns a transformation that receives the attention kernels [D, H, K] and [H, K, D] as matrices.
 
-    Adafactor factors the two largest axes, which in a kernel split into heads are not inputs and outputs.
+    Adafactor factors the two largest axes. In a kernel with a heads axis these are not inputs and outputs.
     """
 
     def flatten(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
@@ -156,8 +158,8 @@ def as_matrices(transformation: optax.GradientTransformation) -> optax.GradientT
 def create(config: OptimConfig) -> optax.GradientTransformation:
     """Returns the chain that turns gradients into a direction; `train_step` subtracts the rate times the direction.
 
-    `adamw` is Loshchilov and Hutter, 2019; `lamb` You et al., 2020; `adafactor` Shazeer and Stern, 2018, with
-    T5's settings (decay 0.8, clipping at 1, steps relative to the weights' scale).
+    The sources are Loshchilov and Hutter, 2019, for `adamw`, You et al., 2020, for `lamb`, and Shazeer and Stern, 2018,
+    for `adafactor`. Adafactor has T5's settings: decay 0.8, clipping at 1, steps relative to the weights' scale.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)

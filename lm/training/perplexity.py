@@ -1,4 +1,4 @@
-"""The losses of a checkpoint on text that it was not trained on, their perplexities and their baselines."""
+"""Measures the losses, perplexities and baselines of a checkpoint on text that it was not trained on."""
 
 import contextlib
 import functools
@@ -20,22 +20,22 @@ from lm.training import step as step_lib
 
 
 def measure(path: str, input_path: str = "") -> dict[str, float]:
-    """The losses and accuracies of a model's own objective on the held-out split, or on a file, in whole batches.
+    """Returns losses and accuracies of a model's own objective on the held-out split or a file, in whole batches.
 
-    The baselines are what one gets without a model: always predicting the most frequent token (of the
-    training text, or of the file), or always the most frequent class.
+    A baseline is the accuracy of one constant answer: the most frequent token of the training text or of the file, or
+    the most frequent class.
 
     Args:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
         input_path: a text or .jsonl file, folder or glob; empty for the held-out split of the run's store.
 
     Returns:
-        `step`, `predictions`, and of each kind of prediction, `mlm` and perhaps `nsp`, `seq2seq` or `lm`:
-        `mlm_loss` (nats), `mlm_perplexity`, `mlm_accuracy`, `mlm_baseline_accuracy`. For each member of a mixture
-        `NAME/predictions`, `NAME/mlm_loss` and so on.
+        `step`, `predictions` and the metrics of each loss. The losses are `mlm` and perhaps `nsp`, `seq2seq`, or `lm`.
+        The metrics of `mlm` are `mlm_loss` (nats), `mlm_perplexity`, `mlm_accuracy` and `mlm_baseline_accuracy`. For a
+        mixture, names begin with that of the member: `NAME/predictions`, `NAME/mlm_loss` and so on.
 
     Raises:
-        InputError: when checkpoint, store or file cannot be used.
+        InputError: checkpoint, store or file cannot be used.
     """
     workdir, step = checkpoint.locate(path)
     config = checkpoint.read_config(workdir)
@@ -79,7 +79,7 @@ def _metrics(
 
 @contextlib.contextmanager
 def _stores(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_path: str) -> Iterator[dict[str, Store]]:
-    """The stores of the run by member, or one made from a file, in its train split, that is deleted afterwards."""
+    """Yields the run's stores by member, or a temporary store whose train split holds the file."""
     if not input_path:
         yield mixture.open_stores(config, checkpoint.store_path(config, workdir), tokenizer)
         return

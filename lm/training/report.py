@@ -1,4 +1,4 @@
-"""Reports a run while it trains: due lines of metrics, throughput and MFU. Ends a run that diverges."""
+"""Reports metrics, throughput and MFU while a run trains, and ends a run that diverges."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ class Diverged(Exception):
 
 
 class Report:
-    """Reads the metrics of a step while the next step computes, and writes the lines that are due."""
+    """Reads the metrics of a step while the next step computes, and writes a line every `train.log_every` steps."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class Report:
             config: of the run.
             max_positions: positions of a row that reach the vocabulary projection.
             mesh: of all devices.
-            rows: of a batch, that this process reads.
+            rows: how many rows of a batch this process reads.
             writer: writes the lines.
-            skipped: steps skipped so far, because their loss or gradient was not finite.
+            skipped: how many steps were skipped so far because their loss or gradient was not finite.
         """
         self._config = config
         self._writer = writer
@@ -58,7 +58,7 @@ class Report:
         self._shards = config.data.batch_size / rows
 
     def add(self, step: int, metrics: Metrics, rows: dict[str, np.ndarray]) -> None:
-        """Takes the metrics of a step just dispatched, and reads those of the step before."""
+        """Takes the metrics of a step that was just dispatched, and reads the metrics of the step before."""
         self.flush()
         self._pending = (step, metrics)
         tokens, places = batches.count_tokens(rows)

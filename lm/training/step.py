@@ -1,4 +1,4 @@
-"""The training step: a state `{params, opt, step, skipped}`, what changes it, and both compiled for a mesh."""
+"""The training step: how a state `{params, opt, step, skipped}` is made and updated, compiled for a mesh."""
 
 import dataclasses
 import functools
@@ -20,17 +20,17 @@ from lm.training import adapters, optim
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
-# Uses of the run's seed, folded into its key so that none repeats another's random numbers.
+# Uses of the run's seed. Each is folded into the key, so that no two use the same random numbers.
 INIT, MASKING, DROPOUT, EVALUATION = range(4)
 
 
 def run_key(seed: int, use: int) -> jax.Array:
-    """The random key of one use of the run's seed."""
+    """Returns the random key of one use of the run's seed."""
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int, frozen: str = "") -> State:
-    """A new state. Called under jit with `out_shardings`, so that every array is born in its place."""
+    """Returns the state of step 0. Under jit with `out_shardings` each device computes only its own shards."""
     params = model.init(run_key(seed, INIT))
     trained, _ = adapters.partition(params, frozen)
     zero = jnp.zeros((), jnp.int32)
@@ -46,13 +46,19 @@ def gradients(
     parts: int,
     frozen: models.Params | None = None,
 ) -> tuple[models.Params, Metrics]:
-    """The gradient of the batch's loss and its metrics, added up over `parts` micro-batches.
+    """Returns the gradient of a batch's loss, and its metrics, accumulated over `parts` micro-batches.
 
-    Each micro-batch's sums are divided by the weights of the whole batch, so the result is that of one
-    large batch whatever the parts.
+    The sums of each micro-batch are divided by the weights of the whole batch, so the result does not depend on
+    `parts`.
 
     Args:
-        params: what the gradient is of; frozen: the other parameters.
+        model: the model.
+        objective: computes the loss.
+        params: the parameters to differentiate.
+        examples: from `objective.prepare`.
+        key: of dropout; None computes without dropout.
+        parts: the number of micro-batches.
+        frozen: the other parameters of the model.
     """
     weights = objective.weights(examples)
 
@@ -79,7 +85,7 @@ def gradients(
 
 
 def means(sums: Sums, weights: dict[str, jax.Array]) -> Metrics:
-    """The total loss and every mean metric."""
+    """Returns the total loss and every mean metric."""
     return {"loss": losses.total_loss(sums, weights), **losses.mean_metrics(sums, weights)}
 
 
@@ -91,15 +97,16 @@ def train_step(
     state: State,
     batch: Batch,
 ) -> tuple[State, Metrics]:
-    """One update. A step whose loss or gradient is not finite changes nothing but the counts.
+    """Returns the state after one update. A step whose loss or gradient is not finite is skipped.
+
+    A skipped step changes nothing but the counts `step` and `skipped`.
 
     Args:
-        state: `{params, opt, step, skipped}`; the last two count all steps and those that changed nothing.
+        state: `{params, opt, step, skipped}`; `step` counts all steps, `skipped` the skipped ones.
         batch: the global batch of this step.
 
     Returns:
-        The new state, and scalar metrics: `loss`, its parts, `gradient_norm`, `learning_rate` and
-        `skipped_steps`, the count.
+        The new state, and scalar metrics: `loss`, its parts, `gradient_norm`, `learning_rate` and `skipped_steps`.
     """
     step = state["step"]
     dropout = config.model.dropout or config.model.attention_dropout or config.model.mlp_dropout
@@ -124,27 +131,28 @@ def train_step(
 def eval_step(
     config: Config, model: Model, objective: Objective, params: models.Params, batch: Batch, index: jax.Array
 ) -> tuple[Sums, dict[str, jax.Array]]:
-    """Sums and weights of one held-out batch, masked the same way at every evaluation."""
+    """Returns the sums and weights of one held-out batch. Every evaluation masks it the same way."""
     key = jax.random.fold_in(run_key(config.seed, EVALUATION), index)
     examples = objective.prepare(batch, key)
     return objective.sums(model.merge(params), examples, None), objective.weights(examples)
 
 
-# Platform -> options of XLA. A TPU's would split a product with gathered weights into as many as there are devices and
-# pass the weights around meanwhile, which by its own estimate takes longer (tests/benchmarks/RESULTS.md).
+# Platform -> options of XLA. On a TPU, XLA would split a product with all-gathered weights into one product for each
+# device, and send the shards from device to device meanwhile. By the compiler's own estimate this takes longer
+# (tests/benchmarks/RESULTS.md). The threshold turns it off.
 COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
 @dataclasses.dataclass
 class Program:
-    """What a config becomes on a mesh: compiled once, then only called.
+    """The compiled functions of a run on a mesh.
 
     Attributes:
-        mesh, model, objective: as built from the config.
+        mesh, model, objective: built from the config.
         batch_size: rows of a global batch.
         abstract_state: shapes, dtypes and shardings of the state.
-        init, step, eval_step, means: compiled functions; `step` reuses the memory of the state it is given.
-        rows: the rows of a global batch that belong to this process, ascending.
+        init, step, eval_step, means: compiled functions. `step` donates the state that it is given.
+        rows: the rows of a global batch that this process reads, ascending.
     """
 
     mesh: Mesh
@@ -165,10 +173,11 @@ class Program:
 
 @dataclasses.dataclass
 class Definition:
-    """What a config becomes on a mesh, before anything is compiled or an array exists.
+    """The functions of a run on a mesh, before anything is compiled or an array exists.
 
     Attributes:
-        config, mesh, model, objective, optimizer: as given, and as built from the config.
+        config, mesh, objective: as given to `define`.
+        model, optimizer: built from the config.
         state, batch: shapes, dtypes and shardings of the training state and of a global batch.
     """
 
@@ -181,13 +190,13 @@ class Definition:
     batch: dict[str, jax.ShapeDtypeStruct]
 
     def lower_init(self) -> jax.stages.Lowered:
-        """The state of step 0, born where it belongs, ready to be compiled."""
+        """Returns the lowered function that makes the state of step 0, each array in its sharding."""
         init = functools.partial(init_state, self.model, self.optimizer, self.config.seed, self.config.optim.frozen)
         with jax.set_mesh(self.mesh):
             return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.state)).lower()
 
     def trace_step(self) -> jax.stages.Traced:
-        """The training step as a traced program; it reuses the memory of the state it is given."""
+        """Returns the traced training step. It donates the state that it is given."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         with jax.set_mesh(self.mesh):
@@ -201,16 +210,16 @@ class Definition:
             return step.trace(self.state, self.batch)
 
     def lower_step(self) -> jax.stages.Lowered:
-        """The training step, ready to be compiled."""
+        """Returns the lowered training step."""
         with jax.set_mesh(self.mesh):
             return self.trace_step().lower()
 
 
 def define(config: Config, objective: Objective, mesh: Mesh) -> Definition:
-    """Builds everything that does not need the devices.
+    """Returns the definition of a run. It needs a mesh, but no real devices.
 
     Raises:
-        InputError: when the mesh does not divide the config.
+        InputError: the mesh does not divide a dimension of the config.
     """
     sharding.check_divisible(mesh, config)
     execution = models.Execution(config.train.dtype, config.train.remat, config.train.unroll, config.train.attention)
@@ -228,7 +237,7 @@ def define(config: Config, objective: Objective, mesh: Mesh) -> Definition:
 
 
 def compile_program(config: Config, objective: Objective, mesh: Mesh) -> Program:
-    """Builds and compiles the training step ahead of time: it cannot be compiled a second time by accident."""
+    """Builds and compiles the functions of a run ahead of time. So the step is never compiled a second time."""
     made = define(config, objective, mesh)
     state, replicated = made.state, NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):

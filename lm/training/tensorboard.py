@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_POLYNOMIAL = 0x82F63B78  # of CRC-32C, its bits reversed
+_POLYNOMIAL = 0x82F63B78  # the polynomial of CRC-32C, bits reversed
 _MASK = 0xA282EAD8
-_START = 1  # of SessionLog: TensorBoard drops what earlier files have from this step on
+_START = 1  # SessionLog.START: TensorBoard drops the scalars of earlier files from this step on
 
 
 def _table() -> Iterator[int]:

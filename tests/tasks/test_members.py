@@ -164,7 +164,7 @@ def test_what_a_store_cannot_give_is_refused(made: Store, pairs: Store, tmp_path
         ({"long": TaskConfig(store=made.path, prefix="time " * 60)}, "mixture.tasks.long: data.seq_length=48"),
         (
             {"long": TaskConfig(store=pairs.path, objective="pairs", prefix="time " * 60)},
-            r"mixture.tasks.long: data.seq_length=48 holds no source beside a prefix of \d+ tokens; raise it",
+            r"mixture.tasks.long: data.seq_length=48 holds no source after a prefix of \d+ tokens; raise it",
         ),
         (
             {"rare": TaskConfig(store=made.path, rate=1e-6), "text": TaskConfig(store=made.path)},
