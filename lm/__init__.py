@@ -9,14 +9,14 @@ if TYPE_CHECKING:  # `import lm` loads no JAX
 
 
 def load(path: str, mesh: "jax.sharding.Mesh | None" = None) -> "Predictor":
-    """A trained model with its tasks as methods.
+    """Returns a trained model with its tasks as methods.
 
         model = lm.load("runs/quickstart")
         model.fill_mask(["Return a [MASK] of strings."])
 
     Args:
         path: `WORKDIR`, which means its newest checkpoint, or `WORKDIR/checkpoints/N`; local or on object storage.
-        mesh: from `lm.sharding.make_mesh`, to split the model over several devices.
+        mesh: from `lm.sharding.make_mesh`, to shard the model over several devices.
 
     Raises:
         lm.errors.InputError: there is no such checkpoint.

@@ -2,8 +2,8 @@
 
 WORKDIR/config.json
 WORKDIR/tokenizer.model (or the files of an imported tokenizer)
-WORKDIR/checkpoints/<step>/{params,training}, complete where it has a commit_success.txt
-WORKDIR/frozen, only of a run with `optim.frozen`: the parameters that its checkpoints do not repeat
+WORKDIR/checkpoints/<step>/{params,training}; a complete checkpoint has a commit_success.txt
+WORKDIR/frozen, only in a run with `optim.frozen`: the frozen parameters, which its checkpoints do not repeat
 """
 
 import contextlib
@@ -42,12 +42,12 @@ def _all_trained(params: Params) -> tuple[Params, Params]:
 
 
 class Checkpoints:
-    """The checkpoints of one working directory, written while training goes on.
+    """Saves and restores the checkpoints of one working directory. Saving continues in the background.
 
     A checkpoint holds two items, so that prediction reads no optimizer state: `params` with the trained parameters,
-    and `training` with the rest of the state. It appears under its final name only when it is complete. Frozen
-    parameters never change: they are written once, before the first checkpoint. Each checkpoint keeps their
-    checksums, which tell whether `frozen` belongs to it.
+    and `training` with the rest of the state. It gets its final name only when it is complete. Frozen parameters never
+    change, so they are written once, before the first checkpoint. Each checkpoint holds their checksums, which show
+    whether `frozen` belongs to it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Checkpoints:
         config: CheckpointConfig,
         partition: Callable[[Params], tuple[Params, Params]] = _all_trained,
     ):
-        """Opens `workdir/checkpoints` or creates it, and removes what a killed run left half written.
+        """Opens or creates `workdir/checkpoints`, and deletes incomplete checkpoints of a killed run.
 
         Args:
             partition: parameters -> the trained and the frozen ones.
@@ -74,7 +74,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("params", "training"))
 
     def save(self, step: int, state: Mapping[str, object]) -> None:
-        """Starts saving `state` as `step`; returns once the arrays are copied off the device.
+        """Starts saving `state` as `step`. It returns when the arrays are copied off the devices.
 
         Raises:
             InputError: the storage refused this save, or the one before.
@@ -94,12 +94,15 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def restore(self, abstract_state: State) -> tuple[int, State]:
-        """Reads the newest undamaged checkpoint, each array straight into the sharding of its abstract counterpart.
+        """Reads the newest undamaged checkpoint. Each process reads only its own shards of the arrays.
 
-        Newer ones are named on stderr and, once an undamaged one is found, deleted.
+        Damaged checkpoints are named on stderr. They are deleted when an older, undamaged one is found.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings of the state.
 
         Returns:
-            Its step, and the state.
+            The step of the checkpoint, and the state.
 
         Raises:
             InputError: the storage refuses, or every checkpoint is damaged.
@@ -127,7 +130,7 @@ class Checkpoints:
         )
 
     def _restore_frozen(self, abstract: Params) -> Params:
-        """Reads the frozen parameters, which belong to all checkpoints."""
+        """Reads the frozen parameters, which all checkpoints share."""
         items, sums, fault = _read_all(self._frozen.parent, {_FROZEN: abstract})
         if fault:
             raise InputError(f"{self._frozen} is damaged ({fault}); {_COPY}.")
@@ -150,10 +153,10 @@ def _without_params(state: Mapping[str, object]) -> dict[str, object]:
 
 
 def _read_all(folder: epath.Path, wanted: dict[str, T]) -> tuple[dict[str, T], dict[str, Sums | None], str]:
-    """Reads items of a folder.
+    """Reads items of a folder and compares them with their checksums.
 
     Returns:
-        The items, their saved checksums, and what is wrong with them in any process; empty where nothing is.
+        The items, their saved checksums, and the first fault found in any process; the fault is empty if there is none.
     """
     items: dict[str, T] = {}
     sums: dict[str, Sums | None] = {}
@@ -164,15 +167,15 @@ def _read_all(folder: epath.Path, wanted: dict[str, T]) -> tuple[dict[str, T], d
                 items[name], sums[name] = orbax_storage.read(folder / name, abstract)
     except InputError:
         raise
-    except Exception as error:  # of many kinds: a byte may be wrong anywhere
+    except Exception as error:  # a wrong byte can raise any exception
         fault = _first_line(error)
-    if not _all_processes(not fault):  # a checksum is a sum over processes, which would wait for one that failed
+    if not _all_processes(not fault):  # a checksum is a sum over processes; it would wait for one that failed
         return items, sums, fault or "another process could not read its part"
     return items, sums, "; ".join(filter(None, (checksums.difference(sums[name], items[name]) for name in wanted)))
 
 
 def _elsewhere(sums: Sums | None, tree: object) -> Sums:
-    """Returns the saved checksums of arrays that the tree does not hold: those of frozen parameters."""
+    """Returns the saved checksums of arrays that the tree does not hold: the frozen parameters."""
     here = set(checksums.names(tree))
     return {name: value for name, value in (sums or {}).items() if name not in here}
 
@@ -192,10 +195,10 @@ def write_atomically(path: epath.Path, content: bytes) -> None:
 
 
 def check_workdir(workdir: epath.PathLike, config: Config) -> None:
-    """Refuses a working directory that belongs to another config; a new one is left as it is.
+    """Refuses a working directory that belongs to another config. It accepts a new one.
 
     Raises:
-        InputError: naming each field that a rerun may not change.
+        InputError: fields differ that a rerun may not change; names them.
     """
     if storage.read_keys(str(workdir), [_CONFIG]) == [None]:
         return
@@ -208,7 +211,7 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> None:
 
 
 def write_config(workdir: epath.PathLike, config: Config) -> None:
-    """Writes the config of a run; from now on the working directory belongs to that run."""
+    """Writes the config of a run. From then on the working directory belongs to that run."""
     write_atomically(epath.Path(workdir) / _CONFIG, config_lib.to_json(config).encode())
 
 
@@ -216,7 +219,7 @@ def read_config(workdir: epath.PathLike) -> Config:
     """Returns the config of a working directory.
 
     Raises:
-        InputError: it has none, or one that this version cannot read.
+        InputError: it has no config, or one that this version cannot read.
     """
     (content,) = storage.read_keys(str(workdir), [_CONFIG])
     if content is None:
@@ -235,7 +238,7 @@ def store_path(config: Config, workdir: epath.Path) -> str:
 
 
 def locate(checkpoint: str) -> tuple[epath.Path, int]:
-    """Splits `WORKDIR` or `WORKDIR/checkpoints/N` into the working directory and a step, by default the newest.
+    """Splits `WORKDIR` or `WORKDIR/checkpoints/N` into working directory and step. The default is the newest step.
 
     Raises:
         InputError: there is no such checkpoint; names the steps that exist.
@@ -269,18 +272,18 @@ class _Folder(NamedTuple):
 
     path: epath.Path
     abstract: dict[str, jax.ShapeDtypeStruct]
-    remedy: str  # what to do where it is damaged
+    remedy: str  # what a message tells the user to do if the folder is damaged
 
 
 class SavedParams:
-    """The parameters of a checkpoint, to be read as a whole or in part.
+    """The parameters of a checkpoint. They can be read as a whole or in part.
 
     Attributes:
-        abstract: path of each parameter -> its shape and dtype, on the first device of this process.
+        abstract: path of each parameter -> its shape and dtype, placed on the first device of this process.
     """
 
     def __init__(self, workdir: epath.PathLike, step: int):
-        """Reads which parameters there are.
+        """Reads the paths, shapes and dtypes of the parameters.
 
         Raises:
             InputError: the checkpoint cannot be read.
@@ -301,10 +304,10 @@ class SavedParams:
         self.abstract = {path: leaf for folder in self._folders for path, leaf in folder.abstract.items()}
 
     def check(self, wanted: Mapping[str, jax.ShapeDtypeStruct | jax.Array], below: str = "") -> None:
-        """Compares the parameters whose paths begin with `below` with those of a model.
+        """Checks that the parameters whose paths begin with `below` have the paths and shapes of a model's.
 
         Raises:
-            InputError: they differ; names the first, and both shapes.
+            InputError: they differ; names the first that does, and both shapes.
         """
         for path in sorted(self.abstract.keys() | wanted.keys()):
             old, new = (leaves[path].shape if path in leaves else None for leaves in (self.abstract, wanted))
@@ -317,7 +320,7 @@ class SavedParams:
                 )
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-        """Reads these parameters and no others, each into its sharding, and compares them with their checksums.
+        """Reads these parameters alone, each into its sharding, and compares them with their checksums.
 
         Raises:
             InputError: one of them cannot be read.
@@ -338,8 +341,8 @@ def load_params(workdir: epath.PathLike, step: int, abstract_params: Abstract | 
     """Reads the parameters of a checkpoint.
 
     Args:
-        abstract_params: the shapes, dtypes and shardings to read them into; by default as they were saved, on
-            the first device of this process.
+        abstract_params: the shapes, dtypes and shardings to read them into. By default the dtypes are those of the
+            checkpoint, and the parameters go to the first device of this process.
 
     Raises:
         InputError: a parameter is missing or has another shape, or the checkpoint cannot be read.
@@ -354,11 +357,11 @@ def load_params(workdir: epath.PathLike, step: int, abstract_params: Abstract | 
 
 @contextlib.contextmanager
 def _reading(folder: epath.Path, remedy: str) -> Iterator[None]:
-    """Says in one line which part of a checkpoint cannot be read, and what to do."""
+    """Turns any error of reading a folder into an `InputError` that names the folder and says what to do."""
     try:
         with storage.errors(folder):
             yield
     except InputError:
         raise
-    except Exception as error:  # of many kinds: a byte may be wrong anywhere
+    except Exception as error:  # a wrong byte can raise any exception
         raise InputError(f"checkpoint {folder} is damaged ({_first_line(error)}); {remedy}.") from error

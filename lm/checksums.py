@@ -1,6 +1,6 @@
-"""Checksums of arrays, computed where the arrays are.
+"""Checksums of arrays, computed on the devices that hold them.
 
-Storage formats guard their own indices but not the arrays: a flipped bit in an array is decoded without complaint.
+Storage formats guard their own indices but not the arrays: a flipped bit in an array raises no error.
 """
 
 import math
@@ -13,16 +13,16 @@ Sums = dict[str, int]  # name of an array -> its checksum
 
 
 def compute(tree: object) -> Sums:
-    """Returns the checksum of every array: it depends on the content, not on the mesh.
+    """Returns the checksum of every array. It depends on the content alone, not on the sharding.
 
-    All processes that hold a part of the arrays compute it together.
+    All processes that hold shards of the arrays must call this together.
     """
     sums = np.asarray(_sums(jax.tree.leaves(tree)))
     return {name: int(value) for name, value in zip(names(tree), sums, strict=True)}
 
 
 def names(tree: object) -> list[str]:
-    """Returns what the arrays of a tree are called among checksums."""
+    """Returns the names of the arrays of a tree in `Sums`."""
     return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
@@ -45,6 +45,9 @@ def _sums(arrays: list[jax.Array]) -> jax.Array:
 
 
 def difference(saved: Sums | None, tree: object) -> str:
-    """Names an array that is not the one that was saved; empty where all are, or where no checksums were saved."""
+    """Returns a text that names an array whose checksum differs from the saved one; empty if none does.
+
+    It is empty, too, if no checksums were saved.
+    """
     wrong = [] if saved is None else [name for name, value in compute(tree).items() if saved.get(name) != value]
     return f"{len(wrong)} arrays are not what was saved, such as {wrong[0]}" if wrong else ""

@@ -1,4 +1,4 @@
-"""Shared by all launch scripts: the config flag, one line for a user's mistake, exit codes.
+"""What all launch scripts share: the config flag, one-line error messages and exit codes.
 
 A launch script defines its flags, then passes its `main` to `run`:
 
@@ -51,7 +51,7 @@ def define_config() -> Callable[[], Config]:
     """
     try:
         holder = config_flags.DEFINE_config_file("config", None, "The Python file whose get_config() returns the run.")
-    except flags.Error as error:  # ml_collections reads a --flagfile here already; this one cannot be read
+    except flags.Error as error:  # ml_collections already reads a --flagfile here, and failed
         _fail(error)
     flags.FLAGS["config"].parser = _ConfigFileParser()
     flags.mark_flag_as_required("config")
@@ -79,10 +79,10 @@ def opened(
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Parses the command line, calls `main` and exits with what it returns (None: 0).
+    """Parses the command line, calls `main` and exits with the code that it returns; None means 0.
 
-    Wrong input, in the flags or raised by `main` as `InputError`, gives one line on stderr and exit code 2. Other
-    exceptions are faults: they give a traceback and exit code 1.
+    A wrong flag, or an `InputError` from `main`, gives one line on stderr and exit code 2. Any other exception is a
+    fault and gives a traceback and exit code 1.
     """
     try:
         app.run(lambda _: main(), flags_parser=_parse_flags)
@@ -103,8 +103,8 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses `argv`; turns each of absl's errors into an `InputError`."""
-    flags.FLAGS.set_gnu_getopt()  # read the flags behind a stray argument too
+    """Parses `argv`, and turns each of absl's errors into an `InputError`."""
+    flags.FLAGS.set_gnu_getopt()  # also reads flags that follow a stray argument
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -133,7 +133,7 @@ def _unknown_flag(name: str) -> str:
 
 
 def _illegal_value(message: str) -> str:
-    """Returns what a flag accepts, where absl only repeats Python's conversion error."""
+    """Returns a message that says what a flag accepts. Absl only repeats Python's conversion error."""
     if missing := re.search(r"Flag --(\w+) must have a value other than None", message):
         return f"--{missing[1]} is missing; --help says what it takes."
     conversion = r"flag --([\w.]+)=(.*): (?:invalid literal|could not convert|\('Non-boolean)"
@@ -165,7 +165,7 @@ def _load_config(path: str) -> Config:
     if not os.path.isfile(path):
         near = difflib.get_close_matches(path, [str(file) for file in Path(path).parent.glob("*.py")])
         hint = f"did you mean {' or '.join(near)}?" if near else "accepted: a Python file with a get_config()."
-        raise InputError(f"--config is {path!r}, which is no file; {hint}")
+        raise InputError(f"--config is {path!r}, which is not a file; {hint}")
     loader = importlib.machinery.SourceFileLoader("config_file", path)
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None

@@ -1,8 +1,8 @@
-"""Several processes in one run: they find each other, agree, stop at the same step and end together.
+"""Joins the processes of a run, makes them agree on errors, stops them at the same step and ends them together.
 
 JAX detects Cloud TPU VMs, GKE, SLURM and Open MPI without any setting. Elsewhere three variables describe the run:
 
-    LM_COORDINATOR=host:port   of process 0, the same for all
+    LM_COORDINATOR=host:port   the address of process 0, the same for all
     LM_PROCESSES=N             the number of processes; 1 means one process even on a cluster
     LM_PROCESS=i               the index of this process, from 0
 
@@ -32,7 +32,7 @@ from lm.errors import InputError
 _VARIABLES = ("LM_COORDINATOR", "LM_PROCESSES", "LM_PROCESS")
 _LOOPBACK = ("127.0.0.1", "localhost")
 _SLOW_START_SECONDS = 30.0
-# Matches the errors of JAX when a collective or the coordinator fails because a process is gone.
+# Matches JAX's errors when a collective or the coordinator fails because a process has ended.
 _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|heartbeat")
 _GO_ON = "Run the same command again to go on from the last checkpoint."
 _PATIENCE_MS = 7 * 24 * 3600 * 1000  # preparing a corpus may take days; a process that dies ends the wait much earlier
@@ -41,18 +41,18 @@ _agreements = itertools.count()
 
 
 class Refused(InputError):
-    """Wrong input that every process knows of, so that only process 0 need report it."""
+    """An `InputError` that every process raises, so only process 0 reports it."""
 
 
 def initialize(heartbeat_timeout: int) -> None:
     """Joins the other processes of this run, if there are any. Call it before any device is used.
 
     Args:
-        heartbeat_timeout: seconds without a heartbeat after which a process counts as dead and the others end.
+        heartbeat_timeout: after so many seconds without a heartbeat, a process counts as dead and the others end.
 
     Raises:
-        InputError: the variables are wrong, or incomplete and JAX detects no cluster that completes them; or the
-            coordinator cannot listen at its address.
+        InputError: the variables are wrong, or incomplete while JAX detects no cluster, or the coordinator cannot
+            listen at its address.
     """
     coordinator, count, index = _settings()
     if count == 1:
@@ -81,7 +81,8 @@ def initialize(heartbeat_timeout: int) -> None:
 def _aborted(_: int) -> None:
     """Reports in one line that JAX ends this process because the coordinator is gone.
 
-    JAX aborts from a thread of its own. It has a callback for this, but jaxlib 0.10.2 cannot call one in Python.
+    JAX aborts from a thread of its own. It has a callback for this case, but jaxlib 0.10.2 cannot call a Python
+    function there. We handle SIGABRT instead.
     """
     if threading.get_native_id() in {thread.native_id for thread in threading.enumerate()}:
         faulthandler.dump_traceback()  # a Python thread aborted: not JAX
@@ -143,7 +144,7 @@ def say(message: object) -> None:
 
 @contextlib.contextmanager
 def agreement() -> Iterator[None]:
-    """Makes all processes leave a block together, and fail together where one of them raises `InputError`.
+    """Makes all processes leave a block together. If one raises `InputError`, all of them fail.
 
     Nothing in the block may wait for another process.
 
@@ -163,7 +164,7 @@ def agreement() -> Iterator[None]:
 
 
 def _exchange(text: str) -> list[str]:
-    """Returns the text of every process, ordered by process; waits for all of them."""
+    """Returns the texts of all processes in their order, after waiting for all of them."""
     client, here = global_state.client, global_state.process_id
     if client is None:
         return [text]
@@ -178,8 +179,8 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
     """Turns SIGTERM, a preemption notice, into a flag that the loop reads after every step.
 
     Yields:
-        A function of the step just taken that returns whether to stop after it. A SIGTERM to any process makes it
-        true in all processes at the same step, a few steps later.
+        A function that takes the number of the last step and returns whether to stop after it. After a SIGTERM to any
+        process it returns True in all processes at the same step, a few steps later.
     """
     if global_state.client is not None:  # JAX handles the signal
         yield multihost_utils.reached_preemption_sync_point
@@ -197,10 +198,10 @@ def watchdog(seconds: int) -> Iterator[Callable[[], None]]:
     """Ends a process that hangs, with the stacks of all threads on stderr and exit code 1.
 
     Args:
-        seconds: the longest time between two calls of the function; 0 waits for ever.
+        seconds: the longest time between two calls of the yielded function; 0 means no limit.
 
     Yields:
-        A function that the block calls to show that it goes on.
+        A function that the block must call regularly.
     """
     if not seconds:
         yield lambda: None
@@ -218,13 +219,13 @@ def watchdog(seconds: int) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def fail_fast(*expected: type[Exception]) -> Iterator[None]:
-    """Ends this process at once when the block raises and the run has several processes.
+    """Ends this process at once if the block raises and the run has several processes.
 
-    The others wait for this process's part of a sum or of a checkpoint. Cleaning up, or waiting for them at exit,
-    would hang all of them; a process that is gone ends them.
+    The other processes wait for this one in a collective or a checkpoint. Cleaning up here, or waiting for them at
+    exit, would hang all of them. They end when they see that this process has ended.
 
     Args:
-        expected: exceptions that every process raises at the same step; they propagate.
+        expected: exceptions that every process raises at the same step. These propagate.
     """
     try:
         yield

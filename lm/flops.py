@@ -1,6 +1,6 @@
-"""Counts floating-point operations: those that a model needs, and those that a traced program does.
+"""Counts the floating-point operations that a model needs, and those of a traced program.
 
-Both count two for a multiply-add, and matrix products alone.
+Both counts include only matrix products. A multiply-add counts as two.
 """
 
 import math
@@ -12,13 +12,14 @@ from lm.config import Config
 
 
 def model_flops(config: Config, predicted: int) -> float:
-    """Returns the FLOPs of one row, forward and backward, that the model needs. Recomputation does not count.
+    """Returns the FLOPs of the forward and backward pass over one row. Rematerialisation does not count.
 
-    The backward pass costs twice the forward pass: it has the gradients of inputs and of weights. Attention counts
-    whole rows in global layers, causal or not, and the window in local ones.
+    The backward pass costs twice the forward pass: it computes the gradients of inputs and of weights. In global layers
+    attention counts whole rows, causal or not; in local layers it counts the window.
 
     Args:
-        predicted: positions that reach the vocabulary projection.
+        config: of the run.
+        predicted: the number of positions that reach the vocabulary projection.
     """
     model = config.model
     width, inner = model.d_model, model.num_heads * model.width_per_head
@@ -41,10 +42,10 @@ def model_flops(config: Config, predicted: int) -> float:
 
 
 def program_flops(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[float, float]:
-    """Returns the FLOPs of a program over all devices, and those of them inside Pallas kernels.
+    """Returns the FLOPs of a program over all devices, and how many of them are in Pallas kernels.
 
-    XLA's own analysis counts the body of a loop once and a kernel not at all. We count a loop once only where the
-    program does not state its number of iterations. Of the branches of a conditional the most expensive counts.
+    XLA's own analysis counts the body of a loop once and a kernel not at all. We multiply the body by the number of
+    iterations where the program states it. Of the branches of a conditional the most expensive one counts.
 
     Args:
         jaxpr: from `jax.make_jaxpr`.

@@ -1,6 +1,6 @@
-"""A tree of arrays in a folder, through orbax: written in chunks with its checksums, read straight into its shardings.
+"""Writes and reads a tree of arrays in a folder, with orbax: in chunks, with checksums, read into given shardings.
 
-Orbax 0.12.8 is also taught here to use s3:// and to keep its log short.
+It also makes orbax 0.12.8 accept s3:// and keep its log short.
 """
 
 import functools
@@ -24,8 +24,8 @@ from lm.parameters import Tree
 
 T = TypeVar("T")
 
-_CHUNK_BYTES = 16 << 20  # of an array: the least that a reader of a part of it reads and decodes
-_FILE_BYTES = 128 << 20  # small enough for many files to be sent at a time, and to send one again after a failure
+_CHUNK_BYTES = 16 << 20  # a chunk of an array, the least that is read and decoded at once
+_FILE_BYTES = 128 << 20  # small, so that files are sent in parallel and one can be sent again after a failure
 _CHECKSUMS = "checksums"
 
 
@@ -41,10 +41,10 @@ def prepare(path: epath.PathLike) -> epath.Path:
 
 @functools.cache
 def _shorten_log() -> None:
-    """Keeps to one line what stderr shows of a storage that fails.
+    """Drops orbax's log records, so that a storage error is shown in one line.
 
-    Orbax raises the error to us, but also logs it three times with its traceback, and closes an event loop to which
-    the remaining arrays still report. It also warns of metadata that it looks for in two places.
+    Orbax raises the error to us, but also logs it three times with its traceback. It then closes an event loop to which
+    the remaining arrays still report. It also warns about metadata that it looks for in two places.
     """
     of_orbax = f"{os.sep}orbax{os.sep}"
     logging.getLogger("absl").addFilter(
@@ -57,9 +57,10 @@ def _shorten_log() -> None:
 
 @functools.cache
 def _teach_s3() -> None:
-    """Makes orbax treat s3:// as it treats gs://, and open both through `storage.kvstore`.
+    """Makes orbax treat s3:// like gs://, and open both through `storage.kvstore`.
 
-    Orbax 0.12.8 takes an s3:// path for a relative local one. The names replaced here are all that look at the scheme.
+    Orbax 0.12.8 takes an s3:// path for a relative local path. We replace all names in it that depend on the
+    scheme of a path.
     """
     replaced = {
         gcs_utils: {"_GCS_PATH_PREFIX": ("gs://", "s3://"), "get_kvstore_for_gcs": _kvstore_without_slash},
@@ -81,10 +82,11 @@ def _kvstore_without_slash(path: str) -> storage.Spec:
 
 
 def save_args(tree: object, elsewhere: Mapping[str, int]) -> ocp.args.PyTreeSave:
-    """Returns the arguments with which orbax saves a tree and its checksums.
+    """Returns orbax's arguments for saving a tree and its checksums.
 
     Args:
-        elsewhere: checksums of arrays that another folder holds, to be kept beside those of the tree.
+        tree: the arrays.
+        elsewhere: checksums of arrays in another folder, which are saved together with those of the tree.
     """
     return _arguments(tree, {**checksums.compute(tree), **elsewhere})
 
@@ -99,10 +101,10 @@ def _arguments(tree: object, sums: Sums) -> ocp.args.PyTreeSave:
 
 
 def write(folder: epath.Path, tree: object) -> Sums:
-    """Writes a tree in place of what the folder holds, waits until it is complete, and returns its checksums.
+    """Replaces the content of a folder by a tree, and returns its checksums when the folder is complete.
 
-    A folder that was written in part only is never taken for a complete one: on a disk it has another name, on object
-    storage it lacks commit_success.txt. All processes take part.
+    An incomplete folder is never taken for a complete one: on a disk it has another name, and on object storage it
+    lacks commit_success.txt. All processes must call this.
     """
     sums = checksums.compute(tree)
     arguments = _arguments(tree, sums)
@@ -111,15 +113,17 @@ def write(folder: epath.Path, tree: object) -> Sums:
 
 
 def read(folder: epath.Path, abstract: T, *, partial: bool = False) -> tuple[T, Sums | None]:
-    """Reads the arrays of an abstract tree, each straight into its sharding.
+    """Reads the arrays of an abstract tree, each into its sharding.
 
-    No process waits for another here, so that each can say whether it could read its part.
+    No process waits for another one here, so each can report whether it could read its shards.
 
     Args:
-        partial: whether the folder may hold more than the tree. Of these arrays nothing is read.
+        folder: the folder.
+        abstract: shapes, dtypes and shardings.
+        partial: whether the folder may hold more arrays than the tree. These are not read.
 
     Returns:
-        The tree, not yet compared with its checksums, and these: None in a checkpoint of an earlier version.
+        The tree and the saved checksums, not yet compared. Checkpoints of earlier versions have None for checksums.
     """
     handler = ocp.PyTreeCheckpointHandler()
     places = ocp.checkpoint_utils.construct_restore_args(abstract)
@@ -128,7 +132,7 @@ def read(folder: epath.Path, abstract: T, *, partial: bool = False) -> tuple[T, 
 
 
 def contents(folder: epath.Path) -> tuple[Tree[jax.ShapeDtypeStruct], Sums | None]:
-    """Returns the parameters that a folder holds, to be read onto this process's first device, and their checksums."""
+    """Returns shapes and dtypes of the parameters in a folder, placed on this process's first device; and checksums."""
     metadata = ocp.PyTreeCheckpointHandler().metadata(folder)
     place = SingleDeviceSharding(jax.local_devices()[0])
     tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), metadata.tree)

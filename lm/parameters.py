@@ -11,7 +11,7 @@ Params: TypeAlias = Tree[jax.Array]
 
 
 def flatten(tree: Tree[Leaf]) -> dict[str, Leaf]:
-    """Returns the leaves by path."""
+    """Returns the leaves of a tree by path."""
     leaves: dict[str, Leaf] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -40,7 +40,7 @@ def merge(first: Tree[Leaf], second: Tree[Leaf]) -> Tree[Leaf]:
 
 
 def abridge(paths: Collection[str], among: Collection[str]) -> list[str]:
-    """Names some of the paths of a tree in few words: `mlm` where everything below `mlm/` is among them."""
+    """Returns a short list of names for some paths of a tree: `mlm` if the paths include everything below `mlm/`."""
     names = []
     for path in sorted(paths):
         parts = path.split("/")

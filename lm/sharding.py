@@ -1,4 +1,4 @@
-"""The mesh, and the one table of how every parameter and activation is sharded over it.
+"""The mesh, and the tables of how parameters and activations are sharded over it.
 
 Only this file names mesh axes. There are four: `data` splits the batch; `fsdp` splits the batch and the parameters;
 `context` splits rows along their length; `tensor` splits heads, feed-forward and vocabulary.
@@ -43,8 +43,8 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"norm/(scale|bias)", P(None)),
 )
 
-# Letter of an array's name -> mesh axes of that dimension; other letters are never split. `context` splits queries, L,
-# but not keys, S: attention gathers them.
+# Letter of an array's name -> mesh axes of that dimension. Other letters are never split. `context` splits queries, L,
+# but not keys, S: attention needs all keys, so an all-gather precedes it.
 ACTIVATIONS = {
     "B": BATCH,
     "L": "context",
@@ -56,17 +56,17 @@ ACTIVATIONS = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[object] | None = None) -> Mesh:
-    """Returns the mesh of a config; an axis of -1 takes the devices that the others leave.
+    """Returns the mesh of a config. An axis of size -1 takes all remaining devices.
 
-    Neighbours in a TPU's network go to the axes that communicate most. Where a data-centre network joins several
-    slices, `data` spans the slices: only gradients cross that network, once a step.
+    Neighbours in a TPU's network go to the axes that communicate most. With several slices, `data` spans them, so only
+    gradients cross the data-centre network between slices, once a step.
 
     Args:
         config: sizes along each axis.
-        devices: all devices of all processes by default.
+        devices: by default all devices of all processes.
 
     Raises:
-        InputError: when the sizes do not multiply to the number of devices, or the slices do not divide `data`.
+        InputError: the product of the sizes is not the number of devices, or the slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {name: getattr(config, name) for name in AXES}
@@ -124,7 +124,7 @@ def check_divisible(mesh: Mesh, config: Config) -> None:
 
 
 def nearest(value: int, step: int) -> str:
-    """Returns the multiples of `step` next to a value, for a message."""
+    """Returns the multiples of `step` next to a value, as text for a message."""
     below = value // step * step
     return f"{below} or {below + step}" if below else str(step)
 
@@ -182,7 +182,7 @@ def state_shardings(mesh: Mesh, state: Mapping[str, object]) -> dict[str, object
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: `data` and `fsdp` split its rows, and nothing else is split.
 
-    `context` does not split a batch, which is a few integers a token that masking sorts. It splits their embeddings.
+    A batch is a few integers a token, and masking sorts whole rows. So `context` splits only the embeddings.
     """
     return NamedSharding(mesh, P(BATCH))
 
@@ -190,14 +190,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Returns the rows of the global batch that this process's devices hold, ascending.
 
-    On a TPU they need not be consecutive: a host's chips are a square of the network, not a line.
+    On a TPU they may not be consecutive, because the chips of a host form a square of the network, not a line.
     """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     return np.unique([np.arange(batch_size)[index] for index in indices.values() if index is not None])
 
 
 def place_rows(mesh: Mesh, batch_size: int, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns the global batch, of which each process gives its `process_rows`."""
+    """Returns the global batch as arrays on the devices. Each process passes its own `process_rows` of it."""
     place = batch_sharding(mesh)
     with jax.transfer_guard("allow"):  # the only intended transfer of a step
         return {
@@ -207,7 +207,7 @@ def place_rows(mesh: Mesh, batch_size: int, batch: dict[str, np.ndarray]) -> dic
 
 
 def is_trivial() -> bool:
-    """Returns whether there is a single device."""
+    """Returns whether there is no mesh, or a mesh of one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
 
@@ -220,13 +220,13 @@ def constrain(array: jax.Array, dims: str) -> jax.Array:
 
 
 def platform() -> str:
-    """Returns the platform that the traced program is for, `cpu`, `gpu` or `tpu`; another one may trace it."""
+    """Returns the platform that the program is compiled for: `cpu`, `gpu` or `tpu`. The host may be another one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def ways(dim: str) -> int:
-    """Returns into how many parts the dimension of this letter is split."""
+    """Returns the number of shards of the dimension with this letter."""
     return math.prod(map(axis_size, _names(ACTIVATIONS.get(dim))))
 
 
@@ -236,7 +236,7 @@ def axis_size(axis: str) -> int:
 
 
 def map_shards(function: Callable[..., jax.Array], inputs: Sequence[str], output: str) -> Callable[..., jax.Array]:
-    """Returns a function that each device computes on its shards; `inputs` and `output` are dims as of `constrain`."""
+    """Returns a function that runs on each device's shards. `inputs` and `output` are dims, as in `constrain`."""
     if is_trivial():
         return function
     spec = lambda dims: P(*(ACTIVATIONS.get(dim) for dim in dims))  # noqa: E731
@@ -245,12 +245,17 @@ def map_shards(function: Callable[..., jax.Array], inputs: Sequence[str], output
 
 
 def shard_start(dim: str, size: int) -> jax.Array | int:
-    """Returns the index where this device's part of a dimension begins, within `map_shards`; `size` is a part's."""
+    """Returns the index at which this device's shard of a dimension begins, inside `map_shards`.
+
+    Args:
+        dim: the letter of the dimension.
+        size: the size of one shard.
+    """
     return 0 if ways(dim) == 1 else jax.lax.axis_index(ACTIVATIONS[dim]) * size
 
 
 def gathered(path: str, array: jax.Array) -> jax.Array:
-    """All-gathers a parameter along `fsdp`, as a layer needs it; `path` is the one of `PARAMETERS`.
+    """Returns a parameter all-gathered along `fsdp`. `path` is its path in `PARAMETERS`.
 
     Without this constraint the compiler may move activations instead of weights.
     """
@@ -258,7 +263,7 @@ def gathered(path: str, array: jax.Array) -> jax.Array:
 
 
 def scattered(path: str, gradient: jax.Array) -> jax.Array:
-    """Shards the gradient of a parameter as the parameter is.
+    """Returns the gradient of a parameter with the sharding of the parameter.
 
     The compiler then uses a reduce-scatter, which takes half the traffic of an all-reduce.
     """
@@ -283,9 +288,9 @@ def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def look_up(table_VD: jax.Array, rows_BL: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Returns rows of an embedding table, [B, L, D], not yet sharded as an activation.
 
-    Where the table is split along D, each device looks up its part of D for all devices of its `fsdp` group, and an
-    all-to-all follows. That moves far fewer bytes than an all-gather of the table, and the table's gradient is split
-    from the start.
+    Where the table is sharded along D, each device looks up its shard of D for all devices of its `fsdp` group. An
+    all-to-all follows. It moves far fewer bytes than an all-gather of the table, and the gradient of the table is
+    sharded from the start.
     """
     if is_trivial():
         return table_VD[rows_BL].astype(dtype)

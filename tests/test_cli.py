@@ -124,10 +124,10 @@ def test_wrong_overrides_are_one_line_and_exit_code_2(folder: Path, override: st
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("god.py", "--config is 'god.py', which is no file; did you mean good.py?"),
-        ("none/good.py", "which is no file; accepted: a Python file with a get_config()."),
-        ("", "which is no file"),
-        (".", "which is no file"),
+        ("god.py", "--config is 'god.py', which is not a file; did you mean good.py?"),
+        ("none/good.py", "which is not a file; accepted: a Python file with a get_config()."),
+        ("", "which is not a file"),
+        (".", "which is not a file"),
         ("syntax.py", "syntax.py:1: invalid syntax."),
         ("binary.py", "null bytes"),
         ("empty.py", "there is no get_config() in this file."),

@@ -1,1 +1,1 @@
-"""A trained model becomes answers: prediction and evaluation."""
+"""Prediction with a trained model, and evaluation of what it writes."""

@@ -1,4 +1,4 @@
-"""The attention weights of one request.
+"""Computes the attention weights of one request.
 
 Array names carry their shape: N layers, B batch (always 1), H heads, L queries, S keys, T decoded length.
 """
@@ -22,10 +22,10 @@ class Weights:
     """The attention weights of one sequence.
 
     Attributes:
-        title: which attention it is.
-        weights_NHLS: float32; the share of the value at each key in what a query receives. They sum to one over S.
-        queries, keys: labels of the tokens.
-        query, key: what the queries and keys are, for the axes.
+        title: the name of the attention.
+        weights_NHLS: float32. They sum to one over S.
+        queries, keys: a label for each token.
+        query, key: labels of the two axes of a picture.
     """
 
     title: str
@@ -37,14 +37,14 @@ class Weights:
 
 
 def of_request(model: Predictor, pipeline: Pipeline, request: Request) -> dict[str, Weights]:
-    """The weights by what attends: `cross` (decoder to encoder), `encoder`, `decoder`; those that the model has.
+    """Returns those of the weights `cross` (decoder to encoder), `encoder` and `decoder` that the model has.
 
-    A decoder's are computed over the best hypothesis of what it writes, up to its end.
+    The tokens of a decoder are those of the best output that it writes for the request, up to its end.
 
     Args:
         model: the model.
-        pipeline: one of its tasks.
-        request: of that task.
+        pipeline: one of the model's tasks.
+        request: a request of that task.
 
     Raises:
         RequestError: the request cannot be answered.
@@ -106,14 +106,14 @@ def _one(weights_NBHLS: jax.Array) -> np.ndarray:
 
 
 def _alone(tokens_L: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, segments and positions [1, L] of a sequence without padding."""
+    """Returns the tokens, segments and positions [1, L] of a sequence without padding."""
     return tokens_L[None], np.ones((1, len(tokens_L)), np.int32), np.arange(len(tokens_L), dtype=np.int32)[None]
 
 
 def labels(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-    """What to call each token: its text without a word mark, or the name of a special token.
+    """Returns a label for each token: its text without a word mark, or the name of a special token.
 
-    Several tokens that spell one character (its bytes) are called by the character and their numbers.
+    Where several tokens are the bytes of one character, each label is the character and the number of the byte token.
     """
     special = set(tokenizer.special_ids.tolist())
     found: list[str] = []

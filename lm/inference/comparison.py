@@ -1,7 +1,7 @@
-"""Compares what a model writes with held-out targets, beside two baselines without a model.
+"""Scores what a model writes against held-out targets, next to two baselines without a model.
 
-The baseline `copy` gives the source itself. `nearest` is a translation memory: it gives the target of the most similar
-training source.
+The baseline `copy` returns the source itself. `nearest` is a translation memory: it returns the target of the most
+similar training source.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from lm.inference.predict import Options, Predictor
 
 
 class Scores(TypedDict):
-    """The number of pairs of one kind, and the metric's values in percent; `nearest` only for pairs of a store."""
+    """The number of pairs of one kind, and their scores in percent. Pairs of a file have no `nearest`."""
 
     examples: int
     model: dict[str, float]
@@ -33,7 +33,7 @@ class Scores(TypedDict):
 
 
 class Shown(TypedDict):
-    """One pair and what the model wrote."""
+    """A pair, and what the model wrote for its source."""
 
     source: str
     target: str
@@ -42,10 +42,10 @@ class Shown(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How a model compares.
+    """The scores of a model and of the baselines.
 
     Attributes:
-        scores: for every language, or `all`; in a mixture for every `TASK` or `TASK/LANGUAGE`.
+        scores: kind of pair -> scores. A kind is a language, or `all`; in a mixture it is `TASK` or `TASK/LANGUAGE`.
         shown: some of the pairs.
     """
 
@@ -56,23 +56,23 @@ class Comparison:
 def compare(
     path: str, metric: str, *, input_path: str = "", limit: int = 1000, shown: int = 0, num_beams: int = 1
 ) -> Comparison:
-    """Writes from the sources of held-out pairs and compares with their targets.
+    """Writes a text for the source of each held-out pair, and scores it against the target.
 
     Args:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
-        metric: `bleu` (and chrF), `rouge` or `exact-match` (and F1).
-        input_path: pairs in a TSV or .jsonl file, their sources worded as in training; empty for the held-out split
-            of the run's store.
-        limit: pairs to use, a fixed random choice; 0 for all.
-        shown: so many of them are returned, evenly spread over all.
-        num_beams: hypotheses of beam search; 1 is greedy.
+        metric: `bleu` (with chrF), `rouge` or `exact-match` (with F1).
+        input_path: a TSV or .jsonl file of pairs, with sources worded as in training. If it is empty, the pairs are
+            those of the run's held-out split.
+        limit: how many pairs to use, in a fixed random choice; 0 for all.
+        shown: how many of these pairs to return, evenly spread.
+        num_beams: the number of beams; 1 is greedy.
 
     Raises:
         InputError: checkpoint, store or file cannot be used, or the metric's library is not installed.
     """
     if metric not in METRICS:
         raise InputError(f"metric is {metric!r}; accepted: {', '.join(METRICS)}.")
-    METRICS[metric](["a"], ["a"])  # a missing library is an error now, not after everything is written
+    METRICS[metric](["a"], ["a"])  # reports a missing library before anything is written
     loaded = load(path)
     write = Predictor(loaded).pipeline("generate", Options(decoding={"num_beams": num_beams}))
     pairs, train = _pairs(loaded, input_path)
@@ -94,7 +94,10 @@ def compare(
 
 
 def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair]]:
-    """The pairs of a file, or the held-out pairs of the run's store; and the pairs that the run trained on."""
+    """Returns the pairs to score, from a file or the run's held-out split, and the run's training pairs.
+
+    For a file there are no training pairs.
+    """
     data = loaded.config.data
     if not input_path:
         stores = mixture.open_stores(
@@ -110,7 +113,7 @@ def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair]]:
 
 
 def _stored(stores: dict[str, Store], split: str) -> list[Pair]:
-    """The pairs of a run, the group of each being its task. Tasks of a mixture that have no pairs are left out."""
+    """Returns the pairs of a split. In a mixture each pair's group is its task; tasks without pairs are left out."""
     return [
         pair._replace(group=name)
         for name, store in stores.items()
@@ -143,7 +146,10 @@ def _kind(pair: Pair) -> str:
 
 
 def nearest(sources: Sequence[str], memory: Sequence[Pair]) -> list[str]:
-    """The target of the training source most like each source, by the cosine of TF-IDF over character trigrams."""
+    """Returns for each source the target of the most similar training source.
+
+    Similarity is the cosine of TF-IDF vectors over character trigrams.
+    """
     ids: dict[str, int] = {}
 
     def counts(texts: Sequence[str], learn: bool) -> sparse.csr_matrix:

@@ -1,10 +1,10 @@
-"""Decoding: greedy, by sampling and by beam search, of rows that come and go.
+"""Greedy decoding, sampling and beam search over a batch whose rows start and end at different times.
 
-`insert` reads sources and prompts into rows of a running state, `advance` takes steps for all rows, and `read` gives
-what they have written. `generate` is these in one program. A row's tokens do not depend on its neighbours.
+`insert` puts new sources and prompts into rows of a running state. `advance` takes steps for all rows. `read` returns
+what the rows have written. `generate` does all three in one program. A row's tokens do not depend on the other rows.
 
-Array names carry their shape: B rows, R rows that are inserted, N hypotheses of each (beams), P prompt length,
-T tokens written, V vocabulary, C candidates.
+Array names carry their shape: B rows, R inserted rows, N beams of a row, P prompt length, T written tokens,
+V vocabulary, C candidates.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ from lm.models import Cache, Decoder, Model, Params, Prompts, Sources, make_deco
 from lm.ops.vocabulary import largest, log_sum_exp
 from lm.sharding import constrain
 
-_NEVER = -1.0e9  # the score of what must not be chosen; finite, so that sums of it stay ordered
+_NEVER = -1.0e9  # the score of a token or beam that must not be chosen; finite, so that sums stay ordered
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a program of decoding is compiled for, besides its number of rows.
+    """The static sizes of a decoding program, besides its number of rows.
 
     Attributes:
-        hypotheses: N, of each row.
-        written: T, tokens that a row may write at most.
-        prompt: P, tokens of a prompt at most.
-        source: tokens of a source at most; 0 for a decoder alone.
+        hypotheses: N, the number of beams.
+        written: T, the most tokens that a row may write.
+        prompt: P, the most tokens of a prompt.
+        source: the most tokens of a source; 0 for a decoder alone.
     """
 
     hypotheses: int
@@ -41,11 +41,13 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class TokenIds:
-    """Ids with a meaning of their own.
+    """The ids of special tokens.
 
     Attributes:
-        start, end, pad: the token that a decoder is given first, the one that ends a sequence, and what follows it.
-        vocab_size: ids from here on only pad the vocabulary and are never chosen.
+        start: the decoder's first input.
+        end: ends a sequence.
+        pad: fills the rest of a row after its end.
+        vocab_size: ids from this one on only pad the vocabulary; they are never chosen.
     """
 
     start: int
@@ -55,11 +57,11 @@ class TokenIds:
 
 
 class Beams(NamedTuple):
-    """What beam search has finished of each row.
+    """The finished beams of each row.
 
     Attributes:
         tokens_BNT: as in `DecodeState`.
-        scores_BN: divided by the length to the power of the penalty, descending; _NEVER for none yet.
+        scores_BN: log-probability over length to the power of `length_penalty`, descending; _NEVER for an empty place.
     """
 
     tokens_BNT: jax.Array
@@ -69,17 +71,17 @@ class Beams(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """Rows that are being written. The first axis of every array is the row.
+    """The state of decoding. The first axis of every array is the row.
 
     Attributes:
-        cache: keys and values of the tokens before the last one, and those of the source.
-        options: how each row is decoded.
+        cache: the KV cache, without the last token of each beam.
+        options: the decoding options of each row.
         begin_B: int32, the position of the first token that a row writes.
-        last_BN: int32, the token of each hypothesis that has not been read yet.
-        tokens_BNT: int32, what each hypothesis has written; padding follows.
-        scores_BN: float32, the log-probability of that; of beams descending.
-        beams: finished hypotheses; None where N is 1.
-        done_B: bool, whether a row writes no more: it has ended, or was never filled.
+        last_BN: int32, the last token of each beam, the decoder's next input.
+        tokens_BNT: int32, the tokens that each beam has written; padding follows.
+        scores_BN: float32, the log-probability of these tokens. Beams are in descending order.
+        beams: the finished beams; None where N is 1.
+        done_B: bool, True for a row that has ended or was never filled.
         shape, ids: see `Shape` and `TokenIds`.
     """
 
@@ -96,7 +98,7 @@ class DecodeState:
 
 
 class Decoded(NamedTuple):
-    """The N best sequences of each row, best first.
+    """The N best sequences of each row, the best one first.
 
     Attributes:
         tokens_BNT: int32, without the prompt; padding follows the end of the sequence.
@@ -110,10 +112,10 @@ class Decoded(NamedTuple):
 def begin(
     decoder: Decoder, ids: TokenIds, shape: Shape, sources: Sources | None, prompts: Prompts, options: RowOptions
 ) -> DecodeState:
-    """A state whose rows have read their sources and prompts, and have written nothing."""
+    """Returns a state whose cache holds the sources and prompts, and whose rows have written nothing."""
     rows, hypotheses = len(prompts.tokens_BP), shape.hypotheses
     begin_B = jnp.asarray(prompts.lengths_B, jnp.int32)
-    # The decoder is given the start and the prompt; all but the last of these are read at once.
+    # The decoder's first inputs are the start token and the prompt. All but the last go into the cache here.
     given_BP = jnp.pad(jnp.asarray(prompts.tokens_BP, jnp.int32), ((0, 0), (1, 0)), constant_values=ids.start)
     last_B1 = jnp.take_along_axis(given_BP, begin_B[:, None], axis=1)
     cache = decoder.begin(
@@ -124,7 +126,7 @@ def begin(
         source_length=shape.source,
     )
     tokens_BNT = jnp.full((rows, hypotheses, shape.written), ids.pad, jnp.int32)
-    # One hypothesis to begin with: equal ones would all take the same continuations.
+    # Only beam 0 is alive at the beginning. Equal beams would all choose the same continuations.
     scores_BN = jnp.broadcast_to(jnp.where(jnp.arange(hypotheses) == 0, 0.0, _NEVER)[None], (rows, hypotheses))
     return DecodeState(
         cache=cache,
@@ -141,7 +143,7 @@ def begin(
 
 
 def empty(decoder: Decoder, ids: TokenIds, shape: Shape, rows: int) -> DecodeState:
-    """A state of rows that are all to be filled."""
+    """Returns a state whose rows are all empty."""
     ints = lambda *dims: jnp.zeros(dims, jnp.int32)  # noqa: E731
     sources = Sources(ints(rows, shape.source), ints(rows, shape.source)) if shape.source else None
     prompts = Prompts(ints(rows, shape.prompt), ints(rows))
@@ -161,13 +163,13 @@ def insert(
     prompts: Prompts,
     options: RowOptions,
 ) -> DecodeState:
-    """A running state with some of its rows filled anew.
+    """Returns a running state with new sources and prompts in some of its rows.
 
     Args:
-        decoder: the one that made the state.
+        decoder: the decoder that made the state.
         state: of B rows.
-        rows_R: int32, which rows to fill; a number of B or more fills none.
-        sources, prompts, options: of R rows; no longer than `state.shape` says.
+        rows_R: int32, the rows to replace. A number of B or more is ignored.
+        sources, prompts, options: of R rows; no longer than `state.shape` allows.
     """
     new = begin(decoder, state.ids, state.shape, sources, prompts, options)
     place = lambda old, new: old.at[jnp.asarray(rows_R)].set(new, mode="drop")  # noqa: E731
@@ -175,7 +177,7 @@ def insert(
 
 
 def advance(decoder: Decoder, state: DecodeState, steps: jax.Array | int) -> DecodeState:
-    """Takes up to `steps` steps for all rows, fewer where all are done before; each writes a token for every row."""
+    """Takes `steps` steps, or fewer if all rows are done before. A step writes one token for every row."""
     step = _search_beams if state.beams is not None else _take_one
 
     def body(count_and_state: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
@@ -187,7 +189,7 @@ def advance(decoder: Decoder, state: DecodeState, steps: jax.Array | int) -> Dec
 
 
 def read(state: DecodeState) -> Decoded:
-    """What the rows have written; of beam search what it has finished."""
+    """Returns what the rows have written; with beam search, the finished beams."""
     if state.beams is not None:
         return Decoded(*state.beams)
     power_B1 = _length(state).astype(jnp.float32)[:, None] ** state.options.length_penalty_B[:, None]
@@ -203,21 +205,21 @@ def generate(
     prompts: Prompts,
     options: RowOptions,
 ) -> Decoded:
-    """Decodes a batch from its beginning until all rows are done: `functools.partial` of the first three, for jit."""
+    """Decodes a batch until all rows are done. For jit, bind the first three arguments by `functools.partial`."""
     decoder = make_decoder(model.merge(params), len(prompts.tokens_BP) * shape.hypotheses)
     return read(advance(decoder, begin(decoder, ids, shape, sources, prompts, options), shape.written))
 
 
 def _length(state: DecodeState) -> jax.Array:
-    """How many tokens each row has written, at least 1: int32 [B]."""
+    """Returns how many tokens each row has written, but at least 1, int32 [B]."""
     return jnp.maximum(state.cache.position_B - state.begin_B, 1)
 
 
 def _predict(decoder: Decoder, state: DecodeState) -> tuple[jax.Array, jax.Array, Cache]:
-    """Logits of the next token [B, N, V], log Z [B, N], and the cache with the last token: log P is their difference.
+    """Returns the logits of the next token [B, N, V], log Z [B, N], and the cache with the last token.
 
-    The difference is taken of the few tokens that are chosen. Writing log P of the whole vocabulary would write all
-    logits once more.
+    log P is logits minus log Z. The caller subtracts for the few tokens that it chooses; for the whole vocabulary this
+    would write all logits once more.
     """
     ids = state.ids
     logits_BNV, cache = decoder(state.last_BN, state.cache)
@@ -227,19 +229,25 @@ def _predict(decoder: Decoder, state: DecodeState) -> tuple[jax.Array, jax.Array
     allowed_B1V = (tokens_11V < ids.vocab_size) & ~(too_early_B11 & (tokens_11V == ids.end))
     logits_BNV = jnp.where(allowed_B1V, logits_BNV, _NEVER)
     log_z_BN = log_sum_exp(logits_BNV)
-    # Z counts an end that comes too early: added here, because writing all logits twice would take longer.
+    # Z includes the end token even where it is masked because it comes too early. Adding it here is faster than
+    # writing both the masked and the unmasked logits.
     log_z_BN = jnp.where(too_early_B11[:, 0], jnp.logaddexp(log_z_BN, end_BN), log_z_BN)
     cache = dataclasses.replace(cache, position_B=jnp.where(state.done_B, state.cache.position_B, cache.position_B))
     return constrain(logits_BNV, "BNV"), log_z_BN, cache
 
 
 def _count(cache: Cache, state: DecodeState) -> jax.Array:
-    """How many tokens a row will have written, with the one that the logits after this cache choose: int32 [B]."""
+    """Returns how many tokens each row has written once the next one is chosen, int32 [B].
+
+    Args:
+        cache: after the decoder's call that gave the logits of the next token.
+        state: before that call.
+    """
     return cache.position_B - state.begin_B
 
 
 def _write(tokens_BXT: jax.Array, column_B: jax.Array, new_BX: jax.Array) -> jax.Array:
-    """Writes a token of each hypothesis at its row's column."""
+    """Returns the tokens with a new token of each beam at the column of its row."""
     is_here_B1T = (jnp.arange(tokens_BXT.shape[2])[None] == column_B[:, None])[:, None]
     return jnp.where(is_here_B1T, new_BX[:, :, None], tokens_BXT)
 
@@ -248,7 +256,7 @@ def _write(tokens_BXT: jax.Array, column_B: jax.Array, new_BX: jax.Array) -> jax
 
 
 def _take_one(decoder: Decoder, state: DecodeState) -> DecodeState:
-    """The state after one more token of each row, the most probable or one that is drawn."""
+    """Returns the state after one more token of each row, the most probable one or a sample."""
     ids, options = state.ids, state.options
     logits_B1V, log_z_B1, cache = _predict(decoder, state)
     chosen_B1 = largest(logits_B1V, 1)[1][:, :, 0]
@@ -270,10 +278,10 @@ def _take_one(decoder: Decoder, state: DecodeState) -> DecodeState:
 
 
 def _draw(logits_B1V: jax.Array, state: DecodeState) -> jax.Array:
-    """A token for each row, sampled by its options: int32 [B, 1]."""
+    """Returns a token for each row, sampled by its options, int32 [B, 1]."""
     options, logits_BV = state.options, logits_B1V[:, 0]
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(options.key_B2)), state.cache.position_B)
-    # A greedy row has no temperature; what is drawn for it is not used.
+    # The sample of a greedy row, whose temperature is 0, is not used.
     logits_BV = logits_BV / jnp.where(options.temperature_B > 0, options.temperature_B, 1.0)[:, None]
     restricts = (options.top_k_B > 0) | (options.top_p_B < 1)
     logits_BV = jax.lax.cond(
@@ -283,7 +291,7 @@ def _draw(logits_B1V: jax.Array, state: DecodeState) -> jax.Array:
 
 
 def _restricted(logits_BV: jax.Array, options: RowOptions) -> jax.Array:
-    """The logits, -inf outside of the `top_k` largest and of the fewest with probability `top_p` (Holtzman, 2020)."""
+    """Returns the logits, with -inf for all tokens outside of `top_k` or of `top_p` (Holtzman et al., 2020)."""
     size = logits_BV.shape[1]
     sorted_BV = -jnp.sort(-logits_BV, axis=-1)
     kept_B = jnp.where(options.top_k_B > 0, jnp.minimum(options.top_k_B, size), size)
@@ -300,15 +308,15 @@ def _restricted(logits_BV: jax.Array, options: RowOptions) -> jax.Array:
 
 
 def _search_beams(decoder: Decoder, state: DecodeState) -> DecodeState:
-    """The state after one more token of each hypothesis.
+    """Returns the state after one more token of each beam.
 
-    Of the 2 N best continuations of all hypotheses, those among the first N that end are finished; the N best of
-    the others go on. A row is done when its best alive hypothesis, at its present length, scores no better than the
-    worst of N finished ones.
+    Of the 2 N best continuations, those that end and are among the best N become finished beams. The N best of those
+    that do not end stay alive. A row is done when its best alive beam, scored at its present length, is no better than
+    the worst of its N finished beams.
     """
     logits_BNV, log_z_BN, cache = _predict(decoder, state)
     rows, beams = log_z_BN.shape
-    # 2 N candidates: if N of them end, N are left to go on.
+    # Of 2 N candidates at most N are end tokens, one for each beam. So at least N others remain.
     logits_BNC, tokens_BNC = largest(logits_BNV, 2 * beams)
     scores_BNC = logits_BNC - log_z_BN[:, :, None] + state.scores_BN[:, :, None]
     best_BC, index_BC = jax.lax.top_k(scores_BNC.reshape(rows, -1), 2 * beams)
@@ -341,7 +349,7 @@ def _search_beams(decoder: Decoder, state: DecodeState) -> DecodeState:
 
 
 def _finish(state: DecodeState, tokens_BCT: jax.Array, scores_BC: jax.Array) -> Beams:
-    """The N best of the finished hypotheses and of the candidates that have just ended."""
+    """Returns the N best of the finished beams and of the candidates that have just ended."""
     assert state.beams is not None
     scores_BF = jnp.concatenate([state.beams.scores_BN, scores_BC], axis=1)
     scores_BN, kept_BN = jax.lax.top_k(scores_BF, state.scores_BN.shape[1])

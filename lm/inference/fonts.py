@@ -1,4 +1,4 @@
-"""Fonts that have the characters of a text, so that a picture never shows empty boxes for them."""
+"""Finds fonts that have the characters of a text, so that a picture shows no empty boxes."""
 
 import contextlib
 import importlib.util
@@ -11,11 +11,11 @@ from lm.errors import InputError
 
 _DEFAULT = "DejaVu Sans"  # comes with matplotlib
 _PACKAGE, _FILE = "pylopdf_fonts_zh_cn", "NotoSansSC-Regular.otf"  # the [fonts] extra
-_BOXES = "Last Resort"  # families of these names draw a box for every character
+_BOXES = "Last Resort"  # families whose names begin so draw a box for every character
 
 
 def families(texts: Iterable[str]) -> list[str]:
-    """Font families that have every character of `texts` between them, for matplotlib to try in this order.
+    """Returns font families that together have every character of `texts`, in the order for matplotlib to try.
 
     Raises:
         InputError: no font of this machine has some character.
@@ -32,7 +32,7 @@ def families(texts: Iterable[str]) -> list[str]:
             shown = " ".join(sorted(missing)[:10])
             raise InputError(
                 f"no font of this machine has {shown}; for Chinese: pip install -e .[fonts], or on Debian "
-                "apt-get install fonts-wqy-microhei; for other scripts a font that has them."
+                "apt-get install fonts-wqy-microhei; for other scripts install a font that has them."
             )
         chosen.append(best)
         missing -= found[best]
@@ -40,7 +40,7 @@ def families(texts: Iterable[str]) -> list[str]:
 
 
 def _entries(name: str = "") -> list[font_manager.FontEntry]:
-    """The upright fonts of usual weight, one for each family, or of one family."""
+    """Returns the upright font of usual weight of each family, or of the family `name` alone."""
     upright = [
         entry
         for entry in font_manager.fontManager.ttflist
@@ -51,19 +51,19 @@ def _entries(name: str = "") -> list[font_manager.FontEntry]:
 
 
 def _register() -> None:
-    """Makes known what was installed since matplotlib listed the fonts, which it does once."""
+    """Registers fonts that were installed after matplotlib made its list of fonts, which it makes only once."""
     paths = set(font_manager.findSystemFonts())
     package = importlib.util.find_spec(_PACKAGE)
     if package and package.origin:
         paths.add(str(Path(package.origin).with_name(_FILE)))
     for path in sorted(paths - {entry.fname for entry in font_manager.fontManager.ttflist}):
-        with contextlib.suppress(Exception):  # whatever a broken file raises, it is no font for us
+        with contextlib.suppress(Exception):  # a broken file may raise anything; we skip it
             font_manager.fontManager.addfont(path)
 
 
 def _characters(entry: font_manager.FontEntry) -> set[str]:
     try:
         font = font_manager.get_font(font_manager.FontPath(entry.fname, entry.index))
-    except (OSError, RuntimeError):  # listed but gone, or not what it seemed
+    except (OSError, RuntimeError):  # the file is gone, or is not a font
         return set()
     return set(map(chr, font.get_charmap()))

@@ -12,20 +12,20 @@ from lm.data import tokenizer as tokenizers
 from lm.data.tokenizer import Tokenizer
 from lm.inference.prompts import Pooling
 
-_POOLING = "pooling.json"  # an imported sentence encoder has one
+_POOLING = "pooling.json"  # only in the workdir of an imported sentence encoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A trained model, and what goes with it.
+    """A trained model with its config and tokenizer.
 
     Attributes:
-        config: of the run; `data.seq_length` is the longest input in tokens.
-        params: as `models.build(config.model).init` returns them.
-        tokenizer: the one that the model was trained with.
-        pooling: how a text's embedding is made.
-        mesh: the devices that hold the parameters, or None for one device.
-        workdir: of the run.
+        config: the config of the run; `data.seq_length` is the longest input in tokens.
+        params: in the tree of `models.build(config.model).init`.
+        tokenizer: the tokenizer that the model was trained with.
+        pooling: how the embedding of a text is made.
+        mesh: the devices that hold the parameters; None for one device.
+        workdir: the working directory of the run.
     """
 
     config: Config
@@ -41,11 +41,11 @@ class Loaded:
 
 
 def load(path: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
-    """Reads `WORKDIR`, which means its newest checkpoint, or `WORKDIR/checkpoints/N`.
+    """Reads a trained model.
 
     Args:
-        path: local or on object storage.
-        mesh: from `sharding.make_mesh`; every device then reads its part of the parameters.
+        path: `WORKDIR`, which means its newest checkpoint, or `WORKDIR/checkpoints/N`; local or on object storage.
+        mesh: from `sharding.make_mesh`. Each device reads only its shards of the parameters.
 
     Raises:
         InputError: there is no such checkpoint, or it is damaged.
@@ -73,7 +73,7 @@ def load(path: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
 
 
 def _with_rows(config: Config, mesh: jax.sharding.Mesh) -> Config:
-    """The config with a batch that the mesh divides: the batch of training is not that of inference."""
+    """Returns the config with a batch size that the mesh divides: inference does not use the training batch size."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     return dataclasses.replace(
         config,

@@ -1,4 +1,4 @@
-"""Metrics of written texts: BLEU and chrF, ROUGE, exact match and token F1, all in percent."""
+"""Metrics of generated text, in percent: BLEU and chrF, ROUGE, exact match and token F1."""
 
 import importlib
 import re
@@ -27,9 +27,10 @@ def _library(name: str, install: str) -> ModuleType:
 
 
 def bleu(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Corpus BLEU (Papineni et al., 2002) and chrF (Popović, 2015) as sacrebleu computes them.
+    """Returns sacrebleu's corpus BLEU (Papineni et al., 2002) and chrF (Popović, 2015).
 
-    Chinese targets are cut into characters (sacrebleu's tokenizer `zh`), others as mteval's 13a does.
+    Where most targets are Chinese, sacrebleu's tokenizer `zh` splits them into characters. Otherwise the tokenizer is
+    mteval's `13a`.
     """
     sacrebleu = _library("sacrebleu", "sacrebleu")
     chinese = sum(map(bool, map(_CJK.search, targets))) > len(targets) / 2
@@ -38,14 +39,14 @@ def bleu(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
 
 
 class _Words:
-    """The tokenizer that ROUGE is given: its own knows no letters but a to z."""
+    """The tokenizer for rouge-score, whose own drops all letters but a to z."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
 
 
 def rouge(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Mean F-measures of ROUGE-1, -2 and -L (Lin, 2004) by Google's rouge-score, over words or CJK characters."""
+    """Returns mean F-measures of ROUGE-1, -2 and -L (Lin, 2004), from rouge-score, over words or CJK characters."""
     scorer = _library("rouge_score.rouge_scorer", "rouge-score").RougeScorer(
         ["rouge1", "rouge2", "rougeL"], tokenizer=_Words()
     )
@@ -54,14 +55,14 @@ def rouge(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words; CJK characters one by one."""
+    """Returns the words of a text in lower case. Each CJK character counts as a word."""
     return _WORD.findall(text.lower())
 
 
 def _normal(text: str) -> str:
-    """SQuAD's normal form (Rajpurkar et al., 2016): lower case, no punctuation, no English articles.
+    """Returns SQuAD's normal form (Rajpurkar et al., 2016): lower case, no punctuation, no English articles.
 
-    As in MLQA (Lewis et al., 2020) the punctuation of every script counts.
+    As in MLQA (Lewis et al., 2020), punctuation of every script is removed.
     """
     text = "".join(character for character in text.lower() if not _is_punctuation(character))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
@@ -72,7 +73,7 @@ def _is_punctuation(character: str) -> bool:
 
 
 def exact_match(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """SQuAD's exact match and token F1, the latter over words or CJK characters; and equality to the letter."""
+    """Returns SQuAD's exact match, F1 over words or CJK characters, and `strict_match` of the texts as they are."""
     overlaps = []
     for output, target in zip(outputs, targets, strict=True):
         said, meant = Counter(words(_normal(output))), Counter(words(_normal(target)))

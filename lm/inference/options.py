@@ -1,4 +1,4 @@
-"""How text is written: the options of a request, and those of rows as arrays.
+"""Decoding options: of one request, and of a batch of rows as arrays.
 
 Array names carry their shape: B rows.
 """
@@ -15,14 +15,15 @@ from lm.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How one request is decoded.
+    """The decoding options of one request.
 
     Attributes:
-        max_length, min_length: generated tokens, the end of the sequence included.
-        num_beams: hypotheses that beam search carries along; 1 decodes greedily, or samples.
-        length_penalty: a hypothesis scores its log-probability over its length to this power.
-        temperature: 0 takes the most probable token; otherwise tokens are sampled from softmax(logits / temperature)
-            restricted to the `top_k` most probable (0: all) and to the fewest that have probability `top_p` together.
+        max_length, min_length: limits of the generated tokens, including the end token.
+        num_beams: the beams of beam search; 1 is greedy decoding or sampling.
+        length_penalty: the score of a sequence is its log-probability over its length to this power.
+        temperature: 0 takes the most probable token. Above 0, tokens are sampled from softmax(logits / temperature).
+        top_k: restricts sampling to so many most probable tokens; 0 is no restriction.
+        top_p: restricts sampling to the fewest tokens with this probability together; 1 is no restriction.
     """
 
     max_length: int = 128
@@ -48,7 +49,7 @@ class Decoding:
 
 
 class RowOptions(NamedTuple):
-    """The fields of `Decoding` for each row, as arrays: other values compile nothing.
+    """The fields of `Decoding` for each row, as arrays. So a program is not compiled again for other values.
 
     Attributes:
         key_B2: uint32, the data of each row's random key.
@@ -64,7 +65,7 @@ class RowOptions(NamedTuple):
 
 
 def row_options(rows: Sequence[Decoding], keys_B: jax.Array) -> RowOptions:
-    """The options of some rows, with a random key for each."""
+    """Returns the options of some rows as arrays, with a random key for each row."""
     array = lambda name, dtype: np.array([getattr(row, name) for row in rows], dtype)  # noqa: E731
     return RowOptions(
         array("max_length", np.int32),

@@ -1,6 +1,7 @@
-"""Requests become rows, and rows become arrays of a few fixed shapes. Nothing here needs jax.
+"""Packs requests into arrays of a few fixed shapes. Nothing here needs jax.
 
-Array names carry their shape: B rows of a batch, L length, P places of a row whose outputs are asked for.
+A place is a position of a row whose output is wanted, such as a [MASK]. Array names carry their shape: B rows of a
+batch, L length, P places of a row.
 """
 
 import dataclasses
@@ -8,18 +9,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-_SHORT, _LONG = 64, 256  # lengths of packed rows; from the second on they double
-_SHORTEST = 16  # smallest length of padded rows, whose lengths are powers of two
+_SHORT, _LONG = 64, 256  # the two shortest lengths of packed rows; longer ones are the doubles of the second
+_SHORTEST = 16  # the shortest length of padded rows, whose lengths are powers of two
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One request as the model reads it.
+    """The model's input for one request.
 
     Attributes:
         tokens: int32 [n].
         types: int32 [n], token types.
-        places: int32 [p], positions whose outputs are asked for; none where the model writes.
+        places: int32 [p], the positions whose outputs are wanted; empty where the model writes.
         truncated: whether text was cut off.
     """
 
@@ -31,15 +32,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A batch of rows that hold several requests each, as training packs them.
+    """A batch of rows that each hold several requests, packed as in training.
 
     Attributes:
         tokens_BL, types_BL: int32.
         segments_BL: int32, 1 for the first request of a row, 2 for the second, ...; 0 is padding.
-        positions_BL: int32, restarting with every request.
-        places_BP: int32, positions whose outputs are asked for, those of the first request first; 0 where there are
-            fewer.
-        where: for every request its number and the index of its outputs, a row and a slice of P.
+        positions_BL: int32; they restart with every request.
+        places_BP: int32, columns of a row whose outputs are wanted, in the order of the requests. The rest is 0.
+        where: for every request its number and the index of its outputs: a row, and a slice of P.
     """
 
     tokens_BL: np.ndarray
@@ -58,16 +58,16 @@ class Packed:
 def pack(rows: Sequence[Row], *, budget: int, tokens_a_place: int, pad_id: int, multiple: int = 1) -> Iterator[Packed]:
     """Packs requests into batches of few shapes, so that few programs are compiled.
 
-    Rows are 64, 256, 512, 1024, ... tokens long. Attention over a row costs its length for each token, so a request
-    opens the shortest row that holds it; before that it fills the room that longer requests left. A batch has 1, 4, 16,
-    ... rows, up to `budget` tokens.
+    A row is 64, 256, 512, 1024, ... tokens long. Requests are placed from the longest to the shortest. Each goes into a
+    row with room, or else opens the shortest row that holds it. The shortest, because attention costs each token the
+    length of its row. A batch has 1, 4, 16, ... rows, up to `budget` tokens.
 
     Args:
-        rows: the requests, at least one token each; request i is `rows[i]`.
+        rows: the requests, of at least one token each. Request i is `rows[i]`.
         budget: tokens of a full batch on each of `multiple` devices.
-        tokens_a_place: a row of L tokens holds L / tokens_a_place places, or one request with more.
-        pad_id: the token that fills rows.
-        multiple: rows are a multiple of this.
+        tokens_a_place: a row of L tokens holds L / tokens_a_place places, or one request with more places.
+        pad_id: the id of padding.
+        multiple: the number of rows is a multiple of this.
     """
     members: dict[int, list[list[int]]] = {}
     for length, requests in _fit(rows, tokens_a_place):
@@ -83,10 +83,10 @@ def pack(rows: Sequence[Row], *, budget: int, tokens_a_place: int, pad_id: int, 
 
 
 def _fit(rows: Sequence[Row], tokens_a_place: int) -> list[tuple[int, list[int]]]:
-    """Best-fit decreasing: the length of every packed row and the requests in it."""
+    """Returns the length of every packed row and the requests in it, by best-fit decreasing."""
     found: list[tuple[int, list[int]]] = []
-    room: list[int] = []  # of each row of `found`: tokens and places that are still free
-    places: list[int] = []
+    room: list[int] = []  # free tokens of each row of `found`
+    places: list[int] = []  # free places of each row
     for i in sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens)):
         size, asked = len(rows[i].tokens), len(rows[i].places)
         fitting = [k for k in range(len(found)) if room[k] >= size and places[k] >= asked]
@@ -104,7 +104,7 @@ def _fit(rows: Sequence[Row], tokens_a_place: int) -> list[tuple[int, list[int]]
 
 
 def packed_length(size: int) -> int:
-    """The length of the shortest packed row that holds a request of `size` tokens."""
+    """Returns the length of the shortest packed row that holds a request of `size` tokens."""
     return _SHORT if size <= _SHORT else max(_LONG, power(size, 2))
 
 
@@ -130,10 +130,9 @@ def _batch(
 
 
 def pad(rows: Sequence[Row], longest: int, pad_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segments, int32 [B, L], of one request a row: segment 1, or 0 for padding.
+    """Returns tokens and segments, int32 [B, L], with one request in a row: segment 1 is text, 0 is padding.
 
-    B (in units of `multiple`) and L are rounded up to powers of two, so that few programs are compiled; rows added so
-    are padding.
+    L and B / `multiple` are rounded up to powers of two, so that few programs are compiled. The added rows are padding.
     """
     length = min(power(max(len(row.tokens) for row in rows), 2, least=_SHORTEST), longest)
     shape_BL = (power(-(-len(rows) // multiple), 2) * multiple, length)
@@ -145,7 +144,7 @@ def pad(rows: Sequence[Row], longest: int, pad_id: int, multiple: int = 1) -> tu
 
 
 def power(value: int, base: int, *, least: int = 1) -> int:
-    """The smallest `least` x `base`^k that is at least `value`."""
+    """Returns the smallest `least` x `base`^k that is at least `value`."""
     found = least
     while found < value:
         found *= base

@@ -1,4 +1,4 @@
-"""Pictures of attention weights: `draw(model, pipeline, request, Picture("a.png"))`.
+"""Draws attention weights: `draw(model, pipeline, request, Picture("a.png"))`.
 
 Array names carry their shape: N layers, H heads, L queries, S keys.
 """
@@ -18,7 +18,7 @@ from lm.inference.predict import Pipeline, Predictor
 from lm.inference.requests import Request, RequestError
 
 LONGEST = 64  # tokens on an axis of a picture
-_ANNOTATED = 12  # tokens up to which the numbers are written, too
+_ANNOTATED = 12  # up to so many tokens, the numbers are written into the picture
 _POINTS = 9  # size of the labels
 
 
@@ -27,10 +27,10 @@ class Picture:
     """Which picture to draw.
 
     Attributes:
-        path: of the file to write; its name ends in .png, .pdf or .svg.
-        of: `encoder`, `decoder` or `cross` (decoder to encoder); empty for the first of cross, encoder, decoder.
-        layer: draws the heads of this layer, from 1; None draws every layer.
-        head: draws this head, from 1, alone; None draws the mean over heads of every layer, or all of `layer`.
+        path: the file to write; its name ends in .png, .pdf or .svg.
+        of: `cross` (decoder to encoder), `encoder` or `decoder`. Empty is the first of these that the model has.
+        layer: the layer to draw, from 1; None draws every layer.
+        head: the head to draw, from 1. None draws all heads of `layer`; without a layer, the mean over heads.
     """
 
     path: str
@@ -40,16 +40,16 @@ class Picture:
 
 
 def draw(model: Predictor, pipeline: Pipeline, request: Request, picture: Picture) -> None:
-    """Draws the attention weights of a request, and of what the model writes for it.
+    """Draws the attention weights of a request and of the text that the model writes for it.
 
     Args:
         model: the model.
-        pipeline: one of its tasks.
-        request: of that task.
-        picture: which picture.
+        pipeline: one of the model's tasks.
+        request: a request of that task.
+        picture: what to draw, and the file.
 
     Raises:
-        InputError: the request cannot be answered, the model has no such attention, or it cannot be drawn.
+        InputError: the request cannot be answered, the model has no such attention, or the picture cannot be drawn.
     """
     try:
         found = attention.of_request(model, pipeline, request)
@@ -61,9 +61,9 @@ def draw(model: Predictor, pipeline: Pipeline, request: Request, picture: Pictur
 
 
 def draw_weights(weights: Weights, picture: Picture) -> None:
-    """Draws heatmaps side by side, queries down and keys across, on one colour scale from 0.
+    """Draws heatmaps, with queries down, keys across, and one colour scale that begins at 0.
 
-    With few tokens the weights are written in as numbers, except those that round to .00.
+    With few tokens it also writes the weights as numbers, except those that round to .00.
 
     Raises:
         InputError: no such layer or head, too many tokens, no font for a label, or the file cannot be written.
@@ -120,12 +120,12 @@ def _write_numbers(axis: Axes, matrix_LS: np.ndarray, top: float) -> None:
 
 
 def _width(label: str) -> float:
-    """The width of a label in inches: an East Asian character is one em wide, others are 0.6 em on average."""
+    """Returns the width of a label in inches: an East Asian character is one em wide, others are 0.6 em on average."""
     return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 for c in label) * _POINTS / 72
 
 
 def _panels(weights_NHLS: np.ndarray, picture: Picture) -> list[tuple[str, np.ndarray]]:
-    """The titles of the heatmaps to draw, and their weights [L, S]."""
+    """Returns the titles of the heatmaps to draw, and their weights [L, S]."""
     sizes = dict(zip(("layer", "head"), weights_NHLS.shape, strict=False))
     for name, size in sizes.items():
         value = getattr(picture, name)

@@ -1,4 +1,4 @@
-"""A trained model with its tasks as methods: `lm.load(path)` gives a `Predictor`."""
+"""A trained model with its tasks as methods: `lm.load(path)` returns a `Predictor`."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ from lm.inference.requests import Answer, Request, RequestError
 from lm.inference.runner import Runner
 from lm.models import Prompts, Sources
 
-TOGETHER = 256  # requests that are sorted by length and computed together
-_WRITTEN_TOGETHER = 16  # rows of a batch that writes
-# Tokens of a packed row for each place in it. A place of fill-mask costs a projection to the vocabulary.
+TOGETHER = 256  # so many requests are sorted by length and computed together
+_WRITTEN_TOGETHER = 16  # rows of a batch in decoding
+# Tokens of a packed row for each place; see `packed`. A place of fill-mask costs a vocabulary projection.
 _TOKENS_A_TEXT, _TOKENS_A_MASK = 8, 16
 
 READING = ("fill-mask", "next-sentence", "embed")
@@ -34,18 +34,18 @@ Requests = Iterable[Request]
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline(Generic[Result]):
-    """One task of one model: requests in, answers out.
+    """One task of one model: turns requests into answers.
 
     Attributes:
-        prompt: requests to rows, results to answers.
-        compute: the results of rows, in their order; it also takes the number of each among all requests.
+        prompt: turns a request into a row, and a result into an answer.
+        compute: (rows, the number of each among all requests) -> their results in the same order.
     """
 
     prompt: Prompt[Result]
     compute: Callable[[Sequence[Row], Sequence[int]], Sequence[Result]]
 
     def __call__(self, requests: Requests, first: int = 0) -> list[Answer]:
-        """The answers in the order of the requests, which are numbered from `first` on."""
+        """Returns the answers in the order of the requests. Requests are numbered from `first` on."""
         numbered = enumerate(requests, first)
         answers: list[Answer] = []
         while chunk := list(itertools.islice(numbered, TOGETHER)):
@@ -68,14 +68,14 @@ class Pipeline(Generic[Result]):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of all tasks; each uses its own.
+    """The options of all tasks. A task ignores those of other tasks.
 
     Attributes:
-        top: candidates for each mask.
-        pooling, normalize: of embeddings, see `Pooling`; None is what the model was imported with, else a plain mean.
-        language: to translate into, for requests that do not name one.
-        seed: of sampling.
-        decoding: fields of `Decoding` by name; None is the default, which for `max_length` is the model's own.
+        top: the number of candidates for each mask.
+        pooling, normalize: see `Pooling`. None is the value of an imported sentence encoder, or else a plain mean.
+        language: the language to translate into, for requests that name none.
+        seed: the seed of sampling.
+        decoding: fields of `Decoding` by name. None is the default; that of `max_length` depends on the model.
     """
 
     top: int = 5
@@ -89,9 +89,9 @@ class Options:
 class Predictor:
     """Answers requests with one model.
 
-    Every task takes a list of requests, strings or mappings with the fields of the task, and returns a list with one
-    answer for each. A request that cannot be answered gets `{"error": ...}`, one that was too long `"truncated": true`.
-    A task that the model cannot do raises `InputError`.
+    Every task takes a list of requests and returns a list with one answer for each. A request is a string, or a mapping
+    with the fields of the task. If it cannot be answered, its answer is `{"error": ...}`. If it was too long, its
+    answer has `"truncated": true`. A task that the model cannot do raises `InputError`.
     """
 
     def __init__(self, loaded: Loaded):
@@ -101,25 +101,25 @@ class Predictor:
     # ---- Tasks ------------------------------------------------------------------------------
 
     def fill_mask(self, requests: Requests, top: int = 5) -> list[Answer]:
-        """`{"masks": [[{"token", "probability"}, ...], ...]}`: for each [MASK], in order, the `top` tokens."""
+        """Returns `{"masks": [[{"token", "probability"}, ...], ...]}`: for each [MASK] the `top` best tokens."""
         return self.pipeline("fill-mask", Options(top=top))(_several(requests))
 
     def next_sentence(self, requests: Requests) -> list[Answer]:
-        """`{"is_next": probability}` that `text_pair` follows `text`."""
+        """Returns `{"is_next": ...}`: the probability that `text_pair` follows `text`."""
         return self.pipeline("next-sentence")(_several(requests))
 
     def embed(
         self, requests: Requests, pooling: Literal["mean", "cls"] | None = None, normalize: bool | None = None
     ) -> list[Answer]:
-        """`{"embedding": [...]}`: the mean over a text's tokens, or [CLS]; of length one with `normalize`."""
+        """Returns `{"embedding": [...]}`: one vector for each text; for the options see `Pooling`."""
         return self.pipeline("embed", Options(pooling=pooling, normalize=normalize))(_several(requests))
 
     def generate(self, requests: Requests, *, seed: int = 0, **decoding: float | None) -> list[Answer]:
-        """`{"text", "score"}` of what the model writes for `text`; with several beams also `candidates`.
+        """Returns `{"text", "score"}`: what the model writes for `text`; with several beams also `candidates`.
 
         Args:
             requests: texts.
-            seed: of sampling; a request's random numbers depend on the seed and on its place in the list alone.
+            seed: of sampling. The random numbers of a request depend only on the seed and its index in the list.
             decoding: fields of `Decoding`, such as `num_beams=4`; None is the default.
         """
         return self.pipeline("generate", Options(seed=seed, decoding=decoding))(_several(requests))
@@ -127,15 +127,18 @@ class Predictor:
     def translate(
         self, requests: Requests, language: str = "", *, seed: int = 0, **decoding: float | None
     ) -> list[Answer]:
-        """As `generate`: `text` in the `language` of the request, else of the call, else the run's first language."""
+        """Returns translations of `text`, as `generate` does.
+
+        The language is the `language` of the request, or else of this call, or else the first one of the run.
+        """
         return self.pipeline("translate", Options(language=language, seed=seed, decoding=decoding))(_several(requests))
 
     def answer(self, requests: Requests, *, seed: int = 0, **decoding: float | None) -> list[Answer]:
-        """As `generate`: the answer to `question` from the passage `context`."""
+        """Returns answers to `question` from the passage `context`, as `generate` does."""
         return self.pipeline("answer", Options(seed=seed, decoding=decoding))(_several(requests))
 
     def pipeline(self, task: str, options: Options | None = None) -> Pipeline:
-        """One of `TASKS`, made ready.
+        """Returns the pipeline of one of `TASKS`.
 
         Raises:
             InputError: the model cannot do the task, or not with these options.
@@ -164,7 +167,7 @@ class Predictor:
     def _reading(
         self, prompt: Prompt[np.ndarray], program: Callable[[Packed], jax.Array], tokens_a_place: int
     ) -> Pipeline[np.ndarray]:
-        """A task of an encoder; `program` computes what is asked for at the places of packed rows."""
+        """Returns the pipeline of an encoder's task. `program` computes the outputs at the places of packed rows."""
 
         def compute(read: Sequence[Row], numbers: Sequence[int]) -> list[np.ndarray]:
             del numbers
@@ -197,7 +200,7 @@ class Predictor:
     def _write(
         self, read: Sequence[Row], numbers: Sequence[int], *, decoding: Decoding, key: jax.Array
     ) -> list[Written]:
-        """Tokens [N, T] and scores [N] of each row. Rows of similar length are written together."""
+        """Returns tokens [N, T] and scores [N] for each row. Rows of similar length are decoded together."""
         config, special = self.loaded.config, self.loaded.tokenizer.special
         found: dict[int, Written] = {}
         order = sorted(range(len(read)), key=lambda i: len(read[i].tokens))
@@ -226,10 +229,10 @@ def _without_none(options: Mapping[str, Option]) -> dict[str, Option]:
 
 
 def _several(requests: Requests) -> Requests:
-    """The requests.
+    """Returns the requests, and refuses a single one: a string would be read as a list of characters.
 
     Raises:
-        InputError: this is one request: a string would be read character by character.
+        InputError: it is a string or a mapping.
     """
     if isinstance(requests, str | Mapping):
         raise InputError(f"the requests are one {type(requests).__name__}; give a list of them.")

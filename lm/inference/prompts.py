@@ -1,6 +1,6 @@
-"""What each task asks: a request becomes a row, and a result becomes an answer. Nothing here needs jax or a model.
+"""Turns the requests of each task into rows, and results into answers. Nothing here needs jax or a model.
 
-Array names carry their shape: M masked positions, V vocabulary, D model, N hypotheses of a text, T decoded length.
+Array names carry their shape: M masked positions, V vocabulary, D model, N beams, T decoded length.
 """
 
 import abc
@@ -17,9 +17,9 @@ from lm.errors import InputError
 from lm.inference.packed import Row
 from lm.inference.requests import Answer, Request, RequestError, field
 
-MASK = "[MASK]"  # in a request: what the model is to fill in
+MASK = "[MASK]"  # marks in a request what the model fills in
 
-Written = tuple[np.ndarray, np.ndarray]  # tokens [N, T] and scores [N] of the hypotheses, the best first
+Written = tuple[np.ndarray, np.ndarray]  # tokens [N, T] and scores [N] of the beams, the best first
 
 Result_contra = TypeVar("Result_contra", contravariant=True)
 
@@ -28,7 +28,7 @@ class Prompt(Protocol[Result_contra]):
     """One task of one model."""
 
     def row(self, request: Request) -> Row:
-        """What the model reads of a request.
+        """Returns the model's input for a request.
 
         Raises:
             RequestError: the request cannot be answered.
@@ -36,7 +36,7 @@ class Prompt(Protocol[Result_contra]):
         ...
 
     def answer(self, row: Row, result: Result_contra) -> Answer:
-        """The answer, from the row and from what the model computed for it."""
+        """Returns the answer, given the row and the model's result for it."""
         ...
 
 
@@ -45,12 +45,12 @@ class Prompt(Protocol[Result_contra]):
 
 @dataclasses.dataclass(frozen=True)
 class FillMask:
-    """Fills in each [MASK]: `{"masks": [[{"token", "probability"}, ...], ...]}`, the most probable first.
+    """Fills in each [MASK]: `{"masks": [[{"token", "probability"}, ...], ...]}`, the most probable token first.
 
     Attributes:
-        tokenizer: the model's.
-        longest: tokens of a row at most.
-        top: candidates for each mask.
+        tokenizer: the model's tokenizer.
+        longest: the most tokens of a row.
+        top: the number of candidates for each mask.
     """
 
     tokenizer: Tokenizer
@@ -66,11 +66,11 @@ class FillMask:
         row = assemble(self.tokenizer, parts, self.longest)
         places = np.flatnonzero(row.tokens == mask).astype(np.int32)
         if len(places) < wanted:
-            raise RequestError(f"a [MASK] lies beyond the {self.longest} tokens that the model reads.")
+            raise RequestError(f"a [MASK] is beyond the {self.longest} tokens that the model reads; shorten the text.")
         return dataclasses.replace(row, places=places)
 
     def answer(self, row: Row, result: np.ndarray) -> Answer:
-        """`result`: logits [M, V] of the masks."""
+        """Returns the candidates of each mask; `result` is the logits [M, V] of the masks."""
         del row
         return {"masks": [self._candidates(logits_V) for logits_V in result]}
 
@@ -84,7 +84,7 @@ class FillMask:
 
 @dataclasses.dataclass(frozen=True)
 class NextSentence:
-    """Whether `text_pair` follows `text`: `{"is_next": probability}`. Attributes as in `FillMask`."""
+    """Predicts whether `text_pair` follows `text`: `{"is_next": probability}`. Attributes as in `FillMask`."""
 
     tokenizer: Tokenizer
     longest: int
@@ -95,17 +95,17 @@ class NextSentence:
         return assemble(self.tokenizer, self.tokenizer.encode(found), self.longest)
 
     def answer(self, row: Row, result: np.ndarray) -> Answer:
-        """`result`: the probability, of one place [1]."""
+        """Returns the probability; `result` is the probability at the one place, [1]."""
         del row
         return {"is_next": float(result[0])}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """How one vector is made of a text's tokens.
+    """How the vectors of a text's tokens become one vector.
 
     Attributes:
-        mode: their mean, or the vector of [CLS].
+        mode: `mean` takes the mean of all tokens, `cls` the vector of [CLS].
         normalize: whether the vector is scaled to length one.
     """
 
@@ -125,7 +125,7 @@ class Embed:
         return assemble(self.tokenizer, self.tokenizer.encode(texts(request)), self.longest)
 
     def answer(self, row: Row, result: np.ndarray) -> Answer:
-        """`result`: the mean over the text and the vector of [CLS], of one place [1, 2, D]."""
+        """Returns the embedding; `result` is the mean vector and the vector of [CLS] at the one place, [1, 2, D]."""
         del row
         vector_D = result[0, int(self.pooling.mode == "cls")]
         if self.pooling.normalize:
@@ -134,7 +134,7 @@ class Embed:
 
 
 def texts(request: Request) -> list[str]:
-    """The one or two texts of a request: `text` and, where given, `text_pair`."""
+    """Returns the one or two texts of a request: `text` and, if given, `text_pair`."""
     found = [field(request, "text")]
     if isinstance(request, Mapping) and request.get("text_pair") is not None:
         found.append(field(request, "text_pair"))
@@ -142,9 +142,10 @@ def texts(request: Request) -> list[str]:
 
 
 def assemble(tokenizer: Tokenizer, parts: Sequence[np.ndarray], longest: int) -> Row:
-    """[CLS] text [SEP], or [CLS] text [SEP] text_pair [SEP] with token type 1 from the pair on; [CLS] is asked for.
+    """Returns the row [CLS] text [SEP], or [CLS] text [SEP] text_pair [SEP], whose one place is [CLS].
 
-    What is too long is cut at its end. Of two texts the longer one is cut, down to half of the room, as in pretraining.
+    `text_pair` and its [SEP] have token type 1. A text that is too long is cut at its end. Of two texts the longer one
+    is cut, down to half of the room, as in pretraining.
     """
     special = tokenizer.special
     room = longest - 1 - len(parts)
@@ -171,7 +172,7 @@ class Writing(abc.ABC):
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, max_length: int):
-        """`max_length`: tokens that are written at most.
+        """Checks that the model can write `max_length` tokens.
 
         Raises:
             InputError: the model is an encoder, or cannot write that many tokens.
@@ -184,10 +185,10 @@ class Writing(abc.ABC):
 
     @abc.abstractmethod
     def source(self, request: Request) -> str:
-        """The text of a request, worded as the model was trained on it."""
+        """Returns the source text of a request, worded as in training."""
 
     def row(self, request: Request) -> Row:
-        """What the encoder reads, or what the decoder continues."""
+        """Returns the encoder's input, or the prompt of a decoder alone."""
         special, data, model = self.tokenizer.special, self.config.data, self.config.model
         ids = encode(self.config, self.tokenizer, self.source(request))
         has_source = model.architecture == "encoder-decoder"
@@ -195,8 +196,8 @@ class Writing(abc.ABC):
         end = [special.sep] if has_source else []
         room = data.seq_length - len(begin) - len(end)
         if not has_source and model.position == "learned":
-            room = min(room, model.max_length - self.max_length)  # prompt and continuation share the table of positions
-        # An encoder reads a text from its beginning, a decoder continues it from its end.
+            room = min(room, model.max_length - self.max_length)  # prompt and output share the position table
+        # An encoder needs the beginning of a text that is too long. A decoder continues its end.
         kept = ids[:room] if has_source else ids[-room:]
         tokens = np.concatenate([begin, kept, end]).astype(np.int32)
         return Row(tokens, np.zeros_like(tokens), np.zeros(0, np.int32), len(kept) < len(ids))
@@ -211,10 +212,10 @@ class Writing(abc.ABC):
 
 
 class Generate(Writing):
-    """Writes what follows `text` (a decoder), or what its encoder was trained to have written for such a text.
+    """Writes the target for `text` as its source; a decoder alone writes a continuation of `text`.
 
-    A model trained to fill in what is hidden reads the n-th literal [MASK] as its mask or as its n-th sentinel. To
-    others it is text.
+    To a model trained on infilling, a literal [MASK] is its mask. To one trained on span corruption, the n-th [MASK] is
+    the n-th sentinel. To other models it is plain text.
     """
 
     def source(self, request: Request) -> str:
@@ -222,10 +223,10 @@ class Generate(Writing):
 
 
 class Translate(Writing):
-    """Translates `text` into the `language` of the request, else `language`, else the first of the run's languages."""
+    """Translates `text` into the `language` of the request, or else `language`, or else the run's first language."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, max_length: int, language: str = ""):
-        """See `Writing`.
+        """Checks the model as `Writing` does, and the default `language`.
 
         Raises:
             InputError: the model was not trained with `language`, or has no encoder.
@@ -254,7 +255,7 @@ class AnswerQuestion(Writing):
     """Answers `question` from the passage `context`."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, max_length: int):
-        """See `Writing`.
+        """Checks the model as `Writing` does.
 
         Raises:
             InputError: the model has no encoder.
@@ -268,11 +269,14 @@ class AnswerQuestion(Writing):
 
 def _require_source(config: Config, task: str) -> None:
     if config.model.architecture != "encoder-decoder":
-        raise InputError(f"{task} needs an encoder-decoder; this model, a decoder, continues text: use generate.")
+        raise InputError(f"{task} needs an encoder-decoder, but this model is a decoder alone; use generate.")
 
 
 def longest_output(config: Config) -> int:
-    """Tokens that a model can write: what its positions allow, or four times what it was trained on."""
+    """Returns the most tokens that a model can write.
+
+    Learned positions set a limit. Other models may write four times the length that they were trained on.
+    """
     data, model = config.data, config.model
     has_source = model.architecture == "encoder-decoder"
     if model.position == "learned":
@@ -281,7 +285,7 @@ def longest_output(config: Config) -> int:
 
 
 def default_length(config: Config) -> int:
-    """Tokens that an answer may have unless something else is asked for: those of a target, or of half a row."""
+    """Returns the default of `max_length`: the length of a target, or for a decoder alone half a row, at most 128."""
     data = config.data
     if config.model.architecture == "encoder-decoder":
         return data.target_length - data.begin_with_cls
@@ -289,7 +293,7 @@ def default_length(config: Config) -> int:
 
 
 def encode(config: Config, tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The ids of a text, with white space and masks as the model's objective has them."""
+    """Returns the ids of a text, with white space and masks treated as in the model's training task."""
     objective = config.objective.name
     if objective == "pairs":
         text = one_line(text)
@@ -301,9 +305,9 @@ def encode(config: Config, tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 
 def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The ids of a text, int32, the n-th literal [MASK] as the n-th sentinel.
+    """Returns the ids of a text, int32, with the n-th literal [MASK] replaced by the n-th sentinel.
 
-    A [MASK] includes the space before it. After one, a tokenizer without a mask (T5's) begins a new word.
+    The space before a [MASK] belongs to it. After a [MASK], a tokenizer without a mask token (T5's) begins a new word.
 
     Raises:
         RequestError: there are more [MASK] than sentinels.
@@ -322,7 +326,7 @@ def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 
 def written_text(tokenizer: Tokenizer, tokens_T: np.ndarray) -> str:
-    """The text up to the end of the sequence; sentinels appear by name."""
+    """Returns the text of the tokens before the end token. Sentinels appear as `<extra_id_N>`."""
     special = tokenizer.special
     tokens_T = until_end(tokens_T, special.sep)
     first, last = special.first_sentinel, special.first_sentinel - special.num_sentinels + 1
@@ -335,6 +339,6 @@ def written_text(tokenizer: Tokenizer, tokens_T: np.ndarray) -> str:
 
 
 def until_end(tokens_T: np.ndarray, end_id: int) -> np.ndarray:
-    """The tokens before the end of the sequence; all of them where it has not ended."""
+    """Returns the tokens before the end token, or all tokens if there is none."""
     ended = np.flatnonzero(tokens_T == end_id)
     return tokens_T[: ended[0]] if len(ended) else tokens_T

@@ -1,7 +1,7 @@
-"""Requests: what a task is asked, one a line. Nothing here needs jax.
+"""Reads requests, one from each line. Nothing here needs jax.
 
 A request is a string, or a mapping with the fields of its task. Each gets one answer, in order. A request that cannot
-be answered gets `{"error": ...}`, and the others are still answered.
+be answered gets `{"error": ...}`; the others are still answered.
 """
 
 import collections
@@ -14,7 +14,7 @@ from typing import IO, Any
 Request = object  # a string or a mapping; anything else is answered with an error
 Answer = dict[str, Any]
 
-_BLOCK = 1 << 16  # bytes read at once: what a pipe holds
+_BLOCK = 1 << 16  # bytes read at once, the capacity of a pipe
 
 
 class RequestError(Exception):
@@ -22,10 +22,10 @@ class RequestError(Exception):
 
 
 def field(request: Request, name: str, default: str | None = None) -> str:
-    """A string of a request, without lone surrogates. A plain string has the one field `text`.
+    """Returns a string field of a request, with lone surrogates replaced. A plain string has the one field `text`.
 
     Raises:
-        RequestError: the field is missing and has no default, is no string, or is empty.
+        RequestError: the field is missing and has no default, is not a string, or is empty.
     """
     if isinstance(request, str):
         request = {"text": request}
@@ -36,11 +36,11 @@ def field(request: Request, name: str, default: str | None = None) -> str:
         raise RequestError(f'the request needs the string "{name}".')
     if not value.strip() and value is not default:
         raise RequestError("the text is empty." if name == "text" else f'"{name}" is empty.')
-    return value.encode("utf-8", "replace").decode()  # JSON can spell half a character; no tokenizer takes one
+    return value.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair; no tokenizer accepts one
 
 
 def parse(lines: Iterable[bytes]) -> Iterator[Request]:
-    """Each line as a request, JSON where it begins with a brace. A line that cannot be read gives None."""
+    """Yields a request for each line: JSON if it begins with a brace, else text. A line it cannot read gives None."""
     for line in lines:
         try:
             text = line.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
@@ -50,10 +50,10 @@ def parse(lines: Iterable[bytes]) -> Iterator[Request]:
 
 
 def waiting_lines(file: IO[bytes], most: int) -> Iterator[list[bytes]]:
-    """The lines of a file in lists: those that can be read without waiting, at least one and at most `most`.
+    """Yields the lines of a file in lists: at least one line, and at most `most` that can be read without waiting.
 
     A regular file gives full lists. A pipe or a terminal gives a line as soon as it is complete, with the lines that
-    came meanwhile. The file's descriptor is read, not its buffer: nothing may have been read from the file before.
+    arrived meanwhile. This reads the file's descriptor and not its buffer, so nothing may read from the file before.
     """
     descriptor = file.fileno()
     lines: collections.deque[bytes] = collections.deque()

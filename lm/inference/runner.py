@@ -1,6 +1,6 @@
-"""The compiled programs of one model: arrays in, arrays out. What the arrays mean is known to `prompts`.
+"""Compiles and runs the programs of one model: arrays in, arrays out.
 
-Array names carry their shape: B rows, L length, D model, V vocabulary, P places of a row whose outputs are asked for.
+Array names carry their shape: B rows, L length, D model, V vocabulary, P places of a row; see `packed`.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ from lm.inference.options import Decoding, row_options
 from lm.inference.packed import Packed, power
 from lm.models import Prompts, Sources
 
-# Tokens in a full batch of packed rows on one device. XLA allocates its temporaries anew for every call, and glibc gets
-# blocks above 32 MB from the system each time. On CPUs we keep the attention scores below that: MiniLM on two cores
-# reads 8,400 tokens a second in batches of 16 x 256, and 9,900 in batches of 8 x 256. With 4 x 256 a file takes as long
-# as with 8 x 256, and the last batch has less padding.
+# Tokens in a full batch of packed rows on one device. XLA allocates its temporary arrays anew for every call, and glibc
+# gets blocks above 32 MB from the system each time. On CPUs we keep the attention scores below that size. On two cores,
+# MiniLM reads 8,400 tokens a second in batches of 16 x 256 and 9,900 in batches of 8 x 256. Batches of 4 x 256 take as
+# long as those of 8 x 256 for a file, and the last one has less padding.
 _BUDGETS = {"cpu": 1024}
 _BUDGET_OF_ACCELERATORS = 16384
-_SHORTEST_WRITTEN = 16  # tokens; programs are compiled for its doubles
+_SHORTEST_WRITTEN = 16  # tokens; decoding is compiled for this length and its doubles
 
 Output = TypeVar("Output")
 
 
 class Runner:
-    """Runs the programs of one model. Each is compiled when it first meets a shape.
+    """Runs the programs of one model. A program is compiled at the first call with a new shape.
 
     Attributes:
         budget: tokens of a full batch of packed rows, on one device.
-        multiple: the rows of a batch are a multiple of this.
+        multiple: the number of rows of a batch is a multiple of this.
     """
 
     def __init__(self, loaded: Loaded):
@@ -51,23 +51,24 @@ class Runner:
             self.budget = _BUDGETS.get(sharding.platform(), _BUDGET_OF_ACCELERATORS)
 
     def mask_logits(self, batch: Packed) -> jax.Array:
-        """Float32 logits [B, P, V] of the tokens at the places of a batch."""
+        """Returns float32 logits [B, P, V] of the tokens at the places of a batch."""
         return self._mask_logits(*batch.arrays)
 
     def next_probability(self, batch: Packed) -> jax.Array:
-        """The probability [B, P] that the second text follows the first, from the [CLS] at each place."""
+        """Returns the probability [B, P] that the second text follows the first, given the [CLS] at each place."""
         return self._next_probability(*batch.arrays)
 
     def pooled(self, batch: Packed) -> jax.Array:
-        """Float32 [B, P, 2, D]: for segment p + 1 of each row its mean vector, and the vector at place p."""
+        """Returns float32 [B, P, 2, D]: the mean vector of each row's segment p + 1, and the vector at place p."""
         return self._pooled(*batch.arrays)
 
     def generate(self, sources: Sources | None, prompts: Prompts, decoding: Decoding, keys_B: jax.Array) -> Decoded:
-        """What an encoder-decoder or a decoder writes; see `decode.generate`. Other options compile nothing.
+        """Returns what an encoder-decoder or a decoder writes; see `decode.generate`.
 
         Args:
-            sources, prompts: of B rows; a decoder alone has no sources.
-            decoding: the options of all rows.
+            sources: of B rows; None for a decoder alone.
+            prompts: of B rows.
+            decoding: the options of all rows. Only `num_beams`, and `max_length` rounded up, compile a new program.
             keys_B: a random key for each row.
         """
         shape = Shape(
@@ -85,7 +86,7 @@ class Runner:
         return self._run(self._decoders[shape], sources, prompts, options)
 
     def compile(self, compute: Callable[..., Output]) -> Callable[..., Output]:
-        """`compute(module, *arrays)` as a compiled function of the arrays; `module` is the model."""
+        """Returns `compute(module, *arrays)` as a compiled function of the arrays, where `module` is the model."""
         merge = self._model.merge
         compiled = jax.jit(lambda params, *arrays: compute(merge(params), *arrays))
         return lambda *arrays: self._run(compiled, *arrays)

@@ -30,7 +30,7 @@ def run_key(seed: int, use: int) -> jax.Array:
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int, frozen: str = "") -> State:
-    """Returns the state of step 0. Under jit with `out_shardings` each device computes only its own shards."""
+    """Returns the state of step 0. Call it under jit with `out_shardings`, so that every array is created sharded."""
     params = model.init(run_key(seed, INIT))
     trained, _ = adapters.partition(params, frozen)
     zero = jnp.zeros((), jnp.int32)
