@@ -1,4 +1,4 @@
-"""Converts from and to Hugging Face folders.
+"""Converts a Hugging Face folder to a working directory, or a checkpoint to a Hugging Face folder.
 
 python launch/convert.py --from_huggingface=DIR --workdir=DIR
 python launch/convert.py --checkpoint=WORKDIR[/checkpoints/N] --to_huggingface=DIR
@@ -12,9 +12,9 @@ from lm.errors import InputError
 _from = flags.DEFINE_string(
     "from_huggingface", None, "Folder with config.json and weights: BERT, ModernBERT, T5 or BART."
 )
-_workdir = flags.DEFINE_string("workdir", None, "New folder for what --from_huggingface holds.")
+_workdir = flags.DEFINE_string("workdir", None, "New folder for the model of --from_huggingface.")
 _vocab_multiple = flags.DEFINE_integer(
-    "vocab_multiple", 1, "Pad the vocabulary to a multiple, for a mesh to split.", lower_bound=1
+    "vocab_multiple", 1, "Pad the vocabulary to a multiple of this, so that a mesh can split it.", lower_bound=1
 )
 _checkpoint = flags.DEFINE_string("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.")
 _to = flags.DEFINE_string("to_huggingface", None, "New folder for the model of --checkpoint.")

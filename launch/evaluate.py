@@ -1,7 +1,7 @@
 """Evaluates a checkpoint and prints one JSON object: python launch/evaluate.py --checkpoint=WORKDIR.
 
-Without --metric, or with mlm or perplexity, it is the loss of the model's own objective on held-out text; bleu, rouge
-and exact-match compare what the model writes with held-out pairs, beside two baselines.
+By default, and with --metric=perplexity or mlm, it measures the loss of the model's own objective on held-out text.
+With bleu, rouge or exact-match it scores what the model writes against held-out pairs, next to two baselines.
 """
 
 import json
@@ -11,12 +11,14 @@ from absl import flags
 from lm import cli
 
 _checkpoint = flags.DEFINE_string("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
-_input = flags.DEFINE_string("input", "", "Text, .jsonl or (pairs) .tsv file; empty for the held-out split of the run.")
+_input = flags.DEFINE_string(
+    "input", "", "File to evaluate on: text, .jsonl or .tsv with pairs; default: the run's held-out split."
+)
 _METRICS = ["mlm", "perplexity", "bleu", "rouge", "exact-match"]
 _metric = flags.DEFINE_enum("metric", "perplexity", _METRICS, "What to measure.")
-_examples = flags.DEFINE_integer("examples", 1000, "Held-out pairs to write for, 0 for all.", lower_bound=0)
-_shown = flags.DEFINE_integer("shown", 0, "Pairs to print with what was written, spread over all.", lower_bound=0)
-_num_beams = flags.DEFINE_integer("num_beams", 1, "Hypotheses of beam search; 1 is greedy.", lower_bound=1)
+_examples = flags.DEFINE_integer("examples", 1000, "Number of pairs to score, 0 for all.", lower_bound=0)
+_shown = flags.DEFINE_integer("shown", 0, "Number of pairs to print with the model's outputs.", lower_bound=0)
+_num_beams = flags.DEFINE_integer("num_beams", 1, "Beams of beam search; 1 is greedy.", lower_bound=1)
 
 
 def main() -> None:

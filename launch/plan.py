@@ -1,13 +1,13 @@
 """Predicts memory, time and cost of a run on a pod: python launch/plan.py --config=FILE --topology=v5e:16x16.
 
-The exact training step is compiled for the topology on this machine. This needs the TPU compiler but no TPU:
-pip install -e .[plan]. --search varies mesh, rematerialisation, unroll and micro-batches on each topology given, and
-ranks the plans; prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2}.
+It compiles the exact training step for the topology on this machine. This needs the TPU compiler but no TPU:
+pip install -e .[plan]. --search varies mesh, rematerialisation, unroll and micro-batches on each given topology, and
+ranks the plans. prices.json holds the price of a chip-hour of each kind of TPU: {"v5e": 1.2}.
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:8x8,v5p:2x2x4,v6e:4x4 \\
         --search --prices=prices.json
 
---serve plans the answer to one batch instead: decoding with its cache, or an encoder's pass.
+--serve plans one batch of requests instead: decoding with its KV cache, or the forward pass of an encoder.
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:1x1 --serve --batch=32 --num_beams=4
 """
@@ -23,19 +23,19 @@ from lm.accelerators import Topology
 
 _config = cli.define_config()
 _topology = flags.DEFINE_list("topology", None, "KIND:SHAPE of TPUs, such as v5e:16x16 or 2*v5e:16x16.", required=True)
-_output = flags.DEFINE_string("output", "", "A file for the plan as JSON; with --search a list, best first.")
+_output = flags.DEFINE_string("output", "", "File for the plan as JSON; with --search for a list of plans, best first.")
 _search = flags.DEFINE_bool("search", False, "Vary mesh, remat, unroll and micro-batches.")
 _layouts = flags.DEFINE_integer(
     "layouts",
     3,
-    "Layouts that --search compiles for each topology, scanned; the best without a scan, too.",
+    "Layouts that --search compiles for each topology with a scan over layers; the best one also without a scan.",
     lower_bound=1,
 )
 _workers = flags.DEFINE_integer("workers", 2, "Compilations at a time.", lower_bound=1)
-_prices = flags.DEFINE_string("prices", None, "A JSON file: the price of a chip-hour of each kind.")
-_deadline = flags.DEFINE_float("deadline", None, "Hours that the whole run may take; longer ones rank last.")
+_prices = flags.DEFINE_string("prices", None, "JSON file with the price of a chip-hour of each kind.")
+_deadline = flags.DEFINE_float("deadline", None, "Hours that the run may take; longer plans rank last.")
 _serve = flags.DEFINE_bool("serve", False, "Plan serving the model instead of training it.")
-_batch = flags.DEFINE_integer("batch", 32, "With --serve: sequences at a time.", lower_bound=1)
+_batch = flags.DEFINE_integer("batch", 32, "With --serve: sequences in a batch.", lower_bound=1)
 _length = flags.DEFINE_integer("length", None, "With --serve: tokens read; default: data.seq_length.", lower_bound=1)
 _max_length = flags.DEFINE_integer("max_length", 128, "With --serve: tokens written.", lower_bound=1)
 _num_beams = flags.DEFINE_integer("num_beams", 1, "With --serve: beams.", lower_bound=1)

@@ -1,9 +1,9 @@
 """Answers requests with a checkpoint: python launch/predict.py --checkpoint=WORKDIR --task=fill-mask --input=FILE.
 
-A request is a line: plain text, or a JSON object with "text" and perhaps "text_pair" or "language"; for answer with
-"question" and "context". Each answer is a line of JSON, in the order of the requests, written as soon as it can be; a
-request that cannot be answered gets {"error": ...} and the rest go on. --attention=FILE.png draws the attention weights
-of the first.
+Each line is a request: plain text, or a JSON object. The object has "text" and perhaps "text_pair" or "language"; for
+--task=answer it has "question" and "context". Each answer is a line of JSON, in the order of the requests, and is
+written as soon as it is ready. A request that cannot be answered gets {"error": ...}; the others are still answered.
+--attention=FILE.png draws the attention weights of the first request.
 """
 
 import json
@@ -16,31 +16,33 @@ from lm import cli
 
 _checkpoint = flags.DEFINE_string("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
 _TASKS = ["fill-mask", "next-sentence", "embed", "generate", "translate", "answer"]
-_task = flags.DEFINE_enum("task", None, _TASKS, "What to do.", required=True)
-_input = flags.DEFINE_string("input", "-", "File of requests, a line each; - reads standard input.")
+_task = flags.DEFINE_enum("task", None, _TASKS, "Task to do.", required=True)
+_input = flags.DEFINE_string("input", "-", "File with a request in each line; - reads standard input.")
 _output = flags.DEFINE_string("output", "-", "File for the answers; - writes to standard output.")
 _OPTIONS = {
     "pooling": flags.DEFINE_enum(
-        "pooling", None, ["mean", "cls"], "embed: default mean, or the imported folder's own."
+        "pooling", None, ["mean", "cls"], "embed: default: that of an imported sentence encoder, else mean."
     ),
-    "normalize": flags.DEFINE_bool("normalize", None, "embed: vectors of length one."),
+    "normalize": flags.DEFINE_bool("normalize", None, "embed: scale vectors to length one."),
     "top": flags.DEFINE_integer("top", 5, "fill-mask: candidates for each mask.", lower_bound=1),
-    "language": flags.DEFINE_string("language", "", "translate: into which, for requests that do not say."),
-    "seed": flags.DEFINE_integer("seed", 0, "Of sampling."),
+    "language": flags.DEFINE_string("language", "", "translate: target language of requests that name none."),
+    "seed": flags.DEFINE_integer("seed", 0, "Seed of sampling."),
 }
 _DECODING = {
-    "num_beams": flags.DEFINE_integer("num_beams", None, "Hypotheses of beam search; 1 is greedy."),
-    "max_length": flags.DEFINE_integer("max_length", None, "Tokens written at most; default the run's own."),
-    "min_length": flags.DEFINE_integer("min_length", None, "Tokens written at least."),
-    "length_penalty": flags.DEFINE_float("length_penalty", None, "Scores are divided by length to this power."),
-    "temperature": flags.DEFINE_float("temperature", None, "Above 0: sample, the more evenly the higher."),
-    "top_k": flags.DEFINE_integer("top_k", None, "Sample from so many tokens."),
+    "num_beams": flags.DEFINE_integer("num_beams", None, "Beams of beam search; 1 is greedy."),
+    "max_length": flags.DEFINE_integer("max_length", None, "Most tokens to write; default: that of the run."),
+    "min_length": flags.DEFINE_integer("min_length", None, "Fewest tokens to write."),
+    "length_penalty": flags.DEFINE_float("length_penalty", None, "Divide scores by length to this power."),
+    "temperature": flags.DEFINE_float("temperature", None, "Above 0: sample from softmax(logits / temperature)."),
+    "top_k": flags.DEFINE_integer("top_k", None, "Sample from so many most probable tokens."),
     "top_p": flags.DEFINE_float("top_p", None, "Sample from the fewest tokens with this probability together."),
 }
-_attention = flags.DEFINE_string("attention", "", "Picture to draw of the first request's attention weights.")
-_of = flags.DEFINE_enum("attention_of", "", ["", "encoder", "decoder", "cross"], "Whose; empty: cross before encoder.")
-_layer = flags.DEFINE_integer("attention_layer", None, "Draw the heads of this layer, from 1; default all layers.")
-_head = flags.DEFINE_integer("attention_head", None, "Draw this head, from 1; default the mean over heads.")
+_attention = flags.DEFINE_string("attention", "", "File for a picture of the first request's attention weights.")
+_of = flags.DEFINE_enum(
+    "attention_of", "", ["", "encoder", "decoder", "cross"], "Attention to draw; default: cross, or else encoder."
+)
+_layer = flags.DEFINE_integer("attention_layer", None, "Draw this layer, from 1; default: all layers.")
+_head = flags.DEFINE_integer("attention_head", None, "Draw this head, from 1; default: the mean over heads.")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Makes a token store ahead of training: python launch/prepare.py --config=FILE --out=DIR.
 
-DIR is local, gs://... or s3://...; set data.store to it. A mixture gets a store in DIR for each task. Rerun the same
-command to go on after a kill.
+DIR is local, gs://... or s3://...; set data.store to it. A mixture gets a store in DIR for each task. If the command is
+killed, the same command continues.
 """
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""Pretrains a model, or goes on with a run: python launch/train.py --config=FILE --workdir=DIR."""
+"""Trains a model, or resumes a run: python launch/train.py --config=FILE --workdir=DIR."""
 
 from absl import flags
 

@@ -1,16 +1,17 @@
-"""Trains on Google Kubernetes Engine: the flags of launch/train.py, with the machines to ask for.
+"""Trains on Google Kubernetes Engine. Takes the flags of launch/train.py and flags for the machines.
 
 python launch/cluster/gke.py --topology=v5e:16x16 --image=REGISTRY/lm:tpu --queue=research \
     --config=configs/bert_large.py --workdir=gs://BUCKET/runs/bert_large --config.mesh.fsdp=16
 python launch/cluster/gke.py --gpu=nvidia-h100-80gb --nodes=2 --gpus_per_node=8 --spot --image=REGISTRY/lm:gpu ...
 
-The cluster needs JobSet, nodes of that kind and, with --queue, Kueue. A preempted run restarts by itself and resumes;
-only wrong input ends it. --quota=64 --borrow=192 --cohort=all also makes the queue: 64 chips that are always its own,
-and up to 192 more while the other queues of the cohort leave them idle. An administrator does this once.
+The cluster needs JobSet, nodes of that kind and, with --queue, Kueue. A preempted run restarts and resumes by itself;
+only wrong input ends it. An administrator may add --quota=64 --borrow=192 --cohort=all once, to make the queue. It then
+always has 64 chips, and may use 192 more while the other queues of the cohort leave them idle.
 
-Logs: `kubectl logs --follow jobs/NAME-slice-0`. Stop: `kubectl delete jobset NAME`; the same command resumes.
-The image brings the environment (see launch/Dockerfile). The code is that of this checkout, kept in the workdir. For a
-bucket, give the pods a --service_account with access to it, or a --secret that holds AWS_ACCESS_KEY_ID and so on.
+`kubectl logs --follow jobs/NAME-slice-0` shows the logs. `kubectl delete jobset NAME` stops the run; the same command
+resumes it. The image has the environment (see launch/Dockerfile). The code is that of this checkout, copied to the
+workdir. For a bucket, give the pods a --service_account with access to it, or a --secret that holds AWS_ACCESS_KEY_ID
+and so on.
 """
 
 from absl import flags
@@ -25,13 +26,13 @@ _image = flags.DEFINE_string("image", None, "Container image with the project's 
 _name = cluster_flags.define_name()
 _topology = cluster_flags.define_topology(required=False)
 _gpu = flags.DEFINE_string("gpu", "", "Kind of GPU, such as nvidia-h100-80gb.")
-_nodes = flags.DEFINE_integer("nodes", 1, "Machines with GPUs.", lower_bound=1)
-_gpus = flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each.", lower_bound=1)
+_nodes = flags.DEFINE_integer("nodes", 1, "Number of machines with GPUs.", lower_bound=1)
+_gpus = flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each machine.", lower_bound=1)
 _spot = flags.DEFINE_bool("spot", False, "Machines that may be preempted; otherwise on demand.")
 _queue = flags.DEFINE_string("queue", "", "Kueue queue; default: no Kueue.")
-_quota = flags.DEFINE_integer("quota", None, "Make the queue, with so many chips or GPUs of its own.", lower_bound=0)
-_borrow = flags.DEFINE_integer("borrow", 0, "With --cohort: how many more it may borrow.", lower_bound=0)
-_cohort = flags.DEFINE_string("cohort", "", "Queues that lend each other what is idle.")
+_quota = flags.DEFINE_integer("quota", None, "Make the queue, with so many chips or GPUs.", lower_bound=0)
+_borrow = flags.DEFINE_integer("borrow", 0, "With --cohort: chips or GPUs that the queue may borrow.", lower_bound=0)
+_cohort = flags.DEFINE_string("cohort", "", "Group of queues that lend each other idle chips.")
 _namespace = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
 _context = flags.DEFINE_string("context", "", "Cluster, as kubectl knows it; default: the current one.")
 _account = flags.DEFINE_string("service_account", "", "Kubernetes service account of the pods.")
@@ -45,7 +46,7 @@ def main() -> int:
     if bool(topology) == bool(_gpu.value):
         raise InputError(f"--topology is {topology!r} and --gpu is {_gpu.value!r}; give one of them.")
     if (_quota.value is not None and not _queue.value) or (_borrow.value and not _cohort.value):
-        raise InputError("--quota needs the name of a --queue, and --borrow that of a --cohort.")
+        raise InputError("--quota needs a --queue, and --borrow needs a --cohort; give their names.")
     machines = gke.Tpus(_topology()) if topology else gke.Gpus(_gpu.value, _nodes.value, _gpus.value)
     run = _run()
     job = gke.Job(

@@ -1,11 +1,11 @@
-"""Runs N processes of one command on this machine, joined as the hosts of a pod are joined.
+"""Runs N processes of one command on this machine as one run, like the hosts of a pod.
 
 python launch/cluster/local.py --processes=2 --devices=4 -- \
     python launch/train.py --config=configs/quickstart.py --workdir=runs/two --config.mesh.fsdp=8
 
-Each process has --devices CPU devices of its own; together they are one run, with the batches of a single process of
-N x M devices. Every line of output begins with the number of its process. The first failure ends the rest, and SIGTERM
-goes to all of them. Exit code: 75 when all were preempted after a complete save, else the first that is not 0.
+Each process has --devices CPU devices. The run has the same batches as one process with all the devices. Every line of
+output begins with the number of its process. When one process fails, the others are ended. SIGTERM is passed on to all.
+The exit code is the first one that is neither 0 nor 75. Without one, it is 75 if a process was preempted, else 0.
 """
 
 from absl import flags
@@ -23,7 +23,7 @@ _command = cluster_flags.take_command()
 
 def main() -> int:
     if not _command:
-        raise InputError("no command is given; write it after --, as in: local.py --processes=2 -- python script.py")
+        raise InputError("there is no command; give it after --, as in: local.py --processes=2 -- python script.py")
     if _dry_run.value:
         local.show(_command, _processes.value, _devices.value)
         return cli.EXIT_DONE

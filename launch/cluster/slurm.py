@@ -1,14 +1,15 @@
-"""Trains on a SLURM cluster: the flags of launch/train.py, with what to ask of SLURM.
+"""Trains on a SLURM cluster. Takes the flags of launch/train.py and flags for SLURM.
 
 python launch/cluster/slurm.py --nodes=4 --gpus_per_node=8 --time=24:00:00 \
     --config=configs/bert_base.py --workdir=/shared/runs/bert_base --config.mesh.fsdp=8
 
-`squeue --me` shows whether SLURM has given the nodes; the output is in WORKDIR/launch/<id>/NAME-JOB.log. Shortly before
-the time limit, and when the job is preempted, the run saves and the job queues again, until the run is done. Stop it
-with `scancel JOB`; submit the same command to resume.
+`squeue --me` shows whether the job runs. Its output is in WORKDIR/launch/<id>/NAME-JOB.log. Shortly before the time
+limit, and when the job is preempted, the run saves and the job queues again, until the run is done. `scancel JOB` stops
+it; the same command resumes it.
 
-The Python that runs this script also runs the job: its environment must be on a file system that all nodes share. So
-must the workdir, unless it is gs://... or s3://... The job uses the code as it is now, whatever is edited later.
+The Python that runs this script also runs the job, so its environment must be on a file system that all nodes share.
+The workdir must be on one too, or on gs://... or s3://... The job runs a copy of the code, so later edits do not change
+it.
 """
 
 from absl import flags
@@ -19,7 +20,7 @@ from lm.cluster import slurm
 
 _run = cluster_flags.define_run()
 _name = cluster_flags.define_name()
-_nodes = flags.DEFINE_integer("nodes", 1, "Machines.", lower_bound=1)
+_nodes = flags.DEFINE_integer("nodes", 1, "Number of machines.", lower_bound=1)
 _gpus = flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each machine; 0: train on CPUs.", lower_bound=0)
 _time = flags.DEFINE_string("time", "", "Time limit of one turn, such as 24:00:00; default: the partition's.")
 _notice = flags.DEFINE_integer("notice", 120, "Seconds before the limit at which the run saves.", lower_bound=1)

@@ -1,14 +1,14 @@
-"""Trains on Cloud TPU VMs: the flags of launch/train.py, with the TPUs to rent.
+"""Trains on Cloud TPU VMs. Takes the flags of launch/train.py and flags for the TPUs to rent.
 
 python launch/cluster/tpu_vm.py --topology=v5e:16x16 --zone=us-central1-a --spot \
     --config=configs/bert_large.py --workdir=gs://BUCKET/runs/bert_large --config.mesh.fsdp=16
 
-It queues for the TPUs, waits for them, installs the project on every machine, trains, shows the logs, queues again when
-spot TPUs are preempted, and deletes the TPUs at the end, however the run ends (--keep leaves them rented).
+It queues for the TPUs, waits for them, installs the project on every machine, trains and shows the logs. When spot TPUs
+are preempted, it queues again. It deletes the TPUs when the run ends or fails, unless --keep is given.
 
-The run does not depend on this terminal: after Ctrl-C, or when the connection is lost, the same command follows the run
-again. --delete stops the run and deletes the TPUs at once. You need `gcloud auth login`, quota for these TPUs in the
-zone, and a bucket that their service account may write to.
+The run does not depend on this terminal. After Ctrl-C or a lost connection, the same command follows the run again.
+--delete stops the run and deletes the TPUs at once. You need `gcloud auth login`, quota for these TPUs in the zone, and
+a bucket that their service account may write to.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Converts models to and from Hugging Face folders: settings, weights, pooling. Tokenizer files stay as they are.
+"""Converts models from and to Hugging Face folders: settings, weights and pooling. Tokenizer files are copied.
 
-Each family has one table of settings and one of weights; reading and writing use the same tables. Neither torch nor
+Each family has one table of settings and one of weights, used for both reading and writing. Neither torch nor
 transformers is needed.
 """
 

@@ -15,7 +15,7 @@ from lm.huggingface.family import (
     table,
 )
 
-# Rows at the top of their position table that no position reads.
+# The number of unused rows at the top of BART's position table.
 _OFFSET = 2
 
 
@@ -93,11 +93,11 @@ BART = Family(
         *_stack("encoder"),
         *_stack("decoder"),
         *_attention("model.decoder.layers.*.encoder_attn", "decoder/layers/memory_attention"),
-        # Transformers keeps it as a buffer of zeros; a plain BartModel does not have it.
+        # In transformers this is a buffer of zeros. A plain BartModel does not have it.
         Weight("final_logits_bias", ("logits/bias",), "row", optional=True),
     ),
     renames=((r"^(?=(shared|encoder|decoder)\.)", "model."),),  # a plain BartModel
-    ignored=r"\b(encoder|decoder)\.version$",  # of old versions
+    ignored=r"\b(encoder|decoder)\.version$",  # written by old versions
     tied={"lm_head.weight": "model.shared.weight"},
     repeated={},
     aliases={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},

@@ -1,4 +1,4 @@
-"""Converts settings and weights between transformers' terms and ours, in memory, by the tables of the families."""
+"""Converts settings and weights between transformers' names and ours, in memory, by the tables of the families."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ def read_config(settings: Settings) -> ModelConfig:
     """Returns the model that the content of a `config.json` describes.
 
     Raises:
-        InputError: naming a setting that we do not compute.
+        InputError: a setting is not supported; names it.
     """
     family = _family(settings)
     for name, accepted in family.required.items():
@@ -47,7 +47,7 @@ def read_config(settings: Settings) -> ModelConfig:
         value = each.read(settings[each.theirs]) if each.theirs in settings else getattr(family.model, each.ours)
         if values.setdefault(each.ours, value) != value:
             other = next(setting.theirs for setting in family.settings if setting.ours == each.ours)
-            raise InputError(f"config.json has {each.theirs} other than {other}; accepted: one value for both.")
+            raise InputError(f"config.json has different {each.theirs} and {other}; accepted: one value for both.")
     config = dataclasses.replace(family.model, **values, **family.read(settings))
     config.validate()
     return config
@@ -57,13 +57,13 @@ def write_config(config: ModelConfig) -> Fields:
     """Returns the content of a model's `config.json`.
 
     Raises:
-        InputError: naming the fields that keep the model out of the nearest family.
+        InputError: no family has such a model; names the fields to change for the nearest family.
     """
     obstacles = {name: _obstacles(family, config) for name, family in FAMILIES.items()}
     nearest = min(obstacles, key=lambda name: len(obstacles[name]))
     if obstacles[nearest]:
         reasons = "; ".join(obstacles[nearest])
-        raise InputError(f"the model has no equal in transformers; the nearest, {nearest}, needs {reasons}.")
+        raise InputError(f"transformers has no such model; the nearest, {nearest}, needs {reasons}.")
     family = FAMILIES[nearest]
     values = {each.theirs: each.write(getattr(config, each.ours)) for each in family.settings}
     return {"model_type": nearest, "torch_dtype": "float32", **values, **family.required, **family.write(config)}
@@ -101,7 +101,7 @@ def from_tensors(
         seed: decides the initial values of missing heads.
 
     Returns:
-        The config, float32 parameters, and those of `HEADS` that the tensors lack and that are initialised.
+        The config, float32 parameters, and the names of the `HEADS` that the tensors lack, which are initialised.
 
     Raises:
         InputError: a setting is not supported, or a tensor is missing, unexpected or has the wrong shape.
@@ -143,7 +143,7 @@ def _family(settings: Settings) -> Family:
 
 
 def _obstacles(family: Family, config: ModelConfig) -> list[str]:
-    """Returns the changes that would make a config one of the family's."""
+    """Returns the changes that would make the config one of the family's; none if it is one."""
     free = family.variable | without_effect(config) | {"head_dim"}
     changes = [
         f"model.{name}={value!r} (not {getattr(config, name)!r})"
@@ -174,7 +174,7 @@ def _canonical(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _tied(family: Family, tensors: Mapping[str, Tensor], said_to_be: bool) -> bool:
-    """Returns whether the tensors make the output projection the token embedding."""
+    """Returns whether the tensors tie the vocabulary projection to the token embedding."""
     return not any(
         copy in tensors and not (said_to_be and (name not in tensors or _equal(tensors[copy], tensors[name])))
         for copy, name in family.tied.items()
@@ -247,7 +247,7 @@ def _head(path: str) -> str:
 
 
 def _initial(model: Model, seed: int, paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns the initial values of these parameters. XLA does not compute the others."""
+    """Returns the initial values of these parameters. XLA leaves out the computation of the others."""
     select = jax.jit(lambda key: {path: array for path, array in _flatten(model.init(key)).items() if path in paths})
     return {path: np.array(array) for path, array in select(jax.random.key(seed)).items()} if paths else {}
 

@@ -1,4 +1,4 @@
-"""What the table of a family is made of: settings, and weights with their names and layouts."""
+"""The types of a family's tables: settings, and weights with their names and layouts."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ Settings: TypeAlias = Mapping[str, Any]
 # Fields of `ModelConfig` and their values.
 Fields: TypeAlias = dict[str, object]
 
-# Their name of an activation -> ours. The first of two names is the one that we write.
+# Transformers' name of an activation -> ours. Where two of their names have the same meaning, we write the first.
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -30,11 +30,13 @@ _ACTIVATIONS = {
 class Setting:
     """A field of `ModelConfig` and the key of `config.json` that holds it.
 
-    One of our fields may have several keys, and one key several fields; their values must then be equal.
+    A field may be in several keys, and a key may hold several fields. Their values must then be equal.
 
     Attributes:
-        ours, theirs: the names.
-        read, write: conversions of the value, from theirs and to theirs.
+        ours: the name of the field.
+        theirs: the name of the key.
+        read: converts the value of the key to that of the field.
+        write: converts the value of the field to that of the key.
     """
 
     ours: str
@@ -45,16 +47,16 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A tensor of a folder and the parameters that it holds.
+    """A tensor of a folder, and the parameters that it holds: one row of a family's table.
 
     Attributes:
         theirs: the tensor's name, with `*` for the number of the layer.
-        ours: paths of parameters. Several are concatenated along the tensor's first axis.
+        ours: the paths of the parameters. Several are concatenated along the tensor's first axis.
         layout: `table`: both have the same shape. `vector`: theirs is flat. `row`: theirs is flat, with the shape
             [1, n]. `kernel`: theirs is [outputs, inputs], ours [*inputs, *outputs].
         inputs: the number of input axes of our kernel.
         first_layer: the first layer that has the tensor. Earlier layers keep their initial values.
-        unused_rows: rows at the top of their table that are never read. Our table leaves them out.
+        unused_rows: the number of rows at the top of their table that are never read. Our table lacks them.
         when: a field of `ModelConfig` and the value with which the row applies; None means always.
         optional: whether the tensor may be missing; its parameters are then zero.
     """
@@ -70,11 +72,11 @@ class Weight:
 
     @property
     def stacked(self) -> bool:
-        """Whether our parameters have a leading layer axis and their tensors have numbers."""
+        """Whether there is a tensor for each layer. Our parameters then have a leading layer axis."""
         return "*" in self.theirs
 
     def applies(self, config: ModelConfig) -> bool:
-        """Whether the row applies to a model that has its parameters."""
+        """Returns whether the row applies to a model that has its parameters."""
         return self.when is None or getattr(config, self.when[0]) == self.when[1]
 
     def names(self, config: ModelConfig) -> list[str]:
@@ -117,20 +119,20 @@ class Family:
 
     Attributes:
         model_type: the value in `config.json`.
-        model: what an empty `config.json` of this type means to transformers. Every model of the family has its
-            values in the fields that neither `settings` nor `read` gives.
+        model: the model that an empty `config.json` of this type describes. Fields that neither `settings` nor `read`
+            gives have these values in every model of the family.
         settings: the fields that a key of `config.json` holds.
-        required: keys of `config.json` that we accept with one value only.
+        required: the keys of `config.json` that we accept with one value only, and that value.
         weights: the table of tensors. A row does not apply to a model that lacks its parameters.
-        renames: patterns in the names that other versions gave to tensors, and their replacements.
-        ignored: a pattern of the names of tensors that are not weights.
-        tied: the tensors that repeat another one where the embeddings are tied, each with that other one.
-        repeated: the tensors that repeat another one always, each with that other one. Where the embeddings are not
-            tied, transformers reads the copy.
+        renames: patterns in the names that other versions give to tensors, and their replacements.
+        ignored: matches the names of tensors that are not weights.
+        tied: copy -> original, for tensors that equal another one if the embeddings are tied.
+        repeated: copy -> original, for tensors that always equal another one. If the embeddings are not tied,
+            transformers reads the copy.
         read: returns the fields that the table of settings cannot express.
         write: returns the keys of `config.json` that the table of settings cannot express.
-        aliases: the tensors that equal another one, each with that other one. We read them and never write them.
-        tied_by_values: whether the tensors decide if the embeddings are tied, instead of `config.json`.
+        aliases: copy -> original, for tensors that equal another one. We read them and never write them.
+        tied_by_values: whether the tensors, not `config.json`, decide if the embeddings are tied.
     """
 
     model_type: str
@@ -200,22 +202,22 @@ def activation(ours: str, theirs: str) -> Setting:
 
 
 def check_decoder_start(settings: Settings, like: str, default: int) -> None:
-    """Refuses a decoder whose first token is not the one that the key `like` names."""
+    """Refuses a decoder whose start token is not the token in the key `like`."""
     expected = settings.get(like, default)
     if settings.get("decoder_start_token_id", expected) != expected:
         raise InputError(
             f"config.json has decoder_start_token_id {settings['decoder_start_token_id']}; accepted: {expected}, "
-            f"its {like}."
+            f"which is its {like}."
         )
 
 
 def read_activation(name: str) -> str:
     """Returns our name of an activation."""
     if name not in _ACTIVATIONS:
-        raise InputError(f"config.json asks for the activation {name!r}; accepted: {', '.join(_ACTIVATIONS)}.")
+        raise InputError(f"config.json has the activation {name!r}; accepted: {', '.join(_ACTIVATIONS)}.")
     return _ACTIVATIONS[name]
 
 
 def write_activation(name: str) -> str:
-    """Returns their name of an activation: the inverse of `read_activation`."""
+    """Returns transformers' name of an activation: the inverse of `read_activation`."""
     return next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == name)

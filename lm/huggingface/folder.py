@@ -1,4 +1,4 @@
-"""Reads and writes Hugging Face folders: `config.json`, safetensors, tokenizer files, the pooling of sentences."""
+"""Reads and writes Hugging Face folders: `config.json`, safetensors, tokenizer files and sentence pooling."""
 
 import dataclasses
 import json
@@ -30,12 +30,12 @@ _NEVER = -1e4
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """How a sentence-transformers folder makes one vector of the vectors of a sentence's tokens.
+    """How a sentence-transformers model turns the vectors of a sentence's tokens into one vector.
 
     Attributes:
-        mode: `mean` takes their mean, `cls` the first of them.
-        normalize: whether the vector is divided by its length.
-        max_length: the longest text in tokens, special ones included; longer ones are cut. None means no limit.
+        mode: `mean` takes the mean of the vectors, `cls` the first one.
+        normalize: whether the vector is scaled to length one.
+        max_length: the longest text in tokens, including special tokens. Longer texts are cut. None means no limit.
     """
 
     mode: Literal["mean", "cls"]
@@ -52,7 +52,7 @@ class Imported:
         params: float32 NumPy arrays in the tree of `lm.models.build(config).init`.
         fresh: the heads among `mlm`, `pooler` and `nsp` that the folder lacks and that are initialised.
         tokenizer: the tokenizer's files that the folder has.
-        pooling: None where the folder is not of sentence-transformers.
+        pooling: None if the folder was not written by sentence-transformers.
     """
 
     config: ModelConfig
@@ -66,13 +66,13 @@ def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, se
     """Reads a model of a family in `FAMILIES`. An encoder may lack the heads of pretraining.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`, or the shards of that and their index.
+        folder: holds `config.json`, and `model.safetensors` or its shards with their index.
         vocab_multiple: the vocabulary is padded to a multiple of this, so that a mesh can split it. The padding rows
             are zero and never predicted.
         seed: decides the initial values of missing heads.
 
     Raises:
-        InputError: naming what is missing, unexpected, of the wrong shape or not supported.
+        InputError: something is missing, unexpected, of the wrong shape or not supported; names it.
     """
     folder = Path(folder)
     try:
@@ -101,8 +101,8 @@ def export_folder(
         config: a model of a family in `FAMILIES`.
         params: in the tree of `lm.models.build(config).init`.
         tokenizer: files to copy beside the weights.
-        token_ids: more keys of `config.json`, such as `cls_token_id`. Without them the ids are those of the family's
-            own tokenizer where `write` gives them, and `pad_token_id` is 0 elsewhere.
+        token_ids: more keys of `config.json`, such as `cls_token_id`. By default the ids are those that the family's
+            `write` gives, and `pad_token_id` is 0 if it gives none.
 
     Raises:
         InputError: no family has such a model, or the folder holds a model already.
@@ -116,7 +116,7 @@ def export_folder(
         shutil.copy(file, folder)
     save_file(to_tensors(config, params), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors writes for the owner alone
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors gives read access to the owner alone
 
 
 def _open_tensors(folder: Path) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def _weight_files(folder: Path) -> list[str]:
     if list(folder.glob("pytorch_model*.bin")):
         raise InputError(
             f"there is only pytorch_model.bin; convert it to {WEIGHTS_FILE} "
-            "(with transformers: from_pretrained, then save_pretrained)."
+            "(with from_pretrained and then save_pretrained of transformers)."
         )
     raise InputError(f"there is neither {WEIGHTS_FILE} nor {INDEX_FILE}; give a folder saved by transformers.")
 
@@ -167,7 +167,10 @@ def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConf
 
 
 def _read_pooling(folder: Path) -> Pooling | None:
-    """Returns the pooling of a sentence-transformers folder: up to version 5 a flag for each mode, then its name."""
+    """Returns the pooling of a sentence-transformers folder; None for another folder.
+
+    Up to version 5 the file has a flag for each mode. Later versions write the name of the mode.
+    """
     if not (folder / "modules.json").is_file():
         return None
     modules = {str(entry["type"]).rsplit(".", 1)[-1]: entry["path"] for entry in _read_json(folder, "modules.json")}

@@ -16,7 +16,7 @@ def _layer_types(num_layers: int, every: int) -> list[str]:
 
 
 def _global_every(settings: Settings) -> int:
-    """Returns the period of the global layers. Transformers 4 writes it; 5 writes the kind of every layer."""
+    """Returns the period of the global layers. Transformers 4 writes it; version 5 writes the kind of every layer."""
     types = settings.get("layer_types")
     if types is None:
         return settings.get("global_attn_every_n_layers", _MODEL.global_every)

@@ -1,8 +1,8 @@
 """T5 (Raffel et al., 2020), 1.0 and 1.1, as transformers writes it.
 
-In transformers, `tie_word_embeddings` decides only whether the decoder's output is scaled. Whether the embeddings are
-tied depends on the tensors: transformers 5 ties them unless `lm_head.weight` was saved with other values, and
-transformers 4 saved it wherever `tie_word_embeddings` was false.
+In transformers, `tie_word_embeddings` decides only whether the decoder's output is scaled. The tensors decide whether
+the embeddings are tied. Transformers 5 ties them unless `lm_head.weight` was saved with other values. Transformers 4
+saved `lm_head.weight` whenever `tie_word_embeddings` was false.
 """
 
 from lm import families
@@ -42,8 +42,8 @@ def _read(settings: Settings) -> Fields:
 def _write(config: ModelConfig) -> Fields:
     if config.gated and config.activation == "gelu":
         raise InputError(
-            "the model has no equal in transformers; the nearest, t5, needs model.activation='gelu_tanh' (not 'gelu') "
-            "where model.gated=True."
+            "transformers has no such model; the nearest, t5, needs model.activation='gelu_tanh' (not 'gelu') with "
+            "model.gated=True."
         )
     name = write_activation(config.activation)
     if config.gated:

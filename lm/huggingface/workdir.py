@@ -1,4 +1,4 @@
-"""Converts a Hugging Face folder to a working directory, which every other script accepts, and back."""
+"""Converts Hugging Face folders to working directories, which all other scripts accept, and back."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from lm.huggingface.folder import Imported, export_folder, import_folder
 
 POOLING_FILE = "pooling.json"
 
-# The longest input where an imported model sets no limit: attention over more tokens takes much memory.
+# The longest input of an imported model without a smaller limit. Attention over more tokens needs much memory.
 _MAX_LENGTH = 1024
 
 
@@ -94,7 +94,7 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
 
 
 def _pretraining(model: ModelConfig, special: SpecialIds, longest: int) -> tuple[DataConfig, ObjectiveConfig]:
-    """Returns the data and objective of pretraining, as far as the model and its tokenizer tell."""
+    """Returns settings of pretraining that fit the model and its tokenizer."""
     if model.architecture == "encoder":
         require(special, "cls", "mask", use="an encoder")
         return DataConfig(seq_length=longest), ObjectiveConfig(nsp=model.pooler)

@@ -98,7 +98,7 @@ def test_sigterm_goes_to_all() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes=2"], "no command is given; write it after --"),
+        (["--processes=2"], "there is no command; give it after --"),
         (["--processes=2", "--", "/no/such/program"], "'/no/such/program' cannot be run: No such file or directory"),
         (["--processes=0", "--", "true"], "--processes=0"),
         (["stray", "--", "true"], "unexpected argument 'stray'"),
