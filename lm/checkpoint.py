@@ -69,7 +69,7 @@ class Checkpoints:
         root = orbax_storage.prepare(workdir)
         self._directory, self._frozen = root / "checkpoints", root / _FROZEN
         self._partition = partition
-        self._frozen_sums: Sums | None = None  # of `frozen`, once this process has written or read it
+        self._frozen_sums: Sums | None = None  # the checksums of `frozen`, once it is written or read
         with storage.errors(self._directory):
             self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("params", "training"))
 

@@ -18,7 +18,7 @@ def model_flops(config: Config, predicted: int) -> float:
     attention counts whole rows, causal or not; in local layers it counts the window.
 
     Args:
-        config: of the run.
+        config: the config of the run.
         predicted: the number of positions that reach the vocabulary projection.
     """
     model = config.model

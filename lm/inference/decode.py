@@ -167,9 +167,9 @@ def insert(
 
     Args:
         decoder: the decoder that made the state.
-        state: of B rows.
+        state: a state of B rows.
         rows_R: int32, the rows to replace. A number of B or more is ignored.
-        sources, prompts, options: of R rows; no longer than `state.shape` allows.
+        sources, prompts, options: those of R rows, no longer than `state.shape` allows.
     """
     new = begin(decoder, state.ids, state.shape, sources, prompts, options)
     place = lambda old, new: old.at[jnp.asarray(rows_R)].set(new, mode="drop")  # noqa: E731

@@ -119,7 +119,7 @@ class Predictor:
 
         Args:
             requests: texts.
-            seed: of sampling. The random numbers of a request depend only on the seed and its index in the list.
+            seed: the seed of sampling. A request's random numbers depend on it and on the request's index alone.
             decoding: fields of `Decoding`, such as `num_beams=4`; None is the default.
         """
         return self.pipeline("generate", Options(seed=seed, decoding=decoding))(_several(requests))

@@ -66,8 +66,8 @@ class Runner:
         """Returns what an encoder-decoder or a decoder writes; see `decode.generate`.
 
         Args:
-            sources: of B rows; None for a decoder alone.
-            prompts: of B rows.
+            sources: the encoder's inputs for B rows; None for a decoder alone.
+            prompts: the decoder's inputs for B rows.
             decoding: the options of all rows. Only `num_beams`, and `max_length` rounded up, compile a new program.
             keys_B: a random key for each row.
         """

@@ -258,7 +258,7 @@ def relative_bias(table_RH: jax.Array, distance: jax.Array, config: ModelConfig,
     Args:
         table_RH: the bias of each bucket.
         distance: [N] or [L, S], key column minus query column.
-        config: of the model.
+        config: the config of the model.
         causal: whether keys to the right are masked.
     """
     buckets = relative_buckets(

@@ -252,7 +252,7 @@ def make_decoder(model: Seq2Seq, rows: int) -> Decoder:
 def _in_columns(layer: Layer, dtype: jax.typing.DTypeLike) -> Layer:
     """Returns a layer with its kernels in blocks of columns.
 
-    The key and value kernels of the attention to the encoder stay as they are: they multiply all rows of a source.
+    The key and value kernels of the cross-attention are left out: they multiply all rows of a source.
     """
     memory = layer.memory_attention
     of_memory = [] if memory is None else [memory.key, memory.value]

@@ -25,7 +25,7 @@ class Execution:
     """How a model is computed. These settings change speed, memory and rounding, but not the model.
 
     Attributes:
-        dtype: of activations, and of weights while they are used. Norms and softmax stay float32.
+        dtype: the dtype of activations, and of weights in use. Norms and softmax stay float32.
         remat: `none`, `dots` or `full`; see `TrainConfig`.
         unroll: layers in one iteration of the scan over layers; 0 uses no scan; see `TrainConfig`.
         attention: `auto`, `plain` or `flash`; see `TrainConfig`.
@@ -159,7 +159,7 @@ class Logits(nnx.Module):
     W is the token embedding where embeddings are tied, else a kernel of its own.
     """
 
-    path = "logits/kernel"  # of W in `sharding.PARAMETERS`
+    path = "logits/kernel"  # the path of W in `sharding.PARAMETERS`
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         shape = (config.d_model, config.vocab_size)

@@ -59,8 +59,8 @@ class Layer(nnx.Module):
         Args:
             hidden_BLD: the output of the layer before.
             index: the number of the layer. It may be traced, so that all layers of a stack share one program.
-            view: of the self-attention.
-            memory_view: of the cross-attention.
+            view: the mask of the self-attention; see `View`.
+            memory_view: the mask of the cross-attention.
             dropout_key: None computes without dropout.
 
         Returns:

@@ -40,7 +40,7 @@ def make_members(config: Config, stores: dict[str, Store]) -> list[Member]:
     """Returns the members of a run, with the first epoch of each planned.
 
     Args:
-        config: of the run.
+        config: the config of the run.
         stores: member name -> token store, from `mixture.prepare_stores` or `mixture.open_stores`.
 
     Raises:
@@ -79,10 +79,10 @@ def batches(config: Config, name: str, store: Store, split: Split) -> Batches:
     """Returns the batches of one member.
 
     Args:
-        config: of the run.
-        name: of the member; empty where the run has no mixture.
-        store: of the member.
-        split: of the store.
+        config: the config of the run.
+        name: the name of the member; empty where the run has no mixture.
+        store: the member's token store.
+        split: a split of that store.
 
     Raises:
         InputError: the store is not of the kind that the member's task reads, or its row format refuses the config.

@@ -25,7 +25,7 @@ class Seq2SeqLM:
     of texts, or no source and a running text.
 
     Attributes:
-        name: of the loss.
+        name: the name of the loss.
         has_source: whether there is an X.
         start_id: the decoder's first input.
         max_positions: T.

@@ -84,7 +84,7 @@ class Objective(Protocol):
         Args:
             model: the module with its parameters.
             batch: from `prepare`, or a micro-batch of it.
-            key: of dropout; None computes without dropout.
+            key: the random key of dropout; None computes without dropout.
 
         Returns:
             Float32 scalars. Each loss has `loss`, `accuracy` and, where `loss` has more terms, `cross_entropy`.

@@ -23,7 +23,7 @@ def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
 
     Args:
         path: WORKDIR or WORKDIR/checkpoints/N, of another run or an imported model.
-        tokenizer: of this run.
+        tokenizer: the tokenizer of this run.
         params: the random parameters of the new model. Parameters of the checkpoint get their shardings.
 
     Raises:

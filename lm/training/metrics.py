@@ -34,9 +34,9 @@ class MetricWriter:
         """Opens the files.
 
         Args:
-            workdir: of the run, local or remote.
+            workdir: the folder of the run, local or remote.
             start_step: the step that the run begins after.
-            steps: of the whole run, for the progress bar.
+            steps: the number of steps of the whole run.
             enabled: whether this process writes.
         """
         self._enabled = enabled

@@ -36,9 +36,9 @@ class Report:
         """Starts the clock.
 
         Args:
-            config: of the run.
+            config: the config of the run.
             max_positions: positions of a row that reach the vocabulary projection.
-            mesh: of all devices.
+            mesh: the mesh of all devices.
             rows: how many rows of a batch this process reads.
             writer: writes the lines.
             skipped: how many steps were skipped so far because their loss or gradient was not finite.

@@ -56,7 +56,7 @@ def gradients(
         objective: computes the loss.
         params: the parameters to differentiate.
         examples: from `objective.prepare`.
-        key: of dropout; None computes without dropout.
+        key: the random key of dropout; None computes without dropout.
         parts: the number of micro-batches.
         frozen: the other parameters of the model.
     """

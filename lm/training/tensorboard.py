@@ -1,6 +1,7 @@
 """Writes scalars to TensorBoard's event files: records with checksums, each a protocol buffer.
 
-https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto; summary.proto beside it
+https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto
+and summary.proto in the same folder
 https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 """
 

@@ -218,7 +218,7 @@ def test_settings_that_do_not_fit_are_refused(bert, settings, message):
     [
         ({"layer_types": ["full_attention", "full_attention", "sliding_attention"]}, "irregular layer_types"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type 'yarn'; accepted: 'default'"),
-        ({"mlp_dropout": 0.3}, "mlp_dropout other than embedding_dropout"),
+        ({"mlp_dropout": 0.3}, "different mlp_dropout and embedding_dropout"),
         ({"decoder_bias": False}, "decoder_bias False; accepted: True"),
     ],
 )

@@ -21,7 +21,7 @@ def choose(
         setting: `auto`, `plain` or `flash`; see `TrainConfig`.
         lengths: the numbers of queries and of keys, over all devices.
         head_dim: K.
-        dtype: of queries and keys.
+        dtype: the dtype of queries and keys.
         has_bias: whether a relative bias is added.
         needs_weights: whether something acts on the attention weights, such as dropout. Flash attention never writes
             them, so plain attention is used, even with `flash`.
