@@ -21,9 +21,9 @@ from lm.sharding import constrain
 # Keys and values: each [B, S, H, K], or in the layout of `lm.ops.key_cache.store`.
 KeysValues = tuple[jax.Array, jax.Array]
 # Attention weights [B, H, L, S] -> the weights that multiply the values. Dropout is one.
-WeightTransform = Callable[[jax.Array], jax.Array]
+OnWeights = Callable[[jax.Array], jax.Array]
 # (queries, keys, values, view, transform of the weights) -> [B, L, H, K]
-Kernel = Callable[[jax.Array, jax.Array, jax.Array, "View", WeightTransform | None], jax.Array]
+Kernel = Callable[[jax.Array, jax.Array, jax.Array, "View", OnWeights | None], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,7 @@ class View:
 
 
 def attend(
-    query_BLHK: jax.Array,
-    key_BSHK: jax.Array,
-    value_BSHK: jax.Array,
-    view: View,
-    dropout: WeightTransform | None = None,
+    query_BLHK: jax.Array, key_BSHK: jax.Array, value_BSHK: jax.Array, view: View, dropout: OnWeights | None = None
 ) -> jax.Array:
     """Returns softmax(Q K^T + bias) V over the visible keys (Vaswani et al., 2017, section 3.2.1).
 
@@ -84,7 +80,7 @@ def attend(
     return ops.mix(weights_BHLS.astype(value_BSHK.dtype), value_BSHK)
 
 
-def attention_weights(scores_BHLS: jax.Array, view: View, dropout: WeightTransform | None = None) -> jax.Array:
+def attention_weights(scores_BHLS: jax.Array, view: View, dropout: OnWeights | None = None) -> jax.Array:
     """Returns softmax(scores + bias) over the visible keys, float32 [B, H, L, S]."""
     if view.bias is not None:
         scores_BHLS = ops.add_bias(scores_BHLS, view.bias) if view.bias.ndim == 3 else scores_BHLS + view.bias
@@ -113,7 +109,7 @@ def attend_flash(
     key_BSHK: jax.Array,
     value_BSHK: jax.Array,
     view: View,
-    dropout: WeightTransform | None = None,
+    dropout: OnWeights | None = None,
 ) -> jax.Array:
     """Computes `attend` with a kernel of `lm.ops.flash`. It has no array of attention weights, so no dropout."""
     assert dropout is None
@@ -130,7 +126,7 @@ def attend_flash(
 
 
 def attend_stored(
-    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: WeightTransform | None = None
+    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: OnWeights | None = None
 ) -> jax.Array:
     """Computes `attend` over a KV cache."""
     weights_BHLS = attention_weights(key_cache.scores(query_BLHK, key), view, dropout)
@@ -138,7 +134,7 @@ def attend_stored(
 
 
 def attend_pinned(
-    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: WeightTransform | None = None
+    query_BLHK: jax.Array, key: jax.Array, value_BHSK: jax.Array, view: View, dropout: OnWeights | None = None
 ) -> jax.Array:
     """Computes `attend_stored` in a loop that does not change the cache; see `key_cache.pin`."""
     return attend_stored(*key_cache.pin(query_BLHK, key, value_BHSK), view, dropout)
@@ -151,12 +147,7 @@ class Recorder:
         self.weights_BHLS: list[jax.Array] = []
 
     def __call__(
-        self,
-        query_BLHK: jax.Array,
-        key_BSHK: jax.Array,
-        value_BSHK: jax.Array,
-        view: View,
-        dropout: WeightTransform | None,
+        self, query_BLHK: jax.Array, key_BSHK: jax.Array, value_BSHK: jax.Array, view: View, dropout: OnWeights | None
     ) -> jax.Array:
         del dropout
         return attend(query_BLHK, key_BSHK, value_BSHK, view, self._keep)
@@ -182,7 +173,7 @@ class Attention(nnx.Module):
         self.scale = depth**-0.5 if config.attention_scale else 1.0
 
     def __call__(
-        self, inputs_BLD: jax.Array, view: View, dropout: WeightTransform | None = None
+        self, inputs_BLD: jax.Array, view: View, dropout: OnWeights | None = None
     ) -> tuple[jax.Array, KeysValues]:
         """Returns the attention's output [B, L, D], and its keys and values: the updated cache where there is one."""
         keys_values = view.cache
@@ -267,7 +258,6 @@ def relative_bias(table_RH: jax.Array, distance: jax.Array, config: ModelConfig,
         num_buckets=config.relative_buckets,
         max_distance=config.relative_max_distance,
     )
-    # The gradient of a gather is a scatter-add, which is slow on every device. The gradient of this product is a
-    # product.
+    # A gather's gradient is a scatter-add, which is slow on every device. A product's gradient is a product.
     subscripts = {1: "NR,RH->HN", 2: "LSR,RH->HLS"}[distance.ndim]
     return jnp.einsum(subscripts, jax.nn.one_hot(buckets, config.relative_buckets), table_RH)

@@ -192,8 +192,7 @@ class Stack(nnx.Module):
         kernel = functools.partial(self._kernel, length, needs_weights=needs_weights)
         own = kernel(length, has_bias=self.relative_bias is not None)
         columns_L = jnp.arange(length)
-        # A flash kernel takes the bias of every distance, query column minus key column, in ascending order from
-        # -length.
+        # A flash kernel takes the bias of every distance, query column minus key column, ascending from -length.
         distance = length - jnp.arange(2 * length) if own else columns_L[None, :] - columns_L[:, None]
         view = View(
             segments_BL=segments_BL,

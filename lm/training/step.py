@@ -52,8 +52,6 @@ def gradients(
     `parts`.
 
     Args:
-        model: the model.
-        objective: computes the loss.
         params: the parameters to differentiate.
         examples: from `objective.prepare`.
         key: the random key of dropout; None computes without dropout.
