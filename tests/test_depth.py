@@ -12,7 +12,7 @@ import lm
 from lm import models, sharding, tasks
 from lm.config import Config, ModelConfig, TrainConfig
 from lm.models import encoder
-from lm.training import step
+from lm.training import program
 from tests.models.test_packing import MODERN
 
 OURS = str(Path(lm.__file__).parent)
@@ -51,7 +51,7 @@ def test_fourteen_calls_lead_from_the_training_step_to_the_product(calls):
     config = Config(model=ModelConfig(num_layers=2), train=TrainConfig(accumulation=2))
     mesh = sharding.make_mesh(config.mesh)
     objective = tasks.create_objective(config, tasks.UntrainedVocabulary(config.data.vocab_size))
-    step.define(config, objective, mesh).trace_step()
+    program.define(config, objective, mesh).trace_step()
     paths = [frames for frames in calls if any(frame.name == "train_step" for frame in frames)]
     assert paths
     for frames in paths:

@@ -16,10 +16,11 @@ import numpy as np
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.attention import KeysValues, View, attend_pinned, attend_stored, relative_bias
+from lm.models.attention import KeysValues, View, attend_pinned, attend_stored
 from lm.models.layers import Dense, Embedding, Logits, Norm
+from lm.models.positions import angles, relative_bias
 from lm.models.seq2seq import Seq2Seq
-from lm.models.transformer import Layer, Stack, angles, at_layer, unstack
+from lm.models.transformer import Layer, Stack, at_layer, unstack
 from lm.ops import few_rows, key_cache
 from lm.ops.linear import add_bias
 from lm.sharding import constrain, gathered

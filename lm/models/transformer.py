@@ -18,10 +18,9 @@ from lm.models.attention import (
     Recorder,
     View,
     attend_flash,
-    relative_bias,
-    rotary_angles,
 )
 from lm.models.layers import Embedding, Execution, FeedForward, Norm, initial
+from lm.models.positions import angles, relative_bias
 from lm.ops import flash
 from lm.ops.dropout import Dropout, drop, make_dropout
 from lm.ops.recompute import checkpointed
@@ -251,14 +250,6 @@ class Stack(nnx.Module):
         for index, layer in enumerate(unstack(self.layers)):
             hidden_BLD, _ = layer(hidden_BLD, index, at_layer(self.config, view, index), memory_view)
         return jnp.stack(own.weights_BHLS), jnp.stack(to_memory.weights_BHLS) if memory else None
-
-
-def angles(config: ModelConfig, positions_BL: jax.Array, *, local: bool) -> jax.Array | None:
-    """Returns the rotary angles of the global layers, or of the `local` ones; None where the model has none."""
-    if config.position != "rotary" or (local and config.global_every == 1):
-        return None
-    theta = config.rope_theta_local if local else config.rope_theta
-    return rotary_angles(positions_BL, theta, config.width_per_head)
 
 
 def at_layer(config: ModelConfig, view: View, index: jax.Array | int) -> View:

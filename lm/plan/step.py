@@ -11,7 +11,7 @@ from lm.config import Config
 from lm.flops import model_flops, program_flops
 from lm.plan import compiled, memory
 from lm.plan.mesh import described_mesh
-from lm.training import step as step_lib
+from lm.training import program
 
 # Shares of the peak, for what the compiler estimates no cycles of. Assumptions, not measurements.
 KERNEL_EFFICIENCY = 0.4
@@ -67,7 +67,7 @@ class Plan:
     compile_seconds: float = 0
 
 
-def define(config: Config, topology: Topology) -> step_lib.Definition:
+def define(config: Config, topology: Topology) -> program.Definition:
     """Returns the training step of a config on a topology.
 
     Raises:
@@ -75,7 +75,7 @@ def define(config: Config, topology: Topology) -> step_lib.Definition:
     """
     mesh = described_mesh(config.mesh, topology)
     objective = tasks.create_objective(config, tasks.UntrainedVocabulary(config.data.vocab_size))
-    return step_lib.define(config, objective, mesh)
+    return program.define(config, objective, mesh)
 
 
 def plan(config: Config, topology: Topology) -> Plan:

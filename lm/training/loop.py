@@ -21,8 +21,9 @@ from lm.tasks.members import Member, make_members, mixed
 from lm.training import adapters
 from lm.training import metrics as metrics_lib
 from lm.training.initial import initial_params
+from lm.training.program import Program, compile_program
 from lm.training.report import Diverged, Report
-from lm.training.step import Metrics, Program, State, compile_program
+from lm.training.step import Metrics, State
 
 
 class Preempted(Exception):

@@ -38,7 +38,7 @@ from lm.flops import model_flops
 from lm.huggingface import write_config
 from lm.sharding import make_mesh
 from lm.tasks import members
-from lm.training.step import compile_program
+from lm.training.program import compile_program
 from tests.benchmarks import machine
 from tests.benchmarks.turns import Contender, apart
 

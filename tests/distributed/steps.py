@@ -17,7 +17,7 @@ from lm import distributed, sharding, tasks
 from lm.config import Config
 from lm.data.store import Store
 from lm.tasks import members
-from lm.training import step as step_lib
+from lm.training.program import define
 
 STEPS = 10
 
@@ -27,7 +27,7 @@ def take_steps(config: Config, store: Store) -> dict[str, Any]:
     mesh = sharding.make_mesh(config.mesh)
     source = members.batches(config, "", store, store.train)
     rows = sharding.process_rows(mesh, config.data.batch_size)
-    made = step_lib.define(config, tasks.create_objective(config, store.tokenizer), mesh)
+    made = define(config, tasks.create_objective(config, store.tokenizer), mesh)
     with distributed.agreement():  # one may compile for longer than the other would wait in a sum
         init, take_step = made.lower_init().compile(), made.lower_step().compile()
     state = init()

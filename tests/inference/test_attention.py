@@ -16,7 +16,8 @@ from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.inference import attention
 from lm.inference.load import Loaded
 from lm.inference.predict import Options, Predictor
-from lm.models.attention import Attention, relative_buckets
+from lm.models.attention import Attention
+from lm.models.positions import relative_buckets
 from lm.models.transformer import unstack
 
 SENTENCE = "我爱编程，编程很棒"

@@ -15,7 +15,7 @@ from lm import models
 from lm.data.special_ids import SpecialIds
 from lm.data.tokenizer import load_tokenizer
 from lm.huggingface import export_folder, import_folder, to_tensors
-from lm.models.attention import relative_buckets
+from lm.models.positions import relative_buckets
 from lm.training import optim
 from lm.training.step import gradients, train_step
 from tests.huggingface.test_seq2seq import t5_tokenizer

@@ -13,6 +13,7 @@ from lm.errors import InputError
 from lm.tasks import members
 from lm.training import adapters, loop, metrics
 from lm.training import step as step_lib
+from lm.training.program import compile_program
 
 from .conftest import changed
 
@@ -35,7 +36,7 @@ def freezing(tiny_config):
 
 def compiled(config, store, devices=None):
     mesh = sharding.make_mesh(config.mesh, devices)
-    program = step_lib.compile_program(config, tasks.create_objective(config, store.tokenizer), mesh)
+    program = compile_program(config, tasks.create_objective(config, store.tokenizer), mesh)
     return program, members.batches(config, "", store, store.train)
 
 

@@ -10,6 +10,7 @@ from lm.config import MeshConfig
 from lm.errors import InputError
 from lm.tasks import members
 from lm.training import loop
+from lm.training import program as program_lib
 from lm.training import step as step_lib
 
 from .conftest import changed
@@ -21,7 +22,7 @@ def start(config, store, devices=None):
     """The compiled program of a config, its first state and its batches."""
     mesh = sharding.make_mesh(config.mesh, devices)
     source = members.batches(config, "", store, store.train)
-    program = step_lib.compile_program(config, tasks.create_objective(config, store.tokenizer), mesh)
+    program = program_lib.compile_program(config, tasks.create_objective(config, store.tokenizer), mesh)
     return program, program.init(), source
 
 
@@ -128,7 +129,7 @@ def test_the_step_is_traced_once_and_transfers_nothing_unasked(tiny_config, tiny
 
 def test_the_loop_runs_under_a_transfer_guard(tiny_config, tmp_path, monkeypatch):
     """A batch that is not placed on the devices by hand stops the run."""
-    monkeypatch.setattr(step_lib.Program, "put", lambda self, batch: batch)
+    monkeypatch.setattr(program_lib.Program, "put", lambda self, batch: batch)
     with pytest.raises(Exception, match=r"(?i)transfer"):
         loop.train(changed(tiny_config, train={"steps": 2}), str(tmp_path / "run"))
 

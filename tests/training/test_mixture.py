@@ -10,7 +10,7 @@ from lm.config import Config, MixtureConfig, TaskConfig
 from lm.data import mixture
 from lm.tasks.members import make_members
 from lm.training import loop, perplexity
-from lm.training import step as step_lib
+from lm.training.program import compile_program
 
 from .conftest import changed
 
@@ -45,7 +45,7 @@ def test_the_total_counts_each_task_by_its_rate(config: Config) -> None:
     members = make_members(config, mixture.prepare_stores(config, config.data.store))
     assert {member.name: member.rows for member in members} == {"pairs": 1, "spans": 3}
     objective = tasks.create_objective(config, members[0].store.tokenizer)
-    program = step_lib.compile_program(config, objective, sharding.make_mesh(config.mesh))
+    program = compile_program(config, objective, sharding.make_mesh(config.mesh))
     params = program.init()["params"]
     found = loop.heldout_metrics(program, params, members, 2)
     total = weights = 0.0
