@@ -1,4 +1,4 @@
-"""Wrong input to the launch scripts: one clear line, exit code 2, nothing half written."""
+"""Wrong input to a launch script gives one clear line and exit code 2, and leaves no partial files."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A script built on lm.cli, run as a user runs it: what it prints and how it exits."""
+"""A script built on lm.cli prints the right messages and ends with the right exit codes."""
 
 import subprocess
 import sys

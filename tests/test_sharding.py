@@ -1,4 +1,4 @@
-"""How devices become a mesh, and which rows of a batch a process holds on it."""
+"""Devices are arranged in the right mesh, and each process holds the right rows of a batch."""
 
 import dataclasses
 import types

@@ -1,4 +1,4 @@
-"""Parameters that no symmetry hides mistakes in: norms and biases are random too."""
+"""Random parameters for tests. Norms and biases are random too, so that no zero or one hides a mistake."""
 
 import jax
 

@@ -1,7 +1,7 @@
-"""Runs a script, and lets every process keep what it has compiled: python -m tests.distributed.cached SCRIPT ...
+"""Runs a script in which every process writes to the compile cache: python -m tests.distributed.cached SCRIPT ...
 
-JAX lets only the first process write to the compile cache. On CPU the others find nothing of theirs there, and would
-compile all anew at every start.
+JAX lets only the first process write to the compile cache. On CPU the other processes need entries of their own, and
+would compile everything at every start.
 """
 
 import runpy

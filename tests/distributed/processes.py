@@ -1,4 +1,4 @@
-"""Runs of several processes on this machine, and what tests and the fault table do to them."""
+"""Starts runs of several processes on this machine, and signals, stops and kills them."""
 
 import json
 import os

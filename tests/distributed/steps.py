@@ -1,6 +1,6 @@
-"""What a process of tests/distributed/test_equality.py does: python -m tests.distributed.steps STORE OUTPUT CONFIG...
+"""The process of tests/distributed/test_equality.py: python -m tests.distributed.steps STORE OUTPUT CONFIG...
 
-Takes ten steps of every config and writes, for each, the losses and the digests of what it read.
+It takes ten steps of every config, and writes for each the losses and the digests of the batches that it read.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""How runs of several processes begin and end: refused, preempted, killed, hung; and what can be resumed."""
+"""Runs of several processes are refused, preempted, killed or hang; all processes end, and a run can be resumed."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""The configs of named families are exported and come back; the others are refused by the field that differs."""
+"""Configs of named families equal themselves after export and import; others are refused, and the message says why."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Conversion without torch: exact round trips, what versions of transformers wrote, and refusals by name."""
+"""Folders are converted without torch: round trips are exact, old formats are read, and refusals name the fault."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""T5 and BART folders without torch: what versions of transformers wrote, refusals, and the way to a run and back."""
+"""T5 and BART folders are converted without torch, to a working directory and back; old formats are read."""
 
 import dataclasses
 import io

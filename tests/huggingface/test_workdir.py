@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a working directory and back, through the launch script."""
+"""launch/convert.py converts a Hugging Face folder to a working directory and back."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Working directories small enough to write from in a test, their weights random: training would add nothing."""
+"""Fixtures: working directories of small models with random weights."""
 
 import random
 from pathlib import Path

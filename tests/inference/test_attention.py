@@ -1,4 +1,4 @@
-"""The attention weights that are told are those that the model uses."""
+"""The attention weights that are returned are the ones that the model uses."""
 
 import dataclasses
 import functools

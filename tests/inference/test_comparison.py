@@ -1,4 +1,4 @@
-"""The model is compared with its baselines, and the baselines find what they should."""
+"""Scores of a model and of the baselines are correct, and each baseline returns the text that it should."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Decoding: the cache changes nothing, rows do not change one another, and the best hypotheses are found."""
+"""Cached decoding equals the full forward pass, rows are independent, and beam search finds the best beams."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""A model is read once for every kind, on one device or on a mesh, and answers alike."""
+"""A model of every architecture loads on one device and on a mesh, and gives the same answers on both."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Metrics equal their libraries' and cases worked by hand."""
+"""Metrics equal those of their libraries, and cases worked out by hand."""
 
 import pytest
 import sacrebleu

@@ -1,4 +1,4 @@
-"""Packed rows hold every request once, whole, with positions of its own; shapes are few."""
+"""Packed rows hold every request once and whole, with its own positions, and have few shapes."""
 
 import numpy as np
 import pytest

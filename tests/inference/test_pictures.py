@@ -1,4 +1,4 @@
-"""What is drawn can be read, and what cannot be drawn is refused."""
+"""Pictures of attention weights have the right labels and numbers; what cannot be drawn is refused."""
 
 import dataclasses
 import subprocess

@@ -1,4 +1,4 @@
-"""Lines become requests, and each can be read as soon as it is there."""
+"""Lines become requests, and each line can be read as soon as it is complete."""
 
 import os
 import threading

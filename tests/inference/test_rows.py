@@ -1,4 +1,4 @@
-"""Rows are independent: what one writes is bitwise the same alone and among others, whenever and wherever it enters."""
+"""Rows are independent: a row writes bitwise the same alone and among others, at any row and from any step on."""
 
 import functools
 from typing import Any

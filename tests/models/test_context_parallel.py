@@ -1,4 +1,4 @@
-"""Rows split along their length compute what whole rows do, at a length that calls for it."""
+"""Rows sharded along their length compute the same as whole rows, at a length that needs it."""
 
 import dataclasses
 

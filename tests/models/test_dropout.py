@@ -1,4 +1,4 @@
-"""Where dropout acts."""
+"""Dropout acts at the places that the config says, and nowhere else."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""An example of an encoder-decoder computes the same packed and alone; the decoder looks neither right nor aside."""
+"""An encoder-decoder computes the same for packed and single examples; its decoder is causal within an example."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Dropout's masks are random, and its gradient goes through them."""
+"""Dropout's masks are random, and its gradient has the same mask."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Flash attention equals the plain one: outputs and gradients, packed or alone, on one device or several."""
+"""Flash attention equals plain attention in outputs and gradients, packed or alone, on one device or several."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Stored keys and values give the scores of plain ones, wherever each row writes."""
+"""Keys and values from the cache give the same scores as plain ones, at whatever columns the rows are written."""
 
 import jax
 import jax.numpy as jnp

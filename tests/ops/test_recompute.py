@@ -1,4 +1,4 @@
-"""What is computed again gives the same values and gradients, and keeps only what it should."""
+"""Rematerialised functions give the same values and gradients, and keep only what they should."""
 
 import jax
 import jax.numpy as jnp

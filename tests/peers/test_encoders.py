@@ -1,4 +1,4 @@
-"""Equal to transformers' BERT and ModernBERT: logits, loss and the gradient of every parameter, in float32."""
+"""Logits, loss and all gradients equal those of transformers' BERT and ModernBERT, in float32."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Equal to transformers' `generate` on imported T5 and BART: greedy decoding and beam search, in float32."""
+"""Greedy decoding and beam search equal transformers' `generate` on imported T5 and BART, in float32."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""A real pretrained encoder: all-MiniLM-L6-v2 embeds sentences here as it does in transformers."""
+"""The pretrained encoder all-MiniLM-L6-v2 gives the same sentence embeddings here as in transformers."""
 
 import importlib.resources
 

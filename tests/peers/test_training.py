@@ -1,4 +1,4 @@
-"""Fifty steps of AdamW from the same weights on the same batches, beside torch and transformers."""
+"""Fifty steps of AdamW from the same weights on the same batches equal those of torch and transformers."""
 
 import functools
 

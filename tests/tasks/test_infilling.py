@@ -1,4 +1,4 @@
-"""One [MASK] a span, spans as long as the paper says, and sentences that move as wholes."""
+"""Each span is one [MASK], spans have the lengths of the paper, and sentences move as wholes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Members of a run: their rows to the quota, their batches as reproducible as those of one text."""
+"""Members of a run get the rows of their quota, and their batches are a function of (seed, step)."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Every registered task: the batches of its rows, what it declares of them, and what may be registered."""
+"""Every registered task writes the arrays that it declares, and a task that does not fit is not registered."""
 
 import dataclasses
 import hashlib

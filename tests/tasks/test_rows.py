@@ -1,4 +1,4 @@
-"""Rows of encoder-decoders and decoders: whole examples, both sides under one number, the same from any process."""
+"""Rows of encoder-decoders and decoders hold whole examples, with the same segment number on both sides."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""A sixth task, registered from this file alone, trains, resumes and evaluates like those of lm.tasks.
+"""A task that only this file defines trains, resumes and evaluates like the tasks of lm.tasks.
 
-An encoder predicts, at each token, the token before it.
+Its encoder predicts at each token the token before it.
 """
 
 import dataclasses

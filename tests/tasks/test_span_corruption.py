@@ -1,4 +1,4 @@
-"""What is hidden can be put back, and as much is hidden as the paper says."""
+"""Input and target together restore the text, and as many tokens are hidden as the paper says."""
 
 import numpy as np
 import pytest

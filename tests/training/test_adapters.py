@@ -1,4 +1,4 @@
-"""Frozen parameters stay, the others train as before, and checkpoints hold the frozen ones once."""
+"""Frozen parameters do not change, the others train as before, and a run saves the frozen ones once."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run begins from the body of another model; heads may differ, and what is fresh and dropped is said."""
+"""A run starts from the body of another model. Heads may differ; stderr names the random and the dropped ones."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""One process writes the metrics of a run, and each line of them also goes to the log or the progress bar."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A mixture in training: one command prepares, trains and evaluates all of its tasks."""
+"""One command prepares, trains and evaluates all tasks of a mixture."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The numbers of evaluate.py are those of the curve; a file can be evaluated."""
+"""evaluate.py gives the same numbers as the evaluation in training, and can evaluate a file."""
 
 import dataclasses
 import json

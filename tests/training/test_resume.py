@@ -1,4 +1,4 @@
-"""A run that is killed and started again is the run that was never killed."""
+"""A run that is killed and resumed equals a run that was never killed."""
 
 import json
 import signal

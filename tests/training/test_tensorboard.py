@@ -1,4 +1,4 @@
-"""The files for TensorBoard, byte by byte."""
+"""TensorBoard's event files are correct byte by byte."""
 
 from pathlib import Path
 
