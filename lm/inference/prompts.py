@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
+from lm import tasks
 from lm.config import Config
 from lm.data.pairs import one_line, question_source, translation_source
 from lm.data.tokenizer import Tokenizer
@@ -294,12 +295,12 @@ def default_length(config: Config) -> int:
 
 def encode(config: Config, tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Returns the ids of a text, with white space and masks treated as in the model's training task."""
-    objective = config.objective.name
-    if objective == "pairs":
+    task = tasks.get(config.objective.name)
+    if task.reads == "pairs":
         text = one_line(text)
-    if objective == "span_corruption":
+    if task.hides == "sentinel":
         return encode_with_sentinels(tokenizer, text)
-    if objective == "infilling" and MASK in text and tokenizer.special.mask >= 0:
+    if task.hides == "mask" and MASK in text and tokenizer.special.mask >= 0:
         return tokenizer.encode_with_masks(text)
     return tokenizer.encode([text])[0]
 

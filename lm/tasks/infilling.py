@@ -123,5 +123,6 @@ register(
         shapes=source_and_target_shapes,
         objective=Seq2SeqLM.create,
         answers=answers,
+        hides="mask",
     )
 )

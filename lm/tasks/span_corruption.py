@@ -121,5 +121,6 @@ register(
         shapes=source_and_target_shapes,
         objective=Seq2SeqLM.create,
         answers=answers,
+        hides="sentinel",
     )
 )

@@ -112,6 +112,7 @@ class Task:
         objective: makes the objective.
         answers: returns the tasks of launch/predict.py that a model trained on this task can do.
         reads: the kind of token store that it reads, `documents` or `pairs`.
+        hides: what the model has learnt to fill in, `mask` or `sentinel`; empty where [MASK] is text like any other.
     """
 
     name: str
@@ -121,3 +122,4 @@ class Task:
     objective: Callable[[Config, Vocabulary], Objective]
     answers: Callable[[Config], tuple[str, ...]]
     reads: str = "documents"
+    hides: str = ""

