@@ -17,6 +17,7 @@ SHORT=(tests/ops tests/tasks tests/models/test_packing.py tests/test_cli.py)
 
 extras=test
 newest=
+types=() # of everything that pyproject.toml names
 arguments=()
 for argument in "$@"; do
   case "$argument" in
@@ -37,6 +38,7 @@ if [ "$newest" ]; then
     exit
   fi
   extras=check
+  types=(lm configs launch) # those of tests need the packages that the tests need
   arguments+=("${SHORT[@]}")
 fi
 environment "$extras"
@@ -44,11 +46,11 @@ environment "$extras"
 echo "Checking style and types with $(python -V)"
 ruff check
 ruff format --check
-basedpyright
+basedpyright ${types[@]+"${types[@]}"} # written so for bash before 4.4
 
 echo "Testing with $(python -V)"
 # A worker for each core up to eight, and one more: tests wait for processes that they start, for servers, for a
 # heartbeat to stop. A worker that runs out of tests takes over some of another's. A worker that dies ends the run.
 cores=$(getconf _NPROCESSORS_ONLN)
 exec python -m pytest -p tests.workers --numprocesses=$((cores < 8 ? cores + 1 : 9)) --dist=worksteal \
-  --max-worker-restart=0 ${arguments[@]+"${arguments[@]}"} # written so for bash before 4.4
+  --max-worker-restart=0 ${arguments[@]+"${arguments[@]}"}
