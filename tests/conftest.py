@@ -20,6 +20,8 @@ SKIPPED = "needs --peers"
 # the same variable: a process that is given an unknown flag aborts.
 ONLY_CPUS = "--xla_cpu_use_fusion_emitters=false" if Version(version("jaxlib")) < Version("0.11.1") else ""
 
+LARGE = 3 * 2**29  # bytes of a worker from which on it frees what it can
+
 # JAX reads these when it is first imported, which is after this file.
 os.environ.update(
     JAX_PLATFORMS="cpu",
@@ -37,18 +39,24 @@ os.environ.update(
 
 @pytest.fixture(autouse=True, scope="module")
 def free_memory() -> Iterator[None]:
-    """Frees what the programs of a module hold.
+    """Frees what the programs of earlier modules hold, once a worker is large.
 
-    JAX caches every program that it has compiled, and glibc keeps what is freed in pieces: without both calls a worker
-    grows by some hundred megabytes a module, to 3.5 GB after seven; with them it stays at 0.5 GB.
+    JAX caches every program that it has compiled, and glibc keeps what is freed in pieces. A worker would grow by some
+    hundred megabytes a module, to over 6 GB. Programs that are cleared are traced again, so a small worker keeps them.
     """
     yield
-    if "jax" in sys.modules:
+    if "jax" in sys.modules and resident_bytes() > LARGE:
         sys.modules["jax"].clear_caches()
         gc.collect()
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc's own
             libc.malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """The memory of this process; more than any machine has where the system does not say it."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else sys.maxsize
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
