@@ -58,7 +58,7 @@ def test_no_golden_file_is_left_over() -> None:
     ("arguments", "message"),
     [
         (f"gke.py --image=i {BUCKET}", "--topology is '' and --gpu is ''; give one of them."),
-        (f"gke.py --image=i --topology=v5e:4x4 --quota=8 {BUCKET}", "--quota needs a --queue, and --borrow needs a --cohort"),
+        (f"gke.py --image=i --topology=v5e:4x4 --quota=8 {BUCKET}", "--quota needs a --queue, and --borrow"),
         (f"gke.py --image=i --topology=v5e:4x4 {RUN} --workdir=/runs", "--workdir is /runs, which no pod can see"),
         (
             f"tpu_vm.py --zone=z --topology=v5e:4x4 {RUN} --workdir=s3://b/r",
