@@ -20,7 +20,7 @@ SKIPPED = "needs --peers"
 # the same variable: a process that is given an unknown flag aborts.
 ONLY_CPUS = "--xla_cpu_use_fusion_emitters=false" if Version(version("jaxlib")) < Version("0.11.1") else ""
 
-LARGE = 3 * 2**29  # bytes of a worker from which on it frees what it can
+LARGE = 3 * 2**28  # bytes of a worker from which on it frees what it can; the largest test alone takes 3.1 GB
 
 # JAX reads these when it is first imported, which is after this file.
 os.environ.update(
