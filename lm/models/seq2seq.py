@@ -41,11 +41,6 @@ class Seq2Seq(nnx.Module):
         assert token is not None
         return token[...]
 
-    @property
-    def vocab_size(self) -> int:
-        """V, the number of rows of the token embedding."""
-        return self.tokens_VD.shape[0]
-
     def encode(
         self,
         tokens_BS: jax.Array,
