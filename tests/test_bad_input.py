@@ -95,12 +95,6 @@ def test_a_store_with_another_tokenizer_is_refused(tiny_config, config_file, tmp
     assert_refused(result, tiny_config.data.store, "tokenizer")
 
 
-def test_a_workdir_of_another_config_is_refused(config_file, tmp_path):
-    command = ["train.py", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
-    assert launch(*command).returncode == 0
-    assert_refused(launch(*command, "--config.model.d_ff=96"), "model.d_ff (64 -> 96)", "--workdir")
-
-
 @pytest.mark.parametrize("script", ["evaluate.py", "predict.py"])
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, script):
     task = ["--task=embed"] if script == "predict.py" else []

@@ -112,7 +112,9 @@ def test_kill_9_while_saving_costs_no_bit(url: str, config, command, unbroken, r
     assert checkpoint.load_params(*checkpoint.locate(url)).keys()
 
 
-def test_frozen_parameters_are_written_again_where_their_first_save_was_killed(url: str, config, tmp_path, request):
+def test_frozen_parameters_are_written_again_where_their_first_save_was_killed(
+    s3_port: int, s3_url: str, config, tmp_path
+):
     """The marker of `frozen` never arrives, so no checkpoint does either: the run begins again."""
     frozen = changed(
         config,
@@ -123,10 +125,9 @@ def test_frozen_parameters_are_written_again_where_their_first_save_was_killed(u
     file = tmp_path / "frozen.py"
     values = json.loads(config_lib.to_json(frozen))
     file.write_text(f"from lm import config\n\ndef get_config():\n    return config.from_dict({values!r})\n")
-    port = request.getfixturevalue("s3_port" if url.startswith("s3") else "gcs_port")
-    with held_back(url, port, b"/frozen/commit_success.txt") as (environment, came):
+    with held_back(s3_url, s3_port, b"/frozen/commit_success.txt") as (environment, came):
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "launch" / "train.py"), f"--config={file}", f"--workdir={url}"],
+            [sys.executable, str(ROOT / "launch" / "train.py"), f"--config={file}", f"--workdir={s3_url}"],
             cwd=ROOT,
             env={**os.environ, **environment},
             stdout=subprocess.DEVNULL,
@@ -136,13 +137,12 @@ def test_frozen_parameters_are_written_again_where_their_first_save_was_killed(u
         assert came.wait(120), process.stderr and process.stderr.read()
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    left = storage.list_keys(url)
+    left = storage.list_keys(s3_url)
     assert any(key.startswith("frozen/") for key in left)
     assert not any(key.endswith("commit_success.txt") for key in left)
-    loop.train(frozen, url)
-    loop.train(changed(frozen, train={"steps": 3}), url)
-    assert [step for step, *_ in curve(url)] == [1, 2, 3]
-    assert checkpoint.load_params(url, 3)["encoder"]
+    loop.train(frozen, s3_url)
+    assert [step for step, *_ in curve(s3_url)] == [1, 2]
+    assert checkpoint.load_params(s3_url, 2)["encoder"]
 
 
 def test_a_request_in_five_may_fail(s3_port: int, s3_url: str, command, unbroken):

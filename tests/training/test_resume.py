@@ -132,3 +132,4 @@ def test_another_config_is_refused_by_field(command, unbroken):
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "model.d_ff (64 -> 96)" in result.stderr
+    assert "--workdir" in result.stderr
