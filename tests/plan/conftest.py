@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -11,14 +12,16 @@ from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimCon
 from tests.conftest import ONLY_CPUS
 
 
-@pytest.fixture(autouse=True)
-def flags_that_a_tpu_knows(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(autouse=True, scope="module")
+def flags_that_a_tpu_knows() -> Iterator[None]:
     """Libtpu ends the process over any other, where it is loaded; CPUs have read theirs before."""
     jax.devices()
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(ONLY_CPUS, ""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(ONLY_CPUS, ""))
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def encoder() -> Config:
     """A two-layer BERT that flash attention can take."""
     return Config(
@@ -31,7 +34,7 @@ def encoder() -> Config:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def encoder_decoder(encoder: Config) -> Config:
     """A T5 1.1 of two and two layers."""
     model = families.t5_1_1(vocab_size=512, d_model=128, num_layers=2, num_heads=4, d_ff=256)

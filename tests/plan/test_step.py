@@ -26,16 +26,20 @@ def assert_whole(plan: step.Plan) -> None:
     assert all(hidden)
 
 
-def test_an_encoder_split_over_v5e(encoder: Config):
+@pytest.fixture(scope="module")
+def replicated(encoder: Config) -> step.Plan:
+    return step.plan(changed(encoder, mesh={"data": 4, "fsdp": 1}), Topology.parse("v5e:2x2"))
+
+
+def test_an_encoder_split_over_v5e(encoder: Config, replicated: step.Plan):
     plan = step.plan(changed(encoder, mesh={"data": 1, "fsdp": 4}), Topology.parse("v5e:2x2"))
     assert_whole(plan)
     assert plan.mesh == {"data": 1, "fsdp": 4, "context": 1, "tensor": 1}
     assert plan.collectives["all-gather"]["executions"] >= 2 * encoder.model.num_layers
     # Adam's two moments lie where the parameters do.
     assert plan.optimizer_bytes == pytest.approx(2 * plan.parameter_bytes, rel=0.05)
-    whole = step.plan(changed(encoder, mesh={"data": 4, "fsdp": 1}), Topology.parse("v5e:2x2"))
-    assert whole.parameter_bytes == pytest.approx(4 * plan.parameter_bytes, rel=0.1)
-    assert "all-gather" not in whole.collectives
+    assert replicated.parameter_bytes == pytest.approx(4 * plan.parameter_bytes, rel=0.1)
+    assert "all-gather" not in replicated.collectives
 
 
 def test_an_encoder_decoder_split_over_v5p(encoder_decoder: Config):
@@ -72,13 +76,12 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change(encoder: Config):
     assert plan.message in table
 
 
-def test_a_plan_as_json(encoder: Config):
-    plan = step.plan(encoder, Topology.parse("v5e:2x2"))
-    (run,) = cost.ranked([cost.whole_run(plan, 3600, {"v5e": 2.0})])
+def test_a_plan_as_json(replicated: step.Plan):
+    (run,) = cost.ranked([cost.whole_run(replicated, 3600, {"v5e": 2.0})])
     found = json.loads(tables.as_json([run.to_dict()], single=True))
     names = "fits hbm_bytes_per_chip hbm_peak_fraction flops_per_step predicted_step_seconds predicted_mfu"
     assert set(f"{names} collective_bytes_per_step compile_seconds".split()) <= set(found)
-    assert found["run_hours"] == pytest.approx(plan.predicted_step_seconds)
+    assert found["run_hours"] == pytest.approx(replicated.predicted_step_seconds)
     assert found["run_cost"] == pytest.approx(4 * 2.0 * found["run_hours"])
 
 

@@ -18,19 +18,20 @@ from .conftest import changed
 MESHES = {"data": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "tensor": (2, 2, 1, 2), "context": (1, 2, 2, 2)}
 
 
-def start(config, store, devices=None):
-    """The compiled program of a config, its first state and its batches."""
+def define(config, store, devices=None):
     mesh = sharding.make_mesh(config.mesh, devices)
-    source = members.batches(config, "", store, store.train)
-    program = program_lib.compile_program(config, tasks.create_objective(config, store.tokenizer), mesh)
-    return program, program.init(), source
+    return program_lib.define(config, tasks.create_objective(config, store.tokenizer), mesh)
 
 
 def losses(config, store, steps=5, devices=None):
-    program, state, source = start(config, store, devices)
+    """The losses of some steps, and the state after them. No evaluation is compiled."""
+    made = define(config, store, devices)
+    state, take_step = made.lower_init().compile()(), made.lower_step().compile()
+    source = members.batches(config, "", store, store.train)
     found = []
     for step in range(steps):
-        state, metrics = program.step(state, program.put(source(step, program.rows)))
+        batch = sharding.place_rows(made.mesh, config.data.batch_size, source(step))
+        state, metrics = take_step(state, batch)
         found.append(float(metrics["loss"]))
     return found, state
 
@@ -67,7 +68,7 @@ def test_each_device_holds_only_its_share(shardable, tiny_seq2seq, tiny_store, k
     data, fsdp, tensor = sizes
     config = shardable if kind == "encoder" else tiny_seq2seq
     config = changed(config, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
-    _, state, _ = start(config, tiny_store)
+    state = define(config, tiny_store).lower_init().compile()()
     ways = fsdp * tensor
     whole = held = 0
     for path, leaf in jax.tree.leaves_with_path(state):
@@ -86,19 +87,20 @@ def test_micro_batches_equal_one_batch(shardable, tiny_seq2seq, tiny_store, kind
     config = shardable if kind == "encoder" else tiny_seq2seq
     config = changed(config, model={"dropout": 0.0, "attention_dropout": 0.0, "mlp_dropout": 0.0})
     one, _ = losses(config, tiny_store, devices=jax.devices()[:1])
-    four, _ = losses(changed(config, train={"accumulation": 4}), tiny_store, devices=jax.devices()[:1])
-    np.testing.assert_allclose(one, four, atol=1e-5)
-    sharded = changed(config, train={"accumulation": 2}, mesh={"data": 2, "fsdp": 2, "tensor": 2})
-    np.testing.assert_allclose(one, losses(sharded, tiny_store)[0], atol=1e-5)
+    four = changed(config, train={"accumulation": 4}, mesh={"data": 2, "fsdp": 2, "tensor": 2})
+    np.testing.assert_allclose(losses(four, tiny_store)[0], one, atol=1e-5)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(tiny_config, tiny_store):
     config = changed(tiny_config, mesh={"data": 1})
-    program, state, source = start(config, tiny_store, jax.devices()[:1])
+    made = define(config, tiny_store, jax.devices()[:1])
+    state, batch = made.lower_init().compile()(), members.batches(config, "", tiny_store, tiny_store.train)(0)
     params = jax.tree.map(np.asarray, state["params"])
     poisoned = {**state, "params": {**state["params"], "nsp": {"bias": jnp.array([jnp.nan, 0.0]), **{}}}}
     poisoned["params"]["nsp"]["kernel"] = state["params"]["nsp"]["kernel"]
-    state, metrics = program.step(poisoned, program.put(source(0)))
+    state, metrics = made.lower_step().compile()(
+        poisoned, sharding.place_rows(made.mesh, config.data.batch_size, batch)
+    )
     assert int(metrics["skipped_steps"]) == int(state["skipped"]) == 1
     assert int(state["step"]) == 1
     np.testing.assert_array_equal(
