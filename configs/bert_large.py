@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/bert_large.py --workdir=gs://BUCKET/bert-large \\
         --config.data.path='corpus/*.jsonl'
 
-The corpus and the rows are as in bert_base.py.
+The corpus, the rows and the recipe are as in bert_base.py.
 
 Hardware: TPU v5e-64, 4 rows a chip.
 Time:     12 hours at 50% of the chips' peak (planned, not yet measured: 2.6e20 operations in all).
@@ -27,7 +27,13 @@ def get_config() -> Config:
             d_ff=4096,
             attention_dropout=0.0,  # the paper has 0.1; flash attention has no weights to drop
         ),
-        optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000, weight_decay=0.01, bias_correction=False),
+        optim=OptimConfig(
+            learning_rate=1e-4,
+            schedule="linear_from_start",
+            warmup_steps=10_000,
+            weight_decay=0.01,
+            bias_correction=False,
+        ),
         train=TrainConfig(steps=1_000_000, dtype="bfloat16", unroll=0, log_every=100, eval_every=10_000),
         checkpoint=CheckpointConfig(every=5_000),
     )

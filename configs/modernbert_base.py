@@ -5,7 +5,8 @@
 
 This is the paper's first phase: 1,719 billion tokens in rows of 1,024. Two things of its later phases come earlier
 here: the learning rate decays, over the last 3% of the steps, and the global layers' rotary base is 160,000 (10,000 in
-the paper's first phase). Two things are left out: the paper's batch grows from 768 rows over the first 50 billion
+the paper's first phase). Initial weights, StableAdamW and the shape of the decay, 1 - sqrt, are those of the authors'
+code, AnswerDotAI/ModernBERT; `optim.decay=linear` is the other shape. Two things are left out: the paper's batch grows from 768 rows over the first 50 billion
 tokens, and it drops 10% of the attention output.
 
 Hardware: TPU v5e-256, 18 rows a chip.

@@ -225,7 +225,7 @@ def read_config(workdir: epath.PathLike) -> Config:
     if content is None:
         raise InputError(f"{workdir} has no config.json, so it is no working directory; give the --workdir of a run.")
     try:
-        return config_lib.from_dict(json.loads(content))
+        return config_lib.from_dict(json.loads(content), stored=True)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{workdir}/{_CONFIG} is not valid JSON ({error}); restore it or choose another directory."

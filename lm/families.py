@@ -65,7 +65,7 @@ def modernbert(
 
     A pre-norm encoder with rotary positions and a gated GELU. Every third layer attends to the whole row, the others
     to 64 tokens on either side. A norm follows the embeddings, so layer 0 has none before attention. Only the output
-    projection has a bias.
+    projection has a bias. Weights that write to the residual stream begin smaller.
     """
     config = ModelConfig(
         architecture="encoder",
@@ -101,7 +101,7 @@ def modernbert(
         dropout=0.0,
         attention_dropout=0.0,
         mlp_dropout=0.0,
-        init="normal",
+        init="megatron",
         init_std=0.02,
     )
     return dataclasses.replace(config, **different)
@@ -150,6 +150,7 @@ def t5(
         attention_dropout=0.1,
         mlp_dropout=0.1,
         init="fan_in",
+        relative_init="fan_avg",
     )
     return dataclasses.replace(config, **different)
 

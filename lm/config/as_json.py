@@ -21,8 +21,13 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_dict(values: Mapping[str, object]) -> Config:
+def from_dict(values: Mapping[str, object], *, stored: bool = False) -> Config:
     """Returns the config that `dataclasses.asdict` or a JSON file describes. Missing fields take their defaults.
+
+    Args:
+        values: section -> field -> value.
+        stored: whether this is the `config.json` of a run. A field that is newer than the run is missing there, and
+            takes the value that says what the run did; see `before` of `setting`.
 
     Raises:
         InputError: naming a field that `Config` does not have, or a value that it does not accept.
@@ -32,7 +37,7 @@ def from_dict(values: Mapping[str, object]) -> Config:
     for name, value in values.items():
         if name not in known:
             raise InputError(f"config has the unknown field {name!r}; accepted: {', '.join(known)}.")
-        sections[name] = _section(name, known[name], value) if dataclasses.is_dataclass(known[name]) else value
+        sections[name] = _section(name, known[name], value, stored) if dataclasses.is_dataclass(known[name]) else value
     mixture = sections.get("mixture")
     if isinstance(mixture, MixtureConfig) and isinstance(mixture.tasks, Mapping):
         mixture.tasks = {
@@ -57,14 +62,18 @@ def changed_fields(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _section(name: str, section: type[_Section], values: object) -> _Section:
+def _section(name: str, section: type[_Section], values: object, stored: bool = False) -> _Section:
     accepted = [field.name for field in dataclasses.fields(section)]
     if not isinstance(values, Mapping):
         raise InputError(f"{name} is {values!r}; accepted: an object with fields among {', '.join(accepted)}.")
     for key in values:
         if key not in accepted:
             raise InputError(f"config has the unknown field {name}.{key}; accepted: {', '.join(accepted)}.")
-    return dataclasses.replace(section(), **values)
+    older: dict[str, object] = {}
+    if stored:
+        befores = {field.name: field.metadata.get("before") for field in dataclasses.fields(section)}
+        older = {field: before for field, before in befores.items() if before is not None}
+    return dataclasses.replace(section(), **{**older, **values})
 
 
 def _leaves(values: Mapping[str, object]) -> dict[str, object]:

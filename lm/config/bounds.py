@@ -21,6 +21,7 @@ def setting(
     at_least: float | None = None,
     within: tuple[float, float] | None = None,
     one_of: Collection[str] | None = None,
+    before: _Value | None = None,
 ) -> _Value:
     """Returns a dataclass field with a default and the values that it accepts.
 
@@ -29,9 +30,11 @@ def setting(
         at_least: the smallest accepted number.
         within: the smallest and the largest accepted number.
         one_of: the accepted strings. `check` reads them each time, so a dict may gain keys later.
+        before: what runs did before the field existed, where that is not the default. A `config.json` without the
+            field means this value.
     """
-    bounds = {"at_least": at_least, "within": within, "one_of": one_of}
-    return dataclasses.field(default=default, metadata=bounds)
+    metadata = {"at_least": at_least, "within": within, "one_of": one_of, "before": before}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def check(section: str, values: Section) -> None:

@@ -48,10 +48,13 @@ class ModelConfig:
         dropout: the rate on embeddings and on what a sublayer returns.
         attention_dropout: the rate on attention weights.
         mlp_dropout: the rate on the output of the feed-forward network's activation.
-        init: `normal`: truncated, of standard deviation `init_std`. `fan_in` (T5): 1 / sqrt(inputs) for linear maps
-            and 1 for the token embedding. Where attention scores are not scaled, a query's is also divided by
-            sqrt(head_dim).
-        init_std: the standard deviation of `normal`.
+        init: `normal`: truncated, of standard deviation `init_std`. `megatron` (ModernBERT): the same, but divided by
+            sqrt(2 num_layers) in the linear maps that write to the residual stream, and in the MLM head's dense layer.
+            `fan_in` (T5): 1 / sqrt(inputs) for linear maps and 1 for the token embedding. Where attention scores are
+            not scaled, a query's is also divided by sqrt(head_dim).
+        init_std: the standard deviation of `normal` and `megatron`.
+        relative_init: of the table of relative positions. `fan_avg` (T5): uniform, of variance 2 / (rows + heads).
+            `init`: as `init` says, and for `fan_in` of standard deviation 1 / sqrt(d_model), as in transformers.
     """
 
     architecture: str = setting("encoder", one_of=("encoder", "encoder-decoder", "decoder"))
@@ -94,8 +97,9 @@ class ModelConfig:
     dropout: float = setting(0.1, within=(0.0, 0.99))
     attention_dropout: float = setting(0.1, within=(0.0, 0.99))
     mlp_dropout: float = setting(0.0, within=(0.0, 0.99))
-    init: str = setting("normal", one_of=("normal", "fan_in"))
+    init: str = setting("normal", one_of=("normal", "megatron", "fan_in"))
     init_std: float = setting(0.02, at_least=0)
+    relative_init: str = setting("fan_avg", one_of=("fan_avg", "init"), before="init")
 
     @property
     def width_per_head(self) -> int:

@@ -30,7 +30,12 @@ class ObjectiveConfig:
         mask_token_rate: the share of the predicted tokens that `mlm` replaces by [MASK].
         random_token_rate: the share of the predicted tokens that `mlm` replaces by a random token. The rest stay.
         whole_word: whether `mlm` masks all pieces of a word together.
-        mean_span: the mean number of tokens in a hidden span, for `span_corruption` and `infilling`.
+        mean_span: the mean number of tokens in a hidden span of `span_corruption`, and of words in one of `infilling`.
+        join_documents: whether `span_corruption` joins documents into texts that fill a row, before it hides spans
+            (T5). Otherwise it hides spans in each document alone: the last token is then always hidden.
+        spans: how `infilling` draws them. `random` (BART's authors): spans of whole words, which may overlap and touch;
+            the number of tokens that are shown varies, so rows have some padding. `fixed`: spans of tokens with a shown
+            token between any two; how many there are depends on the text's length alone, which fills rows better.
         permute_sentences: whether `infilling` shows the sentences in random order.
         label_smoothing: the share of a target's probability that is spread evenly over the vocabulary.
         z_loss: the weight of the squared logarithm of the softmax's denominator (T5: 1e-4).
@@ -43,6 +48,8 @@ class ObjectiveConfig:
     random_token_rate: float = 0.1
     whole_word: bool = False
     mean_span: float = setting(3.0, at_least=1.0)
+    join_documents: bool = setting(True, before=False)
+    spans: str = setting("random", one_of=("random", "fixed"), before="fixed")
     permute_sentences: bool = False
     label_smoothing: float = setting(0.0, within=(0.0, 0.99))
     z_loss: float = setting(0.0, at_least=0.0)

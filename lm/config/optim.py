@@ -6,6 +6,8 @@ import re
 from lm.config.bounds import check, setting
 from lm.errors import InputError
 
+_SCHEDULES = ("linear", "linear_from_start", "cosine", "rsqrt", "wsd", "constant")
+
 
 @dataclasses.dataclass(kw_only=True)
 class OptimConfig:
@@ -14,11 +16,13 @@ class OptimConfig:
     Attributes:
         name: `adamw`, `stable_adamw` (AdamW with Adafactor's update clipping), `lamb` or `adafactor`.
         learning_rate: the largest learning rate.
-        schedule: what follows the linear warm-up: `linear`, `cosine`, `rsqrt`, `wsd` (warmup-stable-decay) or
-            `constant`.
+        schedule: what follows the warm-up: `linear`, `linear_from_start` (BERT), `cosine`, `rsqrt`, `wsd`
+            (warmup-stable-decay) or `constant`. See `lm.training.optim.learning_rate`.
+        warmup: what the rate does in the warm-up: `linear` rises from 0, `constant` has the peak at once (T5).
         warmup_steps: steps of the warm-up.
+        decay: how `wsd` falls: `sqrt`, as 1 - sqrt of the decay's share that has passed (ModernBERT), or `linear`.
         decay_fraction: the share of the run's steps in which `wsd` decays.
-        final_fraction: the last step's learning rate over the largest, for `linear`, `cosine` and `wsd`.
+        final_fraction: the last step's learning rate over the largest, for all schedules but `rsqrt` and `constant`.
         b1, b2, eps: Adam's.
         bias_correction: whether Adam corrects the bias of its moments (BERT's original AdamW does not).
         weight_decay: the decay of all weights but norms and biases.
@@ -29,8 +33,10 @@ class OptimConfig:
 
     name: str = setting("adamw", one_of=("adamw", "stable_adamw", "lamb", "adafactor"))
     learning_rate: float = setting(1e-4, at_least=0.0)
-    schedule: str = setting("linear", one_of=("linear", "cosine", "rsqrt", "wsd", "constant"))
+    schedule: str = setting("linear", one_of=_SCHEDULES)
+    warmup: str = setting("linear", one_of=("linear", "constant"))
     warmup_steps: int = setting(100, at_least=0)
+    decay: str = setting("sqrt", one_of=("sqrt", "linear"), before="linear")
     decay_fraction: float = setting(0.1, within=(0.0, 1.0))
     final_fraction: float = setting(0.0, within=(0.0, 1.0))
     b1: float = setting(0.9, within=(0.0, 0.99999))

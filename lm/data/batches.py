@@ -19,7 +19,7 @@ import numpy as np
 from lm.config import DataConfig
 from lm.data import packing
 from lm.data.examples import Examples
-from lm.data.flat import make_keys
+from lm.data.flat import make_keys, ranks
 from lm.data.store import Split
 from lm.errors import InputError
 
@@ -43,6 +43,12 @@ class Placement:
     row: np.ndarray
     nth: np.ndarray
     offsets: np.ndarray
+
+    def moved(self, sizes: np.ndarray) -> "Placement":
+        """Returns where the examples lie when they have these sizes, int64 [N, sides], and no gaps between them."""
+        before = np.cumsum(sizes, axis=0) - sizes
+        first = np.arange(len(self.row)) - self.nth
+        return dataclasses.replace(self, offsets=before - before[first])
 
 
 class RowFormat(Protocol):
@@ -130,6 +136,23 @@ class Batches:
         """
         return self.take(numbers(step, self._data.batch_size, rows))
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """The number of batches that `once` shares the rows of epoch 0 among."""
+        return -(-self.rows_per_epoch // self._data.batch_size)
+
+    def once(self, index: int, rows: Rows | None = None) -> Arrays:
+        """Batch `index` of epoch 0 alone: each example is in one batch. The last batch ends with rows of padding.
+
+        Args:
+            index: from 0 to `batches_per_epoch` - 1.
+            rows: as in `__call__`.
+
+        Returns:
+            As `__call__`.
+        """
+        return self._rows(self._plan(0), 0, numbers(index, self._data.batch_size, rows))
+
     def take(self, row: np.ndarray) -> Arrays:
         """Some rows of all epochs, one after the other.
 
@@ -164,15 +187,14 @@ class Batches:
         return Plan(examples[order], row_offsets)
 
     def _rows(self, plan: Plan, epoch: int, rows: np.ndarray) -> Arrays:
-        """Reads some rows of a plan and writes their arrays."""
-        per_row = np.diff(plan.row_offsets)[rows]
-        first = np.cumsum(per_row) - per_row
+        """Reads some rows of a plan and writes their arrays. Rows after the last one are padding."""
+        planned = np.minimum(rows, plan.num_rows)
+        per_row = np.diff(plan.row_offsets, append=plan.row_offsets[-1])[planned]
         row = np.repeat(np.arange(len(rows)), per_row)
-        nth = np.arange(len(row)) - first[row]
-        examples = plan.examples[plan.row_offsets[rows][row] + nth]
+        nth = ranks(per_row)
+        examples = plan.examples[plan.row_offsets[planned][row] + nth]
         sizes = self._format.sizes(examples)
-        before = np.cumsum(sizes, axis=0) - sizes
-        place = Placement(len(rows), row, nth, before - before[first][row])
+        place = Placement(len(rows), row, nth, np.zeros_like(sizes)).moved(sizes)
         return self._format.arrays(self._split, examples, place, make_keys(self._seed, epoch, rows[row], nth))
 
 

@@ -13,6 +13,7 @@ decodes little.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -222,10 +223,12 @@ class Split:
         sentence_lengths: np.ndarray,
         document_lengths: np.ndarray,
         path: str = "",
+        tokenizer: Tokenizer | None = None,
     ):
         """Wraps arrays as in `Text`. `tokens` may be a TensorStore below `path`, which is read on demand."""
         self._tokens = tokens
         self._path = path
+        self._tokenizer = tokenizer
         self.sentence_offsets = _offsets(sentence_lengths)
         self.document_offsets = _offsets(document_lengths)
 
@@ -236,6 +239,15 @@ class Split:
     @property
     def num_documents(self) -> int:
         return len(self.document_offsets) - 1
+
+    def starts_word(self, tokens: np.ndarray) -> np.ndarray:
+        """Returns whether each token begins a word, bool, of the shape of `tokens`; without a tokenizer each does."""
+        return np.ones(tokens.shape, bool) if self._tokenizer is None else self._starts_word[tokens]
+
+    @functools.cached_property
+    def _starts_word(self) -> np.ndarray:
+        assert self._tokenizer is not None
+        return self._tokenizer.starts_word()
 
     def read(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Returns the tokens of some spans, one after the other.
@@ -312,7 +324,7 @@ class Store:
                     f"the tokenizer is {found.fingerprint[:12]}; prepare the store again with this tokenizer, or use "
                     f"the store's own {made_by['file']}."
                 )
-        train, heldout = (_open_split(path, manifest, split, memory_limit) for split in SPLITS)
+        train, heldout = (_open_split(path, manifest, split, memory_limit, own) for split in SPLITS)
         return cls(path, manifest, own, train, heldout)
 
 
@@ -341,7 +353,9 @@ def read_pairs(store: Store, split: Split, index: Sequence[int] | np.ndarray | N
     return list(itertools.starmap(Pair, zip(texts[::2], texts[1::2], strict=True)))
 
 
-def _open_split(path: str, manifest: Manifest, split: SplitName, memory_limit: int) -> Split:
+def _open_split(
+    path: str, manifest: Manifest, split: SplitName, memory_limit: int, tokenizer: Tokenizer
+) -> Split:
     dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
     shards = [_shard_name(i) for i, shard in enumerate(manifest["shards"]) if shard[split]["tokens"]]
     if not shards:
@@ -353,7 +367,7 @@ def _open_split(path: str, manifest: Manifest, split: SplitName, memory_limit: i
         tokens, *lengths = (_open_arrays(path, [(shard, split, name) for shard in shards], context) for name in names)
         sentence_lengths, document_lengths = (_read_all(arrays) for arrays in lengths)
         all_tokens = _read_all(tokens) if in_memory else ts.concat(tokens, axis=0)
-    return Split(all_tokens, sentence_lengths, document_lengths, path)
+    return Split(all_tokens, sentence_lengths, document_lengths, path, tokenizer)
 
 
 def _read_all(arrays: Sequence[ts.TensorStore]) -> np.ndarray:

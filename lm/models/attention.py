@@ -162,14 +162,14 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, heads, depth = config.d_model, config.num_heads, config.width_per_head
-        make = lambda name, shape, inputs=1, gain=1.0: Dense(  # noqa: E731
-            config, f"attention/{name}", shape, inputs=inputs, bias=config.attention_bias, gain=gain, rngs=rngs
+        make = lambda name, shape, **more: Dense(  # noqa: E731
+            config, f"attention/{name}", shape, bias=config.attention_bias, rngs=rngs, **more
         )
         # A model without attention_scale, such as T5, has the factor 1 / sqrt(d_k) in its initial query kernel.
         self.query = make("query", (width, heads, depth), gain=1.0 if config.attention_scale else depth**-0.5)
         self.key = make("key", (width, heads, depth))
         self.value = make("value", (width, heads, depth))
-        self.out = make("out", (heads, depth, width), inputs=2)
+        self.out = make("out", (heads, depth, width), inputs=2, residual=True)
         self.scale = depth**-0.5 if config.attention_scale else 1.0
 
     def __call__(

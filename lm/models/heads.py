@@ -13,13 +13,14 @@ from lm.models.layers import Dense, Logits, Norm, activate
 class MaskedLMHead(nnx.Module):
     """Computes W norm(f(W1 h + b1)) + b, the logits at masked positions (Devlin et al., 2019, section 3.1).
 
-    The dense layer, activation and norm follow BERT's released code. With tied embeddings W is the token embedding,
+    The dense layer, activation and norm follow BERT's released code. ModernBERT's initial dense layer is that of
+    transformers' modeling_modernbert.py, as small as a residual one. With tied embeddings W is the token embedding,
     which the encoder owns and passes to every call.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width = config.d_model
-        self.dense = Dense(config, "mlm/dense", (width, width), bias=config.head_bias, rngs=rngs)
+        self.dense = Dense(config, "mlm/dense", (width, width), bias=config.head_bias, residual=True, rngs=rngs)
         self.norm = Norm(config)
         self.logits = Logits(config, rngs=rngs)
         self.activation = config.head_activation

@@ -37,15 +37,22 @@ class Execution:
     attention: str = "auto"
 
 
-def initial(config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], fan_in_std: float) -> nnx.Param:
+def initial(
+    config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], fan_in_std: float, *, residual: bool = False
+) -> nnx.Param:
     """Returns random initial weights.
 
     BERT's are normal with standard deviation `config.init_std`, truncated at two standard deviations and not rescaled.
-    T5's, where `config.init` is `fan_in`, are normal with standard deviation `fan_in_std`.
+    ModernBERT's, where `config.init` is `megatron`, are divided by sqrt(2 num_layers) where `residual` is set
+    (`full_megatron` in src/bert_layers/initialization.py of AnswerDotAI/ModernBERT). T5's, where it is `fan_in`, are
+    normal with standard deviation `fan_in_std`.
     """
     if config.init == "fan_in":
         return nnx.Param(fan_in_std * jax.random.normal(rngs.params(), shape, jnp.float32))
-    return nnx.Param(config.init_std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32))
+    std = config.init_std
+    if residual and config.init == "megatron":
+        std *= (2 * config.num_layers) ** -0.5
+    return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32))
 
 
 class Dense(nnx.Module):
@@ -60,10 +67,14 @@ class Dense(nnx.Module):
         inputs: int = 1,
         bias: bool,
         gain: float = 1.0,
+        residual: bool = False,
         rngs: nnx.Rngs,
     ):
-        """Makes the weights. `name` is the path in `sharding.PARAMETERS`; `gain` scales the weights of `fan_in`."""
-        self.kernel = initial(config, rngs, shape, gain * math.prod(shape[:inputs]) ** -0.5)
+        """Makes the weights.
+
+        `name` is the path in `sharding.PARAMETERS`; `gain` scales the weights of `fan_in`; for `residual` see `initial`.
+        """
+        self.kernel = initial(config, rngs, shape, gain * math.prod(shape[:inputs]) ** -0.5, residual=residual)
         self.bias = nnx.Param(jnp.zeros(shape[inputs:])) if bias else None
         self.inputs, self.name = inputs, name
 
@@ -140,10 +151,12 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, hidden = config.d_model, config.d_ff
-        make = lambda name, *shape: Dense(config, f"mlp/{name}", shape, bias=config.mlp_bias, rngs=rngs)  # noqa: E731
+        make = lambda name, *shape, residual=False: Dense(  # noqa: E731
+            config, f"mlp/{name}", shape, bias=config.mlp_bias, residual=residual, rngs=rngs
+        )
         self.up = make("up", width, hidden)
         self.gate = make("gate", width, hidden) if config.gated else None
-        self.down = make("down", hidden, width)
+        self.down = make("down", hidden, width, residual=True)
         self.activation = config.activation
 
     def __call__(self, inputs_BLD: jax.Array, dropout: Dropout | None = None) -> jax.Array:

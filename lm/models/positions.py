@@ -8,8 +8,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from lm.config import ModelConfig
+from lm.models.layers import initial
 
 
 def rotate(heads_BLHK: jax.Array, angles_BLK: jax.Array) -> jax.Array:
@@ -58,6 +60,19 @@ def relative_buckets(distance: jax.Array, *, causal: bool, num_buckets: int, max
     octaves = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
     far = jnp.minimum(exact + (octaves * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
     return offset + jnp.where(distance < exact, distance, far)
+
+
+def initial_bias(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
+    """Returns the initial relative bias of each bucket and head, float32 [R, H].
+
+    T5's is uniform with the variance 2 / (R + H) (`RelativePositionBiases` in t5x/examples/scalable_t5/network.py of
+    google-research/t5x: variance scaling by the mean of both axes).
+    """
+    shape = (config.relative_buckets, config.num_heads)
+    if config.relative_init == "init":
+        return initial(config, rngs, shape, config.d_model**-0.5)
+    draw = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+    return nnx.Param(draw(rngs.params(), shape, jnp.float32))
 
 
 def relative_bias(table_RH: jax.Array, distance: jax.Array, config: ModelConfig, *, causal: bool) -> jax.Array:

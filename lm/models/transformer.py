@@ -19,8 +19,8 @@ from lm.models.attention import (
     View,
     attend_flash,
 )
-from lm.models.layers import Embedding, Execution, FeedForward, Norm, initial
-from lm.models.positions import angles, relative_bias
+from lm.models.layers import Embedding, Execution, FeedForward, Norm
+from lm.models.positions import angles, initial_bias, relative_bias
 from lm.ops import flash
 from lm.ops.dropout import Dropout, drop, make_dropout
 from lm.ops.recompute import checkpointed
@@ -122,9 +122,7 @@ class Stack(nnx.Module):
     ):
         """Makes the parameters. `has_memory` adds cross-attention; for `shares_tokens` see `Embedding`."""
         self.embedding = Embedding(config, execution, shares_tokens=shares_tokens, rngs=rngs)
-        shape = (config.relative_buckets, config.num_heads)
-        relative = config.position == "relative"
-        self.relative_bias = initial(config, rngs, shape, config.d_model**-0.5) if relative else None
+        self.relative_bias = initial_bias(config, rngs) if config.position == "relative" else None
         make_layer = lambda key: Layer(config, has_memory=has_memory, rngs=nnx.Rngs(params=key))  # noqa: E731
         # One module whose parameters carry a leading layer axis.
         self.layers = jax.vmap(make_layer)(jax.random.split(rngs.params(), num_layers))

@@ -13,6 +13,10 @@ from lm.errors import InputError
 from lm.tasks.rows import SOURCE, TARGET, begins, ended, write_side
 
 
+# Flat tokens of N texts, int [sum(sizes)], and their sizes, int64 [N].
+Texts = tuple[np.ndarray, np.ndarray]
+
+
 class CorruptedRows(abc.ABC):
     """Rows of a text with spans hidden, and a target that restores them. The arrays are those of `PairRows`."""
 
@@ -37,17 +41,21 @@ class CorruptedRows(abc.ABC):
 
     @abc.abstractmethod
     def corrupted_sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the numbers of tokens in source and target, int [N] each, given the lengths of N texts."""
+        """Returns the most tokens that source and target can have, int [N] each, given the lengths of N texts."""
 
     @abc.abstractmethod
-    def corrupt(self, split: Split, examples: Examples, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the flat sources and targets of N texts. Their sizes are those of `corrupted_sizes`."""
+    def corrupt(self, split: Split, examples: Examples, keys: np.ndarray) -> tuple[Texts, Texts]:
+        """Returns the sources and the targets of N texts. They are at most as long as `corrupted_sizes`."""
+
+    def pieces(self, split: Split, rng: np.random.Generator) -> Examples:
+        """Returns the texts of an epoch, each of at most `longest` tokens."""
+        return running_text(split, self.longest, 3 + sum(map(len, self._begins)), rng)
 
     def _ended_sizes(self, lengths: np.ndarray) -> np.ndarray:
         return np.stack(self.corrupted_sizes(lengths), axis=1) + [len(begin) + 1 for begin in self._begins]
 
     def plan(self, split: Split, rng: np.random.Generator) -> Examples:
-        examples = running_text(split, self.longest, 3 + sum(map(len, self._begins)), rng)
+        examples = self.pieces(split, rng)
         return examples[np.flatnonzero(examples.lengths[:, 0] >= 2)]  # a text of one token has none to hide
 
     def sizes(self, examples: Examples) -> np.ndarray:
@@ -55,12 +63,12 @@ class CorruptedRows(abc.ABC):
 
     def arrays(self, split: Split, examples: Examples, place: Placement, keys: np.ndarray) -> Arrays:
         batch: Arrays = {}
-        sizes = self.corrupted_sizes(examples.lengths[:, 0].astype(np.int64))
-        sides = zip((SOURCE, TARGET), self.corrupt(split, examples, keys), sizes, self._begins, strict=True)
-        for side, (names, tokens, side_sizes, begin) in enumerate(sides):
-            with_ends = ended(tokens, side_sizes, self._special, begin)
-            full_sizes = side_sizes + 1 + len(begin)
-            batch |= write_side(names, with_ends, full_sizes, place, self.capacities, self._special.pad, side)
+        sides = list(zip((SOURCE, TARGET), self.corrupt(split, examples, keys), self._begins, strict=True))
+        full_sizes = [sizes + 1 + len(begin) for _, (_, sizes), begin in sides]
+        place = place.moved(np.stack(full_sizes, axis=1))
+        for side, (names, (tokens, sizes), begin) in enumerate(sides):
+            with_ends = ended(tokens, sizes, self._special, begin)
+            batch |= write_side(names, with_ends, full_sizes[side], place, self.capacities, self._special.pad, side)
         return batch
 
 

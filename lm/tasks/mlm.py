@@ -150,7 +150,8 @@ class MaskedLM:
     ) -> jax.Array:
         """Chooses the positions to predict: max(1, round(rate n)) of each segment's n tokens.
 
-        With `whole_word`, words are taken in random order while they fit into that number.
+        With `whole_word`, words come in random order. A word that no longer fits into that number is skipped, and the
+        next ones are tried (`create_masked_lm_predictions` in create_pretraining_data.py of google-research/bert).
 
         Args:
             key: a random key.
@@ -190,8 +191,10 @@ class MaskedLM:
         segment_key_BL = jnp.where(segments_BL == 0, self.max_segments + 1, segments_BL)
         operands = (segment_key_BL, score_BL, index_BL, word_size_BL, index_BL - word_start_BL, special_BL)
         _, _, index_BL, word_size_BL, offset_BL, special_BL = jax.lax.sort(operands, dimension=1, num_keys=3)
-        word_end_rank_BL = positions_BL - offset_BL + word_size_BL
-        chosen_BL = (word_end_rank_BL <= quota_BL) & ~special_BL
+        if self.whole_word:
+            chosen_BL = words_that_fit(offset_BL, word_size_BL, positions_BL, quota_BL, special_BL)
+        else:
+            chosen_BL = (positions_BL < quota_BL) & ~special_BL
         return jnp.sort(jnp.where(chosen_BL, index_BL, L), axis=1)[:, : self.max_positions]
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
@@ -261,6 +264,33 @@ class MaskedLM:
             hits_2 = jnp.stack([(batch["nsp_labels"] == label).sum() for label in (0, 1)])
             hits["nsp"] = hits_2.astype(jnp.float32)
         return hits
+
+
+def words_that_fit(
+    offset_BL: jax.Array, word_size_BL: jax.Array, positions_BL: jax.Array, quota_BL: jax.Array, special_BL: jax.Array
+) -> jax.Array:
+    """Returns which tokens belong to a chosen word, bool [B, L], where each word is chosen that still fits.
+
+    Args:
+        offset_BL, word_size_BL: the place of a token in its word, and the number of tokens of the word.
+        positions_BL: 0 where a segment begins.
+        quota_BL: how many tokens the words of a segment may have together.
+        special_BL: tokens that are never chosen.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def add(carry: tuple[jax.Array, jax.Array], column: tuple[jax.Array, ...]):
+        room_B, takes_B = carry
+        offset_B, size_B, position_B, quota_B, special_B = column
+        room_B = jnp.where(position_B == 0, quota_B, room_B)
+        begins_B = offset_B == 0
+        takes_B = jnp.where(begins_B, (size_B <= room_B) & ~special_B, takes_B)
+        return (jnp.where(begins_B & takes_B, room_B - size_B, room_B), takes_B), takes_B
+
+    columns = jax.tree.map(jnp.transpose, (offset_BL, word_size_BL, positions_BL, quota_BL, special_BL))
+    _, chosen_LB = jax.lax.scan(add, (jnp.zeros_like(quota_BL[:, 0]), jnp.zeros_like(special_BL[:, 0])), columns)
+    return chosen_LB.T
 
 
 def answers(config: Config) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def ended(tokens: np.ndarray, lengths: np.ndarray, special: SpecialIds, begin: n
         special: has the id of [SEP].
         begin: int [any], token ids.
     """
-    lengths = lengths.reshape(len(lengths), -1)
+    lengths = lengths.reshape(len(lengths), *(lengths.shape[1:] or (1,)))  # -1 would not do without examples
     runs = lengths.astype(np.int64) + 1
     runs[:, 0] += len(begin)
     ends = np.cumsum(runs).reshape(runs.shape) - 1

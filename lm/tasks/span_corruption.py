@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 
 from lm.config import Config, DataConfig, ObjectiveConfig
-from lm.data.examples import Examples
+from lm.data.examples import Examples, joined_text
 from lm.data.flat import choose, ranks, starts
 from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
 from lm.errors import InputError
-from lm.tasks.corrupted import CorruptedRows, hidden_counts
+from lm.tasks.corrupted import CorruptedRows, Texts, hidden_counts
 from lm.tasks.registry import register
 from lm.tasks.rows import source_and_target_shapes
 from lm.tasks.seq2seq import Seq2SeqLM
@@ -94,6 +94,7 @@ class SpanCorruptionRows(CorruptedRows):
                 f"the tokenizer has no <extra_id_0>, which objective.name={objective.name} needs; use another "
                 "tokenizer, or leave data.tokenizer empty to train one."
             )
+        self._joins = objective.join_documents
         self._spans = SpanCorruption(
             objective.mask_rate, objective.mean_span, special.first_sentinel, special.num_sentinels
         )
@@ -102,10 +103,14 @@ class SpanCorruptionRows(CorruptedRows):
     def corrupted_sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._spans.sizes(lengths)
 
-    def corrupt(self, split: Split, examples: Examples, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def pieces(self, split: Split, rng: np.random.Generator) -> Examples:
+        return joined_text(split, self.longest, rng) if self._joins else super().pieces(split, rng)
+
+    def corrupt(self, split: Split, examples: Examples, keys: np.ndarray) -> tuple[Texts, Texts]:
         lengths = examples.lengths[:, 0].astype(np.int64)
         text = split.read(examples.starts[:, 0], lengths).astype(np.int32)
-        return self._spans(text, lengths, keys)
+        (sources, targets), (source_sizes, target_sizes) = self._spans(text, lengths, keys), self._spans.sizes(lengths)
+        return (sources, source_sizes), (targets, target_sizes)
 
 
 def answers(config: Config) -> tuple[str, ...]:

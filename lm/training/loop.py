@@ -113,8 +113,8 @@ def begin(
 def heldout_metrics(program: Program, params: models.Params, members: Sequence[Member], count: int) -> dict[str, float]:
     """Returns mean metrics over the first `count` held-out batches, named `eval/mlm_loss` and so on.
 
-    For a mixture it adds the metrics of each member, named `eval/NAME/mlm_loss` and so on. The overall means weight
-    every member by its rate.
+    Of fewer batches each is taken once. For a mixture it adds the metrics of each member, named `eval/NAME/mlm_loss`
+    and so on. The overall means weight every member by its rate.
     """
     replicated = NamedSharding(program.mesh, PartitionSpec())
     add = functools.partial(jax.tree.map, jnp.add)
@@ -123,13 +123,16 @@ def heldout_metrics(program: Program, params: models.Params, members: Sequence[M
         if not member.heldout:
             continue
         results = []
-        for index in range(count):
-            batch = program.put(member.heldout(index, program.rows))
+        taken = min(count, member.heldout.batches_per_epoch)
+        for index in range(taken):
+            batch = program.put(member.heldout.once(index, program.rows))
             results.append(program.eval_step(params, batch, jax.device_put(np.int32(index), replicated)))
         sums = functools.reduce(add, results)
         if member.name:
             metrics |= _named(f"eval/{member.name}/", program.means(*sums))
-        rate = jax.device_put(np.float32(member.rows), replicated)
+        # A member that has fewer held-out rows than the others must not count for less.
+        rows = min(taken * program.batch_size, member.heldout.rows_per_epoch)
+        rate = jax.device_put(np.float32(member.rows * (count * program.batch_size / rows)), replicated)
         found.append(jax.tree.map(lambda value, rate=rate: rate * value, sums))
     return _named("eval/", program.means(*functools.reduce(add, found))) | metrics
 

@@ -26,26 +26,37 @@ STACKED = "layers"  # the key of a stack's parameters that have a leading layer 
 def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
     """Returns the learning rate of update number `step` (counted from 0) in a run of `steps`.
 
-    The rate rises linearly to the peak over `warmup_steps`. What follows depends on `config.schedule`:
+    In the `warmup_steps` of the warm-up the rate rises linearly to the peak, or is the peak where `config.warmup` is
+    `constant`. What follows depends on `config.schedule`:
         linear, cosine: a fall to `final_fraction` of the peak at the last step.
-        rsqrt: peak * sqrt(warmup / step) (Vaswani et al., 2017).
-        wsd: the peak, then a linear fall over the last `decay_fraction` of the run (Hu et al., 2024).
+        linear_from_start: the same line, drawn from the peak at step 0; the warm-up replaces its beginning. So the
+            rate drops when the warm-up ends, by 1% where that is 1% of the run (optimization.py of
+            google-research/bert).
+        rsqrt: peak * sqrt(warmup / step) (Vaswani et al., 2017). With a constant warm-up of 10,000 steps and a peak of
+            0.01 it is T5's 1 / sqrt(max(step, 10,000)) (Raffel et al., 2020, section 3.1.2).
+        wsd: the peak, then a fall over the last `decay_fraction` of the run (Hu et al., 2024), as 1 - sqrt
+            (`OneMinusSqrtScheduler` in src/scheduler.py of AnswerDotAI/ModernBERT) or linear.
         constant: the peak.
     """
     step = jnp.asarray(step, jnp.float32)
     warmup = config.warmup_steps
-    rising = jnp.minimum(1.0, step / warmup) if warmup else jnp.float32(1.0)
+    rises = warmup and config.warmup == "linear"
+    rising = jnp.minimum(1.0, step / warmup) if rises else jnp.float32(1.0)
     remaining = jnp.clip((steps - step) / max(1, steps - warmup), 0.0, 1.0)
     floor = config.final_fraction
     match config.schedule:
         case "linear":
+            falling = floor + (1 - floor) * remaining
+        case "linear_from_start":
+            remaining = jnp.where(step < warmup, 1.0, jnp.maximum(steps - step, 0.0) / steps)
             falling = floor + (1 - floor) * remaining
         case "cosine":
             falling = floor + (1 - floor) * 0.5 * (1 - jnp.cos(math.pi * remaining))
         case "rsqrt":
             falling = jnp.sqrt(max(1, warmup) / jnp.maximum(step, max(1, warmup)))
         case "wsd":
-            falling = floor + (1 - floor) * jnp.clip((steps - step) / max(1.0, config.decay_fraction * steps), 0.0, 1.0)
+            left = jnp.clip((steps - step) / max(1.0, config.decay_fraction * steps), 0.0, 1.0)
+            falling = floor + (1 - floor) * (left if config.decay == "linear" else 1 - jnp.sqrt(1 - left))
         case _:
             falling = jnp.float32(1.0)
     return config.learning_rate * rising * falling
@@ -69,8 +80,9 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
 
     Args:
         config: has b1, b2, eps and bias_correction. BERT's AdamW has no bias correction.
-        clip_update: divides each tensor's direction by max(1, RMS(g / sqrt(v))), as StableAdamW does
-            (Wortsman et al., 2023, algorithm 2).
+        clip_update: computes StableAdamW (Wortsman et al., 2023, algorithm 2; optimi/stableadamw.py of
+            warner-benjamin/optimi): adds the weight decay, and divides each tensor's direction, decay included, by
+            max(1, RMS(g / sqrt(v))). There the learning rate is divided, and decay and update are multiplied by it.
     """
 
     def init(params: optax.Params) -> AdamState:
@@ -78,7 +90,6 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
         return AdamState(jnp.zeros((), jnp.int32), zeros, zeros)
 
     def update(grads: optax.Updates, state: AdamState, params: optax.Params | None = None):
-        del params
         count = state.count + 1
         mu = jax.tree.map(lambda m, g: config.b1 * m + (1 - config.b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: config.b2 * v + (1 - config.b2) * g * g, state.nu, grads)
@@ -86,16 +97,35 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
         mu_scale = 1 / (1 - config.b1 ** count.astype(jnp.float32)) if correction else 1.0
         nu_scale = 1 / (1 - config.b2 ** count.astype(jnp.float32)) if correction else 1.0
 
-        def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
-            step = m * mu_scale / (jnp.sqrt(v * nu_scale) + config.eps)
-            if clip_update:
-                rms = jnp.sqrt(jnp.mean(g * g / jnp.maximum(v * nu_scale, config.eps**2)))
-                step = step / jnp.maximum(1.0, rms)
-            return step
+        def direction(m: jax.Array, v: jax.Array) -> jax.Array:
+            return m * mu_scale / (jnp.sqrt(v * nu_scale) + config.eps)
 
-        return jax.tree.map(direction, mu, nu, grads), AdamState(count, mu, nu)
+        def clipped(m: jax.Array, v: jax.Array, g: jax.Array, param: jax.Array, decayed: bool) -> jax.Array:
+            rms = jnp.sqrt(jnp.mean(g * g / jnp.maximum(v * nu_scale, config.eps**2)))
+            step = direction(m, v) + config.weight_decay * param if decayed else direction(m, v)
+            return step / jnp.maximum(1.0, rms)
+
+        state = AdamState(count, mu, nu)
+        if clip_update:
+            return jax.tree.map(clipped, mu, nu, grads, params, decays(params)), state
+        return jax.tree.map(direction, mu, nu), state
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def scale_by_trust_ratio() -> optax.GradientTransformation:
+    """Multiplies the direction of each decayed parameter by the ratio of norms |parameter| / |direction|.
+
+    The others keep their direction, as `exclude_from_layer_adaptation` does in tensorflow_addons/optimizers/lamb.py of
+    tensorflow/addons, and the authors' own code. A bias that begins at 0 would otherwise have a ratio near 0 for ever.
+    """
+    every = optax.scale_by_trust_ratio()
+
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
+        scaled, state = every.update(updates, state, params)
+        return jax.tree.map(lambda adapts, new, old: new if adapts else old, decays(params), scaled, updates), state
+
+    return optax.GradientTransformation(every.init, update)
 
 
 def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -165,7 +195,7 @@ def create(config: OptimConfig) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
     match config.name:
         case "lamb":
-            chain = [per_layer(optax.chain(scale_by_adam(config), decay, optax.scale_by_trust_ratio()))]
+            chain = [per_layer(optax.chain(scale_by_adam(config), decay, scale_by_trust_ratio()))]
         case "adafactor":
             factored = optax.chain(
                 optax.scale_by_factored_rms(decay_rate=0.8),
@@ -174,7 +204,8 @@ def create(config: OptimConfig) -> optax.GradientTransformation:
             )
             chain = [per_layer(as_matrices(factored)), decay]
         case "stable_adamw":
-            chain = [per_layer(scale_by_adam(config, clip_update=True)), decay]
+            # The state of earlier checkpoints has a place for a decay of its own.
+            chain = [per_layer(scale_by_adam(config, clip_update=True)), optax.masked(optax.identity(), decays)]
         case _:
             chain = [scale_by_adam(config), decay]
     return optax.chain(clip, *chain)

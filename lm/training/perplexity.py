@@ -20,7 +20,7 @@ from lm.training import step as step_lib
 
 
 def measure(path: str, input_path: str = "") -> dict[str, float]:
-    """Returns losses and accuracies of a model's own objective on the held-out split or a file, in whole batches.
+    """Returns losses and accuracies of a model's own objective on the held-out split or a file. Each example counts once.
 
     A baseline is the accuracy of one constant answer: the most frequent token of the training text or of the file, or
     the most frequent class.
@@ -56,8 +56,10 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
         for name, store in stores.items():
             source = members.batches(config, name, store, store.train if input_path else store.heldout)
             most_frequent = jnp.int32(store.manifest["most_frequent_token"]["id"])
-            count = max(1, int(source.steps_per_epoch))
-            results = [compute(params, source(index), jnp.int32(index), most_frequent) for index in range(count)]
+            results = [
+                compute(params, source.once(index), jnp.int32(index), most_frequent)
+                for index in range(source.batches_per_epoch)
+            ]
             totals = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), results)
             found = _metrics(objective, *totals)
             metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in found.items()}
