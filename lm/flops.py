@@ -4,40 +4,89 @@ Both counts include only matrix products. A multiply-add counts as two.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import JaxprEqn, jaxprs_in_params
 
 from lm.config import Config
 
 
-def model_flops(config: Config, predicted: int) -> float:
-    """Returns the FLOPs of the forward and backward pass over one row. Rematerialisation does not count.
+def model_flops(config: Config, predicted: float) -> float:
+    """Returns the FLOPs of the forward and backward pass over one row that one example fills.
 
-    The backward pass costs twice the forward pass: it computes the gradients of inputs and of weights. In global layers
-    attention counts whole rows, causal or not; in local layers it counts the window.
+    In global layers attention counts the whole row, causal or not; in local layers it counts the window. This is what
+    the planner compares programs with. What a batch of several examples a row needs is less: see `needed_flops`.
 
     Args:
         config: the config of the run.
         predicted: the number of positions that reach the vocabulary projection.
     """
+    window = 2 * config.model.window + 1
+    sides = config.data.seq_length, _target_length(config)
+    pairs = [(length * length, length * min(length, window)) for length in sides]
+    return _flops(config, sides, pairs, sides[0] * sides[1], predicted)
+
+
+def needed_flops(config: Config, sources: np.ndarray, targets: np.ndarray, predicted: float) -> float:
+    """Returns the FLOPs of the forward and backward pass over some examples. Padding needs none.
+
+    An example attends to itself alone: to the tokens before where attention is causal, and in a window in local layers.
+
+    Args:
+        config: the config of the run.
+        sources, targets: int, of one shape: the tokens of each example in the rows of the encoder and in those of the
+            decoder; 0 where there is none.
+        predicted: the number of positions whose token is predicted.
+    """
+    sides = sources.astype(np.float64), targets.astype(np.float64)
+    near = [np.minimum(length, config.model.window + 1) for length in sides]
+    one_side = [each * (each - 1) / 2 + (length - each) * config.model.window for length, each in zip(sides, near, strict=True)]
+    everything = sides[0] ** 2, sides[1] * (sides[1] + 1) / 2
+    window = sides[0] + 2 * one_side[0], sides[1] + one_side[1]
+    pairs = [(float(all_.sum()), float(local.sum())) for all_, local in zip(everything, window, strict=True)]
+    tokens = float(sides[0].sum()), float(sides[1].sum())
+    return _flops(config, tokens, pairs, float((sides[0] * sides[1]).sum()), predicted)
+
+
+def _target_length(config: Config) -> int:
+    return config.data.seq_length if config.model.architecture == "decoder" else config.data.target_length
+
+
+def _flops(
+    config: Config,
+    tokens: tuple[float, float],
+    pairs: Sequence[tuple[float, float]],
+    cross_pairs: float,
+    predicted: float,
+) -> float:
+    """Returns FLOPs from counts.
+
+    The backward pass costs twice the forward pass: it computes the gradients of inputs and of weights.
+    Rematerialisation does not count.
+
+    Args:
+        config: the config of the run.
+        tokens: of the encoder and of the decoder.
+        pairs: of a query and a key in a global and in a local layer, of the encoder and of the decoder.
+        cross_pairs: of a query of the decoder and a key of the encoder.
+        predicted: the number of positions that reach the vocabulary projection.
+    """
     model = config.model
     width, inner = model.d_model, model.num_heads * model.width_per_head
     reads, writes = model.architecture != "decoder", model.architecture != "encoder"
-    source = config.data.seq_length
-    target = config.data.target_length if reads else source
 
-    def stack(layers: int, length: int) -> float:
+    def stack(layers: int, side: int) -> float:
         per_token = 4 * width * inner + (3 if model.gated else 2) * width * model.d_ff
-        local = min(length, 2 * model.window + 1)
-        seen = sum(local if layer % model.global_every else length for layer in range(layers))
-        return layers * length * per_token + 2 * length * seen * inner
+        seen = sum(pairs[side][layer % model.global_every > 0] for layer in range(layers))
+        return layers * tokens[side] * per_token + 2 * seen * inner
 
-    total = stack(model.num_layers, source) if reads else 0.0
-    total += stack(model.decoder_depth, target) if writes else 0.0
+    total = stack(model.num_layers, 0) if reads else 0.0
+    total += stack(model.decoder_depth, 1) if writes else 0.0
     if reads and writes:
-        total += model.decoder_depth * (2 * width * inner * (source + target) + 2 * source * target * inner)
+        total += model.decoder_depth * (2 * width * inner * sum(tokens) + 2 * cross_pairs * inner)
     head = width * model.vocab_size + (0 if writes else width * width)
     return 6.0 * (total + predicted * head)
 

@@ -209,6 +209,21 @@ def count_tokens(batch: Arrays) -> tuple[int, int]:
     return sum(int((array > 0).sum()) for array in sides), sum(array.size for array in sides)
 
 
+def example_lengths(batch: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens of each example of a batch on the side of the encoder and of the decoder, int64 [B, P].
+
+    A side that the batch lacks, and a row with fewer than P examples, has zeros.
+    """
+    sides = [batch[name] for name in ("segments", "target_segments") if name in batch]
+    number = 1 + max(int(array.max(initial=0)) for array in sides)
+    found = {}
+    for name in ("segments", "target_segments"):
+        segments = batch.get(name, np.zeros((len(sides[0]), 0), np.int32))
+        flat = segments + number * np.arange(len(segments))[:, None]
+        found[name] = np.bincount(flat.ravel(), minlength=len(segments) * number).reshape(-1, number)[:, 1:]
+    return found["segments"], found["target_segments"]
+
+
 def padding_fraction(batch: Arrays) -> float:
     """The share of a batch's places that hold no token."""
     tokens, places = count_tokens(batch)

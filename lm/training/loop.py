@@ -194,7 +194,7 @@ def take_steps(
 
     # ---- Loop -------------------------------------------------------------------------------
     writer = metrics_lib.MetricWriter(root, start, config.train.steps, enabled=primary)
-    report = Report(config, objective.max_positions, mesh, len(program.rows), writer, float(state["skipped"]))
+    report = Report(config, mesh, len(program.rows), writer, float(state["skipped"]))
     source = mixed(members, config.data.batch_size)
     every, last = config.train.eval_every, config.train.steps
     evaluates = any(member.heldout for member in members)

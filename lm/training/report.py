@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from lm import accelerators
 from lm.config import Config
 from lm.data import batches
-from lm.flops import model_flops
+from lm.flops import needed_flops
 from lm.training.metrics import MetricWriter
 
 Metrics = dict[str, jax.Array]
@@ -27,7 +27,6 @@ class Report:
     def __init__(
         self,
         config: Config,
-        max_positions: int,
         mesh: Mesh,
         rows: int,
         writer: MetricWriter,
@@ -37,7 +36,6 @@ class Report:
 
         Args:
             config: the config of the run.
-            max_positions: positions of a row that reach the vocabulary projection.
             mesh: the mesh of all devices.
             rows: how many rows of a batch this process reads.
             writer: writes the lines.
@@ -50,9 +48,10 @@ class Report:
         self._bad = 0  # steps in a row that were skipped
         self._skipped = skipped  # the count before the pending step
         self._began = time.monotonic()
-        self._tokens = self._places = self._steps = 0
+        self._tokens = self._places = 0
         self.last: dict[str, float] = {}
-        self._flops = config.data.batch_size * model_flops(config, max_positions)
+        self._lengths: tuple[np.ndarray, np.ndarray] | None = None  # of the pending step's examples
+        self._flops = 0.0  # needed since the last line
         peak = accelerators.peak_flops(mesh.devices.flat[0].device_kind)
         self._peak = peak and peak * mesh.size
         self._shards = config.data.batch_size / rows
@@ -64,7 +63,8 @@ class Report:
         tokens, places = batches.count_tokens(rows)
         self._tokens += int(tokens * self._shards)
         self._places += int(places * self._shards)
-        self._steps += 1
+        if self._peak:
+            self._lengths = batches.example_lengths(rows)
 
     def extend(self, metrics: dict[str, float]) -> None:
         """Adds the metrics of an evaluation to the line of the last step."""
@@ -80,6 +80,9 @@ class Report:
             return
         step, metrics = self._pending
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        predicted = values.pop("predictions")
+        if self._lengths:
+            self._flops += self._shards * needed_flops(self._config, *self._lengths, predicted / self._shards)
         self._pending = None
         self._writer.progress(step)
         self._bad = self._bad + 1 if values["skipped_steps"] > self._skipped else 0
@@ -102,11 +105,16 @@ class Report:
         self._began += time.monotonic() - began
 
     def _rates(self) -> dict[str, float]:
-        """Returns throughput, padding and MFU since the last line."""
+        """Returns throughput, padding and MFU since the last line.
+
+        MFU counts what the model needs for these batches: real tokens, attention within each example, and the
+        predicted positions. See `needed_flops`.
+        """
         now = time.monotonic()
         seconds, self._began = now - self._began, now
         rates = {"tokens_per_second": self._tokens / seconds, "padding_fraction": 1 - self._tokens / self._places}
         if self._peak:
-            rates["mfu"] = self._steps * self._flops / seconds / self._peak
-        self._tokens = self._places = self._steps = 0
+            rates["mfu"] = self._flops / seconds / self._peak
+        self._tokens = self._places = 0
+        self._flops = 0.0
         return rates

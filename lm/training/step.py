@@ -99,7 +99,8 @@ def train_step(
         batch: the global batch of this step.
 
     Returns:
-        The new state, and scalar metrics: `loss`, its parts, `gradient_norm`, `learning_rate` and `skipped_steps`.
+        The new state, and scalar metrics: `loss`, its parts, `gradient_norm`, `learning_rate`, `skipped_steps` and
+        `predictions`, the number of predicted tokens.
     """
     step = state["step"]
     dropout = config.model.dropout or config.model.attention_dropout or config.model.mlp_dropout
@@ -117,7 +118,9 @@ def train_step(
     skipped = state["skipped"] + 1 - finite.astype(jnp.int32)
     params = parameters.merge(keep(params, trained), frozen)
     state = {"params": params, "opt": keep(opt, state["opt"]), "step": step + 1}
-    metrics = {**metrics, "gradient_norm": norm, "learning_rate": rate, "skipped_steps": skipped}
+    weights = objective.weights(examples)
+    predictions = sum((weights[name] for name in objective.token_losses), jnp.zeros(()))
+    metrics |= {"gradient_norm": norm, "learning_rate": rate, "skipped_steps": skipped, "predictions": predictions}
     return {**state, "skipped": skipped}, metrics
 
 
