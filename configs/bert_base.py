@@ -6,8 +6,8 @@
 The corpus is one JSON object a line, with the document under "text". The paper's corpus is English Wikipedia and
 BooksCorpus, 3.3 billion words. All our rows are packed to 512 tokens; the paper trains 90% of its steps on rows of 128.
 So our run has the paper's steps and rows, and more tokens. Masks, sentence pairs, AdamW without bias correction, the
-learning rate and the initial weights are those of the authors' code, google-research/bert. `optim.schedule=linear` falls
-from the end of the warm-up instead of dropping by 1% there.
+learning rate and the initial weights are those of the authors' code, google-research/bert. The authors' rate drops by
+1% at the end of the warm-up; with `optim.schedule=linear` it does not.
 
 Hardware: TPU v5e-16, 16 rows a chip.
 Time:     14 hours at 50% of the chips' peak (planned, not yet measured: 7.7e19 operations in all).

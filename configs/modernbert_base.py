@@ -3,11 +3,11 @@
     python launch/train.py --config=configs/modernbert_base.py --workdir=gs://BUCKET/modernbert-base \\
         --config.data.path='corpus/*.jsonl'
 
-This is the paper's first phase: 1,719 billion tokens in rows of 1,024. Two things of its later phases come earlier
-here: the learning rate decays, over the last 3% of the steps, and the global layers' rotary base is 160,000 (10,000 in
-the paper's first phase). Initial weights, StableAdamW and the shape of the decay, 1 - sqrt, are those of the authors'
-code, AnswerDotAI/ModernBERT; `optim.decay=linear` is the other shape. Two things are left out: the paper's batch grows from 768 rows over the first 50 billion
-tokens, and it drops 10% of the attention output.
+This is the paper's first phase: 1,719 billion tokens in rows of 1,024. Initial weights, StableAdamW and the shape of
+the decay, 1 - sqrt, are those of the authors' code, AnswerDotAI/ModernBERT; `optim.decay=linear` is the other shape.
+Two things of the paper's later phases come earlier here: the learning rate decays, over the last 3% of the steps, and
+the global layers' rotary base is 160,000 (10,000 in the paper's first phase). Two things are left out: the paper's
+batch grows from 768 rows over the first 50 billion tokens, and it drops 10% of the attention output.
 
 Hardware: TPU v5e-256, 18 rows a chip.
 Time:     16 hours at 50% of the chips' peak (planned, not yet measured: 1.4e21 operations in all). The paper's

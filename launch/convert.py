@@ -9,15 +9,13 @@ from absl import flags
 from lm import cli
 from lm.errors import InputError
 
-_from = flags.DEFINE_string(
-    "from_huggingface", None, "Folder with config.json and weights: BERT, ModernBERT, T5 or BART."
-)
-_workdir = flags.DEFINE_string("workdir", None, "New folder for the model of --from_huggingface.")
+_from = cli.define_path("from_huggingface", None, "Folder with config.json and weights: BERT, ModernBERT, T5 or BART.")
+_workdir = cli.define_path("workdir", None, "New folder for the model of --from_huggingface.")
 _vocab_multiple = flags.DEFINE_integer(
     "vocab_multiple", 1, "Pad the vocabulary to a multiple of this, so that a mesh can split it.", lower_bound=1
 )
-_checkpoint = flags.DEFINE_string("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.")
-_to = flags.DEFINE_string("to_huggingface", None, "New folder for the model of --checkpoint.")
+_checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.")
+_to = cli.define_path("to_huggingface", None, "New folder for the model of --checkpoint.")
 
 
 def main() -> None:

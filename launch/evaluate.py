@@ -10,8 +10,8 @@ from absl import flags
 
 from lm import cli
 
-_checkpoint = flags.DEFINE_string("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
-_input = flags.DEFINE_string(
+_checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
+_input = cli.define_path(
     "input", "", "File to evaluate on: text, .jsonl or .tsv with pairs; default: the run's held-out split."
 )
 _METRICS = ["mlm", "perplexity", "bleu", "rouge", "exact-match"]

@@ -23,7 +23,7 @@ from lm.accelerators import Topology
 
 _config = cli.define_config()
 _topology = flags.DEFINE_list("topology", None, "KIND:SHAPE of TPUs, such as v5e:16x16 or 2*v5e:16x16.", required=True)
-_output = flags.DEFINE_string("output", "", "File for the plan as JSON; with --search for a list of plans, best first.")
+_output = cli.define_path("output", "", "File for the plan as JSON; with --search for a list of plans, best first.")
 _search = flags.DEFINE_bool("search", False, "Vary mesh, remat, unroll and micro-batches.")
 _layouts = flags.DEFINE_integer(
     "layouts",
@@ -32,7 +32,7 @@ _layouts = flags.DEFINE_integer(
     lower_bound=1,
 )
 _workers = flags.DEFINE_integer("workers", 2, "Compilations at a time.", lower_bound=1)
-_prices = flags.DEFINE_string("prices", None, "JSON file with the price of a chip-hour of each kind.")
+_prices = cli.define_path("prices", None, "JSON file with the price of a chip-hour of each kind.")
 _deadline = flags.DEFINE_float("deadline", None, "Hours that the run may take; longer plans rank last.")
 _serve = flags.DEFINE_bool("serve", False, "Plan serving the model instead of training it.")
 _batch = flags.DEFINE_integer("batch", 32, "With --serve: sequences in a batch.", lower_bound=1)

@@ -14,11 +14,11 @@ from absl import flags
 import lm
 from lm import cli
 
-_checkpoint = flags.DEFINE_string("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
+_checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
 _TASKS = ["fill-mask", "next-sentence", "embed", "generate", "translate", "answer"]
 _task = flags.DEFINE_enum("task", None, _TASKS, "Task to do.", required=True)
-_input = flags.DEFINE_string("input", "-", "File with a request in each line; - reads standard input.")
-_output = flags.DEFINE_string("output", "-", "File for the answers; - writes to standard output.")
+_input = cli.define_path("input", "-", "File with a request in each line; - reads standard input.")
+_output = cli.define_path("output", "-", "File for the answers; - writes to standard output.")
 _OPTIONS = {
     "pooling": flags.DEFINE_enum(
         "pooling", None, ["mean", "cls"], "embed: default: that of an imported sentence encoder, else mean."
@@ -37,7 +37,7 @@ _DECODING = {
     "top_k": flags.DEFINE_integer("top_k", None, "Sample from so many most probable tokens."),
     "top_p": flags.DEFINE_float("top_p", None, "Sample from the fewest tokens with this probability together."),
 }
-_attention = flags.DEFINE_string("attention", "", "File for a picture of the first request's attention weights.")
+_attention = cli.define_path("attention", "", "File for a picture of the first request's attention weights.")
 _of = flags.DEFINE_enum(
     "attention_of", "", ["", "encoder", "decoder", "cross"], "Attention to draw; default: cross, or else encoder."
 )

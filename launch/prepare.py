@@ -9,7 +9,7 @@ from absl import flags
 from lm import cli
 
 _config = cli.define_config()
-_out = flags.DEFINE_string("out", None, "Folder of the token store.", required=True)
+_out = cli.define_path("out", None, "Folder of the token store.", required=True)
 _workers = flags.DEFINE_integer("workers", None, "Processes; by default one for each core.", lower_bound=1)
 
 

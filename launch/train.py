@@ -1,11 +1,9 @@
 """Trains a model, or resumes a run: python launch/train.py --config=FILE --workdir=DIR."""
 
-from absl import flags
-
 from lm import cli
 
 _config = cli.define_config()
-_workdir = flags.DEFINE_string("workdir", None, "Folder of the run; rerun the same command to resume.", required=True)
+_workdir = cli.define_path("workdir", None, "Folder of the run; rerun the same command to resume.", required=True)
 
 
 def main() -> int:

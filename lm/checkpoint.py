@@ -23,6 +23,7 @@ from lm import checksums, orbax_storage, parameters, storage
 from lm import config as config_lib
 from lm.checksums import Sums
 from lm.config import CheckpointConfig, Config
+from lm.config.paths import expand
 from lm.errors import InputError
 from lm.parameters import Params, Tree
 
@@ -234,7 +235,7 @@ def read_config(workdir: epath.PathLike) -> Config:
 
 def store_path(config: Config, workdir: epath.Path) -> str:
     """Returns the path of a run's token store."""
-    return config.data.store or str(workdir / "store")
+    return expand(config.data.store) if config.data.store else str(workdir / "store")
 
 
 def locate(checkpoint: str) -> tuple[epath.Path, int]:
@@ -243,6 +244,7 @@ def locate(checkpoint: str) -> tuple[epath.Path, int]:
     Raises:
         InputError: there is no such checkpoint; names the steps that exist.
     """
+    checkpoint = expand(checkpoint)
     match = re.fullmatch(r"(.+)/checkpoints/(\d+)/?", checkpoint)
     workdir = epath.Path(match[1] if match else checkpoint)
     read_config(workdir)

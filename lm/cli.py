@@ -3,7 +3,7 @@
 A launch script defines its flags, then passes its `main` to `run`:
 
     _config = cli.define_config()
-    _workdir = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
+    _workdir = cli.define_path("workdir", None, "Where the run lives.", required=True)
 
     def main() -> int | None:
         return train(_config(), _workdir.value)
@@ -30,6 +30,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lm.config import Config
+from lm.config.paths import expand
 from lm.errors import InputError
 
 EXIT_DONE = 0
@@ -62,6 +63,21 @@ def define_config() -> Callable[[], Config]:
         return holder.value
 
     return config
+
+
+class _PathParser(flags.ArgumentParser):
+    """Replaces `~` and environment variables in a path."""
+
+    def parse(self, argument: str) -> str:
+        return expand(argument)
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+def define_path(name: str, default: str | None, help_: str, *, required: bool = False) -> flags.FlagHolder[str]:
+    """Defines a flag that is a path. `~` and environment variables in it are replaced."""
+    return flags.DEFINE(_PathParser(), name, default, help_, required=required)
 
 
 def opened(
@@ -156,6 +172,7 @@ class _ConfigFileParser(flags.ArgumentParser):
     """
 
     def parse(self, argument: str) -> Config:
+        argument = expand(argument)
         if flags.FLAGS["config"].present:
             raise InputError("--config is given twice; give it once, before the settings that change it.")
         config = _load_config(argument)

@@ -42,12 +42,19 @@ def needed_flops(config: Config, sources: np.ndarray, targets: np.ndarray, predi
         predicted: the number of positions whose token is predicted.
     """
     sides = sources.astype(np.float64), targets.astype(np.float64)
-    near = [np.minimum(length, config.model.window + 1) for length in sides]
-    one_side = [each * (each - 1) / 2 + (length - each) * config.model.window for length, each in zip(sides, near, strict=True)]
-    everything = sides[0] ** 2, sides[1] * (sides[1] + 1) / 2
-    window = sides[0] + 2 * one_side[0], sides[1] + one_side[1]
-    pairs = [(float(all_.sum()), float(local.sum())) for all_, local in zip(everything, window, strict=True)]
+
+    def before(length: np.ndarray, most: float) -> float:
+        """Returns the number of pairs of a token and one of the `most` tokens before it."""
+        near = np.minimum(length, most + 1)
+        return float((near * (near - 1) / 2 + (length - near) * most).sum())
+
     tokens = float(sides[0].sum()), float(sides[1].sum())
+    reach = max(side.max(initial=0) for side in sides), config.model.window  # of a global and of a local layer
+    encoder, decoder = ([before(side, most) for most in reach] for side in sides)
+    pairs = [
+        (tokens[0] + 2 * encoder[0], tokens[0] + 2 * encoder[1]),
+        (tokens[1] + decoder[0], tokens[1] + decoder[1]),
+    ]
     return _flops(config, tokens, pairs, float((sides[0] * sides[1]).sum()), predicted)
 
 

@@ -37,7 +37,7 @@ _namespace = flags.DEFINE_string("namespace", "default", "Kubernetes namespace."
 _context = flags.DEFINE_string("context", "", "Cluster, as kubectl knows it; default: the current one.")
 _account = flags.DEFINE_string("service_account", "", "Kubernetes service account of the pods.")
 _secret = flags.DEFINE_string("secret", "", "Name of a Kubernetes secret with credentials.")
-_output = flags.DEFINE_string("output", "", "Write the manifests to this file instead of applying them.")
+_output = cli.define_path("output", "", "Write the manifests to this file instead of applying them.")
 _dry_run = cluster_flags.define_dry_run()
 
 

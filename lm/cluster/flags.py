@@ -28,7 +28,7 @@ def define_run() -> Callable[[], Snapshot]:
         is rented for a wrong one.
     """
     config = cli.define_config()
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the run: gs://, s3:// or shared.", required=True)
+    workdir = cli.define_path("workdir", None, "Folder of the run: gs://, s3:// or shared.", required=True)
 
     def run() -> Snapshot:
         taken = snapshot.take(config(), config_arguments(), workdir.value)

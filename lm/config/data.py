@@ -26,7 +26,7 @@ class DataConfig:
         store: the folder of the token store; empty means `WORKDIR/store`.
         tokenizer: an existing sentencepiece model to use; empty means that one is trained on the corpus.
         tokenizer_kind: the kind of tokenizer to train: `unigram` or `bpe`.
-        vocab_size: pieces of the tokenizer to train, special ids and byte pieces included.
+        vocab_size: pieces of the tokenizer to train, special ids and byte pieces included: 400 or more.
         split_digits: whether the tokenizer to train makes each digit a piece of its own; otherwise frequent numbers
             become pieces too.
         heldout_fraction: the share of documents kept for evaluation.
@@ -48,7 +48,7 @@ class DataConfig:
     store: str = ""
     tokenizer: str = ""
     tokenizer_kind: str = setting("unigram", one_of=("unigram", "bpe"))
-    vocab_size: int = setting(8192, at_least=400)
+    vocab_size: int = setting(8192, at_least=1)
     split_digits: bool = False
     heldout_fraction: float = setting(0.02, within=(0.0, 0.5))
     seq_length: int = setting(128, at_least=8)

@@ -5,7 +5,7 @@ the source decides where it ends:
 
 * `text`: documents are separated by blank lines, as in BERT's original input format. A file without a blank line is
   one document.
-* `jsonl`, `parquet`: a record is a document; one of its fields is the text.
+* `jsonl`, `parquet`: a record is a document; one of its fields is the text. A record whose text is null is left out.
 * `installed-docs`: a docstring of this Python installation is a document. Nothing is downloaded.
 
 A supervised corpus consists of `Pair`s. `tsv` has one on each line. Records of `jsonl` and `parquet` are pairs if
@@ -14,11 +14,9 @@ A supervised corpus consists of `Pair`s. `tsv` has one on each line. Records of 
 """
 
 import ast
-import contextlib
 import dataclasses
 import gc
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -28,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lm import storage
 from lm.config import DataConfig
-from lm.data import catalogues, dates, docs_questions, files
+from lm.data import catalogues, dates, docs_questions, files, records
 from lm.data.pairs import Pair, make_pair
 from lm.data.workers import ParallelMap
 from lm.errors import InputError
@@ -108,8 +106,12 @@ def shards(config: DataConfig, parallel_map: ParallelMap = map) -> list[Shard]:
     return units
 
 
-def read(shard: Shard) -> Iterator[str | Pair]:
+def read(shard: Shard, on_null: Callable[[], object] = lambda: None) -> Iterator[str | Pair]:
     """Yields the documents or pairs of a shard, in order. They are stripped and never empty.
+
+    Args:
+        shard: from `shards`.
+        on_null: called for each record that is left out because a field is null.
 
     Raises:
         InputError: a file cannot be read; the message names file and line.
@@ -119,7 +121,11 @@ def read(shard: Shard) -> Iterator[str | Pair]:
         return
     reader = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "tsv": _read_tsv}[shard.source]
     for file in shard.files:
-        yield from reader(file, shard)
+        for text in reader(file, shard):
+            if text is None:
+                on_null()
+            elif text:
+                yield text
 
 
 def documents(config: DataConfig) -> Iterator[str | Pair]:
@@ -195,28 +201,14 @@ def _read_tsv(path: str, shard: Shard) -> Iterator[Pair]:
         yield make_pair(*columns, where=lambda offset=offset: files.where(path, offset))
 
 
-def _read_jsonl(path: str, shard: Shard) -> Iterator[str | Pair]:
-    for offset, line in files.lines(path, shard.start):
-        if 0 <= shard.stop <= offset:
-            return
-        if not line.strip():
-            continue
-        text = files.decode(line, path, offset)
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{files.where(path, offset)} is not JSON ({error.msg}, column {error.colno}); give one object a line."
-            ) from error
-        for option, name in _fields(shard).items():
-            if not isinstance(record, dict) or not isinstance(record.get(name), str):
-                found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                raise InputError(
-                    f"{files.where(path, offset)} has no text under data.{option}={name!r} (it has: {found}); "
-                    f"set data.{option} to the one that holds the text."
-                )
-        values = [record[name] for name in _fields(shard).values()]
-        yield from _document_or_pair(values, lambda offset=offset: files.where(path, offset))
+def _read_jsonl(path: str, shard: Shard) -> Iterator[str | Pair | None]:
+    for values, place in records.jsonl(path, shard.start, shard.stop, _fields(shard)):
+        yield _document_or_pair(values, place)
+
+
+def _read_parquet(path: str, shard: Shard) -> Iterator[str | Pair | None]:
+    for values, place in records.parquet(path, _fields(shard)):
+        yield _document_or_pair(values, place)
 
 
 def _fields(shard: Shard) -> dict[str, str]:
@@ -224,42 +216,11 @@ def _fields(shard: Shard) -> dict[str, str]:
     return {name: value for name in ("field", "target_field") if (value := getattr(shard, name))}
 
 
-def _document_or_pair(values: Sequence[str], where: Callable[[], str]) -> Iterator[str | Pair]:
-    """Yields a record's document or pair. An empty document is left out; an empty half of a pair is an error."""
-    if len(values) == 2:
-        yield make_pair(*values, where=where)
-    elif document := files.clean(values[0]):
-        yield document
-
-
-def _read_parquet(path: str, shard: Shard) -> Iterator[str | Pair]:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise InputError("data.source=parquet needs pyarrow; pip install 'lm[parquet]'.") from error
-    fields = _fields(shard)
-    with storage.open_file(path) as raw, contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(parquet.ParquetFile(raw))
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            raise InputError(f"{path} cannot be read as Parquet: {error}") from error
-        names = file.schema_arrow.names
-        for option, name in fields.items():
-            if name not in names:
-                raise InputError(
-                    f"{path} has no column data.{option}={name!r}; accepted: {', '.join(names)}. Set data.{option}."
-                )
-        row = 0
-        for batch in file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(fields.values()))):
-            columns = [batch.column(name).to_pylist() for name in fields.values()]
-            for values in zip(*columns, strict=True):
-                for (option, name), value in zip(fields.items(), values, strict=True):
-                    if value is not None and not isinstance(value, str):
-                        raise InputError(
-                            f"{path}, row {row}: data.{option}={name!r} is {type(value).__name__}; it must be text."
-                        )
-                yield from _document_or_pair([value or "" for value in values], lambda row=row: f"{path}, row {row}")
-                row += 1
+def _document_or_pair(values: Sequence[str] | None, where: Callable[[], str]) -> str | Pair | None:
+    """Returns a record's document or pair; None where a field is null. An empty half of a pair is an error."""
+    if values is None:
+        return None
+    return make_pair(*values, where=where) if len(values) == 2 else files.clean(values[0])
 
 
 # --- texts that are held in memory

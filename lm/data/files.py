@@ -2,12 +2,15 @@
 
 import glob
 import gzip
+import itertools
 import os
 import zlib
 from collections.abc import Iterator
 
 from lm import storage
 from lm.config import DataConfig
+from lm.config.paths import expand
+from lm.data.pairs import is_empty
 from lm.errors import InputError
 
 
@@ -23,7 +26,7 @@ def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
     """
     found: list[str] = []
     for part in filter(None, (part.strip() for part in config.path.split(","))):
-        part = os.path.expanduser(part)
+        part = expand(part)
         if storage.is_remote(part):
             files = storage.find(part, suffixes)
             wanted = f"a file, a glob, or a folder with files ending in {', '.join(suffixes)}"
@@ -60,8 +63,8 @@ def lines(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 def where(path: str, offset: int) -> str:
     """Returns `path, line N` for an error message. It reads the file up to that line."""
-    number = 1 + sum(1 for line_offset, _ in lines(path) if line_offset < offset)
-    return f"{path}, line {number}"
+    before = itertools.takewhile(lambda line: line[0] < offset, lines(path))
+    return f"{path}, line {1 + sum(1 for _ in before)}"
 
 
 def decode(line: bytes, path: str, offset: int) -> str:
@@ -79,5 +82,9 @@ def decode(line: bytes, path: str, offset: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Strips a text, and replaces lone surrogates, which JSON can encode but UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode().strip()
+    """Strips a text, and replaces lone surrogates, which JSON can encode but UTF-8 cannot.
+
+    A text of nothing but zero-width characters becomes empty.
+    """
+    text = text.encode("utf-8", "replace").decode().strip()
+    return "" if is_empty(text) else text

@@ -14,11 +14,15 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
 class Marker(TypedDict):
-    """What is known of a complete shard: `digest` identifies its content; each split has its counts."""
+    """What is known of a complete shard.
+
+    `digest` identifies its content, `skipped` counts the records without text, and each split has its counts.
+    """
 
     digest: str
     lowest_hash: int
     highest_hash: int
+    skipped: NotRequired[int]  # absent from older shards
     train: dict[str, int]
     heldout: dict[str, int]
 
@@ -48,6 +52,7 @@ class Manifest(TypedDict):
     tokenizer: MadeBy
     splits: dict[SplitName, dict[str, int]]
     most_frequent_token: MostFrequent
+    skipped: NotRequired[int]
     shards: list[dict[SplitName, dict[str, int]]]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm.config import Config, MixtureConfig
+from lm.config.paths import expand
 from lm.data import prepare
 from lm.data import tokenizer as tokenizers
 from lm.data.batches import Arrays, Batches, Rows, numbers
@@ -26,7 +27,8 @@ LONGEST_PERIOD = 1 << 14  # rows
 def _paths(config: Config, folder: str) -> dict[str, str]:
     """Where the token store of each member is, in the order of their names."""
     tasks = config.mixture.tasks
-    return {name: tasks[name].store or f"{folder}/{name}" for name in sorted(tasks)} or {"": folder}
+    stores = {name: expand(tasks[name].store) for name in sorted(tasks)}
+    return {name: store or f"{folder}/{name}" for name, store in stores.items()} or {"": folder}
 
 
 def open_stores(config: Config, folder: str, tokenizer: Tokenizer | None = None) -> dict[str, Store]:

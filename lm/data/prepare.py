@@ -37,6 +37,7 @@ _SETTINGS = (
 _IN_PROGRESS = "preparing.json"
 _BATCH_CHARACTERS = 1 << 20  # encoded at once; limits the memory of a worker
 _HASHES = 1 << 64
+_SMALLEST_VOCABULARY = 400  # 105 special ids, 256 byte pieces, and some for letters
 
 
 def prepare(
@@ -74,6 +75,11 @@ def prepare(
     if manifest is not None:
         _refuse_changes(out, manifest["settings"], settings)
         return store.Store.open(out)
+    if not tokenizer and not config.tokenizer and config.vocab_size < _SMALLEST_VOCABULARY:
+        raise InputError(
+            f"data.vocab_size is {config.vocab_size}; a tokenizer to train needs at least {_SMALLEST_VOCABULARY}. "
+            "Raise it, or give a data.tokenizer."
+        )
     num_workers = num_workers or workers.available_cores()
     with lease.hold(out), workers.executor(num_workers) as executor:
         shards = corpus.shards(config, executor.map)
@@ -89,6 +95,9 @@ def prepare(
             markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
     if not sum(marker["train"]["tokens"] for marker in markers):
         raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no token.")
+    if skipped := sum(marker.get("skipped", 0) for marker in markers):
+        fields = " or ".join(f"data.{name}" for name in ("field", "target_field") if getattr(config, name))
+        print(f"left out {skipped:,} records whose {fields} is null", file=sys.stderr, flush=True)
     store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers)
     return store.Store.open(out)
 
@@ -214,7 +223,8 @@ def _write_shard(job: _Job) -> Marker:
     tokenizer = _load_tokenizer(job.out, job.tokenizer_name, job.tokenizer_fingerprint)
     parts: dict[SplitName, list[store.Text]] = {split: [] for split in SPLITS}
     hashes: list[int] = []
-    for batch in _batches_of(corpus.read(job.shard)):
+    nulls: list[None] = []
+    for batch in _batches_of(corpus.read(job.shard, lambda: nulls.append(None))):
         segmented: dict[SplitName, list[list[str]]] = {split: [] for split in SPLITS}
         for document in batch:
             hashes.append(_hash(document))
@@ -225,7 +235,7 @@ def _write_shard(job: _Job) -> Marker:
                 _refuse_halves(tokenizer, parts[split][-1], found)
     splits: dict[SplitName, store.Text] = {split: _concatenate(texts) for split, texts in parts.items()}
     hash_range = (min(hashes, default=_HASHES), max(hashes, default=-1))
-    return store.write_shard(job.out, job.index, splits, tokenizer.vocab_size, job.digest, hash_range)
+    return store.write_shard(job.out, job.index, splits, tokenizer.vocab_size, job.digest, hash_range, len(nulls))
 
 
 @functools.lru_cache(maxsize=1)

@@ -115,6 +115,7 @@ def write_shard(
     vocab_size: int,
     digest: str,
     hash_range: tuple[int, int],
+    skipped: int = 0,
 ) -> Marker:
     """Writes one shard, its marker last.
 
@@ -125,6 +126,7 @@ def write_shard(
         vocab_size: bounds the ids and decides their type on disk.
         digest: a hash of everything that the shard's content depends on.
         hash_range: the lowest and the highest hash of its documents.
+        skipped: how many records were left out because a field was null.
 
     Returns:
         The marker.
@@ -147,6 +149,7 @@ def write_shard(
         "digest": digest,
         "lowest_hash": hash_range[0],
         "highest_hash": hash_range[1],
+        "skipped": skipped,
         "train": splits["train"].counts(),
         "heldout": splits["heldout"].counts(),
     }
@@ -201,6 +204,7 @@ def finish(
             "piece": tokenizer.id_to_piece(most_frequent),
             "share": counts[most_frequent] / max(total, 1),
         },
+        "skipped": sum(marker.get("skipped", 0) for marker in markers),
         "shards": shards,
     }
     write_key(path, MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
@@ -353,9 +357,7 @@ def read_pairs(store: Store, split: Split, index: Sequence[int] | np.ndarray | N
     return list(itertools.starmap(Pair, zip(texts[::2], texts[1::2], strict=True)))
 
 
-def _open_split(
-    path: str, manifest: Manifest, split: SplitName, memory_limit: int, tokenizer: Tokenizer
-) -> Split:
+def _open_split(path: str, manifest: Manifest, split: SplitName, memory_limit: int, tokenizer: Tokenizer) -> Split:
     dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
     shards = [_shard_name(i) for i, shard in enumerate(manifest["shards"]) if shard[split]["tokens"]]
     if not shards:

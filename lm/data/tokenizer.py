@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from lm import storage
+from lm.config.paths import expand
 from lm.data.huggingface_tokenizer import HuggingFace
 from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.special_ids import SpecialIds
@@ -85,6 +86,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     Raises:
         InputError: there is no tokenizer, or it cannot be used.
     """
+    path = expand(path)
     accepted = ("tokenizer.model", "tokenizer.json", "vocab.txt", "spiece.model")
     folder, _, name = path.rstrip("/").rpartition("/")
     places = [(folder or ".", (name,)), (path, accepted)]

@@ -11,6 +11,8 @@ import select
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
+from lm.data.pairs import is_empty
+
 Request = object  # a string or a mapping; anything else is answered with an error
 Answer = dict[str, Any]
 
@@ -34,7 +36,7 @@ def field(request: Request, name: str, default: str | None = None) -> str:
     value = request.get(name, default)
     if not isinstance(value, str):
         raise RequestError(f'the request needs the string "{name}".')
-    if not value.strip() and value is not default:
+    if is_empty(value) and value is not default:
         raise RequestError("the text is empty." if name == "text" else f'"{name}" is empty.')
     return value.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair; no tokenizer accepts one
 

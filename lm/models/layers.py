@@ -72,7 +72,8 @@ class Dense(nnx.Module):
     ):
         """Makes the weights.
 
-        `name` is the path in `sharding.PARAMETERS`; `gain` scales the weights of `fan_in`; for `residual` see `initial`.
+        `name` is the path in `sharding.PARAMETERS`, and `gain` scales the weights of `fan_in`. For `residual` see
+        `initial`.
         """
         self.kernel = initial(config, rngs, shape, gain * math.prod(shape[:inputs]) ** -0.5, residual=residual)
         self.bias = nnx.Param(jnp.zeros(shape[inputs:])) if bias else None

@@ -12,7 +12,6 @@ from lm.data.store import Split
 from lm.errors import InputError
 from lm.tasks.rows import SOURCE, TARGET, begins, ended, write_side
 
-
 # Flat tokens of N texts, int [sum(sizes)], and their sizes, int64 [N].
 Texts = tuple[np.ndarray, np.ndarray]
 

@@ -107,6 +107,7 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
 
         state = AdamState(count, mu, nu)
         if clip_update:
+            assert params is not None
             return jax.tree.map(clipped, mu, nu, grads, params, decays(params)), state
         return jax.tree.map(direction, mu, nu), state
 
@@ -122,6 +123,7 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
     every = optax.scale_by_trust_ratio()
 
     def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
+        assert params is not None
         scaled, state = every.update(updates, state, params)
         return jax.tree.map(lambda adapts, new, old: new if adapts else old, decays(params), scaled, updates), state
 

@@ -20,10 +20,10 @@ from lm.training import step as step_lib
 
 
 def measure(path: str, input_path: str = "") -> dict[str, float]:
-    """Returns losses and accuracies of a model's own objective on the held-out split or a file. Each example counts once.
+    """Returns losses and accuracies of a model's own objective on the held-out split or a file.
 
-    A baseline is the accuracy of one constant answer: the most frequent token of the training text or of the file, or
-    the most frequent class.
+    Each example counts once. A baseline is the accuracy of one constant answer: the most frequent token of the training
+    text or of the file, or the most frequent class.
 
     Args:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
