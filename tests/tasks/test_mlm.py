@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+import random
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from lm import models, tasks
 from lm.config import Config
 from lm.tasks import members
 from lm.tasks.losses import mean_metrics, total_loss
-from lm.tasks.mlm import MaskedLM
+from lm.tasks.mlm import MaskedLM, max_masked
 from tests.training.conftest import changed
 
 
@@ -135,6 +137,57 @@ def test_whole_words_are_masked_whole(large, tiny_store):
     assert split_words == 0
     rate = masked_tokens / (batch["segments"] > 0).sum()
     assert 0.09 < rate <= 0.17
+
+
+def chosen_words(tokens: list[int], rate: float, draws: int) -> np.ndarray:
+    """Which tokens of a row are masked in each draw, bool [draws, L]; ids of 4 to 8 begin a word, 9 continues one."""
+    length, ids = len(tokens), np.arange(10)
+    objective = MaskedLM(
+        mask_rate=rate,
+        mask_token_rate=0.8,
+        random_token_rate=0.1,
+        whole_word=True,
+        nsp=False,
+        max_segments=1,
+        max_positions=max_masked(length, 1, rate),
+        mask_id=3,
+        special_V=ids < 4,
+        ordinary_ids=ids[4:],
+        starts_word_V=ids != 9,
+    )
+    tokens_BL = jnp.tile(jnp.array(tokens), (draws, 1))
+    positions_BL = jnp.tile(jnp.arange(length), (draws, 1))
+    at_BM = np.asarray(objective.select(jax.random.key(0), tokens_BL, jnp.ones_like(tokens_BL), positions_BL))
+    return (at_BM[:, :, None] == np.arange(length)).any(axis=1)
+
+
+def test_a_word_that_does_not_fit_is_skipped_as_in_bert():
+    """Of words of two pieces and one of a single piece, a quota of one always takes the latter."""
+    masked = chosen_words([1, 4, 9, 5, 9, 6, 9, 7, 2], 0.15, draws=500)
+    np.testing.assert_array_equal(masked, np.tile(np.arange(9) == 7, (500, 1)))
+
+
+def test_a_long_word_does_not_end_the_choice():
+    """A word of 30 pieces in a row of 128 never fits into 19; other words fill the quota."""
+    masked = chosen_words([1, 4, *[9] * 29, *[5] * 96, 2], 0.15, draws=500)
+    np.testing.assert_array_equal(masked.sum(axis=1), 19)
+
+
+def test_words_are_chosen_as_bert_chooses_them():
+    """As often as `create_masked_lm_predictions` of google-research/bert, written here word by word."""
+    row = [1, 4, 9, 9, 5, 6, 9, 7, 4, 9, 9, 9, 5, 6, 9, 9, 7, 5, 4, 9, 2]
+    starts = [i for i, token in enumerate(row) if 4 <= token <= 8]
+    words = [[i for i in range(begin, end) if row[i] > 3] for begin, end in itertools.pairwise([*starts, len(row)])]
+    draws, random_ = 4000, random.Random(0)
+    expected = np.zeros(len(row))
+    for _ in range(draws):
+        quota, masked = max(1, round(0.3 * len(row))), []
+        for word in random_.sample(words, len(words)):
+            if len(masked) + len(word) <= quota:
+                masked += word
+        expected[masked] += 1 / draws
+    found = chosen_words(row, 0.3, draws).mean(axis=0)
+    np.testing.assert_allclose(found, expected, atol=5 * np.sqrt(2 * 0.25 / draws))
 
 
 def test_losses_are_means_over_predictions_and_pairs(tiny_config, tiny_store):

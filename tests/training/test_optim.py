@@ -26,7 +26,8 @@ def rate(step, **fields):
         ("linear", {0: 0.0, 5: 1.0, 10: 2.0, 55: 1.0, 100: 0.0}),
         ("cosine", {5: 1.0, 10: 2.0, 55: 1.0, 100: 0.0}),
         ("rsqrt", {5: 1.0, 10: 2.0, 40: 1.0, 90: 2 / 3}),
-        ("wsd", {5: 1.0, 10: 2.0, 90: 2.0, 95: 1.0, 100: 0.0}),
+        ("linear_from_start", {0: 0.0, 5: 1.0, 10: 1.8, 55: 0.9, 100: 0.0}),
+        ("wsd", {5: 1.0, 10: 2.0, 90: 2.0, 95: 2 - 2 * 0.5**0.5, 100: 0.0}),
         ("constant", {5: 1.0, 10: 2.0, 100: 2.0}),
     ],
 )
@@ -35,8 +36,17 @@ def test_schedules(schedule, expected):
         assert rate(step, schedule=schedule) == pytest.approx(value, abs=1e-6), step
 
 
+def test_the_decay_of_wsd_may_be_linear():
+    assert [rate(step, schedule="wsd", decay="linear") for step in (90, 95, 100)] == pytest.approx([2.0, 1.0, 0.0])
+
+
+def test_a_constant_warm_up_has_the_peak_at_once():
+    found = [rate(step, schedule="rsqrt", warmup="constant") for step in (0, 5, 10, 40)]
+    assert found == pytest.approx([2.0, 2.0, 2.0, 1.0])
+
+
 def test_schedules_end_at_the_final_fraction():
-    for schedule in ("linear", "cosine", "wsd"):
+    for schedule in ("linear", "linear_from_start", "cosine", "wsd"):
         assert rate(STEPS, schedule=schedule, final_fraction=0.1) == pytest.approx(0.2, abs=1e-6)
 
 
@@ -90,9 +100,26 @@ def test_adamw_is_optax_adamw(params, grads):
 
 
 def test_lamb_takes_the_trust_ratio_of_each_layer(params, grads):
-    reference = reference_chain(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-6), optax.scale_by_trust_ratio())
+    """Of what has weight decay; biases and norms keep Adam's direction."""
+    adapt = optax.masked(optax.scale_by_trust_ratio(), optim.decays)
+    reference = reference_chain(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-6), adapt)
     ours = two_steps(optim.create(OptimConfig(name="lamb")), params, grads)
     assert_same(ours, two_steps(reference, unstacked(params), unstacked(grads)))
+
+
+def test_lamb_moves_a_bias_that_begins_at_zero():
+    """A constant gradient moves it by the rate in each step: to -1 after 1,000 steps of 0.001."""
+    optimizer = optim.create(OptimConfig(name="lamb", clip_norm=0.0))
+    params = {"head": {"bias": jnp.zeros(1), "kernel": jnp.ones((1, 1))}}
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(grads, state, params)
+        return (jax.tree.map(lambda param, update: param - 1e-3 * update, params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, length=1000)
+    assert float(params["head"]["bias"][0]) == pytest.approx(-1.0, abs=1e-3)
 
 
 def test_adafactor_factors_each_layer_as_a_matrix():
@@ -136,6 +163,27 @@ def test_stable_adamw_limits_a_sudden_gradient(params, grads):
         return float(jnp.sqrt(jnp.mean(updates["encoder"]["layers"]["mlp"]["up"]["kernel"] ** 2)))
 
     assert jump("stable_adamw") < 0.25 * jump("adamw")
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_stable_adamw_is_its_authors(scale):
+    """Three steps beside optimi's, with debiased betas: the rate that RMS lowers multiplies update and decay."""
+    config = OptimConfig(name="stable_adamw", b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, clip_norm=0.0)
+    optimizer = optim.create(config)
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(4, 3))
+    params = {"head": {"kernel": jnp.asarray(weights)}}
+    state, rate, m, v = optimizer.init(params), 0.01, np.zeros((4, 3)), np.zeros((4, 3))
+    for step in (1, 2, 3):
+        grad = random.normal(size=(4, 3)) * (scale if step == 3 else 1.0)
+        updates, state = optimizer.update({"head": {"kernel": jnp.asarray(grad)}}, state, params)
+        params = jax.tree.map(lambda param, update: param - rate * update, params, updates)
+
+        b1, b2 = ((beta**step - beta) / (beta**step - 1) for beta in (config.b1, config.b2))
+        m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad**2
+        lowered = rate / max(1.0, np.sqrt(np.mean(grad**2 / np.maximum(v, config.eps**2))))
+        weights = weights * (1 - lowered * config.weight_decay) - lowered * m / (np.sqrt(v) + config.eps)
+        np.testing.assert_allclose(params["head"]["kernel"], weights, rtol=1e-5)
 
 
 def test_without_bias_correction_the_first_step_is_berts(params, grads):
