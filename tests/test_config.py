@@ -130,3 +130,14 @@ def test_a_rerun_may_change_the_length_and_the_machine_but_not_the_experiment() 
         "model.d_ff (1024 -> 512)",
         "optim.schedule ('linear' -> 'wsd')",
     ]
+
+
+def test_a_run_keeps_the_recipe_that_it_began_with() -> None:
+    """Its config.json lacks the fields that are newer, which then have the value of what it did."""
+    stored = {"optim": {"schedule": "wsd"}, "objective": {}, "model": {"position": "rotary"}}
+    before = from_dict(stored, stored=True)
+    assert (before.optim.decay, before.objective.join_documents, before.objective.spans) == ("linear", False, "fixed")
+    assert before.model.relative_init == "init"
+    now = from_dict(stored)
+    assert changed_fields(before, now) == ["optim.decay ('linear' -> 'sqrt')"]  # the only one that has an effect
+    assert from_dict(json.loads(to_json(now)), stored=True) == now

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from lm import models
 from lm.config import Config, from_dict, to_json
+from lm.training.optim import learning_rate
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -67,3 +69,22 @@ def test_a_published_model_has_its_published_size(name: str, reference: int, add
     config = load(CONFIGS[0].with_name(f"{name}.py")).get_config()
     params = jax.eval_shape(models.build(config.model).init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == reference + added
+
+
+# Config -> what the learning rate of the authors' code is at some steps: google-research/bert's optimization.py, T5's
+# 1 / sqrt(max(step, 10,000)), and 1 - sqrt over the last 3% of ModernBERT's run (its half is at 98.5%).
+T5S = {0: 0.01, 10_000: 0.01, 40_000: 0.005, 1_000_000: 0.001}
+RATES = {
+    "bert_base": {0: 0.0, 5_000: 0.5e-4, 9_999: 0.9999e-4, 10_000: 0.99e-4, 500_000: 0.5e-4, 1_000_000: 0.0},
+    "bert_large": {10_000: 0.99e-4, 750_000: 0.25e-4},
+    **{f"t5_{size}": T5S for size in ("small", "base", "large", "xxl")},
+    "modernbert_base": {318: 4e-4, 353_080: 8e-4, 358_540: 8e-4 * 0.2929, 364_000: 0.0},
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_published_recipe_has_its_learning_rate(name: str) -> None:
+    config = load(CONFIGS[0].with_name(f"{name}.py")).get_config()
+    for step, rate in RATES[name].items():
+        found = float(learning_rate(config.optim, config.train.steps, jnp.int32(step)))
+        assert found == pytest.approx(rate, rel=1e-3, abs=1e-9), step

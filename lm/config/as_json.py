@@ -49,7 +49,8 @@ def from_dict(values: Mapping[str, object], *, stored: bool = False) -> Config:
 def changed_fields(old: Config, new: Config) -> list[str]:
     """Returns the fields that a rerun may not change and that differ, each as `section.field (old -> new)`.
 
-    A field that only one config has, such as those of a task, is None in the other.
+    A field that only one config has, such as those of a task, is None in the other. A field that neither reads is left
+    out: a run that began before the field existed has another value there.
     """
     before, after = (
         _leaves({name: value for name, value in dataclasses.asdict(config).items() if name not in RERUN_MAY_CHANGE})
@@ -58,8 +59,20 @@ def changed_fields(old: Config, new: Config) -> list[str]:
     return [
         f"{name} ({before.get(name)!r} -> {after.get(name)!r})"
         for name in {**before, **after}
-        if before.get(name) != after.get(name)
+        if before.get(name) != after.get(name) and name not in _unread(old) & _unread(new)
     ]
+
+
+def _unread(config: Config) -> set[str]:
+    """Returns the fields with a `before` that have no effect in a config."""
+    objectives = {config.task_objective(name).name for name in config.mixture.tasks} or {config.objective.name}
+    is_read = {
+        "model.relative_init": config.model.position == "relative",
+        "objective.join_documents": "span_corruption" in objectives,
+        "objective.spans": "infilling" in objectives,
+        "optim.decay": config.optim.schedule == "wsd",
+    }
+    return {name for name, read in is_read.items() if not read}
 
 
 def _section(name: str, section: type[_Section], values: object, stored: bool = False) -> _Section:

@@ -190,3 +190,52 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(name, lacks):
 def test_rows_too_short_for_a_span_are_refused():
     with pytest.raises(InputError, match="hold no corrupted text"):
         make("infilling", seq_length=8, target_length=4, begin_with_cls=True)
+
+
+def test_t5_joins_short_documents_before_it_hides_spans():
+    """Documents of 13 tokens: a hidden span ends one as rarely as it hides any token; alone it always ends one."""
+    split = Split(105 + np.arange(13 * 4000), np.full(4000, 13), np.ones(4000, np.int64))
+
+    def last_hidden(join: bool) -> tuple[float, list[dict[str, np.ndarray]]]:
+        objective = ObjectiveConfig(name="span_corruption", join_documents=join)
+        data = DataConfig(seq_length=512, target_length=114, batch_size=16, max_segments=64)
+        batches = Batches(split, create_row_format(data, objective, SPECIAL), data, 0)
+        made = [batches.once(index) for index in range(batches.batches_per_epoch)]
+        hidden = np.concatenate([batch["targets"][batch["targets"] >= 105] for batch in made]) - 105
+        return (hidden % 13 == 12).sum() / 4000, made
+
+    joined, made = last_hidden(True)
+    assert joined == pytest.approx(0.15, abs=0.03)
+    full = [(batch["segments"] == 1).all(axis=1) & (batch["target_segments"] == 1).all(axis=1) for batch in made]
+    assert np.concatenate(full).sum() >= 13 * 4000 // 568 - 1  # rows of 512 and 114, but for the two ends
+    assert last_hidden(False)[0] == 1.0
+
+
+def test_random_spans_leave_little_padding():
+    """Sources of any length, one after the other; 8% of the places of bart_base's rows hold no token."""
+    rng = np.random.default_rng(0)
+    sentence_lengths = rng.integers(5, 40, 6000)
+    split = Split(105 + np.arange(sentence_lengths.sum()) % 3000, sentence_lengths, np.full(10, 600))
+    objective = ObjectiveConfig(name="infilling", mask_rate=0.3)
+    data = DataConfig(seq_length=452, target_length=512, batch_size=16, begin_with_cls=True)
+    batches = Batches(split, create_row_format(data, objective, SPECIAL), data, 0)
+    made = [batches(step) for step in range(int(batches.steps_per_epoch))]
+    for batch in made:
+        assert (np.diff((batch["segments"] > 0).astype(int), axis=1) <= 0).all()  # padding is at the end alone
+    assert np.mean([(batch["segments"] > 0).mean() for batch in made]) > 0.91
+    assert np.mean([(batch["target_segments"] > 0).mean() for batch in made]) > 0.98
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_epoch_has_each_row_once_and_ends_with_padding(name):
+    _, batches = make(name)
+    rows, count = batches.rows_per_epoch, batches.batches_per_epoch
+    assert rows % 8
+    whole = [batches.once(index) for index in range(count)]
+    for key in whole[0]:
+        found = np.concatenate([batch[key] for batch in whole])
+        assert len(found) == 8 * count
+        np.testing.assert_array_equal(found[:rows], batches.take(np.arange(rows))[key])
+        assert not found[rows:].any()
+        nothing = batches.once(count - 1, slice(rows % 8, 8))  # a process whose part of the batch is padding
+        np.testing.assert_array_equal(nothing[key], found[rows:])

@@ -53,6 +53,8 @@ def test_the_total_counts_each_task_by_its_rate(config: Config) -> None:
         alone = loop.heldout_metrics(program, params, [dataclasses.replace(member, name="")], 2)
         assert found[f"eval/{member.name}/loss"] == pytest.approx(alone["eval/loss"], rel=1e-6)
         assert member.heldout is not None
-        weight = member.rows * sum(int((member.heldout(index)["target_segments"] > 0).sum()) for index in range(2))
+        taken = min(2, member.heldout.batches_per_epoch)
+        tokens = sum(int((member.heldout.once(index)["target_segments"] > 0).sum()) for index in range(taken))
+        weight = member.rows * tokens / min(taken * config.data.batch_size, member.heldout.rows_per_epoch)
         total, weights = total + weight * alone["eval/seq2seq_cross_entropy"], weights + weight
     assert found["eval/seq2seq_cross_entropy"] == pytest.approx(total / weights, rel=1e-5)

@@ -6,17 +6,21 @@ import json
 import numpy as np
 import pytest
 
+from lm import checkpoint, sharding, tasks
 from lm.errors import InputError
+from lm.tasks import members
+from lm.tasks.members import make_members
 from lm.training import loop, metrics, perplexity
+from lm.training.program import compile_program
 
 from .conftest import changed, make_corpus
 
 
 @pytest.fixture(scope="module")
 def run(tiny_config, tmp_path_factory):
-    """A finished run whose last evaluation covered every whole batch of the held-out split."""
+    """A finished run whose last evaluation covered the held-out split, which does not fill its batches."""
     workdir = str(tmp_path_factory.mktemp("run") / "run")
-    loop.train(changed(tiny_config, train={"steps": 3, "eval_batches": 1}), workdir)
+    loop.train(changed(tiny_config, train={"steps": 3, "eval_batches": 100}), workdir)
     return workdir
 
 
@@ -29,6 +33,23 @@ def test_held_out_numbers_are_those_of_the_curve(run):
     assert found["mlm_perplexity"] == pytest.approx(np.exp(found["mlm_loss"]), rel=1e-5)
     assert 0 < found["mlm_baseline_accuracy"] < 0.5
     assert 0.5 <= found["nsp_baseline_accuracy"] <= 1
+
+
+def test_every_held_out_example_counts_once(run, tiny_store):
+    """Each pair has one next-sentence prediction; the last batch is not full, and no batch comes twice."""
+    config = checkpoint.read_config(run)
+    batches = members.batches(config, "", tiny_store, tiny_store.heldout)
+    assert batches.rows_per_epoch % config.data.batch_size
+    pairs = (batches.take(np.arange(batches.rows_per_epoch))["nsp_labels"] >= 0).sum()
+    heldout = make_members(config, {"": tiny_store})
+    objective = tasks.create_objective(config, tiny_store.tokenizer)
+    program = compile_program(config, objective, sharding.make_mesh(config.mesh))
+    seen = []
+    program.eval_step = lambda params, batch, index: seen.append(int((batch["nsp_labels"] >= 0).sum())) or ({}, {})
+    program.means = lambda *sums: {}
+    loop.heldout_metrics(program, {}, heldout, 100)
+    assert len(seen) == batches.batches_per_epoch
+    assert sum(seen) == pairs
 
 
 def test_a_file_can_be_evaluated(run, tmp_path):

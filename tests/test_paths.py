@@ -1,0 +1,73 @@
+"""`~` and environment variables are replaced in every path that a user gives."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from lm import checkpoint
+from lm.config import Config, DataConfig
+from lm.config.paths import expand
+from lm.data import corpus
+from lm.data import tokenizer as tokenizers
+from lm.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory, and a working directory beside it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BUCKET", "mine")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    for name in ("home", "work"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "home"
+
+
+def test_a_path_is_expanded_as_in_a_shell(home: Path):
+    assert expand("~/model") == f"{home}/model"
+    assert expand("$HOME/a/${BUCKET}") == f"{home}/a/mine"
+    assert expand("gs://$BUCKET/run") == "gs://mine/run"
+    assert [expand(path) for path in ("-", "", "a/b$", "run~1", "price$1")] == ["-", "", "a/b$", "run~1", "price$1"]
+
+
+def test_a_path_that_exists_is_taken_as_it_is_written(home: Path):
+    (home.parent / "work" / "~draft").touch()
+    assert expand("~draft") == "~draft"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("$NOWHERE/x", r"\$NOWHERE, but .* variable"), ("~no-such-user/x", "~no-such-user, but there is no such user")],
+)
+@pytest.mark.usefixtures("home")
+def test_what_cannot_be_expanded_is_refused(path: str, message: str):
+    with pytest.raises(InputError, match=message):
+        expand(path)
+
+
+def test_paths_of_the_config_are_expanded(home: Path):
+    (home / "a.txt").write_text("one")
+    (home / "b.txt").write_text("two")
+    assert list(corpus.documents(DataConfig(source="text", path="~/a.txt, $HOME/b.txt"))) == ["one", "two"]
+    config = Config(data=DataConfig(store="~/store"))
+    assert checkpoint.store_path(config, home) == f"{home}/store"
+    for read in (tokenizers.load_tokenizer, checkpoint.locate):  # of data.tokenizer and checkpoint.init_from
+        with pytest.raises(InputError, match=re.escape(f"{home}/nothing")):
+            read("~/nothing")
+
+
+def test_every_flag_for_a_file_or_folder_is_a_path():
+    paths = 0
+    for script in [*(ROOT / "launch").rglob("*.py"), ROOT / "lm/cluster/flags.py"]:
+        for node in ast.walk(ast.parse(script.read_text())):
+            name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            paths += name == "define_path"
+            if isinstance(node, ast.Call) and name == "DEFINE_string":
+                help_ = ast.literal_eval(node.args[2])
+                assert not re.search(r"\b([Ff]ile|[Ff]older|WORKDIR)\b", help_), f"{script}: {help_}"
+    assert paths >= 15
