@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from lm import checkpoint
 from lm.config import Config, DataConfig
@@ -55,7 +56,7 @@ def test_paths_of_the_config_are_expanded(home: Path):
     (home / "b.txt").write_text("two")
     assert list(corpus.documents(DataConfig(source="text", path="~/a.txt, $HOME/b.txt"))) == ["one", "two"]
     config = Config(data=DataConfig(store="~/store"))
-    assert checkpoint.store_path(config, home) == f"{home}/store"
+    assert checkpoint.store_path(config, epath.Path(home)) == f"{home}/store"
     for read in (tokenizers.load_tokenizer, checkpoint.locate):  # of data.tokenizer and checkpoint.init_from
         with pytest.raises(InputError, match=re.escape(f"{home}/nothing")):
             read("~/nothing")

@@ -22,7 +22,7 @@ class TrainConfig:
             it is possible.
         log_every: steps between metric lines.
         eval_every: steps between evaluations; 0 means only at the end.
-        eval_batches: held-out batches in an evaluation.
+        eval_batches: held-out batches in an evaluation; each is taken once, also where there are fewer.
         max_bad_steps: how many non-finite losses in a row stop the run. Each such step is skipped and counted.
         heartbeat_timeout: seconds of silence after which a process counts as dead and the others end.
         hang_timeout: seconds without a finished step after which a process prints the stack of every thread and ends.

@@ -33,7 +33,8 @@ class Plan:
         hbm_bytes_per_chip: their sum.
         hbm_peak_fraction: the sum as a share of what a program may use.
         flops_per_step: of the matrix products, over all devices, recomputation included.
-        model_flops_per_step: what the model needs; see `lm.flops.model_flops`.
+        model_flops_per_step: what the model needs for rows that one example fills, with as many predictions as there
+            is room for; see `lm.flops.model_flops`.
         collective_bytes_per_step: what a device sends.
         collectives: for each kind its `executions`, `bytes`, and `hidden_bytes`: those of asynchronous collectives.
         estimated_cycles: the compiler's, of all but Pallas kernels and collectives.

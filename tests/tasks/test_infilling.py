@@ -103,10 +103,11 @@ def test_random_spans_hide_whole_words():
     assert (sizes <= BART.sizes(lengths)[0]).all()
     begins = np.cumsum(lengths) - lengths
     for begin, length, row, size in zip(begins, lengths, split(inputs, sizes), sizes, strict=True):
-        seen = [token - 1000 for token in row if token != MASK]
+        seen = [int(token) - 1000 for token in row if token != MASK]
         assert all(begin <= place < begin + length for place in seen)
         cut = size == BART.sizes(np.array([length]))[0][0]
-        for before, after in itertools.pairwise([begin - 1, *seen, *([] if cut else [begin + length])]):
+        ends = [] if cut else [int(begin + length)]
+        for before, after in itertools.pairwise([int(begin) - 1, *seen, *ends]):
             if after - before > 1:  # hidden between
                 assert starts_word[before + 1]
                 assert after == begin + length or starts_word[after]
