@@ -227,7 +227,7 @@ def read_config(workdir: epath.PathLike) -> Config:
         raise InputError(f"{workdir} has no config.json, so it is no working directory; give the --workdir of a run.")
     try:
         return config_lib.from_dict(json.loads(content), stored=True)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError, and so is text that is no UTF-8
         raise InputError(
             f"{workdir}/{_CONFIG} is not valid JSON ({error}); restore it or choose another directory."
         ) from error

@@ -72,3 +72,10 @@ def test_every_flag_for_a_file_or_folder_is_a_path():
                 help_ = ast.literal_eval(node.args[2])
                 assert not re.search(r"\b([Ff]ile|[Ff]older|WORKDIR)\b", help_), f"{script}: {help_}"
     assert paths >= 15
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"])
+def test_a_damaged_config_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.json is not valid JSON|config is list"):
+        checkpoint.read_config(tmp_path)

@@ -32,6 +32,8 @@ def from_dict(values: Mapping[str, object], *, stored: bool = False) -> Config:
     Raises:
         InputError: naming a field that `Config` does not have, or a value that it does not accept.
     """
+    if not isinstance(values, Mapping):
+        raise InputError(f"config is {type(values).__name__}; accepted: an object with a section in each field.")
     known = get_type_hints(Config)
     sections: dict[str, object] = {}
     for name, value in values.items():

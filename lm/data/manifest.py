@@ -60,15 +60,22 @@ def read_manifest(path: str) -> Manifest | None:
     """Returns the manifest of a complete store; None if there is none.
 
     Raises:
-        InputError: the store has another format version.
+        InputError: the store has another format version, or is damaged.
     """
     (content,) = read_keys(path, [MANIFEST])
     if content is None:
         return None
-    manifest = json.loads(content)
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise InputError(f"the token store {path!r} is damaged ({MANIFEST} is no JSON object); prepare it again.")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"the token store {path!r} has format version {manifest.get('format_version')}; this code reads "
             f"{FORMAT_VERSION}. Prepare it again in another folder."
         )
+    if lost := ", ".join(sorted(Manifest.__required_keys__ - manifest.keys())):
+        raise InputError(f"the token store {path!r} is damaged ({MANIFEST} lacks {lost}); prepare it again.")
     return manifest

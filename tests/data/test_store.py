@@ -104,3 +104,10 @@ def test_a_damaged_or_lost_file_is_named(copied: Path):
     file.unlink()
     with pytest.raises(InputError, match=r"store .* is damaged .*missing"):
         Store.open(str(copied))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000, b'{"format_version": 1}'])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"is damaged \(manifest.json"):
+        Store.open(str(tmp_path))
