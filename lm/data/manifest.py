@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Literal, NotRequired, TypedDict, get_args
+from typing import Literal, NotRequired, TypedDict, cast, get_args
 
 from lm.errors import InputError
 from lm.storage import read_keys
@@ -78,4 +78,4 @@ def read_manifest(path: str) -> Manifest | None:
         )
     if lost := ", ".join(sorted(Manifest.__required_keys__ - manifest.keys())):
         raise InputError(f"the token store {path!r} is damaged ({MANIFEST} lacks {lost}); prepare it again.")
-    return manifest
+    return cast(Manifest, manifest)
