@@ -157,7 +157,7 @@ class Family:
 
 def without_effect(config: ModelConfig) -> set[str]:
     """Returns the fields that do not change what a model with trained weights computes, given its other fields."""
-    fields = {"init", "init_std"}
+    fields = {"init", "init_std", "relative_init"}
     if config.norm != "layernorm":
         fields |= {"norm_bias"}
     if config.position != "learned":

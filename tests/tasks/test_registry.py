@@ -19,17 +19,21 @@ from lm.errors import InputError
 OBJECTIVES = {
     "mlm": ObjectiveConfig(name="mlm", nsp=False),
     "nsp": ObjectiveConfig(name="mlm", nsp=True),
-    "span_corruption": ObjectiveConfig(name="span_corruption"),
-    "infilling": ObjectiveConfig(name="infilling", mask_rate=0.3, permute_sentences=True),
+    "span_corruption": ObjectiveConfig(name="span_corruption", join_documents=False),
+    "joined span_corruption": ObjectiveConfig(name="span_corruption"),
+    "infilling": ObjectiveConfig(name="infilling", mask_rate=0.3, permute_sentences=True, spans="fixed"),
+    "random infilling": ObjectiveConfig(name="infilling", mask_rate=0.3, permute_sentences=True),
     "pairs": ObjectiveConfig(name="pairs"),
     "causal_lm": ObjectiveConfig(name="causal_lm"),
 }
-# SHA-256 of three batches each, at the commit before lm.tasks was there.
+# SHA-256 of three batches each, at the commit before lm.tasks was there. The joined and the random ones are younger.
 DIGESTS = {
     "mlm": "0095744a50dc8bd3",
     "nsp": "1976e54d8db50011",
     "span_corruption": "185593def9857efe",
+    "joined span_corruption": "6232f7ab91ac6834",
     "infilling": "5ad820b553990b96",
+    "random infilling": "5800f81305f14b2f",
     "pairs": "70ae873c08627969",
     "causal_lm": "8a073930e62739f4",
 }
@@ -41,7 +45,7 @@ def make_config(name: str) -> Config:
     data = DataConfig(
         source="dates" if name == "pairs" else "installed-docs",
         seq_length=96,
-        target_length=24 if name == "span_corruption" else 96,
+        target_length=24 if name.endswith("span_corruption") else 96,
         batch_size=8,
     )
     return Config(seed=3, data=data, model=ModelConfig(architecture=ARCHITECTURES[objective.name]), objective=objective)
