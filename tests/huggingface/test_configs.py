@@ -46,13 +46,18 @@ def reduced(model: ModelConfig) -> ModelConfig:
 
 
 def meaning(model: ModelConfig) -> ModelConfig:
-    """The model with its zeros written out; without dropout, `final_dropout` has no effect."""
+    """The model with its zeros written out; without dropout, `final_dropout` has no effect.
+
+    A folder does not say how weights began, but for their standard deviation.
+    """
     return dataclasses.replace(
         model,
         head_dim=model.width_per_head,
         num_decoder_layers=model.decoder_depth,
         max_length=model.max_length if model.position == "learned" else 0,
         final_dropout=model.final_dropout and model.dropout > 0,
+        init="normal",
+        relative_init="init",
     )
 
 
