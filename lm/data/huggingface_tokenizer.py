@@ -1,125 +1,200 @@
-"""Runs the tokenizers of imported models, `tokenizer.json` or `vocab.txt`, with the `tokenizers` library."""
+"""Runs the tokenizers of imported models with the `tokenizers` library.
 
+The file of such a tokenizer is a `tokenizer.json` whose first line also holds what transformers keeps in other files.
+That line is cut off before the library reads the rest, which it runs as it is.
+"""
+
+import dataclasses
+import functools
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lm.data import words
+from lm.data.frame import Frame
 from lm.data.special_ids import SPECIAL_NAMES, SpecialIds, require
 from lm.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-_MASK = re.compile(r" ?\[MASK\]")
+_SENTINEL_NAMES = ("<extra_id_{}>", "▁<extra_id_{}>")  # the second: mT5's, which are pieces of its sentencepiece model
+_BEGIN = b'{"lm": '  # of the first line
+_PROBES = ("a", "1", ".", "的", "\n", "a1.的")
+_SPACED = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What transformers keeps beside `tokenizer.json`.
+
+    Attributes:
+        roles: `cls_token` and so on -> the token, for exports.
+        special: the ids of `SpecialIds`' fields up to `mask`; -1 for a role without a token.
+        rows: of the model's embedding table; None if they are not known. A larger id is an error of its text.
+        longest: the most tokens of a text with its special tokens; None if there is no limit.
+        split_special_tokens: whether the name of a special token in a text is text.
+        clean_up: whether decoding removes the space before punctuation.
+    """
+
+    roles: dict[str, str] = dataclasses.field(default_factory=dict)
+    special: dict[str, int] = dataclasses.field(default_factory=dict)
+    rows: int | None = None
+    longest: int | None = None
+    split_special_tokens: bool = False
+    clean_up: bool = False
+
+    def to_bytes(self, tokenizer_json: str) -> bytes:
+        """Returns the file of the tokenizer whose `tokenizer.json` is given."""
+        line = _BEGIN + json.dumps(dataclasses.asdict(self)).encode() + b",\n"
+        return line + tokenizer_json.strip().removeprefix("{").encode()
 
 
 class HuggingFace:
-    """A `Tokenizer` of the `tokenizers` library. Its special ids are found by name."""
+    """A `Tokenizer` of the `tokenizers` library. Special ids that its file does not state are found by name.
+
+    Its ids are those of transformers: in a text, the name of a special token is that token.
+    """
 
     file_name = "tokenizer.json"
 
     def __init__(self, model: bytes):
-        """Loads the content of a `tokenizer.json`.
+        """Loads the content of a `tokenizer.json`, with or without the line of `Imported`.
 
         Raises:
             InputError: it cannot be read, or lacks [PAD] or [SEP], which every model needs.
         """
-        import tokenizers  # an optional dependency: pretraining does not need it
+        import tokenizers
 
+        first, _, rest = model.partition(b"\n")
+        has_line = first.startswith(_BEGIN)
         try:
-            # Whether "[MASK]" in a text is a special token is a setting of the object, not of a call: we need both.
-            self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
-            self._literal = tokenizers.Tokenizer.from_str(_without_markup(model))
+            self.about = Imported(**json.loads(first.rstrip(b",") + b"}")["lm"]) if has_line else Imported()
+            self.tokenizer_json = (b"{" + rest if has_line else model).decode()
+            self._tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json)
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"the tokenizer is no tokenizer.json ({error}).") from error
-        for tokenizer in (self._tokenizer, self._literal):
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-        self._literal.encode_special_tokens = True
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = self.about.split_special_tokens
         self._model = model
-        ids = {
-            field: next((i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), -1)
-            for field, names in SPECIAL_NAMES.items()
-        }
-        sentinels = []
-        while (index := self._tokenizer.token_to_id(f"<extra_id_{len(sentinels)}>")) is not None:
-            if sentinels and index != sentinels[-1] - 1:
-                break
-            sentinels.append(index)
-        first = sentinels[0] if sentinels else -1
-        self.special = SpecialIds(**ids, first_sentinel=first, num_sentinels=len(sentinels))
+        self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self._ids.values(), default=-1) + 1
+        self.rows = self.vocab_size if self.about.rows is None else self.about.rows
+        self.special = self._find_special()
         require(self.special, "pad", "sep", use="every model")
-        added = self._tokenizer.get_added_tokens_decoder()
-        special = {index for index, token in added.items() if token.special} | {*ids.values(), *sentinels}
-        self.special_ids = np.array(sorted(special - {-1}), np.int32)
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.special_ids = self._find_special_ids()
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
-    @classmethod
-    def from_wordpiece(cls, vocabulary: bytes, lowercase: bool = True) -> "HuggingFace":
-        """Returns BERT's tokenizer from a `vocab.txt`, which has one piece a line; the line number is the id."""
-        from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-        pieces = {piece: index for index, piece in enumerate(vocabulary.decode().splitlines())}
-        tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # pyright: ignore[reportAttributeAccessIssue]
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
-        tokenizer.decoder = decoders.WordPiece()  # pyright: ignore[reportAttributeAccessIssue]
-        special = [name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in pieces]
-        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
-        return cls(tokenizer.to_str().encode())
+    @property
+    def longest(self) -> int | None:
+        return self.about.longest
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return _arrays(self._literal.encode_batch_fast(list(texts), add_special_tokens=False))
+        return self._arrays(list(texts))
 
     def encode_with_masks(self, text: str) -> np.ndarray:
         if "[MASK]" in text:
             require(self.special, "mask", use="a text with [MASK]")
-            name = self.id_to_piece(self.special.mask)
-            text = _MASK.sub(lambda match: match[0].replace("[MASK]", name), text)
-        return _arrays([self._tokenizer.encode(text, add_special_tokens=False)])[0]
+            text = text.replace("[MASK]", self.id_to_piece(self.special.mask))
+        return self._arrays([text])[0]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        text = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        if self.about.clean_up:
+            for spaced in _SPACED[:4]:
+                text = text.replace(spaced, spaced[1:])
+            text = text.replace(" ' ", "'")
+            for spaced in _SPACED[4:]:
+                text = text.replace(spaced, spaced[1:])
+        return text
 
     def id_to_piece(self, index: int) -> str:
         return self._tokenizer.id_to_token(int(index)) or ""
 
+    @functools.cached_property
+    def pieces(self) -> list[str]:
+        """The piece of each id; "" for an id without one."""
+        pieces = [""] * self.vocab_size
+        for piece, index in self._ids.items():
+            pieces[index] = piece
+        return pieces
+
     def starts_word(self) -> np.ndarray:
-        """Returns bool [V]. WordPiece marks what continues a word (`##`), byte-level BPE what begins one (`Ġ`)."""
-        pieces = [self.id_to_piece(i) for i in range(self.vocab_size)]
-        if any(piece.startswith("##") for piece in pieces):
-            starts = np.array([not piece.startswith("##") for piece in pieces])
+        byte_ids = [self._ids.get(f"<0x{byte:02X}>", -1) for byte in range(256)]
+        return words.starts_word(self.pieces, self.special_ids, [] if -1 in byte_ids else byte_ids)
+
+    def frame(self, texts: int) -> Frame:
+        """Returns the frame that the post-processor puts around one text or two.
+
+        Raises:
+            InputError: it moves the texts, or its tokens have no row in the model's table.
+        """
+        for probe in _PROBES:
+            encoding = self._tokenizer.encode(*(probe,) * texts)
+            sequences = encoding.sequence_ids
+            if set(range(texts)) <= set(sequences):
+                break
         else:
-            starts = np.array([piece.startswith(("Ġ", "▁")) or not any(map(str.isalnum, piece)) for piece in pieces])
-        starts[self.special_ids] = True
-        return starts
+            raise InputError("the tokenizer gives no text any ids; use another one.")
+        places = [np.flatnonzero([sequence == number for sequence in sequences]) for number in range(texts)]
+        bounds = [0, *(end for place in places for end in (int(place[0]), int(place[-1]) + 1)), len(sequences)]
+        if sorted(bounds) != bounds or any(np.diff(place).max(initial=1) > 1 for place in places):
+            raise InputError("the tokenizer's post-processor moves the texts, which is not supported.")
+        runs = [slice(begin, end) for begin, end in zip(bounds[::2], bounds[1::2], strict=True)]
+        self._check(encoding)
+        return Frame(
+            tuple(tuple(encoding.ids[run]) for run in runs),
+            tuple(tuple(encoding.type_ids[run]) for run in runs),
+            tuple(encoding.type_ids[place[0]] for place in places),
+        )
 
     def to_bytes(self) -> bytes:
         return self._model
 
+    def _find_special(self) -> SpecialIds:
+        ids = {
+            field: next((i for name in names if (i := self._ids.get(name)) is not None), -1)
+            for field, names in SPECIAL_NAMES.items()
+        } | self.about.special
+        found = (self._sentinels(names) for names in _SENTINEL_NAMES)
+        sentinels = next((each for each in found if each and each[0] < self.rows), [])
+        first = sentinels[0] if sentinels else -1
+        return SpecialIds(**ids, first_sentinel=first, num_sentinels=len(sentinels), rows=self.about.rows)
 
-def _without_markup(model: bytes) -> str:
-    """Returns a `tokenizer.json` in which no text can produce a special token.
+    def _sentinels(self, names: str) -> list[int]:
+        """Returns the ids of <extra_id_0>, <extra_id_1>, ..., as long as they descend."""
+        sentinels: list[int] = []
+        while (index := self._ids.get(names.format(len(sentinels)))) is not None:
+            if sentinels and index != sentinels[-1] - 1:
+                break
+            sentinels.append(index)
+        return sentinels
 
-    A unigram model (T5's) has its special tokens among its pieces, so the text "</s>" would produce the id of </s>. We
-    put a space before them: texts reach the model without spaces.
-    """
-    content = json.loads(model)
-    if content["model"].get("type") != "Unigram":
-        return model.decode()
-    added = content["added_tokens"]
-    special = {token["content"] for token in added if token["special"]}
-    pieces = content["model"]["vocab"]
-    content["model"]["vocab"] = [[f" {piece}" if piece in special else piece, score] for piece, score in pieces]
-    content["added_tokens"] = [token for token in added if not token["special"]]
-    content["post_processor"] = None
-    return json.dumps(content)
+    def _find_special_ids(self) -> np.ndarray:
+        added = self._tokenizer.get_added_tokens_decoder()
+        first, count = self.special.first_sentinel, self.special.num_sentinels
+        named = {getattr(self.special, field) for field in SPECIAL_NAMES} | set(range(first - count + 1, first + 1))
+        special = {index for index, token in added.items() if token.special} | named - {-1}
+        unusable = set(range(self.vocab_size)) - set(self._ids.values()) | set(range(self.rows, self.vocab_size))
+        return np.array(sorted(special | unusable), np.int32)
 
+    def _arrays(self, texts: list[str]) -> list[np.ndarray]:
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"the tokenizer cannot read a text: {error}.") from None
+        for encoding in encodings:
+            self._check(encoding)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-def _arrays(encodings: "Sequence[Encoding]") -> list[np.ndarray]:
-    return [np.array(encoding.ids, np.int32) for encoding in encodings]
+    def _check(self, encoding: "Encoding") -> None:
+        """Refuses ids that have no row in the model's table."""
+        if self.vocab_size > self.rows and (beyond := [i for i in encoding.ids if i >= self.rows]):
+            raise InputError(
+                f"the text holds the token {self.id_to_piece(beyond[0])!r} with the id {beyond[0]}, but the model's "
+                f"table of embeddings has {self.rows} rows; remove it from the text."
+            )

@@ -129,7 +129,7 @@ def _tokenizer(
     """Returns the tokenizer of an unfinished run for the same corpora; else the given one, or a new one."""
     digests = [shard.digest() for shards in corpora for shard in shards]
     state = json.dumps({"settings": settings, "shards": digests}).encode()
-    for name in ("tokenizer.model", "tokenizer.json"):
+    for name in tokenizers.FILES:
         in_progress, model = store.read_keys(out, [_IN_PROGRESS, name])
         if in_progress == state and model is not None:
             return tokenizers.load(model, name)

@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import sentencepiece
 
+from lm.data import words
+from lm.data.frame import Frame, cls_and_sep
 from lm.data.special_ids import FIRST_ORDINARY_ID, NUM_SENTINELS, SpecialIds, require
 from lm.errors import InputError
 
@@ -32,17 +34,11 @@ _MASK = re.compile(r" ?\[MASK\]")
 _PLACEHOLDER = "\x01"  # stands for [MASK] inside text; a byte piece, so no other piece contains it
 
 
-def _is_cjk(character: str) -> bool:
-    code = ord(character)
-    return (
-        0x2E80 <= code <= 0x9FFF or 0xAC00 <= code <= 0xD7AF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF
-    )
-
-
 class SentencePiece:
     """A `Tokenizer` of a sentencepiece model with this module's special ids or with T5's."""
 
     file_name = "tokenizer.model"
+    longest = None
 
     def __init__(self, model: bytes):
         """Loads a serialized model.
@@ -158,21 +154,12 @@ class SentencePiece:
         return self._processor.id_to_piece(int(index))
 
     def starts_word(self) -> np.ndarray:
-        """Returns bool [V]: true for `▁...`, special tokens, punctuation and CJK pieces (CJK text has no spaces).
+        pieces = [self.id_to_piece(index) for index in range(self.vocab_size)]
+        byte_ids = [index for index in range(self._num_pieces) if self._processor.is_byte(index)]
+        return words.starts_word(pieces, self.special_ids, byte_ids)
 
-        Byte pieces spell characters that have no piece. ASCII bytes begin a word. So does the first byte of a character
-        of three or four bytes, which is mostly CJK or a symbol. The first of two bytes (Latin, Greek, Cyrillic, ...)
-        and continuation bytes continue the word before.
-        """
-        starts = np.ones(self.vocab_size, bool)
-        for index in np.setdiff1d(np.arange(self.vocab_size), self.special_ids).tolist():
-            piece = self.id_to_piece(index)
-            if self._processor.is_byte(index):
-                byte = int(piece[1:-1], 16)
-                starts[index] = byte < 0x80 or byte >= 0xE0
-            else:
-                starts[index] = piece[0] == "▁" or _is_cjk(piece[0]) or not any(map(str.isalnum, piece))
-        return starts
+    def frame(self, texts: int) -> Frame:
+        return cls_and_sep(self.special.cls, self.special.sep, texts)
 
     def to_bytes(self) -> bytes:
         return self._model

@@ -25,6 +25,7 @@ class SpecialIds:
         pad, unk, cls, sep, mask: of [PAD], [UNK], [CLS], [SEP] (which also ends a decoder's text) and [MASK].
         first_sentinel: of <extra_id_0>. The ids of the sentinels descend.
         num_sentinels: how many sentinels there are.
+        rows: of the model's table of embeddings; None if it has a row for each id.
     """
 
     pad: int = 0
@@ -34,6 +35,7 @@ class SpecialIds:
     mask: int = 4
     first_sentinel: int = 4 + NUM_SENTINELS
     num_sentinels: int = NUM_SENTINELS
+    rows: int | None = None
 
     def start(self, decoder_start: str) -> int:
         """Returns the id that a decoder is given first: that of the field named by `ModelConfig.decoder_start`."""
@@ -49,9 +51,14 @@ def require(special: SpecialIds, *fields: str, use: str) -> None:
         use: what needs them, for the message.
 
     Raises:
-        InputError: a token is missing.
+        InputError: a token is missing, or has no row in the model's table of embeddings.
     """
     for field in fields:
+        if special.rows is not None and getattr(special, field) >= special.rows:
+            raise InputError(
+                f"the tokenizer's {field} token has the id {getattr(special, field)}, but the model's table of "
+                f"embeddings has {special.rows} rows; {use} needs it."
+            )
         if getattr(special, field) < 0:
             names = " or ".join(SPECIAL_NAMES[field])
             raise InputError(

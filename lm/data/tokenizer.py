@@ -5,17 +5,24 @@ sentencepiece or of the `tokenizers` library (`huggingface_tokenizer`).
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from lm import storage
 from lm.config.paths import expand
+from lm.data.frame import Frame
 from lm.data.huggingface_tokenizer import HuggingFace
+from lm.data.piece_tokenizer import PieceTokenizer
 from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.special_ids import SpecialIds
 from lm.errors import InputError
+
+FILES = (SentencePiece.file_name, HuggingFace.file_name, PieceTokenizer.file_name)  # of a store or a working directory
+_OF_FOLDERS = ("vocab.txt", "spiece.model")  # of imported models, converted when they are read
 
 
 class Tokenizer(Protocol):
@@ -24,7 +31,8 @@ class Tokenizer(Protocol):
     Attributes:
         special: the ids of the special tokens.
         special_ids: int32, sorted: the ids of all special tokens, sentinels included.
-        vocab_size: ids run from 0 to vocab_size - 1.
+        vocab_size: ids run from 0 to vocab_size - 1. Not all of them need to be in use.
+        longest: the most tokens of a text that the tokenizer was made for; None if it sets no limit.
         fingerprint: hex SHA-256 of the model file.
         file_name: name of the model file inside a store or a working directory.
     """
@@ -32,11 +40,19 @@ class Tokenizer(Protocol):
     special: SpecialIds
     special_ids: np.ndarray
     vocab_size: int
+    longest: int | None
     fingerprint: str
     file_name: str
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text, int32, without [CLS] and [SEP]. Names of special tokens in a text are text."""
+        """Returns the ids of each text, int32, without the special tokens that a model's input begins and ends with.
+
+        In a tokenizer trained here, the name of a special token in a text is text. In an imported one it is the token,
+        as in transformers.
+
+        Raises:
+            InputError: a text holds a token that has no row in the model's table of embeddings.
+        """
         ...
 
     def encode_with_masks(self, text: str) -> np.ndarray:
@@ -55,6 +71,10 @@ class Tokenizer(Protocol):
         """Returns bool [V]: whether each piece begins a word, for whole-word masking."""
         ...
 
+    def frame(self, texts: int) -> Frame:
+        """Returns the special tokens around one text or two, as an encoder reads them."""
+        ...
+
     def to_bytes(self) -> bytes:
         """Returns the content of the model file."""
         ...
@@ -65,15 +85,21 @@ def load(model: bytes, name: str) -> Tokenizer:
 
     Args:
         model: the content of the file.
-        name: of the file; its suffix tells the kind of tokenizer.
+        name: of the file; it tells the kind of tokenizer.
 
     Raises:
         InputError: the file cannot be read, or lacks special tokens.
     """
+    if name == PieceTokenizer.file_name:
+        return PieceTokenizer(model)
     if name.endswith(".json"):
         return HuggingFace(model)
-    if name.endswith(".txt"):
-        return HuggingFace.from_wordpiece(model)
+    if name in _OF_FOLDERS:
+        from lm.data import tokenizer_folder  # which imports `tokenizers`, slow to import
+
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, name).write_bytes(model)
+            return tokenizer_folder.read(Path(folder))
     return SentencePiece(model)
 
 
@@ -81,19 +107,25 @@ def load_tokenizer(path: str) -> Tokenizer:
     """Returns the tokenizer of a file or a folder, local or in object storage.
 
     Args:
-        path: `tokenizer.model`, `tokenizer.json`, `vocab.txt`, `spiece.model`, or a folder with one of them.
+        path: `tokenizer.model`, `tokenizer.json`, `vocab.txt`, `spiece.model`, or a folder with one of them. The other
+            files of a local Hugging Face folder count too.
 
     Raises:
         InputError: there is no tokenizer, or it cannot be used.
     """
     path = expand(path)
-    accepted = ("tokenizer.model", "tokenizer.json", "vocab.txt", "spiece.model")
     folder, _, name = path.rstrip("/").rpartition("/")
-    places = [(folder or ".", (name,)), (path, accepted)]
+    places = [(folder or ".", (name,)), (path, (*FILES, *_OF_FOLDERS))]
     if not storage.is_remote(path):
+        from lm.data import tokenizer_folder
+
         places = places[os.path.isdir(path) :][:1]
+        if tokenizer_folder.is_folder(whole := Path(path if os.path.isdir(path) else folder or ".")):
+            if os.path.isdir(path) or name in _OF_FOLDERS:
+                return tokenizer_folder.read(whole)
     for place, names in places:
         for name, content in zip(names, storage.read_keys(place, names), strict=True):
             if content is not None:
                 return load(content, name)
-    raise InputError(f"no tokenizer at {path!r}; give one of {', '.join(accepted)}, or a folder that holds one.")
+    accepted = ", ".join([*FILES[:2], *_OF_FOLDERS])
+    raise InputError(f"no tokenizer at {path!r}; give one of {accepted}, or a folder that holds one.")
