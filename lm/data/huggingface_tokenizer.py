@@ -81,6 +81,7 @@ class HuggingFace:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = self.about.split_special_tokens
         self._model = model
+        self._frames: dict[int, Frame] = {}
         self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._ids.values(), default=-1) + 1
         self.rows = self.vocab_size if self.about.rows is None else self.about.rows
@@ -133,8 +134,10 @@ class HuggingFace:
         Raises:
             InputError: it moves the texts, or its tokens have no row in the model's table.
         """
+        if texts in self._frames:
+            return self._frames[texts]
         for probe in _PROBES:
-            encoding = self._tokenizer.encode(*(probe,) * texts)
+            encoding = self._tokenizer.encode(probe, probe if texts == 2 else None)
             sequences = encoding.sequence_ids
             if set(range(texts)) <= set(sequences):
                 break
@@ -146,11 +149,12 @@ class HuggingFace:
             raise InputError("the tokenizer's post-processor moves the texts, which is not supported.")
         runs = [slice(begin, end) for begin, end in zip(bounds[::2], bounds[1::2], strict=True)]
         self._check(encoding)
-        return Frame(
+        self._frames[texts] = Frame(
             tuple(tuple(encoding.ids[run]) for run in runs),
             tuple(tuple(encoding.type_ids[run]) for run in runs),
             tuple(encoding.type_ids[place[0]] for place in places),
         )
+        return self._frames[texts]
 
     def to_bytes(self) -> bytes:
         return self._model

@@ -11,8 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -24,9 +22,9 @@ from lm.data.tokenizer_settings import CONFIG, Settings, Token, read_object
 from lm.errors import InputError
 
 MARIAN, M2M100 = "MarianTokenizer", "M2M100Tokenizer"
-_MODELS = {MARIAN: ("source.spm", "target.spm"), M2M100: ("sentencepiece.bpe.model",)}
+MODELS = {MARIAN: ("source.spm", "target.spm"), M2M100: ("sentencepiece.bpe.model",)}
 VOCABULARY = "vocab.json"
-CLASSES = tuple(_MODELS)
+CLASSES = tuple(MODELS)
 FILES = ("source.spm",)  # tells such a folder from others
 _CODES = {"m2m100": languages.M2M100, "wmt21": languages.WMT21}
 _SPACED = re.compile(r"^>>.*?<<", re.DOTALL)
@@ -53,7 +51,7 @@ class Contents:
     added: dict[str, tuple[int, dict[str, bool]]]
     roles: dict[str, str]
     prefix: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     rows: int | None
     longest: int | None
 
@@ -77,7 +75,6 @@ class PieceTokenizer:
             raise InputError(f"the tokenizer is no file of pieces ({error}).") from None
         self._model = model
         self.fingerprint = hashlib.sha256(model).hexdigest()
-        self.longest = contents.longest
         self._added = {content: index for content, (index, _) in contents.added.items()}
         self._ids = contents.vocabulary | self._codes | self._added
         self.vocab_size = max(self._ids.values()) + 1
@@ -104,7 +101,7 @@ class PieceTokenizer:
         if self.contents.class_name != M2M100:
             return {}
         first = len(self.contents.vocabulary)
-        codes = _CODES[self.contents.settings.get("language_codes", "m2m100")]
+        codes = _CODES[str(self.contents.settings.get("language_codes", "m2m100"))]
         return {f"__{code}__": first + number for number, code in enumerate(codes)}
 
     @functools.cached_property
@@ -114,6 +111,10 @@ class PieceTokenizer:
         for piece, index in self._ids.items():
             pieces[index] = piece
         return pieces
+
+    @property
+    def longest(self) -> int | None:
+        return self.contents.longest
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         found = []
@@ -207,7 +208,7 @@ def read(settings: Settings, class_name: str, rows: int | None) -> PieceTokenize
             raise InputError(f"{CONFIG} has {name} {settings.values[name]!r}, which is not supported.")
     vocabulary = _vocabulary(settings)
     models = []
-    for name in _MODELS[class_name]:
+    for name in MODELS[class_name]:
         file = settings.folder / name
         if not file.is_file():
             raise InputError(f"the folder has no {name}, which {class_name} reads.")

@@ -24,7 +24,7 @@ from lm.data import corpus, store, workers
 from lm.data import tokenizer as tokenizers
 from lm.data.manifest import SPLITS, Marker, SplitName, read_manifest
 from lm.data.pairs import Pair
-from lm.data.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SentencePiece
+from lm.data.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SMALLEST, SentencePiece
 from lm.data.sentences import sentences
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
@@ -138,6 +138,11 @@ def _tokenizer(
         tokenizer = given
     elif config.tokenizer:
         tokenizer = tokenizers.load_tokenizer(config.tokenizer)
+    elif config.vocab_size < SMALLEST:
+        raise InputError(
+            f"data.vocab_size is {config.vocab_size}; to train a tokenizer, give {SMALLEST} or more: for 105 special "
+            "tokens, 256 bytes and pieces of the text."
+        )
     else:
         share = -(-config.vocab_size * SAMPLE_CHARACTERS_PER_PIECE // len(corpora))
         tokenizer = SentencePiece.train(

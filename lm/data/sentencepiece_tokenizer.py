@@ -11,7 +11,6 @@ No text produces [UNK] either, because of the byte fallback.
 T5's own models (`spiece.model`) are read too; the 100 sentinels are appended to them.
 """
 
-import functools
 import hashlib
 import io
 import re
@@ -28,17 +27,20 @@ from lm.errors import InputError
 # Characters of a training sample for each piece of the vocabulary. More take longer and change little.
 SAMPLE_CHARACTERS_PER_PIECE = 1200
 
+SMALLEST = 400  # pieces of a tokenizer to train
+
 _CONTROL = ["[CLS]", "[SEP]", "[MASK]", *(f"<extra_id_{k}>" for k in reversed(range(NUM_SENTINELS)))]
 _T5_PIECES = ["<pad>", "</s>", "<unk>"]  # the first pieces of T5's own models
 _MASK = re.compile(r" ?\[MASK\]")
-_PLACEHOLDER = "\x01"  # stands for [MASK] inside text; a byte piece, so no other piece contains it
+_PLACEHOLDERS = [
+    chr(code) for code in (*range(1, 9), *range(14, 32))
+]  # spelled by byte pieces: no other piece has them
 
 
 class SentencePiece:
     """A `Tokenizer` of a sentencepiece model with this module's special ids or with T5's."""
 
     file_name = "tokenizer.model"
-    longest = None
 
     def __init__(self, model: bytes):
         """Loads a serialized model.
@@ -129,21 +131,24 @@ class SentencePiece:
             raise InputError(f"no tokenizer can be trained on this corpus ({error}); give more text.") from error
         return cls(buffer.getvalue())
 
+    @property
+    def longest(self) -> int | None:
+        return None
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
 
     def encode_with_masks(self, text: str) -> np.ndarray:
-        if "[MASK]" in text:
-            require(self.special, "mask", use="a text with [MASK]")
-        marked = _MASK.sub(_PLACEHOLDER, text.replace(_PLACEHOLDER, ""))
-        (ids,) = self.encode([marked])
-        masked = np.where(ids == self._placeholder_id, self.special.mask, ids).astype(np.int32)
+        if "[MASK]" not in text:
+            return self.encode([text])[0]
+        require(self.special, "mask", use="a text with [MASK]")
+        # A character that the text does not hold stands for [MASK].
+        placeholder = next((character for character in _PLACEHOLDERS if character not in text), _PLACEHOLDERS[0])
+        marked = _MASK.sub(placeholder, text.replace(placeholder, ""))
+        ids, (*_, stands_for_mask) = self.encode([marked, placeholder])
+        masked = np.where(ids == stands_for_mask, self.special.mask, ids).astype(np.int32)
         # If the text begins with [MASK], the first id is the word mark of the missing word.
-        return masked[1:] if marked.startswith(_PLACEHOLDER) else masked
-
-    @functools.cached_property
-    def _placeholder_id(self) -> int:
-        return int(self.encode([_PLACEHOLDER])[0][-1])
+        return masked[1:] if marked.startswith(placeholder) else masked
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._processor.decode([int(i) for i in ids if i < self._num_pieces])

@@ -42,7 +42,7 @@ def read(model: bytes, name: str) -> Pieces:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    content = sentencepiece_model_pb2.ModelProto()
+    content = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue] - made at import
     try:
         content.ParseFromString(model)
     except (DecodeError, UnicodeDecodeError, RuntimeError) as error:

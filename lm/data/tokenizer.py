@@ -32,7 +32,6 @@ class Tokenizer(Protocol):
         special: the ids of the special tokens.
         special_ids: int32, sorted: the ids of all special tokens, sentinels included.
         vocab_size: ids run from 0 to vocab_size - 1. Not all of them need to be in use.
-        longest: the most tokens of a text that the tokenizer was made for; None if it sets no limit.
         fingerprint: hex SHA-256 of the model file.
         file_name: name of the model file inside a store or a working directory.
     """
@@ -40,9 +39,13 @@ class Tokenizer(Protocol):
     special: SpecialIds
     special_ids: np.ndarray
     vocab_size: int
-    longest: int | None
     fingerprint: str
     file_name: str
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of an input, special tokens included; None if the tokenizer sets no limit."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, int32, without the special tokens that a model's input begins and ends with.
@@ -120,9 +123,9 @@ def load_tokenizer(path: str) -> Tokenizer:
         from lm.data import tokenizer_folder
 
         places = places[os.path.isdir(path) :][:1]
-        if tokenizer_folder.is_folder(whole := Path(path if os.path.isdir(path) else folder or ".")):
-            if os.path.isdir(path) or name in _OF_FOLDERS:
-                return tokenizer_folder.read(whole)
+        whole = Path(path if os.path.isdir(path) else folder or ".")
+        if tokenizer_folder.is_folder(whole) and (os.path.isdir(path) or name in _OF_FOLDERS):
+            return tokenizer_folder.read(whole)
     for place, names in places:
         for name, content in zip(names, storage.read_keys(place, names), strict=True):
             if content is not None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from tokenizers import AddedToken, Tokenizer, models, processors
 
@@ -16,7 +16,8 @@ from lm.data import piece_tokenizer, spiece
 from lm.data.huggingface_tokenizer import HuggingFace, Imported
 from lm.data.piece_tokenizer import PieceTokenizer
 from lm.data.special_ids import SPECIAL_NAMES
-from lm.data.tokenizer_classes import CLASSES, Roles, TokenizerClass, Vocabulary, name
+from lm.data.tokenizer_classes import CLASSES
+from lm.data.tokenizer_parts import Roles, TokenizerClass, Vocabulary, name, untyped
 from lm.data.tokenizer_settings import ADDED, CONFIG, FAST, ROLES, ROLES_MAP, Json, Settings, Token
 from lm.errors import InputError
 
@@ -122,10 +123,7 @@ def _class_name(settings: Settings, registered: str | None, config: Mapping[str,
         raise InputError(f"{CONFIG} has tokenizer_class {named!r}; accepted: a string.")
     if named in _OWN_CODE:
         raise InputError(f"{CONFIG} has tokenizer_class {named!r}, which is not supported.")
-    if registered == GENERIC:
-        found = GENERIC
-    else:
-        found = (named or registered or _by_file(settings)).removesuffix("Fast")
+    found = GENERIC if registered == GENERIC else (named or registered or _by_file(settings)).removesuffix("Fast")
     found = _SAME.get(found, found)
     if found in CLASSES or found in piece_tokenizer.CLASSES:
         return found
@@ -163,14 +161,14 @@ def _build(settings: Settings, class_name: str) -> tuple[Tokenizer, Roles]:
         vocabulary = _vocabulary(settings, class_name, chosen, roles)
         tokenizer = chosen.build(vocabulary, settings, roles)
         if saved is not None and saved.post_processor is not None:
-            cast(Any, tokenizer).post_processor = saved.post_processor
+            untyped(tokenizer).post_processor = saved.post_processor
         given = settings.additional if vocabulary.special is None else vocabulary.special
         extra, frame = chosen.extra(given, settings), chosen.frame
     _add_tokens(tokenizer, settings, roles, settings.extra if settings.extra is not None else extra)
     _frame_with_ends(tokenizer, settings, roles)
     processor = frame and frame(tokenizer, settings, roles)
     if processor is not None:
-        cast(Any, tokenizer).post_processor = processor
+        untyped(tokenizer).post_processor = processor
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer, roles
@@ -204,10 +202,9 @@ def _vocabulary_of_fast(fast: Json, model: str | None) -> Vocabulary:
         pieces = {each[0] if isinstance(each, list) else each: index for index, each in enumerate(pieces)}
     elif isinstance(pieces, list):
         pieces = [tuple(each) for each in pieces]
-    merges = content.get("merges") if model == "BPE" else None
-    if merges is not None:
-        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
-    return Vocabulary(cast(Any, pieces), merges, _charsmap_of_fast(fast))
+    listed = content.get("merges") if model == "BPE" else None
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in listed or []]
+    return Vocabulary(untyped(pieces), untyped(merges), _charsmap_of_fast(fast))
 
 
 def _charsmap_of_fast(fast: Json) -> bytes | None:
@@ -269,8 +266,8 @@ def _frame_with_ends(tokenizer: Tokenizer, settings: Settings, roles: Roles) -> 
     def side(text: str, kind: int) -> list[str]:
         return [*(f"{each}:{kind}" for each in begin), f"{text}:{kind}", *(f"{each}:{kind}" for each in end)]
 
-    cast(Any, tokenizer).post_processor = processors.TemplateProcessing(
-        single=cast(Any, side("$A", 0)), pair=cast(Any, side("$A", 0) + side("$B", 1)), special_tokens=cast(Any, ends)
+    untyped(tokenizer).post_processor = processors.TemplateProcessing(
+        single=untyped(side("$A", 0)), pair=untyped(side("$A", 0) + side("$B", 1)), special_tokens=untyped(ends)
     )
 
 
@@ -302,8 +299,9 @@ def _id_of_config(tokenizer: Tokenizer, config: Mapping[str, object], role: str)
     value = config.get(f"{role}_id")
     if isinstance(value, list) and value:
         value = value[0]  # several tokens that end a text
-    is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-    return value if is_id and tokenizer.id_to_token(value) is not None else None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        return None
+    return value if tokenizer.id_to_token(value) is not None else None
 
 
 def _cleans_up(tokenizer: Tokenizer, settings: Settings) -> bool:

@@ -7,6 +7,7 @@ Four files may state the same fact. They are read as transformers 5 reads them: 
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -109,8 +110,9 @@ class Settings:
 
     def number(self, name: str, default: int) -> int:
         value = self.values.get(name, default)
-        is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _UNLIMITED
-        return value if is_number else self._refuse(name, "a whole number")
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _UNLIMITED:
+            return value
+        return self._refuse(name, "a whole number")
 
     def text(self, name: str) -> str | None:
         value = self.values.get(name)
@@ -190,17 +192,15 @@ def _tokens(value: object, file: str, name: str) -> list[Token]:
     return [_token(each, file, name) for each in value]
 
 
-def _added(fields: Json, file: str) -> AddedToken:
+def _added(fields: Mapping[str, object], file: str) -> AddedToken:
     content = fields.get("content")
     flags = {name: value for name, value in fields.items() if name not in ("content", "__type", "id")}
     if not isinstance(content, str) or not content:
         raise InputError(f"{file} has an added token with content {content!r}; accepted: a string.")
     for name, value in flags.items():
         if name not in _FLAGS or not isinstance(value, bool):
-            raise InputError(
-                f"{file} has {name} {value!r} for the added token {content!r}; accepted: {', '.join(_FLAGS)}, each true "
-                "or false."
-            )
+            accepted = f"{', '.join(_FLAGS)}, each true or false"
+            raise InputError(f"{file} has {name} {value!r} for the added token {content!r}; accepted: {accepted}.")
     try:
         return AddedToken(content, **flags)  # pyright: ignore[reportArgumentType] - all are bool
     except UnicodeError:

@@ -20,7 +20,11 @@ from lm.models import Params
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "source.spm", "target.spm"),
+    *("spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model"),
+)
 
 _LIMITS_FILE = "sentence_bert_config.json"
 
@@ -51,6 +55,7 @@ class Imported:
         config: the model.
         params: float32 NumPy arrays in the tree of `lm.models.build(config).init`.
         fresh: the heads among `mlm`, `pooler` and `nsp` that the folder lacks and that are initialised.
+        rows: of the embedding table that the folder has, without padding rows.
         tokenizer: the tokenizer's files that the folder has.
         pooling: None if the folder was not written by sentence-transformers.
     """
@@ -58,6 +63,7 @@ class Imported:
     config: ModelConfig
     params: Params
     fresh: tuple[str, ...]
+    rows: int
     tokenizer: tuple[Path, ...]
     pooling: Pooling | None
 
@@ -80,10 +86,11 @@ def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, se
         pooling = _read_pooling(folder)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
-    if config.vocab_size % vocab_multiple:
+    rows = config.vocab_size
+    if rows % vocab_multiple:
         config = _pad_vocabulary(config, params, -config.vocab_size % vocab_multiple)
     tokenizer = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
-    return Imported(config, params, fresh, tokenizer, pooling)
+    return Imported(config, params, fresh, rows, tokenizer, pooling)
 
 
 def export_folder(

@@ -1,13 +1,12 @@
 """Writes a sentencepiece tokenizer that was trained here as a `tokenizer.json`."""
 
 import re
-from typing import Any, cast
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from lm.data import spiece
 from lm.data.sentencepiece_tokenizer import SentencePiece
-from lm.data.tokenizer_classes import assembled
+from lm.data.tokenizer_parts import assembled, untyped
 
 ROLES = {
     "pad_token": "[PAD]",
@@ -42,16 +41,14 @@ def to_tokenizer_json(tokenizer: SentencePiece, single: str, pair: str) -> str:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     made = assembled(
         _model(content),
-        normalizers.Sequence(cast(Any, begin)),
-        pre_tokenizers.Sequence(cast(Any, [mark, _byte_names(content)])),
-        decoders.Sequence(cast(Any, steps)),
+        normalizers.Sequence(untyped(begin)),
+        pre_tokenizers.Sequence(untyped([mark, _byte_names(content)])),
+        decoders.Sequence(untyped(steps)),
     )
     special = [piece for (piece, _), kind in zip(content.pieces, content.kinds, strict=True) if kind in _SPECIAL]
     made.add_special_tokens([AddedToken(piece, normalized=True, special=True) for piece in special])
     ends = [(piece, made.token_to_id(piece)) for piece in ("[CLS]", "[SEP]")]
-    cast(Any, made).post_processor = processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=cast(Any, ends)
-    )
+    untyped(made).post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=untyped(ends))
     return made.to_str()
 
 
@@ -60,7 +57,7 @@ _SPECIAL = (spiece.UNKNOWN, spiece.CONTROL)
 
 def _model(content: spiece.Pieces) -> object:
     if not content.is_bpe:
-        return models.Unigram(cast(Any, content.pieces), unk_id=content.unk_id, byte_fallback=True)
+        return models.Unigram(untyped(content.pieces), unk_id=content.unk_id, byte_fallback=True)
     pairs = zip(content.pieces, content.kinds, strict=True)
     normal = [piece for (piece, _), kind in pairs if kind == spiece.NORMAL]
     # A piece with a higher score merges first; sentencepiece numbers them so.

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -11,12 +10,10 @@ from etils import epath
 from lm import checkpoint
 from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, to_json
 from lm.data import tokenizer as tokenizers
-from lm.data.huggingface_tokenizer import HuggingFace
-from lm.data.sentencepiece_tokenizer import SentencePiece
-from lm.data.special_ids import SpecialIds, require
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.huggingface.folder import Imported, export_folder, import_folder
+from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
 
 POOLING_FILE = "pooling.json"
 
@@ -43,16 +40,11 @@ def import_workdir(
     if (workdir / "config.json").exists():
         raise InputError(f"{workdir} already holds a config.json; choose a new --workdir.")
     imported = import_folder(folder, vocab_multiple=vocab_multiple, seed=seed)
-    tokenizer = _read_tokenizer(imported.tokenizer, folder)
+    tokenizer = read_tokenizer(imported.tokenizer[0].parent if imported.tokenizer else folder, imported.rows)
     model, pooling = imported.config, imported.pooling
-    if tokenizer.vocab_size > model.vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, but the model only {model.vocab_size} "
-            "embeddings; give the tokenizer that belongs to the weights."
-        )
-    longest = (pooling and pooling.max_length) or min(model.max_length, _MAX_LENGTH)
-    data, objective = _pretraining(model, tokenizer.special, longest)
-    data.vocab_size = tokenizer.vocab_size
+    longest = (pooling and pooling.max_length) or min(model.max_length, _MAX_LENGTH, tokenizer.longest or _MAX_LENGTH)
+    data, objective = _pretraining(model, tokenizer, longest)
+    data.vocab_size = min(tokenizer.vocab_size, imported.rows)
     config = Config(seed=seed, data=data, model=model, objective=objective)
     checkpoint.write_atomically(workdir / tokenizer.file_name, tokenizer.to_bytes())
     if pooling is not None:
@@ -89,32 +81,17 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
         token_ids["decoder_start_token_id"] = special.pad
     token_ids = {name: index for name, index in token_ids.items() if index >= 0}
     export_folder(folder, config.model, checkpoint.load_params(workdir, step), token_ids=token_ids)
-    t5s_own = isinstance(tokenizer, SentencePiece) and tokenizer.special != SpecialIds()
-    (Path(folder) / ("spiece.model" if t5s_own else tokenizer.file_name)).write_bytes(tokenizer.to_bytes())
+    write_tokenizer(folder, tokenizer, config)
 
 
-def _pretraining(model: ModelConfig, special: SpecialIds, longest: int) -> tuple[DataConfig, ObjectiveConfig]:
+def _pretraining(model: ModelConfig, tokenizer: Tokenizer, longest: int) -> tuple[DataConfig, ObjectiveConfig]:
     """Returns settings of pretraining that fit the model and its tokenizer."""
     if model.architecture == "encoder":
-        require(special, "cls", "mask", use="an encoder")
         return DataConfig(seq_length=longest), ObjectiveConfig(nsp=model.pooler)
-    if special.num_sentinels:
+    if tokenizer.special.num_sentinels:
         # Span corruption of 15% in spans of 3 tokens makes 114 targets for 512 inputs.
         data = DataConfig(seq_length=longest, target_length=round(longest * 114 / 512))
         return data, ObjectiveConfig(name="span_corruption")
-    data = DataConfig(seq_length=longest, target_length=longest, begin_with_cls=special.cls >= 0)
+    begins = tokenizer.special.cls >= 0 and tokenizer.frame(1).ids[0] == (tokenizer.special.cls,)
+    data = DataConfig(seq_length=longest, target_length=longest, begin_with_cls=begins)
     return data, ObjectiveConfig(name="infilling", mask_rate=0.3, permute_sentences=True)
-
-
-def _read_tokenizer(files: tuple[Path, ...], folder: str | os.PathLike[str]) -> Tokenizer:
-    by_name = {file.name: file for file in files}
-    if "tokenizer.json" in by_name:
-        return HuggingFace(by_name["tokenizer.json"].read_bytes())
-    if "spiece.model" in by_name:
-        return SentencePiece(by_name["spiece.model"].read_bytes())
-    if "vocab.txt" in by_name:
-        settings = by_name.get("tokenizer_config.json")
-        lowercase = json.loads(settings.read_text()).get("do_lower_case", True) if settings else True
-        return HuggingFace.from_wordpiece(by_name["vocab.txt"].read_bytes(), lowercase)
-    accepted = "tokenizer.json, vocab.txt or spiece.model beside the weights"
-    raise InputError(f"{folder} has no tokenizer; accepted: {accepted}.")

@@ -5,7 +5,7 @@ Array names carry their shape: M masked positions, V vocabulary, D model, N beam
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +22,8 @@ MASK = "[MASK]"  # marks in a request what the model fills in
 
 Written = tuple[np.ndarray, np.ndarray]  # tokens [N, T] and scores [N] of the beams, the best first
 
+Given = TypeVar("Given")
+Ids = TypeVar("Ids")
 Result_contra = TypeVar("Result_contra", contravariant=True)
 
 
@@ -59,7 +61,7 @@ class FillMask:
     top: int = 5
 
     def row(self, request: Request) -> Row:
-        parts = [self.tokenizer.encode_with_masks(text) for text in texts(request)]
+        parts = [_readable(self.tokenizer.encode_with_masks, text) for text in texts(request)]
         mask = self.tokenizer.special.mask
         wanted = sum(int((part == mask).sum()) for part in parts)
         if not wanted:
@@ -93,7 +95,7 @@ class NextSentence:
     def row(self, request: Request) -> Row:
         if len(found := texts(request)) < 2:
             raise RequestError('next-sentence takes an object with "text" and "text_pair".')
-        return assemble(self.tokenizer, self.tokenizer.encode(found), self.longest)
+        return assemble(self.tokenizer, _readable(self.tokenizer.encode, found), self.longest)
 
     def answer(self, row: Row, result: np.ndarray) -> Answer:
         """Returns the probability; `result` is the probability at the one place, [1]."""
@@ -123,7 +125,7 @@ class Embed:
     pooling: Pooling = dataclasses.field(default_factory=Pooling)
 
     def row(self, request: Request) -> Row:
-        return assemble(self.tokenizer, self.tokenizer.encode(texts(request)), self.longest)
+        return assemble(self.tokenizer, _readable(self.tokenizer.encode, texts(request)), self.longest)
 
     def answer(self, row: Row, result: np.ndarray) -> Answer:
         """Returns the embedding; `result` is the mean vector and the vector of [CLS] at the one place, [1, 2, D]."""
@@ -142,25 +144,32 @@ def texts(request: Request) -> list[str]:
     return found
 
 
-def assemble(tokenizer: Tokenizer, parts: Sequence[np.ndarray], longest: int) -> Row:
-    """Returns the row [CLS] text [SEP], or [CLS] text [SEP] text_pair [SEP], whose one place is [CLS].
+def _readable(encode: Callable[[Given], Ids], given: Given) -> Ids:
+    """Returns the ids of a request's text.
 
-    `text_pair` and its [SEP] have token type 1. A text that is too long is cut at its end. Of two texts the longer one
-    is cut, down to half of the room, as in pretraining.
+    Raises:
+        RequestError: the text holds what the model cannot read, such as a token without a row in its table.
     """
-    special = tokenizer.special
-    room = longest - 1 - len(parts)
+    try:
+        return encode(given)
+    except InputError as error:
+        raise RequestError(str(error)) from None
+
+
+def assemble(tokenizer: Tokenizer, parts: Sequence[np.ndarray], longest: int) -> Row:
+    """Returns one text or two with the tokenizer's special tokens, such as [CLS] text [SEP] text_pair [SEP].
+
+    The one place is the first token, which is [CLS]. A text that is too long is cut at its end. Of two texts the longer
+    one is cut, down to half of the room, as in pretraining.
+    """
+    frame = tokenizer.frame(len(parts))
+    room = longest - frame.size
     kept = [part[:room] for part in parts]
     if len(parts) == 2 and len(parts[0]) + len(parts[1]) > room:
         first = max(room - len(parts[1]), room // 2)
         kept = [parts[0][:first], parts[1][: room - min(first, len(parts[0]))]]
-    tokens, types = [np.array([special.cls])], [np.array([0])]
-    for number, part in enumerate(kept):
-        tokens += [part, np.array([special.sep])]
-        types.append(np.full(len(part) + 1, number))
-    truncated = sum(map(len, kept)) < sum(map(len, parts))
-    cls = np.zeros(1, np.int32)
-    return Row(np.concatenate(tokens).astype(np.int32), np.concatenate(types).astype(np.int32), cls, truncated)
+    tokens, types = frame.around(kept)
+    return Row(tokens, types, np.zeros(1, np.int32), sum(map(len, kept)) < sum(map(len, parts)))
 
 
 # ---- Encoder-decoders and decoders --------------------------------------------------------------
@@ -301,8 +310,8 @@ def encode(config: Config, tokenizer: Tokenizer, text: str) -> np.ndarray:
     if task.hides == "sentinel":
         return encode_with_sentinels(tokenizer, text)
     if task.hides == "mask" and MASK in text and tokenizer.special.mask >= 0:
-        return tokenizer.encode_with_masks(text)
-    return tokenizer.encode([text])[0]
+        return _readable(tokenizer.encode_with_masks, text)
+    return _readable(tokenizer.encode, [text])[0]
 
 
 def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -319,10 +328,10 @@ def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:
         raise RequestError(f"the text has {count} [MASK]; the model knows {special.num_sentinels} sentinels.")
     sentinels = special.first_sentinel - np.arange(count, dtype=np.int32)
     if count and special.mask >= 0:
-        ids = tokenizer.encode_with_masks(text)
+        ids = _readable(tokenizer.encode_with_masks, text)
         ids[np.flatnonzero(ids == special.mask)[:count]] = sentinels
         return ids
-    first, *others = tokenizer.encode(text.split(MASK))
+    first, *others = _readable(tokenizer.encode, text.split(MASK))
     return np.concatenate([first, *(part for pair in zip(sentinels[:, None], others, strict=True) for part in pair)])
 
 

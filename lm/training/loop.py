@@ -52,7 +52,9 @@ def plan_members(config: Config, stores: dict[str, Store]) -> list[Member]:
         InputError: a store does not fit the config.
     """
     store = next(iter(stores.values()))
-    if store.tokenizer.vocab_size > config.model.vocab_size:
+    # An imported tokenizer may have more ids than its model has rows: the store holds none of those.
+    rows = store.tokenizer.special.rows or store.tokenizer.vocab_size
+    if min(store.tokenizer.vocab_size, rows) > config.model.vocab_size:
         raise InputError(
             f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {store.path} has "
             f"{store.tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
