@@ -42,7 +42,7 @@ class Contents:
         roles: `eos_token` and so on -> the token.
         prefix: the token before a text, such as a language's code; "" for none.
         settings: of `tokenizer_config.json`, for exports.
-        rows, longest: see `huggingface_tokenizer.Imported`.
+        rows, longest, split_special_tokens: see `huggingface_tokenizer.Imported`.
     """
 
     class_name: str
@@ -54,6 +54,7 @@ class Contents:
     settings: dict[str, object]
     rows: int | None
     longest: int | None
+    split_special_tokens: bool
 
 
 class PieceTokenizer:
@@ -153,7 +154,9 @@ class PieceTokenizer:
 
     def _cut(self, text: str) -> list[str]:
         """Returns the pieces of a text. Added tokens are pieces of their own."""
-        parts = self._pattern.split(text) if self._added else [text]  # tokens stand at odd places
+        if self.contents.split_special_tokens or not self._added:
+            return self._cut_plain(text)
+        parts = self._pattern.split(text)  # tokens stand at odd places
         for place in range(1, len(parts), 2):
             flags = self.contents.added[parts[place]][1]
             left, right = parts[place - 1], parts[place + 1]
@@ -230,6 +233,7 @@ def read(settings: Settings, class_name: str, rows: int | None) -> PieceTokenize
         settings={name: settings.values[name] for name in kept if name in settings.values},
         rows=rows,
         longest=settings.longest or (512 if class_name == MARIAN else None),
+        split_special_tokens=settings.flag("split_special_tokens", False),
     )
     return PieceTokenizer(json.dumps(dataclasses.asdict(contents)).encode())
 

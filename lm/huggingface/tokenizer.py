@@ -103,8 +103,10 @@ def _write_pieces(folder: Path, tokenizer: PieceTokenizer) -> None:
         (folder / name).write_bytes(model)
     added = {index: {"content": content, **flags} for content, (index, flags) in contents.added.items()}
     longest = {"model_max_length": contents.longest} if contents.longest else {}
-    settings = {"tokenizer_class": contents.class_name, **contents.roles, **contents.settings, **longest}
+    settings: dict[str, object] = {"tokenizer_class": contents.class_name, **contents.roles, **contents.settings, **longest}
     _write(folder / VOCABULARY, contents.vocabulary)
+    if contents.split_special_tokens:
+        settings["split_special_tokens"] = True
     _write(folder / CONFIG, settings | {"added_tokens_decoder": added})
     _write(folder / ROLES_MAP, contents.roles)
 
