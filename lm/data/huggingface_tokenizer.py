@@ -69,11 +69,8 @@ class HuggingFace:
         """
         import tokenizers
 
-        first, _, rest = model.partition(b"\n")
-        has_line = first.startswith(_BEGIN)
         try:
-            self.about = Imported(**json.loads(first.rstrip(b",") + b"}")["lm"]) if has_line else Imported()
-            self.tokenizer_json = (b"{" + rest if has_line else model).decode()
+            self.about, self.tokenizer_json = _split(model)
             self._tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json)
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"the tokenizer is no tokenizer.json ({error}).") from error
@@ -134,30 +131,35 @@ class HuggingFace:
         Raises:
             InputError: it moves the texts, or its tokens have no row in the model's table.
         """
-        if texts in self._frames:
-            return self._frames[texts]
-        for probe in _PROBES:
-            encoding = self._tokenizer.encode(probe, probe if texts == 2 else None)
-            sequences = encoding.sequence_ids
-            if set(range(texts)) <= set(sequences):
-                break
-        else:
-            raise InputError("the tokenizer gives no text any ids; use another one.")
-        places = [np.flatnonzero([sequence == number for sequence in sequences]) for number in range(texts)]
-        bounds = [0, *(end for place in places for end in (int(place[0]), int(place[-1]) + 1)), len(sequences)]
-        if sorted(bounds) != bounds or any(np.diff(place).max(initial=1) > 1 for place in places):
-            raise InputError("the tokenizer's post-processor moves the texts, which is not supported.")
-        runs = [slice(begin, end) for begin, end in zip(bounds[::2], bounds[1::2], strict=True)]
-        self._check(encoding)
-        self._frames[texts] = Frame(
-            tuple(tuple(encoding.ids[run]) for run in runs),
-            tuple(tuple(encoding.type_ids[run]) for run in runs),
-            tuple(encoding.type_ids[place[0]] for place in places),
-        )
+        if texts not in self._frames:
+            self._frames[texts] = self._find_frame(texts)
         return self._frames[texts]
 
     def to_bytes(self) -> bytes:
         return self._model
+
+    def _find_frame(self, texts: int) -> Frame:
+        for probe in _PROBES:
+            (plain,) = self._arrays([probe])
+            if len(plain):
+                break
+        else:
+            raise InputError("the tokenizer gives no text any ids; use another one.")
+        framed = self._tokenizer.encode(probe, probe if texts == 2 else None)
+        self._check(framed)
+        is_text = np.array(framed.special_tokens_mask) == 0
+        places = [np.flatnonzero(is_text & (np.array(framed.sequence_ids) == number)) for number in range(texts)]
+        if all(map(len, places)):
+            bounds = [0, *(end for place in places for end in (place[0], place[-1] + 1)), len(framed.ids)]
+            runs = [slice(begin, end) for begin, end in zip(bounds[::2], bounds[1::2], strict=True)]
+            found = Frame(
+                tuple(tuple(framed.ids[run]) for run in runs),
+                tuple(tuple(framed.type_ids[run]) for run in runs),
+                tuple(framed.type_ids[place[0]] for place in places),
+            )
+            if found.around([plain] * texts)[0].tolist() == framed.ids:
+                return found
+        raise InputError("the tokenizer's post-processor leaves out or moves the text, which is not supported.")
 
     def _find_special(self) -> SpecialIds:
         ids = {
@@ -202,3 +204,14 @@ class HuggingFace:
                 f"the text holds the token {self.id_to_piece(beyond[0])!r} with the id {beyond[0]}, but the model's "
                 f"table of embeddings has {self.rows} rows; remove it from the text."
             )
+
+
+def _split(model: bytes) -> tuple[Imported, str]:
+    """Returns what the line of `Imported` says, if there is one, and the `tokenizer.json` without it."""
+    first, _, rest = model.partition(b"\n")
+    if first.startswith(_BEGIN) and first.endswith(b",") and rest:
+        return Imported(**json.loads(first[:-1] + b"}")["lm"]), "{" + rest.decode()
+    if b'"lm"' in model[:200]:  # written again by another program
+        content = json.loads(model)
+        return Imported(**content.pop("lm")), json.dumps(content)
+    return Imported(), model.decode()

@@ -97,7 +97,9 @@ def read(
             split_special_tokens=settings.flag("split_special_tokens", False),
             clean_up=_cleans_up(tokenizer, settings),
         )
-        return HuggingFace(about.to_bytes(tokenizer.to_str()))
+        made = HuggingFace(about.to_bytes(tokenizer.to_str()))
+        made.frame(1)
+        return made
 
 
 @contextmanager
@@ -118,7 +120,8 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def _class_name(settings: Settings, registered: str | None, config: Mapping[str, object]) -> str:
-    named = settings.values.get("tokenizer_class") or config.get("tokenizer_class")
+    given = settings.values.get("tokenizer_class")
+    named = config.get("tokenizer_class") if given is None else given
     if named is not None and not isinstance(named, str):
         raise InputError(f"{CONFIG} has tokenizer_class {named!r}; accepted: a string.")
     if named in _OWN_CODE:
@@ -146,7 +149,10 @@ def _by_file(settings: Settings) -> str:
 
 def _build(settings: Settings, class_name: str) -> tuple[Tokenizer, Roles]:
     """Returns the tokenizer and the tokens of its roles."""
-    saved = None if settings.fast is None else Tokenizer.from_str(json.dumps(settings.fast))
+    saved = None
+    if settings.fast is not None:
+        _check_templates(settings.fast.get("post_processor"))
+        saved = Tokenizer.from_str(json.dumps(settings.fast))
     if class_name == GENERIC:
         assert saved is not None
         roles = dict(settings.roles)
@@ -172,6 +178,19 @@ def _build(settings: Settings, class_name: str) -> tuple[Tokenizer, Roles]:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer, roles
+
+
+def _check_templates(processor: object) -> None:
+    """Refuses a template with a token that it does not describe: the library would panic at the first text."""
+    if not isinstance(processor, dict):
+        return
+    for inner in cast(list[object], processor.get("processors") or []):
+        _check_templates(inner)
+    described = processor.get("special_tokens")
+    for part in [*cast(list[object], processor.get("single") or []), *cast(list[object], processor.get("pair") or [])]:
+        token = part.get("SpecialToken") if isinstance(part, dict) else None
+        if isinstance(token, dict) and isinstance(described, dict) and token.get("id") not in described:
+            raise InputError(f"{FAST} has a post_processor with {token.get('id')!r}, which it does not describe.")
 
 
 def _vocabulary(settings: Settings, class_name: str, chosen: TokenizerClass, roles: Roles) -> Vocabulary:

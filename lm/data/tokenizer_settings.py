@@ -226,7 +226,7 @@ def _index(value: object, file: str) -> int:
 
 
 def _tokens_of_fast(fast: Json | None) -> list[Json]:
-    listed = [] if fast is None else fast.get("added_tokens", [])
+    listed = [] if fast is None else fast.get("added_tokens")
     if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
         raise InputError(f"{FAST} has added_tokens that are no list of objects; give the file as it was saved.")
     return listed

@@ -103,7 +103,12 @@ def _write_pieces(folder: Path, tokenizer: PieceTokenizer) -> None:
         (folder / name).write_bytes(model)
     added = {index: {"content": content, **flags} for content, (index, flags) in contents.added.items()}
     longest = {"model_max_length": contents.longest} if contents.longest else {}
-    settings: dict[str, object] = {"tokenizer_class": contents.class_name, **contents.roles, **contents.settings, **longest}
+    settings: dict[str, object] = {
+        "tokenizer_class": contents.class_name,
+        **contents.roles,
+        **contents.settings,
+        **longest,
+    }
     _write(folder / VOCABULARY, contents.vocabulary)
     if contents.split_special_tokens:
         settings["split_special_tokens"] = True

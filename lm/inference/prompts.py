@@ -145,7 +145,7 @@ def texts(request: Request) -> list[str]:
 
 
 def _readable(encode: Callable[[Given], Ids], given: Given) -> Ids:
-    """Returns the ids of a request's text.
+    """Returns what a function of the tokenizer makes of a request.
 
     Raises:
         RequestError: the text holds what the model cannot read, such as a token without a row in its table.
@@ -162,7 +162,7 @@ def assemble(tokenizer: Tokenizer, parts: Sequence[np.ndarray], longest: int) ->
     The one place is the first token, which is [CLS]. A text that is too long is cut at its end. Of two texts the longer
     one is cut, down to half of the room, as in pretraining.
     """
-    frame = tokenizer.frame(len(parts))
+    frame = _readable(tokenizer.frame, len(parts))
     room = longest - frame.size
     kept = [part[:room] for part in parts]
     if len(parts) == 2 and len(parts[0]) + len(parts[1]) > room:

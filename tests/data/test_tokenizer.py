@@ -154,7 +154,7 @@ def test_wordpiece_of_an_imported_model(wordpiece: Tokenizer):
     assert wordpiece.special_ids.tolist() == [0, 2, 3, 4, 5]
     assert wordpiece.vocab_size == len(VOCABULARY)
     assert pieces(wordpiece, wordpiece.encode(["The years 天[MASK] zzz"])[0]) == [
-        *["the", "year", "##s", "天", "[", "mask", "]", "[UNK]"]
+        *["the", "year", "##s", "天", "[MASK]", "[UNK]"]
     ]
     assert pieces(wordpiece, wordpiece.encode_with_masks("the [MASK] 天")) == ["the", "[MASK]", "天"]
     assert np.flatnonzero(~wordpiece.starts_word()).tolist() == [VOCABULARY.index("##s")]
@@ -172,6 +172,7 @@ def test_tokenizer_json_of_an_imported_model(wordpiece: Tokenizer, tmp_path: Pat
 
 def without(wordpiece: Tokenizer, name: str) -> Tokenizer:
     content = json.loads(wordpiece.to_bytes())
+    content.pop("lm")  # the ids of the roles
     content["model"]["vocab"].pop(name)
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != name]
     return HuggingFace(json.dumps(content).encode())
@@ -245,7 +246,8 @@ def test_tokenizers_of_t5(spiece: bytes, tmp_path: Path, name: str):
     assert pieces(tokenizer, np.array([1, size, size + 99])) == ["</s>", "<extra_id_99>", "<extra_id_0>"]
     (ids,) = tokenizer.encode(["the year of"])
     assert tokenizer.decode([size + 99, *ids, 1, 0]) == "the year of"
-    assert not np.isin(tokenizer.encode([T5_MARKUP])[0], np.setdiff1d(tokenizer.special_ids, [2])).any()
+    marked = tokenizer.encode([T5_MARKUP])[0]  # names of special tokens are tokens, as in transformers
+    assert [i for i in marked if i in tokenizer.special_ids] == [size + 99, 1, 0, size]
     starts = tokenizer.starts_word()
     assert starts[tokenizer.special_ids].all()
     assert 0 < starts[ids].sum() <= 3
@@ -278,5 +280,5 @@ def test_the_tokenizer_of_bart():
     assert tokenizer.special_ids.tolist() == [0, 1, 2, 3, last]
     assert pieces(tokenizer, tokenizer.encode_with_masks("the [MASK]")) == ["the", "<mask>"]
     (ids,) = tokenizer.encode(["the </s> é <mask>"])
-    assert not np.isin(ids, tokenizer.special_ids).any()
-    assert tokenizer.decode([0, *ids, 2]) == "the </s> é <mask>"
+    assert np.flatnonzero(np.isin(ids, tokenizer.special_ids)).tolist() == [2, len(ids) - 1]
+    assert tokenizer.decode([0, *ids, 2]) == "the  é"

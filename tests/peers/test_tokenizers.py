@@ -7,18 +7,22 @@ from pathlib import Path
 
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from lm.config import Config
 from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.errors import InputError
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
+from tests.data.test_tokenizer_folder import FEW, FILES, JSON, PIECES, TEXT, changed, places
+from tests.data.test_tokenizer_folder import write as write_files
 from tests.peers import tokenizer_folders
 from tests.peers.tokenizer_folders import AXES, BERT, LINES, WORDS, folders, hard_texts, write
 
 pytestmark = pytest.mark.peers
 
-TEXTS = hard_texts()
+TEXTS, MARKUP = hard_texts(), "[CLS] a[SEP]b <hl>"
 VOCABULARIES = tokenizer_folders.vocabularies()
 # Of these classes transformers saves no tokenizer.json, and decodes the code of the language with the text.
 IN_PYTHON = ("marian", "m2m_100")
@@ -50,10 +54,10 @@ def assert_equal(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("family", AXES)
 def test_ids_of_every_folder(family: str, tmp_path: Path):
     """By hand with the vocabulary's files, as version 5 saves it, and as version 4 did."""
-    for number, (name, settings) in enumerate(folders(family)):
+    for number, (name, files) in enumerate(folders(family)):
         by_hand, saved, older = (tmp_path / f"{number}-{form}" for form in ("hand", "saved", "older"))
-        write(by_hand, VOCABULARIES[family], family, settings)
-        if family == "albert" and settings.get("special_tokens_map.json"):  # [SEP] is renamed to a token it lacks
+        write(by_hand, VOCABULARIES[family], family, files)
+        if family == "albert" and files.get("special_tokens_map.json"):  # [SEP] is renamed to a token it lacks
             with pytest.raises(TypeError, match="special_tokens"):
                 theirs_of(by_hand)
             with pytest.raises(InputError, match="cannot be built"):
@@ -187,6 +191,27 @@ def test_an_export_of_an_imported_tokenizer_reads_back(family: str, tmp_path: Pa
     kept = [f"{WORDS[0]} {WORDS[1]}, a."]
     ids = expected(kept[0], add_special_tokens=False)["input_ids"]
     assert first.decode(ids) == second.decode(ids) == expected.decode(ids, skip_special_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damaged")
+
+
+@settings(FEW, max_examples=100)
+@given(data=st.data())
+def test_a_damaged_folder_gives_the_same_ids_or_a_refusal(damaged: Path, data: st.DataObject):
+    name = data.draw(st.sampled_from(sorted(FILES)))
+    path = data.draw(st.sampled_from([place for place in places(FILES[name]) if place]))
+    files = {**FILES, name: changed(FILES[name], path, data.draw(JSON | st.just(...)))}
+    write_files(damaged, {**files, "vocab.txt": "\n".join(PIECES), "config.json": {"model_type": "bert"}})
+    try:
+        ours = read_tokenizer(damaged)
+    except InputError:
+        return
+    if "__type" not in path:  # transformers takes the objects of special_tokens_map.json alone without it
+        theirs = theirs_of(damaged)([TEXT, MARKUP])["input_ids"]
+        assert [ours.frame(1).around([ids])[0].tolist() for ids in ours.encode([TEXT, MARKUP])] == theirs
 
 
 def test_a_token_without_a_row_is_an_error_of_its_text(tmp_path: Path):

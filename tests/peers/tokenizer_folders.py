@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -220,7 +220,7 @@ BOTH = [True, False]
 CASE = {"do_lower_case": BOTH, "strip_accents": [None, *BOTH], "tokenize_chinese_chars": BOTH}
 PREFIX = {"add_prefix_space": BOTH}
 # The values of every setting that a family's class reads; all combinations are tried.
-AXES: dict[str, dict[str, list[object]]] = {
+AXES: dict[str, Mapping[str, Sequence[object]]] = {
     "bert": CASE,
     "distilbert": {"do_lower_case": BOTH},
     "electra": {"do_lower_case": BOTH, "strip_accents": [None, False]},
