@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from lm.data import words
 from lm.data.frame import Frame
 from lm.data.special_ids import SPECIAL_NAMES, SpecialIds, require
 from lm.errors import InputError
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 _SENTINEL_NAMES = ("<extra_id_{}>", "▁<extra_id_{}>")  # the second: mT5's, which are pieces of its sentencepiece model
 _BEGIN = b'{"lm": '  # of the first line
@@ -140,13 +136,12 @@ class HuggingFace:
 
     def _find_frame(self, texts: int) -> Frame:
         for probe in _PROBES:
-            (plain,) = self._arrays([probe])
+            plain = np.array(self._tokenizer.encode(probe, add_special_tokens=False).ids, np.int32)
             if len(plain):
                 break
         else:
             raise InputError("the tokenizer gives no text any ids; use another one.")
         framed = self._tokenizer.encode(probe, probe if texts == 2 else None)
-        self._check(framed)
         is_text = np.array(framed.special_tokens_mask) == 0
         places = [np.flatnonzero(is_text & (np.array(framed.sequence_ids) == number)) for number in range(texts)]
         if all(map(len, places)):
@@ -157,6 +152,7 @@ class HuggingFace:
                 tuple(tuple(framed.type_ids[run]) for run in runs),
                 tuple(framed.type_ids[place[0]] for place in places),
             )
+            self._check([index for run in found.ids for index in run])
             if found.around([plain] * texts)[0].tolist() == framed.ids:
                 return found
         raise InputError("the tokenizer's post-processor leaves out or moves the text, which is not supported.")
@@ -194,12 +190,12 @@ class HuggingFace:
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"the tokenizer cannot read a text: {error}.") from None
         for encoding in encodings:
-            self._check(encoding)
+            self._check(encoding.ids)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def _check(self, encoding: "Encoding") -> None:
+    def _check(self, ids: Sequence[int]) -> None:
         """Refuses ids that have no row in the model's table."""
-        if self.vocab_size > self.rows and (beyond := [i for i in encoding.ids if i >= self.rows]):
+        if self.vocab_size > self.rows and (beyond := [i for i in ids if i >= self.rows]):
             raise InputError(
                 f"the text holds the token {self.id_to_piece(beyond[0])!r} with the id {beyond[0]}, but the model's "
                 f"table of embeddings has {self.rows} rows; remove it from the text."

@@ -164,6 +164,14 @@ def test_one_document_cannot_be_held_out(tmp_path: Path):
     assert (made.train.num_documents, made.heldout.num_documents) == (1, 0)
 
 
+def test_too_few_pieces_to_train_a_tokenizer_are_refused(tmp_path: Path):
+    """An imported model may have fewer; only the training of a tokenizer needs 105 special tokens and 256 bytes."""
+    (tmp_path / "a.txt").write_text("One document.\n\nAnd another.")
+    config = DataConfig(source="text", path=str(tmp_path / "a.txt"), vocab_size=130)
+    with pytest.raises(InputError, match=r"data.vocab_size is 130; to train a tokenizer, give 400 or more"):
+        prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
+
+
 def test_an_error_in_a_worker_process_reaches_the_user(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "fine too"}\n{}\n')
     config = DataConfig(source="jsonl", path=str(tmp_path / "a.jsonl"))

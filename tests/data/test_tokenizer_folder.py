@@ -5,14 +5,18 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data import tokenizer_folder
 from lm.data.huggingface_tokenizer import HuggingFace
 from lm.data.tokenizer import load, load_tokenizer
 from lm.errors import InputError
+from lm.tasks import create_row_format
+from lm.tasks.mlm import MaskedLM
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "The", "year", "##s", "café", "cafe", "a", "b"]
 TEXT = "The years café <hl> [MASK] b"
@@ -221,3 +225,21 @@ def test_the_file_may_be_written_again_by_another_program(folder: Path):
     pretty = json.dumps(json.loads(made.to_bytes()), indent=1).encode()
     assert re.match(rb'\{\n "lm"', pretty)
     assert load(pretty, made.file_name).encode([TEXT])[0].tolist() == WHOLE[1:-1]
+
+
+def test_masking_draws_no_token_without_a_piece_or_a_row(folder: Path):
+    """Random tokens of masked language modelling are ordinary ones; sentinels of a T5 descend from its first one."""
+    pieces = {piece: index for index, piece in enumerate(PIECES)} | {"zulu": 20, "yankee": 30}
+    model = {"type": "WordPiece", "vocab": pieces, "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    content = {"version": "1.0", "added_tokens": [], "model": {**model, "max_input_chars_per_word": 100}}
+    write(folder, {FAST: content, CONFIG: {"tokenizer_class": "BertTokenizer"}})
+    tokenizer = tokenizer_folder.read(folder, rows=25)
+    masked = MaskedLM.create(Config(), tokenizer)
+    assert masked.ordinary_ids.tolist() == [*range(5, 13), 20]
+    assert masked.mask_id == 4
+    assert np.flatnonzero(~masked.starts_word_V).tolist() == [PIECES.index("##s")]
+    with pytest.raises(InputError, match=r"'yankee' with the id 30"):
+        tokenizer.encode(["yankee"])
+    none = tokenizer_folder.read(folder, rows=4)
+    with pytest.raises(InputError, match=r"mask token has the id 4, but .* 4 rows; objective.name=mlm needs it"):
+        create_row_format(DataConfig(), ObjectiveConfig(), none.special)

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, families, models
+from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
 from lm.huggingface import export_folder, import_folder, import_workdir
+from lm.inference.prompts import Embed
+from lm.inference.requests import RequestError
 from tests.weights import random_params
 
 ROOT = Path(__file__).parents[2]
@@ -76,11 +79,30 @@ def test_a_working_directory_in_use_is_left_alone(folder, tmp_path):
         import_workdir(folder, tmp_path / "run")
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused(folder, tmp_path):
+def test_a_token_without_a_row_is_an_error_of_its_request(folder, tmp_path):
+    """The tokenizer has one piece more than the model has embeddings, as those of BART for summaries."""
     (folder / "vocab.txt").write_text("\n".join([*PIECES, "more"]))
-    with pytest.raises(InputError, match="the tokenizer has 401 pieces, but the model only 400"):
-        import_workdir(folder, tmp_path / "run")
+    import_workdir(folder, tmp_path / "run", vocab_multiple=128)
+    config, tokenizer = checkpoint.read_config(tmp_path / "run"), load_tokenizer(str(tmp_path / "run"))
+    assert (config.model.vocab_size, config.data.vocab_size, tokenizer.vocab_size) == (512, 400, 401)
+    prompt = Embed(tokenizer, longest=24)
+    assert prompt.row("Hello worlds").tokens.tolist() == [2, 5, 6, 7, 3]
+    with pytest.raises(RequestError, match=r"'more' with the id 400, but the model's table of embeddings has 400 rows"):
+        prompt.row("Hello more")
+
+
+def test_a_small_vocabulary_and_a_missing_mask_are_no_reason_to_refuse(folder, tmp_path):
+    (folder / "vocab.txt").write_text("\n".join([*PIECES[:4], "A", "B"]))
+    import_workdir(folder, tmp_path / "run")
+    tokenizer = load_tokenizer(str(tmp_path / "run"))
+    assert tokenizer.encode(["A B"])[0].tolist() == [4, 5]
+    assert tokenizer.special.mask == 6  # added behind the vocabulary, as transformers adds it
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder, tmp_path):
     (folder / "vocab.txt").unlink()
-    with pytest.raises(InputError, match=r"has no tokenizer; accepted: tokenizer.json, vocab.txt"):
+    with pytest.raises(
+        InputError, match=r"has no tokenizer: neither tokenizer.json nor vocab.txt, which BertTokenizer"
+    ):
         import_workdir(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
