@@ -34,6 +34,7 @@ class Imported:
         longest: the most tokens of a text with its special tokens; None if there is no limit.
         split_special_tokens: whether the name of a special token in a text is text.
         clean_up: whether decoding removes the space before punctuation.
+        cuts_left: whether a text that is too long loses its beginning.
     """
 
     roles: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -42,6 +43,7 @@ class Imported:
     longest: int | None = None
     split_special_tokens: bool = False
     clean_up: bool = False
+    cuts_left: bool = False
 
     def to_bytes(self, tokenizer_json: str) -> bytes:
         """Returns the file of the tokenizer whose `tokenizer.json` is given."""
@@ -86,6 +88,10 @@ class HuggingFace:
     @property
     def longest(self) -> int | None:
         return self.about.longest
+
+    @property
+    def cuts_left(self) -> bool:
+        return self.about.cuts_left
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self._arrays(list(texts))

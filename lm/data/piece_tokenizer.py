@@ -117,6 +117,10 @@ class PieceTokenizer:
     def longest(self) -> int | None:
         return self.contents.longest
 
+    @property
+    def cuts_left(self) -> bool:
+        return self.contents.settings.get("truncation_side") == "left"
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         found = []
         for text in texts:
@@ -222,7 +226,15 @@ def read(settings: Settings, class_name: str, rows: int | None) -> PieceTokenize
     names = {role: _name(token) for role, token in (roles | settings.roles).items() if token is not None}
     if names.get("unk_token") not in vocabulary:
         raise InputError(f"{VOCABULARY} lacks the unknown token {names.get('unk_token')!r}.")
-    kept = ("source_lang", "target_lang", "src_lang", "tgt_lang", "language_codes", "num_madeup_words")
+    kept = (
+        "truncation_side",
+        "source_lang",
+        "target_lang",
+        "src_lang",
+        "tgt_lang",
+        "language_codes",
+        "num_madeup_words",
+    )
     contents = Contents(
         class_name=class_name,
         vocabulary=vocabulary,

@@ -135,6 +135,10 @@ class SentencePiece:
     def longest(self) -> int | None:
         return None
 
+    @property
+    def cuts_left(self) -> bool:
+        return False
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self._processor.encode(list(texts), return_type="numpy", num_threads=1)
 

@@ -47,6 +47,11 @@ class Tokenizer(Protocol):
         """The most tokens of an input, special tokens included; None if the tokenizer sets no limit."""
         ...
 
+    @property
+    def cuts_left(self) -> bool:
+        """Whether a text that is too long loses its beginning and not its end."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, int32, without the special tokens that a model's input begins and ends with.
 
@@ -119,7 +124,11 @@ def load_tokenizer(path: str) -> Tokenizer:
     path = expand(path)
     folder, _, name = path.rstrip("/").rpartition("/")
     places = [(folder or ".", (name,)), (path, (*FILES, *_OF_FOLDERS))]
-    if not storage.is_remote(path):
+    if storage.is_remote(path):
+        (settings,) = storage.read_keys(path, ["tokenizer_config.json"])
+        if settings is not None:
+            raise InputError(f"{path} is a Hugging Face folder; copy it to this machine, and give the local folder.")
+    else:
         from lm.data import tokenizer_folder
 
         places = places[os.path.isdir(path) :][:1]

@@ -96,6 +96,7 @@ def read(
             longest=settings.longest,
             split_special_tokens=settings.flag("split_special_tokens", False),
             clean_up=_cleans_up(tokenizer, settings),
+            cuts_left=settings.values.get("truncation_side") == "left",
         )
         made = HuggingFace(about.to_bytes(tokenizer.to_str()))
         made.frame(1)

@@ -88,6 +88,8 @@ def write_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer, config
         roles, longest = own_tokenizer.ROLES, None
     if longest is None:
         longest = min(config.model.max_length, config.data.seq_length) if config.model.position == "learned" else None
+    if tokenizer.cuts_left:
+        settings["truncation_side"] = "left"
     types = ["token_type_ids"] if config.model.token_types > 1 else []
     settings |= {"model_input_names": ["input_ids", *types, "attention_mask"], **roles}
     if longest is not None:

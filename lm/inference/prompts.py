@@ -159,17 +159,23 @@ def _readable(encode: Callable[[Given], Ids], given: Given) -> Ids:
 def assemble(tokenizer: Tokenizer, parts: Sequence[np.ndarray], longest: int) -> Row:
     """Returns one text or two with the tokenizer's special tokens, such as [CLS] text [SEP] text_pair [SEP].
 
-    The one place is the first token, which is [CLS]. A text that is too long is cut at its end. Of two texts the longer
-    one is cut, down to half of the room, as in pretraining.
+    The one place is the first token, which is [CLS]. A text that is too long is cut at its end, or at its beginning if
+    the tokenizer says so. Of two texts the longer one is cut, down to half of the room, as in pretraining.
     """
     frame = _readable(tokenizer.frame, len(parts))
     room = longest - frame.size
-    kept = [part[:room] for part in parts]
-    if len(parts) == 2 and len(parts[0]) + len(parts[1]) > room:
+    rooms = [room]
+    if len(parts) == 2:
         first = max(room - len(parts[1]), room // 2)
-        kept = [parts[0][:first], parts[1][: room - min(first, len(parts[0]))]]
+        rooms = [first, room - min(first, len(parts[0]))]
+    kept = [_cut(tokenizer, part, most) for part, most in zip(parts, rooms, strict=True)]
     tokens, types = frame.around(kept)
     return Row(tokens, types, np.zeros(1, np.int32), sum(map(len, kept)) < sum(map(len, parts)))
+
+
+def _cut(tokenizer: Tokenizer, ids: np.ndarray, most: int) -> np.ndarray:
+    """Returns at most `most` ids: the first ones, or the last ones if the tokenizer says so."""
+    return ids[max(len(ids) - most, 0) :] if tokenizer.cuts_left else ids[: max(most, 0)]
 
 
 # ---- Encoder-decoders and decoders --------------------------------------------------------------
@@ -208,7 +214,7 @@ class Writing(abc.ABC):
         if not has_source and model.position == "learned":
             room = min(room, model.max_length - self.max_length)  # prompt and output share the position table
         # An encoder needs the beginning of a text that is too long. A decoder continues its end.
-        kept = ids[:room] if has_source else ids[-room:]
+        kept = _cut(self.tokenizer, ids, room) if has_source else ids[-room:]
         tokens = np.concatenate([begin, kept, end]).astype(np.int32)
         return Row(tokens, np.zeros_like(tokens), np.zeros(0, np.int32), len(kept) < len(ids))
 

@@ -13,6 +13,7 @@ from lm import checkpoint, families, models
 from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
 from lm.huggingface import export_folder, import_folder, import_workdir
+from lm.huggingface.tokenizer import read_tokenizer
 from lm.inference.prompts import Embed
 from lm.inference.requests import RequestError
 from tests.weights import random_params
@@ -97,6 +98,17 @@ def test_a_small_vocabulary_and_a_missing_mask_are_no_reason_to_refuse(folder, t
     tokenizer = load_tokenizer(str(tmp_path / "run"))
     assert tokenizer.encode(["A B"])[0].tolist() == [4, 5]
     assert tokenizer.special.mask == 6  # added behind the vocabulary, as transformers adds it
+
+
+@pytest.mark.parametrize(("side", "kept"), [("right", [5, 6, 6]), ("left", [6, 6, 7])])
+def test_a_long_text_is_cut_on_the_side_that_the_tokenizer_names(folder, side, kept):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "truncation_side": side}))
+    prompt = Embed(read_tokenizer(folder), longest=5)
+    row = prompt.row("Hello world worlds")
+    assert (row.tokens.tolist(), row.truncated) == ([2, *kept, 3], True)
+    pair = prompt.row({"text": "Hello worlds", "text_pair": "Hello"}).tokens.tolist()
+    assert pair == [2, 5 if side == "right" else 7, 3, 5, 3]
+    assert not Embed(prompt.tokenizer, longest=9).row("Hello world worlds").truncated
 
 
 def test_a_folder_without_a_tokenizer_is_refused(folder, tmp_path):
