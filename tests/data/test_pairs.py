@@ -10,7 +10,6 @@ import pytest
 
 from lm.config import DataConfig
 from lm.data import corpus, prepare
-from lm.data.huggingface_tokenizer import HuggingFace
 from lm.data.pairs import Pair, question_source, translation_source
 from lm.data.store import Split, Store, read_pairs
 from lm.errors import InputError
@@ -173,9 +172,7 @@ def test_a_store_older_than_a_setting_is_still_opened(made: Store, tmp_path: Pat
 
 
 def test_a_half_without_tokens_is_refused(tmp_path: Path):
-    (tmp_path / "tokenizer.json").write_bytes(
-        HuggingFace.from_wordpiece(b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb").to_bytes()
-    )
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb")
     (tmp_path / "a.tsv").write_text("a\tb\nb\t\u0300\n")
     config = DataConfig(source="tsv", path=str(tmp_path / "a.tsv"), tokenizer=str(tmp_path), heldout_fraction=0.0)
     with pytest.raises(InputError, match=r"no token for one half of the pair 'b', '\u0300'"):
