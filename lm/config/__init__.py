@@ -8,6 +8,7 @@ A config file is a Python file whose function `get_config()` returns a `Config`.
 from lm.config.as_json import RERUN_MAY_CHANGE, changed_fields, from_dict, to_json
 from lm.config.checkpoint import CheckpointConfig
 from lm.config.data import DataConfig
+from lm.config.generation import EARLY_STOPPING, GenerationConfig
 from lm.config.mesh import MeshConfig
 from lm.config.mixture import MixtureConfig, TaskConfig
 from lm.config.model import ModelConfig
@@ -18,11 +19,13 @@ from lm.config.train import TrainConfig
 
 __all__ = [
     "ARCHITECTURES",
+    "EARLY_STOPPING",
     "OF_PAIRS",
     "RERUN_MAY_CHANGE",
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "GenerationConfig",
     "MeshConfig",
     "MixtureConfig",
     "ModelConfig",

@@ -5,6 +5,7 @@ import dataclasses
 from lm.config.bounds import check, setting
 from lm.config.checkpoint import CheckpointConfig
 from lm.config.data import DataConfig
+from lm.config.generation import GenerationConfig
 from lm.config.mesh import MeshConfig
 from lm.config.mixture import MixtureConfig, TaskConfig
 from lm.config.model import ModelConfig
@@ -30,6 +31,7 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    generation: GenerationConfig = dataclasses.field(default_factory=GenerationConfig)
 
     def __post_init__(self) -> None:
         self.validate()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from lm import storage
 from lm.config import DataConfig
 from lm.config.paths import expand
-from lm.data.pairs import is_empty
+from lm.data.characters import is_blank
 from lm.errors import InputError
 
 
@@ -87,4 +87,4 @@ def clean(text: str) -> str:
     A text of nothing but zero-width characters becomes empty.
     """
     text = text.encode("utf-8", "replace").decode().strip()
-    return "" if is_empty(text) else text
+    return "" if is_blank(text) else text

@@ -1,10 +1,10 @@
 """Supervised pairs, and the prefixes that tell a model what to do."""
 
 import re
-import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
+from lm.data.characters import is_blank
 from lm.errors import InputError
 
 # Match the prefixes of `translation_source` and `question_source`, so that they can be removed.
@@ -34,11 +34,6 @@ def one_line(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
-def is_empty(text: str) -> bool:
-    """Returns whether nothing of a text can be seen: it has only whitespace and zero-width characters."""
-    return all(character.isspace() or unicodedata.category(character) == "Cf" for character in text)
-
-
 def make_pair(source: str, target: str, where: Callable[[], str]) -> Pair:
     """Returns a pair that was read from a file, its halves on one line.
 
@@ -52,7 +47,7 @@ def make_pair(source: str, target: str, where: Callable[[], str]) -> Pair:
     """
     pair = Pair(one_line(source), one_line(target))
     for name, text in (("source", pair.source), ("target", pair.target)):
-        if is_empty(text):
+        if is_blank(text):
             raise InputError(f"{where()} has an empty {name}; give both source and target, or remove the pair.")
     return pair
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from lm.config import Config
 from lm.errors import InputError
 
 NUM_SENTINELS = 100
@@ -65,3 +66,9 @@ def require(special: SpecialIds, *fields: str, use: str) -> None:
                 f"the tokenizer has no {names}, which {use} needs; use another tokenizer, or leave data.tokenizer "
                 "empty to train one."
             )
+
+
+def decoder_start(config: Config, special: SpecialIds) -> int:
+    """Returns the id that a model's decoder is given first."""
+    given = config.generation.decoder_start_token_id
+    return special.start(config.model.decoder_start) if given < 0 else given

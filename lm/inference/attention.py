@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lm import models
+from lm.data.special_ids import decoder_start
 from lm.data.tokenizer import Tokenizer
 from lm.inference.packed import Row
 from lm.inference.predict import Pipeline, Predictor
@@ -74,8 +75,8 @@ def _of_writing(model: Predictor, row: Row, written_T: np.ndarray) -> dict[str, 
     tokenizer, config = model.loaded.tokenizer, model.loaded.config
     special, has_source = tokenizer.special, config.model.architecture == "encoder-decoder"
     written_T = written_T[: len(until_end(written_T, special.sep)) + 1]
-    begin = ([special.cls] if config.data.begin_with_cls else []) if has_source else row.tokens
-    tokens_T = np.array([special.start(config.model.decoder_start), *begin, *written_T], np.int32)
+    begin = row.prompt if has_source else row.tokens
+    tokens_T = np.array([decoder_start(config, special), *begin, *written_T], np.int32)
 
     def weights(
         module: models.Seq2Seq, source: tuple[jax.Array, ...], target: tuple[jax.Array, ...]

@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.inference.options import Decoding, RowOptions, row_options
+from lm.inference import processors, sampling
+from lm.inference.options import (
+    NEVER_STOPS_EARLY,
+    STOPS_WHEN_FULL,
+    Decoding,
+    Extras,
+    RowOptions,
+    row_options,
+)
 from lm.models import Cache, Decoder, Model, Params, Prompts, Sources, make_decoder
 from lm.ops.vocabulary import largest, log_sum_exp
 from lm.sharding import constrain
@@ -77,6 +85,7 @@ class DecodeState:
         cache: the KV cache, without the last token of each beam.
         options: the decoding options of each row.
         begin_B: int32, the position of the first token that a row writes.
+        given_BP: int32, the decoder's first inputs, start token and prompt; None where no option reads them.
         last_BN: int32, the last token of each beam, the decoder's next input.
         tokens_BNT: int32, the tokens that each beam has written; padding follows.
         scores_BN: float32, the log-probability of these tokens. Beams are in descending order.
@@ -88,6 +97,7 @@ class DecodeState:
     cache: Cache
     options: RowOptions
     begin_B: jax.Array
+    given_BP: jax.Array | None
     last_BN: jax.Array
     tokens_BNT: jax.Array
     scores_BN: jax.Array
@@ -130,8 +140,9 @@ def begin(
     scores_BN = jnp.broadcast_to(jnp.where(jnp.arange(hypotheses) == 0, 0.0, _NEVER)[None], (rows, hypotheses))
     return DecodeState(
         cache=cache,
-        options=RowOptions(*map(jnp.asarray, options)),
+        options=jax.tree.map(jnp.asarray, options),
         begin_B=begin_B,
+        given_BP=given_BP if options.reads_history else None,
         last_BN=jnp.broadcast_to(last_B1, (rows, hypotheses)),
         tokens_BNT=tokens_BNT,
         scores_BN=scores_BN,
@@ -142,14 +153,19 @@ def begin(
     )
 
 
-def empty(decoder: Decoder, ids: TokenIds, shape: Shape, rows: int) -> DecodeState:
-    """Returns a state whose rows are all empty."""
+def empty(decoder: Decoder, ids: TokenIds, shape: Shape, rows: int, extras: Extras | None = None) -> DecodeState:
+    """Returns a state whose rows are all empty.
+
+    Args:
+        decoder, ids, shape: see `begin`.
+        rows: B.
+        extras: the optional arrays of the options of all rows that will be inserted; None is none.
+    """
     ints = lambda *dims: jnp.zeros(dims, jnp.int32)  # noqa: E731
     sources = Sources(ints(rows, shape.source), ints(rows, shape.source)) if shape.source else None
     prompts = Prompts(ints(rows, shape.prompt), ints(rows))
     keys_B = jnp.broadcast_to(jax.random.key(0), (rows,))
-    unused = row_options([Decoding(max_length=1)], keys_B[:1])
-    unused = RowOptions(*(jnp.repeat(jnp.asarray(array), rows, axis=0) for array in unused))
+    unused = row_options([Decoding(max_length=1)] * rows, keys_B, extras or Extras())
     shapes = jax.eval_shape(lambda: begin(decoder, ids, shape, sources, prompts, unused))
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return dataclasses.replace(state, done_B=jnp.ones(rows, bool))
@@ -169,7 +185,8 @@ def insert(
         decoder: the decoder that made the state.
         state: a state of B rows.
         rows_R: int32, the rows to replace. A number of B or more is ignored.
-        sources, prompts, options: those of R rows, no longer than `state.shape` allows.
+        sources, prompts, options: those of R rows, no longer than `state.shape` allows. The options have the optional
+            arrays of the state's.
     """
     new = begin(decoder, state.ids, state.shape, sources, prompts, options)
     place = lambda old, new: old.at[jnp.asarray(rows_R)].set(new, mode="drop")  # noqa: E731
@@ -246,6 +263,14 @@ def _count(cache: Cache, state: DecodeState) -> jax.Array:
     return cache.position_B - state.begin_B
 
 
+def _process(logits_BNV: jax.Array, log_z_BN: jax.Array | None, state: DecodeState, length_B: jax.Array) -> jax.Array:
+    """Returns the logits as the options change them; see `processors.process`."""
+    past = None
+    if state.given_BP is not None:
+        past = processors.history(state.given_BP, state.begin_B, state.tokens_BNT, length_B - 1)
+    return processors.process(logits_BNV, log_z_BN, state.options, past, length_B, state.ids.end, _NEVER)
+
+
 def _write(tokens_BXT: jax.Array, column_B: jax.Array, new_BX: jax.Array) -> jax.Array:
     """Returns the tokens with a new token of each beam at the column of its row."""
     is_here_B1T = (jnp.arange(tokens_BXT.shape[2])[None] == column_B[:, None])[:, None]
@@ -259,13 +284,18 @@ def _take_one(decoder: Decoder, state: DecodeState) -> DecodeState:
     """Returns the state after one more token of each row, the most probable one or a sample."""
     ids, options = state.ids, state.options
     logits_B1V, log_z_B1, cache = _predict(decoder, state)
-    chosen_B1 = largest(logits_B1V, 1)[1][:, :, 0]
+    length_B = _count(cache, state)
+    scores_B1V = _process(logits_B1V, None, state, length_B)
+    chosen_B1 = largest(scores_B1V, 1)[1][:, :, 0]
     samples_B = (options.temperature_B > 0) & ~state.done_B
-    drawn_B1 = jax.lax.cond(samples_B.any(), _draw, lambda logits_B1V, state: chosen_B1, logits_B1V, state)
+    position_B = state.cache.position_B
+    drawn_B1 = jax.lax.cond(samples_B.any(), sampling.draw, lambda *_: chosen_B1, scores_B1V, options, position_B)
     next_B1 = jnp.where(samples_B[:, None], drawn_B1, chosen_B1)
     next_B1 = jnp.where(state.done_B[:, None], ids.pad, next_B1).astype(jnp.int32)
     gained_B1 = jnp.take_along_axis(logits_B1V[:, 0], next_B1, axis=1) - log_z_B1
-    length_B = _count(cache, state)
+    is_forced_B = processors.forced(options, length_B)
+    if is_forced_B is not None:
+        gained_B1 = jnp.where(is_forced_B[:, None], 0.0, gained_B1)
     column_B = jnp.where(state.done_B, -1, length_B - 1)
     return dataclasses.replace(
         state,
@@ -277,33 +307,6 @@ def _take_one(decoder: Decoder, state: DecodeState) -> DecodeState:
     )
 
 
-def _draw(logits_B1V: jax.Array, state: DecodeState) -> jax.Array:
-    """Returns a token for each row, sampled by its options, int32 [B, 1]."""
-    options, logits_BV = state.options, logits_B1V[:, 0]
-    keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(options.key_B2)), state.cache.position_B)
-    # The sample of a greedy row, whose temperature is 0, is not used.
-    logits_BV = logits_BV / jnp.where(options.temperature_B > 0, options.temperature_B, 1.0)[:, None]
-    restricts = (options.top_k_B > 0) | (options.top_p_B < 1)
-    logits_BV = jax.lax.cond(
-        restricts.any(), lambda logits_BV: _restricted(logits_BV, options), lambda logits_BV: logits_BV, logits_BV
-    )
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV)[:, None].astype(jnp.int32)
-
-
-def _restricted(logits_BV: jax.Array, options: RowOptions) -> jax.Array:
-    """Returns the logits, with -inf for all tokens outside of `top_k` or of `top_p` (Holtzman et al., 2020)."""
-    size = logits_BV.shape[1]
-    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-    kept_B = jnp.where(options.top_k_B > 0, jnp.minimum(options.top_k_B, size), size)
-    least_B1 = jnp.take_along_axis(sorted_BV, kept_B[:, None] - 1, axis=1)
-    sorted_BV = jnp.where(sorted_BV >= least_B1, sorted_BV, -jnp.inf)
-    share_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
-    is_kept_BV = (before_BV < options.top_p_B[:, None]) | (options.top_p_B == 1)[:, None]
-    least_B1 = jnp.maximum(least_B1, jnp.where(is_kept_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True))
-    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
-
-
 # ---- Beam search ----------------------------------------------------------------------------
 
 
@@ -311,23 +314,26 @@ def _search_beams(decoder: Decoder, state: DecodeState) -> DecodeState:
     """Returns the state after one more token of each beam.
 
     Of the 2 N best continuations, those that end and are among the best N become finished beams. The N best of those
-    that do not end stay alive. A row is done when its best alive beam, scored at its present length, is no better than
-    the worst of its N finished beams.
+    that do not end stay alive. A row is done when `early_stopping` says so: by default when its best alive beam, scored
+    at its present length, is no better than the worst of its N finished beams.
     """
     logits_BNV, log_z_BN, cache = _predict(decoder, state)
     rows, beams = log_z_BN.shape
+    options, length_B = state.options, _count(cache, state)
+    logits_BNV = _process(logits_BNV, log_z_BN, state, length_B)
     # Of 2 N candidates at most N are end tokens, one for each beam. So at least N others remain.
     logits_BNC, tokens_BNC = largest(logits_BNV, 2 * beams)
     scores_BNC = logits_BNC - log_z_BN[:, :, None] + state.scores_BN[:, :, None]
     best_BC, index_BC = jax.lax.top_k(scores_BNC.reshape(rows, -1), 2 * beams)
     parent_BC = index_BC // scores_BNC.shape[-1]
     token_BC = jnp.take_along_axis(tokens_BNC.reshape(rows, -1), index_BC, axis=1)
-    length_B = _count(cache, state)
-    is_last_B = length_B >= state.options.max_length_B
+    is_last_B = length_B >= options.max_length_B
     ends_BC = (token_BC == state.ids.end) | is_last_B[:, None]
-    power_B1 = jnp.maximum(length_B, 1).astype(jnp.float32)[:, None] ** state.options.length_penalty_B[:, None]
+    power_B1 = _power(length_B, options)
 
     may_finish_BC = ends_BC & (jnp.arange(2 * beams) < beams)[None] & ~state.done_B[:, None]
+    if options.early_stopping_B is not None:  # then the finished beams are counted
+        may_finish_BC &= best_BC > _NEVER / 2
     tokens_BCT = jnp.take_along_axis(state.tokens_BNT, parent_BC[:, :, None], axis=1)
     tokens_BCT = _write(tokens_BCT, length_B - 1, token_BC)
     finished = _finish(state, tokens_BCT, jnp.where(may_finish_BC, best_BC / power_B1, _NEVER))
@@ -336,7 +342,7 @@ def _search_beams(decoder: Decoder, state: DecodeState) -> DecodeState:
     parent_BN = jnp.take_along_axis(parent_BC, kept_BN, axis=1)
     last_BN = jnp.take_along_axis(token_BC, kept_BN, axis=1)
     tokens_BNT = jnp.take_along_axis(state.tokens_BNT, parent_BN[:, :, None], axis=1)
-    may_improve_B = alive_BN[:, 0] / power_B1[:, 0] > finished.scores_BN.min(axis=1)
+    may_improve_B = _may_improve(state, alive_BN[:, 0], power_B1[:, 0], finished.scores_BN.min(axis=1))
     return dataclasses.replace(
         state,
         cache=cache.branch(parent_BN),
@@ -346,6 +352,32 @@ def _search_beams(decoder: Decoder, state: DecodeState) -> DecodeState:
         beams=finished,
         done_B=state.done_B | ~may_improve_B | is_last_B,
     )
+
+
+def _power(length_B: jax.Array, options: RowOptions) -> jax.Array:
+    """Returns what the log-probability of a sequence is divided by, float32 [B, 1]."""
+    length_B = jnp.maximum(length_B, 1)
+    if options.forced_B is not None:
+        length_B += options.forced_B
+    return length_B.astype(jnp.float32)[:, None] ** options.length_penalty_B[:, None]
+
+
+def _may_improve(state: DecodeState, best_B: jax.Array, power_B: jax.Array, worst_B: jax.Array) -> jax.Array:
+    """Returns whether beams that are alive may still replace finished ones, bool [B], by `early_stopping`.
+
+    Args:
+        state: its options.
+        best_B: the log-probability of the best beam that is alive.
+        power_B: what it is divided by at its present length.
+        worst_B: the score of the worst finished beam; _NEVER where fewer than N are finished.
+    """
+    options = state.options
+    if options.early_stopping_B is None:
+        return best_B / power_B > worst_B
+    waits_B = (options.early_stopping_B == NEVER_STOPS_EARLY) & (options.length_penalty_B > 0)
+    longest_B = _power(jnp.asarray(options.max_length_B), options)[:, 0]
+    is_full_B = (options.early_stopping_B == STOPS_WHEN_FULL) & (worst_B > _NEVER)
+    return (best_B / jnp.where(waits_B, longest_B, power_B) > worst_B) & ~is_full_B
 
 
 def _finish(state: DecodeState, tokens_BCT: jax.Array, scores_BC: jax.Array) -> Beams:

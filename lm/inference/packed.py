@@ -22,12 +22,14 @@ class Row:
         types: int32 [n], token types.
         places: int32 [p], the positions whose outputs are wanted; empty where the model writes.
         truncated: whether text was cut off.
+        prompt: int32, the first tokens of an encoder-decoder's decoder, after the start token.
     """
 
     tokens: np.ndarray
     types: np.ndarray
     places: np.ndarray
     truncated: bool
+    prompt: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 @dataclasses.dataclass(frozen=True)

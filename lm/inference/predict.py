@@ -12,10 +12,10 @@ import numpy as np
 from lm.errors import InputError
 from lm.inference import packed, prompts
 from lm.inference.load import Loaded
-from lm.inference.options import Decoding
+from lm.inference.options import Decoding, with_defaults
 from lm.inference.packed import Packed, Row
 from lm.inference.prompts import Prompt, Written
-from lm.inference.requests import Answer, Request, RequestError
+from lm.inference.requests import Answer, Request, RequestError, finite
 from lm.inference.runner import Runner
 from lm.models import Prompts, Sources
 
@@ -62,7 +62,8 @@ class Pipeline(Generic[Result]):
                 found[number] = {"error": str(error)}
         results = self.compute(list(read.values()), list(read))
         for (number, row), result in zip(read.items(), results, strict=True):
-            found[number] = self.prompt.answer(row, result) | ({"truncated": True} if row.truncated else {})
+            answer = self.prompt.answer(row, result) | ({"truncated": True} if row.truncated else {})
+            found[number] = finite(answer)
         return (found[number] for number, _ in chunk)
 
 
@@ -75,7 +76,7 @@ class Options:
         pooling, normalize: see `Pooling`. None is the value of an imported sentence encoder, or else a plain mean.
         language: the language to translate into, for requests that name none.
         seed: the seed of sampling.
-        decoding: fields of `Decoding` by name. None is the default; that of `max_length` depends on the model.
+        decoding: fields of `Decoding` by name. None is the default of the model, see `Config.generation`.
     """
 
     top: int = 5
@@ -83,7 +84,7 @@ class Options:
     normalize: bool | None = None
     language: str = ""
     seed: int = 0
-    decoding: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    decoding: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 class Predictor:
@@ -114,13 +115,13 @@ class Predictor:
         """Returns `{"embedding": [...]}`: one vector for each text; for the options see `Pooling`."""
         return self.pipeline("embed", Options(pooling=pooling, normalize=normalize))(_several(requests))
 
-    def generate(self, requests: Requests, *, seed: int = 0, **decoding: float | None) -> list[Answer]:
+    def generate(self, requests: Requests, *, seed: int = 0, **decoding: object) -> list[Answer]:
         """Returns `{"text", "score"}`: what the model writes for `text`; with several beams also `candidates`.
 
         Args:
             requests: texts.
             seed: the seed of sampling. A request's random numbers depend on it and on the request's index alone.
-            decoding: fields of `Decoding`, such as `num_beams=4`; None is the default.
+            decoding: fields of `Decoding`, such as `num_beams=4`; None is the model's default.
         """
         return self.pipeline("generate", Options(seed=seed, decoding=decoding))(_several(requests))
 
@@ -133,7 +134,7 @@ class Predictor:
         """
         return self.pipeline("translate", Options(language=language, seed=seed, decoding=decoding))(_several(requests))
 
-    def answer(self, requests: Requests, *, seed: int = 0, **decoding: float | None) -> list[Answer]:
+    def answer(self, requests: Requests, *, seed: int = 0, **decoding: object) -> list[Answer]:
         """Returns answers to `question` from the passage `context`, as `generate` does."""
         return self.pipeline("answer", Options(seed=seed, decoding=decoding))(_several(requests))
 
@@ -188,14 +189,30 @@ class Predictor:
 
     def _writing(self, task: str, options: Options) -> Pipeline[Written]:
         config, tokenizer = self.loaded.config, self.loaded.tokenizer
-        decoding = dataclasses.replace(Decoding(prompts.default_length(config)), **_without_none(options.decoding))
+        decoding = self.decoding(options.decoding)
+        forced = decoding.forced_bos_token_id
         if task == "generate":
-            prompt = prompts.Generate(config, tokenizer, decoding.max_length)
+            prompt = prompts.Generate(config, tokenizer, decoding.max_length, forced)
         elif task == "translate":
-            prompt = prompts.Translate(config, tokenizer, decoding.max_length, options.language)
+            prompt = prompts.Translate(config, tokenizer, decoding.max_length, options.language, forced)
         else:
-            prompt = prompts.AnswerQuestion(config, tokenizer, decoding.max_length)
+            prompt = prompts.AnswerQuestion(config, tokenizer, decoding.max_length, forced)
         return Pipeline(prompt, functools.partial(self._write, decoding=decoding, key=jax.random.key(options.seed)))
+
+    def decoding(self, given: Mapping[str, object]) -> Decoding:
+        """Returns the options of a request: those given by name, and for the rest the model's defaults.
+
+        Raises:
+            InputError: an option has no such value.
+        """
+        config = self.loaded.config
+        longest = prompts.longest_output(config)
+        generation = dataclasses.replace(
+            config.generation,
+            max_length=min(config.generation.max_length, longest),
+            min_length=min(config.generation.min_length, longest),
+        )
+        return with_defaults(generation, prompts.default_length(config), given)
 
     def _write(
         self, read: Sequence[Row], numbers: Sequence[int], *, decoding: Decoding, key: jax.Array
@@ -212,8 +229,11 @@ class Predictor:
             count = len(tokens)
             if config.model.architecture == "encoder-decoder":
                 sources = Sources(tokens, segments)
-                begin = np.full((count, int(config.data.begin_with_cls)), special.cls, np.int32)
-                given = Prompts(begin, np.full(count, begin.shape[1], np.int32))
+                begin = [read[i].prompt for i in together] + [read[together[0]].prompt] * (count - len(together))
+                lengths = np.array([len(each) for each in begin], np.int32)
+                width = int(lengths.max())
+                padded = np.array([np.pad(each, (0, width - len(each))) for each in begin], np.int32)
+                given = Prompts(padded.reshape(count, width), lengths)
             else:
                 sources, given = None, Prompts(tokens, segments.sum(axis=1, dtype=np.int32))
             # A request's random numbers depend on its own number, not on the rows beside it.

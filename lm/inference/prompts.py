@@ -13,6 +13,7 @@ import numpy as np
 from lm import tasks
 from lm.config import Config
 from lm.data.pairs import one_line, question_source, translation_source
+from lm.data.special_ids import SpecialIds
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.inference.packed import Row
@@ -187,17 +188,22 @@ class Writing(abc.ABC):
     The score is the log-probability over the length to the power of the length penalty.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, max_length: int):
-        """Checks that the model can write `max_length` tokens.
+    def __init__(self, config: Config, tokenizer: Tokenizer, max_length: int, forced_bos_token_id: int = -1):
+        """Checks that the model can write `max_length` tokens, after the forced token if it is not -1.
 
         Raises:
             InputError: the model is an encoder, or cannot write that many tokens.
         """
         if config.model.architecture == "encoder":
             raise InputError("this model is an encoder, which cannot write; use fill-mask, next-sentence or embed.")
-        if max_length > (longest := longest_output(config)):
+        if max_length > (longest := longest_output(config, forced_bos_token_id)):
             raise InputError(f"max_length is {max_length}; this model writes at most {longest} tokens.")
         self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
+        self.prompt = first_tokens(config, tokenizer.special, forced_bos_token_id)
+        if max(self.prompt, default=0) >= config.model.vocab_size:
+            raise InputError(
+                f"forced_bos_token_id is {forced_bos_token_id}; this model has {config.model.vocab_size} tokens."
+            )
 
     @abc.abstractmethod
     def source(self, request: Request) -> str:
@@ -216,7 +222,8 @@ class Writing(abc.ABC):
         # An encoder needs the beginning of a text that is too long. A decoder continues its end.
         kept = _cut(self.tokenizer, ids, room) if has_source else ids[-room:]
         tokens = np.concatenate([begin, kept, end]).astype(np.int32)
-        return Row(tokens, np.zeros_like(tokens), np.zeros(0, np.int32), len(kept) < len(ids))
+        prompt = np.array(self.prompt, np.int32)
+        return Row(tokens, np.zeros_like(tokens), np.zeros(0, np.int32), len(kept) < len(ids), prompt)
 
     def answer(self, row: Row, result: Written) -> Answer:
         del row
@@ -241,13 +248,20 @@ class Generate(Writing):
 class Translate(Writing):
     """Translates `text` into the `language` of the request, or else `language`, or else the run's first language."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, max_length: int, language: str = ""):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        max_length: int,
+        language: str = "",
+        forced_bos_token_id: int = -1,
+    ):
         """Checks the model as `Writing` does, and the default `language`.
 
         Raises:
             InputError: the model was not trained with `language`, or has no encoder.
         """
-        super().__init__(config, tokenizer, max_length)
+        super().__init__(config, tokenizer, max_length, forced_bos_token_id)
         _require_source(config, "translate")
         self.language = language
         if language and (wrong := self._refusal(language)):
@@ -270,13 +284,13 @@ class Translate(Writing):
 class AnswerQuestion(Writing):
     """Answers `question` from the passage `context`."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, max_length: int):
+    def __init__(self, config: Config, tokenizer: Tokenizer, max_length: int, forced_bos_token_id: int = -1):
         """Checks the model as `Writing` does.
 
         Raises:
             InputError: the model has no encoder.
         """
-        super().__init__(config, tokenizer, max_length)
+        super().__init__(config, tokenizer, max_length, forced_bos_token_id)
         _require_source(config, "answer")
 
     def source(self, request: Request) -> str:
@@ -288,16 +302,27 @@ def _require_source(config: Config, task: str) -> None:
         raise InputError(f"{task} needs an encoder-decoder, but this model is a decoder alone; use generate.")
 
 
-def longest_output(config: Config) -> int:
-    """Returns the most tokens that a model can write.
+def longest_output(config: Config, forced_bos_token_id: int = -1) -> int:
+    """Returns the most tokens that a model can write, after a forced token if it is not -1.
 
     Learned positions set a limit. Other models may write four times the length that they were trained on.
     """
     data, model = config.data, config.model
     has_source = model.architecture == "encoder-decoder"
     if model.position == "learned":
-        return model.max_length - (int(data.begin_with_cls) if has_source else 1)
+        forced = max(forced_bos_token_id, config.generation.forced_bos_token_id)
+        return model.max_length - int(not has_source or data.begin_with_cls or forced >= 0)
     return 4 * max(data.target_length if has_source else data.seq_length, 256)
+
+
+def first_tokens(config: Config, special: SpecialIds, forced_bos_token_id: int = -1) -> list[int]:
+    """Returns what the decoder of an encoder-decoder is given after its start token, before it chooses a token."""
+    if config.model.architecture != "encoder-decoder":
+        return []
+    if forced_bos_token_id >= 0:
+        return [forced_bos_token_id]
+    as_trained = config.generation.decoder_start_token_id < 0
+    return [special.cls] if as_trained and config.data.begin_with_cls else []
 
 
 def default_length(config: Config) -> int:

@@ -6,12 +6,13 @@ be answered gets `{"error": ...}`; the others are still answered.
 
 import collections
 import json
+import math
 import os
 import select
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
-from lm.data.pairs import is_empty
+from lm.data.characters import is_blank
 
 Request = object  # a string or a mapping; anything else is answered with an error
 Answer = dict[str, Any]
@@ -27,7 +28,7 @@ def field(request: Request, name: str, default: str | None = None) -> str:
     """Returns a string field of a request, with lone surrogates replaced. A plain string has the one field `text`.
 
     Raises:
-        RequestError: the field is missing and has no default, is not a string, or is empty.
+        RequestError: the field is missing and has no default, is not a string, or has no character that can be seen.
     """
     if isinstance(request, str):
         request = {"text": request}
@@ -36,9 +37,21 @@ def field(request: Request, name: str, default: str | None = None) -> str:
     value = request.get(name, default)
     if not isinstance(value, str):
         raise RequestError(f'the request needs the string "{name}".')
-    if is_empty(value) and value is not default:
+    if value is not default and is_blank(value):
         raise RequestError("the text is empty." if name == "text" else f'"{name}" is empty.')
     return value.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair; no tokenizer accepts one
+
+
+def finite(answer: Answer) -> Answer:
+    """Returns the answer, or an error in its place if it has a number that is not finite, which JSON cannot hold."""
+    waiting: list[object] = [answer]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"error": f"the model's output is {value}; its weights or this input give no finite number."}
+        if isinstance(value, Mapping | list):
+            waiting.extend(value.values() if isinstance(value, Mapping) else value)
+    return answer
 
 
 def parse(lines: Iterable[bytes]) -> Iterator[Request]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import models, sharding
+from lm.data.special_ids import decoder_start
 from lm.inference import decode
 from lm.inference.decode import Decoded, Shape, TokenIds
 from lm.inference.load import Loaded
@@ -68,7 +69,8 @@ class Runner:
         Args:
             sources: the encoder's inputs for B rows; None for a decoder alone.
             prompts: the decoder's inputs for B rows.
-            decoding: the options of all rows. Only `num_beams`, and `max_length` rounded up, compile a new program.
+            decoding: the options of all rows. Only `num_beams`, `max_length` rounded up, and which options are used
+                (`Extras`) compile a new program.
             keys_B: a random key for each row.
         """
         shape = Shape(
@@ -78,9 +80,9 @@ class Runner:
             source=0 if sources is None else sources.tokens_BS.shape[1],
         )
         if shape not in self._decoders:
-            config, tokenizer = self._loaded.config.model, self._loaded.tokenizer
-            special, size = tokenizer.special, min(tokenizer.vocab_size, config.vocab_size)
-            ids = TokenIds(special.start(config.decoder_start), special.sep, special.pad, size)
+            config, tokenizer = self._loaded.config, self._loaded.tokenizer
+            special, size = tokenizer.special, min(tokenizer.vocab_size, config.model.vocab_size)
+            ids = TokenIds(decoder_start(config, special), special.sep, special.pad, size)
             self._decoders[shape] = jax.jit(functools.partial(decode.generate, self._model, ids, shape))
         options = row_options([decoding] * len(prompts.tokens_BP), keys_B)
         return self._run(self._decoders[shape], sources, prompts, options)

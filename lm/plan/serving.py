@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lm import checkpoint, models, sharding
 from lm.accelerators import Topology
 from lm.config import Config
-from lm.data.special_ids import SpecialIds
+from lm.data.special_ids import SpecialIds, decoder_start
 from lm.inference import decode
 from lm.inference.decode import Shape, TokenIds
 from lm.inference.options import Decoding, row_options
@@ -131,7 +131,7 @@ def _writing(
 ) -> _Program:
     """Returns the program that decodes."""
     special, rows = SpecialIds(), sharding.batch_sharding(mesh)
-    ids = TokenIds(special.start(config.model.decoder_start), special.sep, special.pad, config.model.vocab_size)
+    ids = TokenIds(decoder_start(config, special), special.sep, special.pad, config.model.vocab_size)
     has_source = config.model.architecture == "encoder-decoder"
     prompt = int(config.data.begin_with_cls) if has_source else length
     shape = Shape(decoding.num_beams, decoding.max_length, prompt, length if has_source else 0)

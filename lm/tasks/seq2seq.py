@@ -9,6 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from lm.config import Config
+from lm.data.special_ids import decoder_start
 from lm.tasks.task import Batch, Sums, Vocabulary
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Seq2SeqLM:
         return cls(
             name="seq2seq" if has_source else "lm",
             has_source=has_source,
-            start_id=vocabulary.special.start(config.model.decoder_start),
+            start_id=decoder_start(config, vocabulary.special),
             max_positions=config.data.target_length if has_source else config.data.seq_length,
             label_smoothing=config.objective.label_smoothing,
             z_loss=config.objective.z_loss,

@@ -1,0 +1,65 @@
+"""The section `generation`: how the model writes where a request says nothing else."""
+
+import dataclasses
+import math
+
+from lm.config.bounds import check, setting
+from lm.errors import InputError
+
+# The names of `early_stopping`, and its values in `Decoding` and in transformers.
+EARLY_STOPPING: dict[str, bool | str] = {"false": False, "true": True, "never": "never"}
+
+_MOST = 2**31 - 1  # what an int32 holds
+
+
+@dataclasses.dataclass(kw_only=True)
+class GenerationConfig:
+    """The defaults of `lm.inference.options.Decoding`, which explains the fields. An import fills them in.
+
+    Attributes:
+        decoder_start_token_id: the first token that a decoder is given. -1: as in training, the token of
+            `model.decoder_start`, and with `data.begin_with_cls` [CLS] after it.
+        max_length: 0 means the length of a target in training.
+        early_stopping: a key of `EARLY_STOPPING`.
+        do_sample: whether tokens are sampled, with `temperature`, `top_k` and `top_p`.
+        forced_bos_token_id, forced_eos_token_id: -1 means none.
+    """
+
+    decoder_start_token_id: int = setting(-1, within=(-1, _MOST))
+    forced_bos_token_id: int = setting(-1, within=(-1, _MOST))
+    forced_eos_token_id: int = setting(-1, within=(-1, _MOST))
+    max_length: int = setting(0, within=(0, _MOST))
+    min_length: int = setting(0, within=(0, _MOST))
+    num_beams: int = setting(1, within=(1, _MOST))
+    length_penalty: float = 1.0
+    early_stopping: str = setting("false", one_of=EARLY_STOPPING)
+    no_repeat_ngram_size: int = setting(0, within=(0, _MOST))
+    repetition_penalty: float = 1.0
+    bad_words_ids: list[list[int]] = dataclasses.field(default_factory=list)
+    suppress_tokens: list[int] = dataclasses.field(default_factory=list)
+    begin_suppress_tokens: list[int] = dataclasses.field(default_factory=list)
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = setting(0, within=(0, _MOST))
+    top_p: float = 1.0
+
+    def validate(self) -> None:
+        """Checks every field.
+
+        Raises:
+            InputError: naming the field, its value and what is accepted.
+        """
+        check("generation", self)
+        for name in ("repetition_penalty", "temperature", "top_p"):
+            if not 0 < getattr(self, name) <= (1 if name == "top_p" else 1e9):
+                raise InputError(f"generation.{name} is {getattr(self, name)}; it must be above 0.")
+        if not math.isfinite(self.length_penalty):
+            raise InputError(f"generation.length_penalty is {self.length_penalty}; give a finite number.")
+        for name in ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"):
+            lists = getattr(self, name) if name == "bad_words_ids" else [getattr(self, name) or [0]]
+            if not all(isinstance(each, list) and each and all(map(_is_id, each)) for each in lists):
+                raise InputError(f"generation.{name} is {getattr(self, name)!r}; accepted: ids of tokens.")
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
