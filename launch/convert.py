@@ -27,6 +27,8 @@ def main() -> None:
             print(f"{workdir}: {imported.config.num_layers} layers, vocabulary {imported.config.vocab_size}")
             if imported.fresh:
                 print(f"heads that {folder} lacks, initialised at random: {', '.join(imported.fresh)}")
+            for line in imported.said:
+                print(line)
         case None, None, str(checkpoint), str(folder):
             from lm.huggingface import export_workdir
 

@@ -18,7 +18,9 @@ _METRICS = ["mlm", "perplexity", "bleu", "rouge", "exact-match"]
 _metric = flags.DEFINE_enum("metric", "perplexity", _METRICS, "What to measure.")
 _examples = flags.DEFINE_integer("examples", 1000, "Number of pairs to score, 0 for all.", lower_bound=0)
 _shown = flags.DEFINE_integer("shown", 0, "Number of pairs to print with the model's outputs.", lower_bound=0)
-_num_beams = flags.DEFINE_integer("num_beams", 1, "Beams of beam search; 1 is greedy.", lower_bound=1)
+_num_beams = flags.DEFINE_integer(
+    "num_beams", None, "Beams of beam search; 1 is greedy; default: that of the model.", lower_bound=1
+)
 
 
 def main() -> None:

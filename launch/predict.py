@@ -19,24 +19,19 @@ _TASKS = ["fill-mask", "next-sentence", "embed", "generate", "translate", "answe
 _task = flags.DEFINE_enum("task", None, _TASKS, "Task to do.", required=True)
 _input = cli.define_path("input", "-", "File with a request in each line; - reads standard input.")
 _output = cli.define_path("output", "-", "File for the answers; - writes to standard output.")
+_POOLINGS = ["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 _OPTIONS = {
     "pooling": flags.DEFINE_enum(
-        "pooling", None, ["mean", "cls"], "embed: default: that of an imported sentence encoder, else mean."
+        "pooling", None, _POOLINGS, "embed: default: that of an imported sentence encoder, else mean."
     ),
     "normalize": flags.DEFINE_bool("normalize", None, "embed: scale vectors to length one."),
+    "prompt": flags.DEFINE_string("prompt", None, "embed: text to put before every text."),
+    "prompt_name": flags.DEFINE_string("prompt_name", None, "embed: name of the model's prompt to put before texts."),
     "top": flags.DEFINE_integer("top", 5, "fill-mask: candidates for each mask.", lower_bound=1),
     "language": flags.DEFINE_string("language", "", "translate: target language of requests that name none."),
     "seed": flags.DEFINE_integer("seed", 0, "Seed of sampling."),
 }
-_DECODING = {
-    "num_beams": flags.DEFINE_integer("num_beams", None, "Beams of beam search; 1 is greedy."),
-    "max_length": flags.DEFINE_integer("max_length", None, "Most tokens to write; default: that of the run."),
-    "min_length": flags.DEFINE_integer("min_length", None, "Fewest tokens to write."),
-    "length_penalty": flags.DEFINE_float("length_penalty", None, "Divide scores by length to this power."),
-    "temperature": flags.DEFINE_float("temperature", None, "Above 0: sample from softmax(logits / temperature)."),
-    "top_k": flags.DEFINE_integer("top_k", None, "Sample from so many most probable tokens."),
-    "top_p": flags.DEFINE_float("top_p", None, "Sample from the fewest tokens with this probability together."),
-}
+_decoding = cli.define_decoding()
 _attention = cli.define_path("attention", "", "File for a picture of the first request's attention weights.")
 _of = flags.DEFINE_enum(
     "attention_of", "", ["", "encoder", "decoder", "cross"], "Attention to draw; default: cross, or else encoder."
@@ -50,9 +45,8 @@ def main() -> None:
         model = lm.load(_checkpoint.value)
         from lm.inference import predict, requests  # with jax
 
-        decoding = {name: flag.value for name, flag in _DECODING.items()}
         options = {name: flag.value for name, flag in _OPTIONS.items()}
-        pipeline = model.pipeline(_task.value, predict.Options(**options, decoding=decoding))
+        pipeline = model.pipeline(_task.value, predict.Options(**options, decoding=_decoding()))
         with cli.opened(_output, "w", sys.stdout) as out:
             number = 0
             for arrived in requests.waiting_lines(lines, predict.TOGETHER):

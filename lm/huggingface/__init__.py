@@ -5,13 +5,12 @@ transformers is needed.
 """
 
 from lm.huggingface.convert import FAMILIES, from_tensors, read_config, to_tensors, write_config
-from lm.huggingface.folder import Imported, Pooling, export_folder, import_folder
+from lm.huggingface.folder import Imported, export_folder, import_folder
 from lm.huggingface.workdir import export_workdir, import_workdir
 
 __all__ = [
     "FAMILIES",
     "Imported",
-    "Pooling",
     "export_folder",
     "export_workdir",
     "from_tensors",

@@ -6,10 +6,8 @@ from lm.huggingface.family import (
     Family,
     Fields,
     Setting,
-    Settings,
     Weight,
     activation,
-    check_decoder_start,
     linear,
     norm,
     table,
@@ -17,11 +15,6 @@ from lm.huggingface.family import (
 
 # The number of unused rows at the top of BART's position table.
 _OFFSET = 2
-
-
-def _read(settings: Settings) -> Fields:
-    check_decoder_start(settings, "eos_token_id", 2)
-    return {}
 
 
 def _write(config: ModelConfig) -> Fields:
@@ -101,6 +94,6 @@ BART = Family(
     tied={"lm_head.weight": "model.shared.weight"},
     repeated={},
     aliases={f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")},
-    read=_read,
+    read=lambda settings: {},
     write=_write,
 )

@@ -201,16 +201,6 @@ def activation(ours: str, theirs: str) -> Setting:
     return Setting(ours, theirs, read_activation, write_activation)
 
 
-def check_decoder_start(settings: Settings, like: str, default: int) -> None:
-    """Refuses a decoder whose start token is not the token in the key `like`."""
-    expected = settings.get(like, default)
-    if settings.get("decoder_start_token_id", expected) != expected:
-        raise InputError(
-            f"config.json has decoder_start_token_id {settings['decoder_start_token_id']}; accepted: {expected}, "
-            f"which is its {like}."
-        )
-
-
 def read_activation(name: str) -> str:
     """Returns our name of an activation."""
     if name not in _ACTIVATIONS:

@@ -1,4 +1,4 @@
-"""Reads and writes Hugging Face folders: `config.json`, safetensors, tokenizer files and sentence pooling."""
+"""Reads and writes Hugging Face folders: `config.json`, safetensors, tokenizer files, generation, sentence encoders."""
 
 import dataclasses
 import json
@@ -6,15 +6,20 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lm.config import ModelConfig
+from lm.data.sentence_encoder import SentenceEncoder
 from lm.errors import InputError
+from lm.huggingface import generation, sentence
 from lm.huggingface.convert import Tensor, from_tensors, to_tensors, write_config
+from lm.huggingface.family import Settings
+from lm.huggingface.generation import Generation
+from lm.huggingface.sentence import read_sentence_encoder, transformer_folder, write_sentence_encoder
 from lm.models import Params
 
 CONFIG_FILE = "config.json"
@@ -26,25 +31,8 @@ TOKENIZER_FILES = (
     *("spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model"),
 )
 
-_LIMITS_FILE = "sentence_bert_config.json"
-
 # The bias of padding rows of the vocabulary: a softmax gives them a probability of zero.
 _NEVER = -1e4
-
-
-@dataclasses.dataclass(frozen=True)
-class Pooling:
-    """How a sentence-transformers model turns the vectors of a sentence's tokens into one vector.
-
-    Attributes:
-        mode: `mean` takes the mean of the vectors, `cls` the first one.
-        normalize: whether the vector is scaled to length one.
-        max_length: the longest text in tokens, including special tokens. Longer texts are cut. None means no limit.
-    """
-
-    mode: Literal["mean", "cls"]
-    normalize: bool
-    max_length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +45,8 @@ class Imported:
         fresh: the heads among `mlm`, `pooler` and `nsp` that the folder lacks and that are initialised.
         rows: of the embedding table that the folder has, without padding rows.
         tokenizer: the tokenizer's files that the folder has.
-        pooling: None if the folder was not written by sentence-transformers.
+        sentence_encoder: None if the folder was not written by sentence-transformers.
+        generation: how the folder says that the model writes; None for an encoder.
     """
 
     config: ModelConfig
@@ -65,7 +54,20 @@ class Imported:
     fresh: tuple[str, ...]
     rows: int
     tokenizer: tuple[Path, ...]
-    pooling: Pooling | None
+    sentence_encoder: SentenceEncoder | None = None
+    generation: Generation | None = None
+
+    @property
+    def said(self) -> list[str]:
+        """Lines for people: the settings that the folder brings along, and those that we do not follow."""
+        lines = []
+        if self.sentence_encoder is not None:
+            lines.append(f"embeddings as the folder says: {sentence.described(self.sentence_encoder)}")
+        if self.generation is not None and (settings := generation.described(self.generation.config)):
+            lines.append(f"generation as the folder says: {settings}")
+        if self.generation is not None and self.generation.not_done:
+            lines.append(f"generation settings that are not followed: {', '.join(self.generation.not_done)}")
+        return lines
 
 
 def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, seed: int = 0) -> Imported:
@@ -82,15 +84,20 @@ def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, se
     """
     folder = Path(folder)
     try:
-        config, params, fresh = from_tensors(_read_json(folder, CONFIG_FILE), _open_tensors(folder), seed=seed)
-        pooling = _read_pooling(folder)
+        body = transformer_folder(folder)
+        settings = _read_json(body, CONFIG_FILE)
+        config, params, fresh = from_tensors(settings, _open_tensors(body), seed=seed)
+        positions = settings.get("max_position_embeddings")
+        longest = config.max_length if config.position == "learned" or positions else None
+        encoder = read_sentence_encoder(folder, longest) if config.architecture == "encoder" else None
+        writes = None if config.architecture == "encoder" else _read_generation(folder, config, settings)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
     rows = config.vocab_size
     if rows % vocab_multiple:
         config = _pad_vocabulary(config, params, -config.vocab_size % vocab_multiple)
-    tokenizer = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
-    return Imported(config, params, fresh, rows, tokenizer, pooling)
+    tokenizer = tuple(body / name for name in TOKENIZER_FILES if (body / name).is_file())
+    return Imported(config, params, fresh, rows, tokenizer, encoder, writes)
 
 
 def export_folder(
@@ -100,6 +107,8 @@ def export_folder(
     *,
     tokenizer: Iterable[str | os.PathLike[str]] = (),
     token_ids: Mapping[str, int] | None = None,
+    sentence_encoder: SentenceEncoder | None = None,
+    generation_settings: Settings | None = None,
 ) -> None:
     """Writes a folder that transformers loads.
 
@@ -110,6 +119,8 @@ def export_folder(
         tokenizer: files to copy beside the weights.
         token_ids: more keys of `config.json`, such as `cls_token_id`. By default the ids are those that the family's
             `write` gives, and `pad_token_id` is 0 if it gives none.
+        sentence_encoder: what sentence-transformers puts around the model; None for none.
+        generation_settings: the content of `generation_config.json`; None for no such file.
 
     Raises:
         InputError: no family has such a model, or the folder holds a model already.
@@ -122,6 +133,10 @@ def export_folder(
     for file in tokenizer:
         shutil.copy(file, folder)
     save_file(to_tensors(config, params), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if sentence_encoder is not None:
+        write_sentence_encoder(folder, sentence_encoder, config.d_model)
+    if generation_settings is not None:
+        (folder / generation.FILE).write_text(json.dumps(generation_settings, indent=2) + "\n")
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors gives read access to the owner alone
 
@@ -173,28 +188,19 @@ def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConf
     return dataclasses.replace(config, vocab_size=config.vocab_size + rows)
 
 
-def _read_pooling(folder: Path) -> Pooling | None:
-    """Returns the pooling of a sentence-transformers folder; None for another folder.
-
-    Up to version 5 the file has a flag for each mode. Later versions write the name of the mode.
-    """
-    if not (folder / "modules.json").is_file():
-        return None
-    modules = {str(entry["type"]).rsplit(".", 1)[-1]: entry["path"] for entry in _read_json(folder, "modules.json")}
-    if not {"Transformer", "Pooling"} <= modules.keys() <= {"Transformer", "Pooling", "Normalize"}:
-        given = ", ".join(modules)
-        raise InputError(f"modules.json lists {given}; accepted: Transformer and Pooling, with or without Normalize.")
-    pooling = _read_json(folder, f"{modules['Pooling']}/{CONFIG_FILE}")
-    flags = [name for name, value in pooling.items() if name.startswith("pooling_mode_") and value]
-    modes = pooling.get("pooling_mode", flags)
-    limits = _read_json(folder, _LIMITS_FILE) if (folder / _LIMITS_FILE).is_file() else {}
-    rest = ("Normalize" in modules, limits.get("max_seq_length"))
-    match [modes] if isinstance(modes, str) else modes:
-        case ["mean" | "pooling_mode_mean_tokens"]:
-            return Pooling("mean", *rest)
-        case ["cls" | "pooling_mode_cls_token"]:
-            return Pooling("cls", *rest)
-    raise InputError(f"the sentence vector is pooled by {modes}; accepted: mean or cls.")
+def _read_generation(folder: Path, config: ModelConfig, settings: Settings) -> Generation:
+    """Returns how the folder says that the model writes."""
+    own = _read_json(folder, generation.FILE) if (folder / generation.FILE).is_file() else None
+    if own is not None and not isinstance(own, Mapping):
+        raise InputError(f"{generation.FILE} holds {type(own).__name__}; accepted: a JSON object.")
+    key, default = {"pad": ("pad_token_id", 0), "sep": ("eos_token_id", 2)}[config.decoder_start]
+    start = settings.get(key, default)
+    found = generation.read_generation(settings, own, start if isinstance(start, int) else default)
+    named = found.config
+    for name in ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"):
+        if getattr(named, name) >= config.vocab_size:
+            raise InputError(f"{name} is {getattr(named, name)}, but the model has {config.vocab_size} tokens.")
+    return found
 
 
 def _read_json(folder: Path, name: str) -> Any:  # an object, or the list in modules.json

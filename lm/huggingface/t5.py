@@ -14,7 +14,6 @@ from lm.huggingface.family import (
     Setting,
     Settings,
     Weight,
-    check_decoder_start,
     linear,
     norm,
     read_activation,
@@ -26,7 +25,6 @@ _GATED = "gated-"
 
 
 def _read(settings: Settings) -> Fields:
-    check_decoder_start(settings, "pad_token_id", 0)
     projection = settings.get("feed_forward_proj", "relu")
     gated = projection.startswith(_GATED)
     # "gated-gelu", T5 1.1's value, means the tanh approximation; "gelu" without a gate means the exact form.

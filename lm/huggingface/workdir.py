@@ -1,21 +1,21 @@
 """Converts Hugging Face folders to working directories, which all other scripts accept, and back."""
 
-import dataclasses
-import json
 import os
 
 import numpy as np
 from etils import epath
 
 from lm import checkpoint
-from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, to_json
+from lm.config import CheckpointConfig, Config, DataConfig, GenerationConfig, ModelConfig, ObjectiveConfig, to_json
+from lm.data import sentence_encoder
 from lm.data import tokenizer as tokenizers
+from lm.data.special_ids import SpecialIds, decoder_start
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
+from lm.huggingface.family import Fields
 from lm.huggingface.folder import Imported, export_folder, import_folder
+from lm.huggingface.generation import write_generation
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
-
-POOLING_FILE = "pooling.json"
 
 # The longest input of an imported model without a smaller limit. Attention over more tokens needs much memory.
 _MAX_LENGTH = 1024
@@ -24,7 +24,7 @@ _MAX_LENGTH = 1024
 def import_workdir(
     folder: str | os.PathLike[str], workdir: epath.PathLike, *, vocab_multiple: int = 1, seed: int = 0
 ) -> Imported:
-    """Writes `config.json`, the tokenizer and `checkpoints/0`, and `pooling.json` for a sentence encoder.
+    """Writes `config.json`, the tokenizer and `checkpoints/0`, and the settings of a sentence encoder.
 
     Args:
         folder, vocab_multiple, seed: see `import_folder`.
@@ -41,14 +41,15 @@ def import_workdir(
         raise InputError(f"{workdir} already holds a config.json; choose a new --workdir.")
     imported = import_folder(folder, vocab_multiple=vocab_multiple, seed=seed)
     tokenizer = read_tokenizer(imported.tokenizer[0].parent if imported.tokenizer else folder, imported.rows)
-    model, pooling = imported.config, imported.pooling
-    longest = (pooling and pooling.max_length) or min(model.max_length, _MAX_LENGTH, tokenizer.longest or _MAX_LENGTH)
+    model, encoder = imported.config, imported.sentence_encoder
+    longest = (encoder and encoder.max_length) or min(model.max_length, _MAX_LENGTH, tokenizer.longest or _MAX_LENGTH)
     data, objective = _pretraining(model, tokenizer, longest)
     data.vocab_size = min(tokenizer.vocab_size, imported.rows)
-    config = Config(seed=seed, data=data, model=model, objective=objective)
+    generation = imported.generation.config if imported.generation else GenerationConfig()
+    config = Config(seed=seed, data=data, model=model, objective=objective, generation=generation)
     checkpoint.write_atomically(workdir / tokenizer.file_name, tokenizer.to_bytes())
-    if pooling is not None:
-        checkpoint.write_atomically(workdir / POOLING_FILE, json.dumps(dataclasses.asdict(pooling)).encode())
+    if encoder is not None:
+        sentence_encoder.write(str(workdir), encoder)
     saved = checkpoint.Checkpoints(workdir, CheckpointConfig(asynchronous=False))
     saved.save(0, {"params": imported.params, "step": np.int32(0)})
     saved.close()
@@ -75,13 +76,34 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
         "cls_token_id": special.cls,
         "sep_token_id": special.sep,
     }
-    if config.model.decoder_start == "sep":
-        token_ids |= {"decoder_start_token_id": special.sep, "forced_eos_token_id": special.sep}
-    elif config.model.decoder_depth:
-        token_ids["decoder_start_token_id"] = special.pad
+    if config.model.decoder_depth:
+        token_ids["decoder_start_token_id"] = decoder_start(config, special)
     token_ids = {name: index for name, index in token_ids.items() if index >= 0}
-    export_folder(folder, config.model, checkpoint.load_params(workdir, step), token_ids=token_ids)
+    export_folder(
+        folder,
+        config.model,
+        checkpoint.load_params(workdir, step),
+        token_ids=token_ids,
+        sentence_encoder=sentence_encoder.read(str(workdir)) if config.model.architecture == "encoder" else None,
+        generation_settings=_generation(config, special) if config.model.decoder_depth else None,
+    )
     write_tokenizer(folder, tokenizer, config)
+
+
+def _generation(config: Config, special: SpecialIds) -> Fields:
+    """Returns the content of `generation_config.json`: how the model writes here, by default."""
+    own = config.generation
+    is_imported = own.decoder_start_token_id >= 0
+    as_trained = special.cls if config.data.begin_with_cls and not is_imported else -1
+    ids = {
+        "pad_token_id": special.pad,
+        "bos_token_id": special.cls,
+        "eos_token_id": special.sep,
+        "decoder_start_token_id": decoder_start(config, special),
+        "forced_bos_token_id": max(own.forced_bos_token_id, as_trained),
+    }
+    longest = 0 if is_imported else config.data.target_length - config.data.begin_with_cls
+    return write_generation(own, {name: index for name, index in ids.items() if index >= 0}, longest)
 
 
 def _pretraining(model: ModelConfig, tokenizer: Tokenizer, longest: int) -> tuple[DataConfig, ObjectiveConfig]:

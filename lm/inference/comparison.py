@@ -54,7 +54,7 @@ class Comparison:
 
 
 def compare(
-    path: str, metric: str, *, input_path: str = "", limit: int = 1000, shown: int = 0, num_beams: int = 1
+    path: str, metric: str, *, input_path: str = "", limit: int = 1000, shown: int = 0, num_beams: int | None = None
 ) -> Comparison:
     """Writes a text for the source of each held-out pair, and scores it against the target.
 
@@ -65,7 +65,7 @@ def compare(
             those of the run's held-out split.
         limit: how many pairs to use, in a fixed random choice; 0 for all.
         shown: how many of these pairs to return, evenly spread.
-        num_beams: the number of beams; 1 is greedy.
+        num_beams: the number of beams; 1 is greedy; None is the model's default.
 
     Raises:
         InputError: checkpoint, store or file cannot be used, or the metric's library is not installed.

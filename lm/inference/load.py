@@ -1,18 +1,16 @@
 """Reads a trained model from its working directory."""
 
 import dataclasses
-import json
 
 import jax
 from etils import epath
 
-from lm import checkpoint, models, sharding, storage
+from lm import checkpoint, models, sharding
 from lm.config import Config
+from lm.data import sentence_encoder
 from lm.data import tokenizer as tokenizers
+from lm.data.sentence_encoder import SentenceEncoder
 from lm.data.tokenizer import Tokenizer
-from lm.inference.prompts import Pooling
-
-_POOLING = "pooling.json"  # only in the workdir of an imported sentence encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Loaded:
         config: the config of the run; `data.seq_length` is the longest input in tokens.
         params: in the tree of `models.build(config.model).init`.
         tokenizer: the tokenizer that the model was trained with.
-        pooling: how the embedding of a text is made.
+        sentence_encoder: how a text is embedded.
         mesh: the devices that hold the parameters; None for one device.
         workdir: the working directory of the run.
     """
@@ -31,7 +29,7 @@ class Loaded:
     config: Config
     params: models.Params
     tokenizer: Tokenizer
-    pooling: Pooling = dataclasses.field(default_factory=Pooling)
+    sentence_encoder: SentenceEncoder = dataclasses.field(default_factory=SentenceEncoder)
     mesh: jax.sharding.Mesh | None = None
     workdir: epath.PathLike = ""
 
@@ -60,13 +58,11 @@ def load(path: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
             shapes = {"params": jax.eval_shape(lambda: model.init(jax.random.key(0)))}
         abstract = checkpoint.abstract_like(shapes, sharding.state_shardings(mesh, shapes))["params"]
     params = checkpoint.load_params(workdir, step, abstract)
-    (pooling,) = storage.read_keys(str(workdir), [_POOLING])
-    options = json.loads(pooling) if pooling else {}
     return Loaded(
         config=config,
         params=params,
         tokenizer=tokenizers.load_tokenizer(str(workdir)),
-        pooling=Pooling(mode=options.get("mode", "mean"), normalize=options.get("normalize", False)),
+        sentence_encoder=sentence_encoder.read(str(workdir)) or SentenceEncoder(),
         mesh=mesh,
         workdir=workdir,
     )

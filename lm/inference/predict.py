@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import jax
 import numpy as np
@@ -28,7 +28,6 @@ READING = ("fill-mask", "next-sentence", "embed")
 TASKS = (*READING, "generate", "translate", "answer")
 
 Result = TypeVar("Result")
-Option = TypeVar("Option")
 Requests = Iterable[Request]
 
 
@@ -73,15 +72,20 @@ class Options:
 
     Attributes:
         top: the number of candidates for each mask.
-        pooling, normalize: see `Pooling`. None is the value of an imported sentence encoder, or else a plain mean.
+        pooling, normalize: one of `POOLINGS`, and whether vectors are scaled to length one. None: as the imported
+            sentence encoder does, or else a plain mean.
+        prompt, prompt_name: the text to put before every text, or the name that the sentence encoder has for one.
+            None: its default.
         language: the language to translate into, for requests that name none.
         seed: the seed of sampling.
         decoding: fields of `Decoding` by name. None is the default of the model, see `Config.generation`.
     """
 
     top: int = 5
-    pooling: Literal["mean", "cls"] | None = None
+    pooling: str | None = None
     normalize: bool | None = None
+    prompt: str | None = None
+    prompt_name: str | None = None
     language: str = ""
     seed: int = 0
     decoding: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -110,10 +114,17 @@ class Predictor:
         return self.pipeline("next-sentence")(_several(requests))
 
     def embed(
-        self, requests: Requests, pooling: Literal["mean", "cls"] | None = None, normalize: bool | None = None
+        self,
+        requests: Requests,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> list[Answer]:
-        """Returns `{"embedding": [...]}`: one vector for each text; for the options see `Pooling`."""
-        return self.pipeline("embed", Options(pooling=pooling, normalize=normalize))(_several(requests))
+        """Returns `{"embedding": [...]}`: one vector for each text; for the options see `Options`."""
+        options = Options(pooling=pooling, normalize=normalize, prompt=prompt, prompt_name=prompt_name)
+        return self.pipeline("embed", options)(_several(requests))
 
     def generate(self, requests: Requests, *, seed: int = 0, **decoding: object) -> list[Answer]:
         """Returns `{"text", "score"}`: what the model writes for `text`; with several beams also `candidates`.
@@ -159,9 +170,9 @@ class Predictor:
             if not config.model.pooler:
                 raise InputError("this model has no next-sentence head; use one trained with objective.nsp=True.")
             return self._reading(prompts.NextSentence(tokenizer, longest), runner.next_probability, _TOKENS_A_TEXT)
-        given = {"mode": options.pooling, "normalize": options.normalize}
-        pooling = dataclasses.replace(self.loaded.pooling, **_without_none(given))
-        return self._reading(prompts.Embed(tokenizer, longest, pooling), runner.pooled, _TOKENS_A_TEXT)
+        encoder = self.loaded.sentence_encoder.changed(options.pooling, options.normalize)
+        prompt = prompts.Embed(tokenizer, longest, encoder, encoder.prompt(options.prompt, options.prompt_name))
+        return self._reading(prompt, functools.partial(runner.pooled, poolings=encoder.pooling), _TOKENS_A_TEXT)
 
     # ---- Rows to results --------------------------------------------------------------------
 
@@ -242,10 +253,6 @@ class Predictor:
             written = jax.device_get(self.runner.generate(sources, given, decoding, keys))
             found |= dict(zip(together, zip(written.tokens_BNT, written.scores_BN, strict=True), strict=False))
         return [found[i] for i in range(len(read))]
-
-
-def _without_none(options: Mapping[str, Option]) -> dict[str, Option]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _several(requests: Requests) -> Requests:

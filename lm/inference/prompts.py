@@ -6,13 +6,14 @@ Array names carry their shape: M masked positions, V vocabulary, D model, N beam
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from lm import tasks
 from lm.config import Config
 from lm.data.pairs import one_line, question_source, translation_source
+from lm.data.sentence_encoder import SentenceEncoder, lowered
 from lm.data.special_ids import SpecialIds
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
@@ -105,36 +106,38 @@ class NextSentence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pooling:
-    """How the vectors of a text's tokens become one vector.
+class Embed:
+    """Embeds a text: `{"embedding": [...]}`. Other attributes as in `FillMask`.
 
     Attributes:
-        mode: `mean` takes the mean of all tokens, `cls` the vector of [CLS].
-        normalize: whether the vector is scaled to length one.
+        encoder: how a text is prepared, and what becomes of the pooled vector.
+        prompt: is put before every text.
     """
-
-    mode: Literal["mean", "cls"] = "mean"
-    normalize: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Embed:
-    """Embeds a text: `{"embedding": [...]}`. Other attributes as in `FillMask`."""
 
     tokenizer: Tokenizer
     longest: int
-    pooling: Pooling = dataclasses.field(default_factory=Pooling)
+    encoder: SentenceEncoder = dataclasses.field(default_factory=SentenceEncoder)
+    prompt: str = ""
 
     def row(self, request: Request) -> Row:
-        return assemble(self.tokenizer, _readable(self.tokenizer.encode, texts(request)), self.longest)
+        """Returns the row, whose one place is the first token to pool."""
+        first, *others = texts(request)
+        row = assemble(self.tokenizer, self._encode([self.prompt + first, *others]), self.longest)
+        if self.encoder.include_prompt or not self.prompt:
+            return row
+        skipped = 1 + len(self._encode([self.prompt])[0])
+        return dataclasses.replace(row, places=np.array([min(skipped, len(row.tokens) - 1)], np.int32))
 
     def answer(self, row: Row, result: np.ndarray) -> Answer:
-        """Returns the embedding; `result` is the mean vector and the vector of [CLS] at the one place, [1, 2, D]."""
+        """Returns the embedding; `result` is the pooled vector at the one place, [1, D]."""
         del row
-        vector_D = result[0, int(self.pooling.mode == "cls")]
-        if self.pooling.normalize:
-            vector_D = vector_D / max(float(np.linalg.norm(vector_D)), 1e-12)
-        return {"embedding": vector_D.tolist()}
+        return {"embedding": self.encoder.finish(result[0]).tolist()}
+
+    def _encode(self, found: Sequence[str]) -> list[np.ndarray]:
+        if self.encoder.lower_case:
+            special = [self.tokenizer.id_to_piece(index) for index in self.tokenizer.special_ids]
+            found = [lowered(text, special) for text in found]
+        return _readable(self.tokenizer.encode, found)
 
 
 def texts(request: Request) -> list[str]:

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 
 from lm import models, sharding
 from lm.data.special_ids import decoder_start
-from lm.inference import decode
+from lm.inference import decode, pooling
 from lm.inference.decode import Decoded, Shape, TokenIds
 from lm.inference.load import Loaded
 from lm.inference.options import Decoding, row_options
@@ -46,7 +45,7 @@ class Runner:
         self._decoders: dict[Shape, Callable[..., Decoded]] = {}
         self._mask_logits = self.compile(_mask_logits_BPV)
         self._next_probability = self.compile(_next_probability_BP)
-        self._pooled = self.compile(_pooled_BP2D)
+        self._pooled = functools.cache(lambda poolings: self.compile(functools.partial(pooling.pool, poolings)))
         self.multiple = self._mesh.shape["data"] * self._mesh.shape["fsdp"] if self._mesh else 1
         with self._on_mesh():
             self.budget = _BUDGETS.get(sharding.platform(), _BUDGET_OF_ACCELERATORS)
@@ -59,9 +58,9 @@ class Runner:
         """Returns the probability [B, P] that the second text follows the first, given the [CLS] at each place."""
         return self._next_probability(*batch.arrays)
 
-    def pooled(self, batch: Packed) -> jax.Array:
-        """Returns float32 [B, P, 2, D]: the mean vector of each row's segment p + 1, and the vector at place p."""
-        return self._pooled(*batch.arrays)
+    def pooled(self, batch: Packed, poolings: tuple[str, ...] = ("mean",)) -> jax.Array:
+        """Returns float32 [B, P, D]: the pooled vector of each row's segment p + 1; see `pooling.pool`."""
+        return self._pooled(poolings)(*batch.arrays)
 
     def generate(self, sources: Sources | None, prompts: Prompts, decoding: Decoding, keys_B: jax.Array) -> Decoded:
         """Returns what an encoder-decoder or a decoder writes; see `decode.generate`.
@@ -124,19 +123,3 @@ def _next_probability_BP(
 ) -> jax.Array:
     logits_BP2 = module.nsp_logits(module(tokens_BL, segments_BL, positions_BL, types_BL), places_BP)
     return jax.nn.softmax(logits_BP2, axis=-1)[:, :, 0]
-
-
-def _pooled_BP2D(
-    module: models.Encoder,
-    tokens_BL: jax.Array,
-    types_BL: jax.Array,
-    segments_BL: jax.Array,
-    positions_BL: jax.Array,
-    places_BP: jax.Array,
-) -> jax.Array:
-    hidden_BLD = module(tokens_BL, segments_BL, positions_BL, types_BL).astype(jnp.float32)
-    numbers_1P1 = jnp.arange(1, places_BP.shape[1] + 1)[None, :, None]
-    belongs_BPL = (segments_BL[:, None, :] == numbers_1P1).astype(jnp.float32)
-    sum_BPD = jnp.einsum("BPL,BLD->BPD", belongs_BPL, hidden_BLD, precision=jax.lax.Precision.HIGHEST)
-    mean_BPD = sum_BPD / jnp.maximum(belongs_BPL.sum(axis=2, keepdims=True), 1.0)
-    return jnp.stack([mean_BPD, jnp.take_along_axis(hidden_BLD, places_BP[:, :, None], axis=1)], axis=2)
