@@ -82,6 +82,10 @@ class Decoding:
             raise InputError("temperature is for sampling, num_beams for beam search; give one of them.")
         if (self.top_k or self.top_p < 1) and not self.temperature:
             raise InputError("top_k and top_p restrict sampling; give a temperature above 0, such as 1, as well.")
+        lists = {"bad_words_ids": tuple(map(tuple, self.bad_words_ids))}
+        lists |= {name: tuple(getattr(self, name)) for name in ("suppress_tokens", "begin_suppress_tokens")}
+        for name, value in lists.items():
+            object.__setattr__(self, name, value)  # so that options can be compared and hashed
         words = [*self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens]
         if not all(self.bad_words_ids) or min((token for word in words for token in word), default=0) < 0:
             raise InputError("bad_words_ids and the suppressed tokens are token ids; give ids of 0 or more.")

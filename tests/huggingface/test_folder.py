@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from lm import families, models
 from lm.config import ModelConfig
 from lm.errors import InputError
-from lm.huggingface import Pooling, export_folder, import_folder, read_config, to_tensors, write_config
+from lm.huggingface import export_folder, import_folder, read_config, to_tensors, write_config
 
 SMALL = {"vocab_size": 40, "d_model": 16, "num_layers": 3, "num_heads": 2, "d_ff": 24, "max_length": 32}
 BERT = families.bert(**SMALL)
@@ -77,7 +77,7 @@ def test_import_inverts_export(tmp_path, config):
     assert imported.config == config
     assert_equal(imported.params, params)
     assert imported.fresh == ()
-    assert imported.pooling is None
+    assert imported.sentence_encoder is None
 
 
 def test_a_fused_projection_is_query_then_key_then_value():
@@ -158,41 +158,6 @@ def test_settings_left_out_take_the_defaults_of_transformers():
     )
     modernbert = read_config({"model_type": "modernbert"})
     assert (modernbert.global_every, modernbert.window, modernbert.rope_theta) == (3, 64, 160_000.0)
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, Pooling("mean", True)),
-        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, Pooling("cls", True)),
-        ({"pooling_mode": "cls"}, Pooling("cls", True)),
-    ],
-)
-def test_the_pooling_of_a_sentence_transformer_is_read(bert, config, expected):
-    write_pooling(bert, config, "Normalize")
-    assert import_folder(bert).pooling == expected
-
-
-@pytest.mark.parametrize(
-    ("config", "module", "message"),
-    [
-        ({"pooling_mode_max_tokens": True}, "Normalize", "pooled by .*max_tokens.*accepted: mean or cls"),
-        ({"pooling_mode": ["cls", "mean"]}, "Normalize", "pooled by .*accepted: mean or cls"),
-        ({"pooling_mode": "mean"}, "Dense", "modules.json lists Transformer, Pooling, Dense"),
-    ],
-)
-def test_other_poolings_are_refused(bert, config, module, message):
-    write_pooling(bert, config, module)
-    with pytest.raises(InputError, match=message):
-        import_folder(bert)
-
-
-def write_pooling(folder, config, module):
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling/config.json").write_text(json.dumps(config))
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2", module)]
-    entries = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
-    (folder / "modules.json").write_text(json.dumps(entries))
 
 
 @pytest.mark.parametrize(

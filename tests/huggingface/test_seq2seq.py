@@ -147,11 +147,10 @@ def test_only_a_bias_can_keep_padding_from_being_predicted(bart, t5):
 @pytest.mark.parametrize(
     ("folder", "settings", "message"),
     [
-        ("t5", {"decoder_start_token_id": 1}, "decoder_start_token_id 1; accepted: 0, which is its pad_token_id"),
+        ("t5", {"decoder_start_token_id": 40}, "decoder_start_token_id is 40, but the model has 40 tokens"),
         ("t5", {"feed_forward_proj": "gated-mish"}, "activation 'mish'; accepted: gelu"),
         ("t5", {"num_layers": 2}, r"unexpected encoder.block.2.*the 2 \+ 2 layers that config.json"),
         ("t5", {"num_decoder_layers": None}, r"lacks decoder.block.2.*the 3 \+ 3 layers"),
-        ("bart", {"decoder_start_token_id": 0}, "decoder_start_token_id 0; accepted: 2, which is its eos_token_id"),
         ("bart", {"scale_embedding": True}, "scale_embedding True; accepted: False"),
         ("bart", {"decoder_attention_heads": 4}, "different decoder_attention_heads and encoder_attention_heads"),
         ("bart", {"decoder_ffn_dim": 48}, "different decoder_ffn_dim and encoder_ffn_dim"),

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, families, models
+from lm.data import sentence_encoder
+from lm.data.sentence_encoder import SentenceEncoder
 from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
 from lm.huggingface import export_folder, import_folder, import_workdir
@@ -21,6 +23,11 @@ from tests.weights import random_params
 ROOT = Path(__file__).parents[2]
 CONFIG = families.bert(vocab_size=400, d_model=16, num_layers=2, num_heads=2, d_ff=24, max_length=32)
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Hello", "world", "##s", *map("piece{}".format, range(392))]
+
+
+WRITTEN = """{}: 2 layers, vocabulary 400
+embeddings as the folder says: pooling cls, at most 24 tokens, similarity cosine
+"""
 
 
 @pytest.fixture
@@ -47,16 +54,16 @@ def convert(*flags):
 
 def test_there_and_back(folder, tmp_path):
     done = convert(f"--from_huggingface={folder}", f"--workdir={tmp_path / 'run'}")
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run'}: 2 layers, vocabulary 400\n")
+    assert (done.returncode, done.stdout) == (0, WRITTEN.format(tmp_path / "run"))
     config = checkpoint.read_config(tmp_path / "run")
     assert (config.model, config.data.seq_length, config.data.vocab_size) == (CONFIG, 24, 400)
-    pooling = json.loads((tmp_path / "run/pooling.json").read_text())
-    assert pooling == {"mode": "cls", "normalize": False, "max_length": 24}
+    assert sentence_encoder.read(str(tmp_path / "run")) == SentenceEncoder(("cls",), max_length=24)
 
     done = convert(f"--checkpoint={tmp_path / 'run'}", f"--to_huggingface={tmp_path / 'back'}")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'back'}: written\n")
     there, back = import_folder(folder), import_folder(tmp_path / "back")
     assert there.config == back.config
+    assert there.sentence_encoder == back.sentence_encoder
     jax.tree.map(np.testing.assert_array_equal, there.params, back.params)
     assert json.loads((tmp_path / "back/config.json").read_text())["sep_token_id"] == 3
 

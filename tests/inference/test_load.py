@@ -13,10 +13,10 @@ from etils import epath
 import lm
 from lm import checkpoint, models, sharding
 from lm.config import MeshConfig
+from lm.data.sentence_encoder import Normalize, SentenceEncoder
 from lm.data.store import Store
 from lm.errors import InputError
 from lm.inference.load import load
-from lm.inference.prompts import Pooling
 from tests.inference.conftest import make_workdir
 from tests.weights import random_params
 
@@ -53,7 +53,7 @@ def test_every_kind_of_model_is_read(encoder_workdir, pairs_workdir, decoder_wor
         assert loaded.config.model.architecture == architecture
         assert loaded.is_encoder == (architecture == "encoder")
         assert loaded.tokenizer.vocab_size > 105
-        assert loaded.pooling == Pooling()
+        assert loaded.sentence_encoder == SentenceEncoder()
     with pytest.raises(InputError, match="has the steps 0"):
         load(f"{pairs_workdir}/checkpoints/7")
 
@@ -63,7 +63,7 @@ def test_pooling_is_that_of_the_workdir(encoder_workdir, tiny_config, tmp_path):
     workdir = make_workdir(tmp_path, tiny_config, loaded.tokenizer, loaded.params)
     pooling = {"mode": "cls", "normalize": True, "max_length": None}
     (epath.Path(workdir) / "pooling.json").write_text(json.dumps(pooling))
-    assert load(workdir).pooling == Pooling("cls", normalize=True)
+    assert load(workdir).sentence_encoder == SentenceEncoder(("cls",), steps=(Normalize(),))
     (vector,) = (answer["embedding"] for answer in lm.load(workdir).embed(["the river"]))
     (expected,) = (answer["embedding"] for answer in lm.load(encoder_workdir).embed(["the river"], "cls", True))
     np.testing.assert_allclose(vector, expected, atol=1e-6)

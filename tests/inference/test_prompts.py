@@ -1,5 +1,6 @@
 """Requests are worded as in training, and answers are read from results: no model is needed."""
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig
+from lm.data.sentence_encoder import Normalize, SentenceEncoder
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import InputError
@@ -18,7 +20,6 @@ from lm.inference.prompts import (
     FillMask,
     Generate,
     NextSentence,
-    Pooling,
     Translate,
     default_length,
     encode_with_sentinels,
@@ -88,17 +89,29 @@ def test_masks_are_asked_for_and_filled_with_the_most_probable(tokenizer):
     assert [each["probability"] for each in first + second] == pytest.approx([0.75, 0.25, 0.9, 0.1])
 
 
-def test_embeddings_are_pooled_and_normalized(tokenizer):
-    pooled = np.array([[[3.0, 4.0], [0.0, 2.0]]], np.float32)
+def test_embeddings_are_normalized(tokenizer):
+    pooled = np.array([[3.0, 4.0]], np.float32)
     row = Embed(tokenizer, LONGEST).row("x")
-    for pooling, expected in [
-        (Pooling(), [3, 4]),
-        (Pooling("cls"), [0, 2]),
-        (Pooling(normalize=True), [0.6, 0.8]),
-        (Pooling("cls", normalize=True), [0, 1]),
-    ]:
-        assert Embed(tokenizer, LONGEST, pooling).answer(row, pooled)["embedding"] == pytest.approx(expected)
-    assert Embed(tokenizer, LONGEST, Pooling(normalize=True)).answer(row, 0 * pooled) == {"embedding": [0.0, 0.0]}
+    assert Embed(tokenizer, LONGEST).answer(row, pooled)["embedding"] == [3, 4]
+    normal = Embed(tokenizer, LONGEST, SentenceEncoder(steps=(Normalize(),)))
+    assert normal.answer(row, pooled)["embedding"] == pytest.approx([0.6, 0.8])
+    assert normal.answer(row, 0 * pooled) == {"embedding": [0.0, 0.0]}
+
+
+def test_a_prompt_is_put_before_the_text_and_may_be_left_out_of_the_mean(tokenizer):
+    encoder = SentenceEncoder(prompts={"query": "the river "}, lower_case=True)
+    row = Embed(tokenizer, LONGEST, encoder, encoder.prompt(None, "query")).row({"text": "OLD tree", "text_pair": "X"})
+    expected = Embed(tokenizer, LONGEST).row({"text": "the river old tree", "text_pair": "x"})
+    np.testing.assert_array_equal(row.tokens, expected.tokens)
+    assert row.places.tolist() == [0]
+    without = dataclasses.replace(encoder, include_prompt=False)
+    (place,) = Embed(tokenizer, LONGEST, without, "the river ").row("old").places
+    assert place == 1 + len(tokenizer.encode(["the river "])[0])
+    assert encoder.prompt("own ", "query") == "own "
+    assert encoder.prompt(None, None) == ""
+    assert dataclasses.replace(encoder, default_prompt_name="query").prompt(None, None) == "the river "
+    with pytest.raises(InputError, match="prompt_name is 'document'; this model has: query"):
+        encoder.prompt(None, "document")
 
 
 # ---- Wording

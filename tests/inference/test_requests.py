@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from lm.inference.requests import RequestError, field, parse, waiting_lines
+from lm.inference.requests import RequestError, field, finite, parse, waiting_lines
 
 
 def test_lines_that_are_no_request_are_none():
@@ -23,11 +23,28 @@ def test_a_field_is_a_string_that_is_not_empty():
         ({"text": 3}, 'needs the string "text"'),
         ({"other": "x"}, 'needs the string "text"'),
         (" ", "the text is empty"),
+        *(
+            (text, "the text is empty")
+            for text in ("\u200b", "\ufeff\u200d \u2060", "\x00\n", "\u00ad", "\u3164\ufe0f")
+        ),
     ]:
         with pytest.raises(RequestError, match=message):
             field(request, "text")
     with pytest.raises(RequestError, match='"question" is empty'):
         field({"question": " "}, "question")
+
+
+def test_a_text_of_visible_and_zero_width_characters_is_kept_as_it_is():
+    for text in ("a\u200bb", "\u0301", "\ufffd", "\u2764\ufe0f", "\U000e0041x"):
+        assert field(text, "text") == text
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_an_answer_that_is_not_finite_is_an_error(number):
+    for answer in ({"embedding": [0.5, number]}, {"text": "x", "candidates": [{"text": "x", "score": number}]}):
+        assert "is nan" in finite(answer)["error"] or "inf" in finite(answer)["error"]
+    good = {"text": "nan", "score": -1.5, "masks": [[{"probability": 1.0}]], "truncated": True}
+    assert finite(good) is good
 
 
 def pipe():

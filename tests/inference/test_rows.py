@@ -9,7 +9,7 @@ import pytest
 
 from lm.inference import decode
 from lm.inference.decode import Shape, TokenIds
-from lm.inference.options import Decoding, row_options
+from lm.inference.options import Decoding, Extras, row_options
 from lm.models import Prompts, Sources, make_decoder
 from tests.inference.test_decode import END, PAD, START, VOCABULARY, build
 
@@ -18,15 +18,29 @@ IDS = TokenIds(START, END, PAD, VOCABULARY)
 NOWHERE = SLOTS  # a row beyond the state: nothing is inserted there
 
 
+# Every option that a program may lack, and a program that has them all.
+RULES = {
+    "no_repeat_ngram_size": 2,
+    "repetition_penalty": 1.3,
+    "forced_bos_token_id": 5,
+    "forced_eos_token_id": END,
+    "bad_words_ids": [[9], [7, 8]],
+    "suppress_tokens": [10, 11],
+    "begin_suppress_tokens": [12],
+}
+EVERY = Extras.of([Decoding(**RULES, early_stopping=True)])
+
+
 class Server:
     """A running state, its programs compiled once."""
 
-    def __init__(self, name: str, hypotheses: int):
+    def __init__(self, name: str, hypotheses: int, extras: Extras = Extras()):  # noqa: B008 - it is frozen
         model, params = build(name)
         alone = name == "alone"
         self.shape = Shape(hypotheses, written=12, prompt=6 if alone else 0, source=0 if alone else 16)
         self.decoder = jax.jit(lambda: make_decoder(model.merge(params), SLOTS * hypotheses))()
-        self.empty = decode.empty(self.decoder, IDS, self.shape, SLOTS)
+        self.extras = extras
+        self.empty = decode.empty(self.decoder, IDS, self.shape, SLOTS, extras)
         # Functions of their own, so that what they compile is counted apart from other servers' programs.
         self.insert: Any = jax.jit(lambda *args: decode.insert(*args))
         self.advance: Any = jax.jit(lambda *args: decode.advance(*args))
@@ -45,7 +59,7 @@ class Server:
         tokens = np.stack([np.pad(text, (0, width - len(text))) for text in texts]).astype(np.int32)
         lengths = np.array([len(text) for text in texts], np.int32)
         keys = jax.vmap(jax.random.key)(np.array([text.sum() for text in texts], np.uint32))
-        given = row_options([*options, *[Decoding(max_length=1)] * more], keys)
+        given = row_options([*options, *[Decoding(max_length=1)] * more], keys, self.extras)
         if self.shape.source:
             segments = (np.arange(width)[None] < lengths[:, None]).astype(np.int32)
             none = Prompts(np.zeros((AT_ONCE, 0), np.int32), np.zeros(AT_ONCE, np.int32))
@@ -71,6 +85,8 @@ CASES = [
     ("relative", 3, Decoding(max_length=10, num_beams=3, length_penalty=0.6)),
     ("learned", 3, Decoding(max_length=9, num_beams=3)),
     ("alone", 3, Decoding(max_length=8, num_beams=3)),
+    ("relative", 1, Decoding(max_length=8, **RULES)),
+    ("learned", 3, Decoding(max_length=9, num_beams=3, early_stopping="never", **RULES)),
 ]  # fmt: skip
 
 
@@ -90,7 +106,7 @@ def others(hypotheses: int) -> list[Decoding]:
 
 @pytest.mark.parametrize(("name", "hypotheses", "decoding"), CASES, ids=str)
 def test_a_row_writes_the_same_alone_and_among_others(name, hypotheses, decoding):
-    ours = server(name, hypotheses)
+    ours = server(name, hypotheses, EVERY if decoding.repetition_penalty != 1 else Extras())
     (mine,) = ours.requests(seed=7, count=1)
     first, second, third = ours.requests(seed=8, count=3)
     one, two, three = others(hypotheses)

@@ -1,6 +1,8 @@
 """Greedy decoding and beam search equal transformers' `generate` on imported T5 and BART, in float32."""
 
 import functools
+import itertools
+import json
 from typing import Any
 
 import jax
@@ -11,10 +13,10 @@ import transformers
 
 from lm import models
 from lm.data.special_ids import SpecialIds
-from lm.huggingface import import_folder
+from lm.huggingface import generation, import_folder
 from lm.inference import decode
 from lm.inference.decode import Decoded, Shape, TokenIds
-from lm.inference.options import Decoding, row_options
+from lm.inference.options import Decoding, Extras, row_options, with_defaults
 from lm.models import Prompts, Sources
 from tests.peers import ragged
 from tests.peers.test_seq2seq import BART_IDS, T5_IDS, make_theirs
@@ -154,3 +156,103 @@ def test_the_four_best_of_four_beams_are_identical(peers, family, ours, theirs):
     np.testing.assert_allclose(found.scores_BN, scores, atol=1e-4, rtol=0)
     shortest = np.where(tokens == pair.special.sep, np.arange(tokens.shape[-1]) + 1, np.inf).min()
     assert shortest == ours["min_length"] if "min_length" in ours else shortest < 6  # the bound is felt
+
+
+# ---- Generation as the folder says --------------------------------------------------------------
+
+MOST = 12  # tokens written, the most of all cases
+EVERY = Extras(True, True, True, True, True, bad_words=(4, 2), suppressed=2, begin_suppressed=2)
+START = 7  # the decoder's first token: neither the end nor padding
+
+
+class Following:
+    """A folder's settings, followed here and there. All settings of a search run in one program."""
+
+    def __init__(self, pair: Peers, folder):
+        self.pair, self.folder = pair, folder
+        ids = TokenIds(START, pair.special.sep, pair.special.pad, pair.vocab_size)
+        self.program = functools.cache(
+            lambda beams: jax.jit(functools.partial(decode.generate, pair.model, ids, Shape(beams, MOST, 1, LONGEST)))
+        )
+
+    def ours(self, settings: dict) -> Decoded:
+        """Reads the settings as an import does."""
+        found = generation.read_generation({"eos_token_id": self.pair.special.sep}, settings)
+        assert not found.not_done
+        config = found.config
+        assert config.decoder_start_token_id == START
+        decoding = with_defaults(config, MOST, {})
+        forced = decoding.forced_bos_token_id
+        prompts = Prompts(np.full((ROWS, 1), max(forced, 0), np.int32), np.full(ROWS, int(forced >= 0), np.int32))
+        options = row_options([decoding] * ROWS, jax.random.split(jax.random.key(0), ROWS), EVERY)
+        sources = Sources(self.pair.tokens, self.pair.segments)
+        return jax.device_get(self.program(decoding.num_beams)(self.pair.params, sources, prompts, options))
+
+    def theirs(self, settings: dict) -> tuple[np.ndarray, np.ndarray | None]:
+        """Sequences [B, N, T] without the start and a forced first token, padded as ours, and scores [B, N]."""
+        (self.folder / "generation_config.json").write_text(json.dumps(settings))
+        pair, beams = self.pair, settings.get("num_beams", 1)
+        pair.theirs.generation_config = transformers.GenerationConfig.from_pretrained(self.folder)
+        with torch.no_grad():
+            found = pair.theirs.generate(
+                torch.from_numpy(pair.tokens).long(),
+                attention_mask=torch.from_numpy(pair.segments).long(),
+                num_return_sequences=beams,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+        sequences = found.sequences.numpy()[:, 1 + ("forced_bos_token_id" in settings) :]
+        sequences = np.pad(sequences, ((0, 0), (0, MOST - sequences.shape[1])), constant_values=pair.special.pad)
+        is_end = sequences == pair.special.sep
+        sequences = np.where(is_end.cumsum(axis=1) - is_end > 0, pair.special.pad, sequences)
+        scores = found.sequences_scores.numpy().reshape(ROWS, beams) if beams > 1 else None
+        return sequences.reshape(ROWS, beams, MOST), scores
+
+
+@pytest.fixture(scope="module")
+def following(peers, tmp_path_factory):
+    return Following(peers("bart"), tmp_path_factory.mktemp("settings"))
+
+
+@pytest.fixture(scope="module")
+def plain(following) -> np.ndarray:
+    """What is written without any option, [B, T]."""
+    return following.ours({"decoder_start_token_id": START, "max_new_tokens": MOST, "eos_token_id": 2}).tokens_BNT[:, 0]
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"no_repeat_ngram_size": 2, "max_new_tokens": 12},
+        {"no_repeat_ngram_size": 1, "forced_bos_token_id": 0, "forced_eos_token_id": 2, "max_length": 11},
+        {"repetition_penalty": 1.8, "forced_bos_token_id": 0, "max_new_tokens": 12, "length_penalty": 2.0},
+        {"repetition_penalty": 0.8, "min_length": 6, "max_length": 10, "forced_eos_token_id": 2},
+        {"bad_words_ids": "frequent", "max_new_tokens": 12},
+        {"suppress_tokens": "frequent", "begin_suppress_tokens": "first", "forced_bos_token_id": 0, "max_length": 12},
+        {"begin_suppress_tokens": "first", "min_new_tokens": 4, "max_new_tokens": 12, "early_stopping": True},
+        {"early_stopping": True, "length_penalty": 1.5, "forced_bos_token_id": 0, "max_new_tokens": 12},
+        {"early_stopping": "never", "length_penalty": 1.5, "max_new_tokens": 12},
+        {"early_stopping": "never", "length_penalty": -0.5, "max_new_tokens": 12},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_a_folders_settings_are_followed(following, plain, settings, beams):
+    written = plain[plain > 2]
+    common = np.bincount(written).argsort()[::-1].tolist()
+    pairs = {(a, b) for row in plain.tolist() for a, b in itertools.pairwise(row) if min(a, b) > 2}
+    tokens = {
+        "bad_words_ids": [[common[0]], *map(list, sorted(pairs)[:2]), [2]],
+        "suppress_tokens": common[:2],
+        "begin_suppress_tokens": np.bincount(plain[:, 0]).argsort()[::-1][:2].tolist(),
+    }
+    settings = {name: tokens[name] if isinstance(value, str) and name in tokens else value
+                for name, value in settings.items()}  # fmt: skip
+    settings = {"decoder_start_token_id": START, "eos_token_id": 2, "pad_token_id": 1, "num_beams": beams, **settings}
+    found = following.ours(settings)
+    expected, scores = following.theirs(settings)
+    np.testing.assert_array_equal(found.tokens_BNT, expected)
+    if beams > 1:
+        np.testing.assert_allclose(found.scores_BN, scores, atol=1e-4, rtol=1e-4)
+    elif "early_stopping" not in settings:  # the option is felt
+        assert (found.tokens_BNT[:, 0] != plain).any(axis=1).sum() > ROWS / 8

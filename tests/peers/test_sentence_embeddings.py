@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from lm import models
-from lm.huggingface import Pooling, import_folder
+from lm.data.sentence_encoder import Normalize, SentenceEncoder
+from lm.huggingface import import_folder
 
 pytestmark = pytest.mark.peers
 
@@ -64,7 +65,7 @@ def their_embeddings(folder, encoded: list[list[int]]) -> np.ndarray:
 def test_packed_sentences_have_equal_embeddings(folder, encoded):
     imported = import_folder(folder)
     assert imported.fresh == ("mlm", "nsp")
-    assert imported.pooling == Pooling("mean", normalize=True, max_length=256)
+    assert imported.sentence_encoder == SentenceEncoder(("mean",), steps=(Normalize(),), max_length=256)
     assert {file.name for file in imported.tokenizer} >= {"tokenizer.json", "vocab.txt"}
 
     # Rows of 160 tokens, filled in the order of the sentences.

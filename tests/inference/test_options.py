@@ -1,0 +1,78 @@
+"""Options are checked, take the model's defaults, and become arrays only where a row uses them."""
+
+import jax
+import numpy as np
+import pytest
+
+from lm.config import GenerationConfig
+from lm.errors import InputError
+from lm.inference.options import NONE, Decoding, Extras, row_options, with_defaults
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1; it must be at least 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be above 0"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
+        ({"early_stopping": "always"}, "early_stopping is 'always'; accepted: false, true, never"),
+        ({"bad_words_ids": [[]]}, "bad_words_ids and the suppressed tokens are token ids"),
+        ({"suppress_tokens": [-2]}, "bad_words_ids and the suppressed tokens are token ids"),
+        ({"forced_bos_token_id": -2}, "forced_bos_token_id is -2; it must be at least -1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Decoding(**options)
+
+
+def test_a_request_takes_the_models_defaults_and_overrides_them():
+    model = GenerationConfig(
+        max_length=140, min_length=55, num_beams=4, early_stopping="true", forced_eos_token_id=2, bad_words_ids=[[5]]
+    )
+    assert with_defaults(model, 99, {"top_k": None}) == Decoding(
+        140, 55, 4, early_stopping=True, forced_eos_token_id=2, bad_words_ids=[[5]]
+    )
+    cut = with_defaults(model, 99, {"max_length": 12})  # a limit of the caller cuts the text off
+    assert (cut.max_length, cut.min_length, cut.forced_eos_token_id) == (12, 12, NONE)
+    assert with_defaults(model, 99, {"max_length": 12, "forced_eos_token_id": 2}).forced_eos_token_id == 2
+    sampled = with_defaults(model, 99, {"temperature": 0.5})
+    assert (sampled.num_beams, sampled.temperature) == (1, 0.5)
+    assert with_defaults(GenerationConfig(), 99, {}) == Decoding(99)
+
+
+def test_a_model_that_samples_stops_sampling_where_beams_are_asked_for():
+    model = GenerationConfig(do_sample=True, temperature=0.8, top_k=50, top_p=0.9)
+    found = with_defaults(model, 9, {})
+    assert (found.temperature, found.top_k, found.top_p) == (0.8, 50, 0.9)
+    for given in ({"num_beams": 2}, {"temperature": 0}):
+        found = with_defaults(model, 9, given)
+        assert (found.temperature, found.top_k, found.top_p) == (0, 0, 1)
+    with pytest.raises(InputError, match="the option 'beams' does not exist; accepted: max_length"):
+        with_defaults(model, 9, {"beams": 2})
+
+
+def test_an_option_that_no_row_uses_has_no_array():
+    keys = jax.random.split(jax.random.key(0), 2)
+    plain = row_options([Decoding(), Decoding(temperature=0.5)], keys)
+    assert [array for array in plain[7:] if array is not None] == []
+    assert not plain.reads_history
+    rows = [Decoding(no_repeat_ngram_size=3, suppress_tokens=(4,)), Decoding(bad_words_ids=[[5], [6, 7, 8]])]
+    found = row_options(rows, keys)
+    assert found.reads_history
+    assert found.repetition_penalty_B is found.early_stopping_B is found.forced_eos_B is None
+    np.testing.assert_array_equal(found.no_repeat_ngram_size_B, [3, 0])
+    np.testing.assert_array_equal(found.suppressed_BS, [[4], [NONE]])
+    empty = [NONE] * 4
+    np.testing.assert_array_equal(found.bad_words_BWL, [[empty, empty], [[*empty[:3], 5], [NONE, 6, 7, 8]]])
+
+
+def test_a_program_takes_the_rows_that_its_arrays_cover():
+    extras = Extras.of([Decoding(bad_words_ids=[[1, 2]] * 3, repetition_penalty=2.0)])
+    assert extras.bad_words == (4, 2)
+    assert extras.covers(Decoding())
+    assert extras.covers(Decoding(bad_words_ids=[[1]] * 4))
+    for row in (Decoding(bad_words_ids=[[1, 2, 3]]), Decoding(bad_words_ids=[[1]] * 5), Decoding(suppress_tokens=[1])):
+        assert not extras.covers(row)
+        with pytest.raises(ValueError, match="does not cover the options"):
+            row_options([row], jax.random.split(jax.random.key(0), 1), extras)
