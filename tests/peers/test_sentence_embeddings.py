@@ -1,6 +1,8 @@
-"""The pretrained encoder all-MiniLM-L6-v2 gives the same sentence embeddings here as in transformers."""
+"""Sentence encoders give the same embeddings here as in transformers and in sentence-transformers."""
 
 import importlib.resources
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,10 +10,15 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
 
+import lm
 from lm import models
 from lm.data.sentence_encoder import Normalize, SentenceEncoder
-from lm.huggingface import import_folder
+from lm.errors import InputError
+from lm.huggingface import export_workdir, import_folder, import_workdir
+from lm.inference.predict import Predictor
 
 pytestmark = pytest.mark.peers
 
@@ -88,3 +95,83 @@ def test_packed_sentences_have_equal_embeddings(folder, encoded):
     theirs = their_embeddings(folder, encoded)
     assert np.abs(theirs).max() > 0.1
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+# ---- Sentence encoders both ways ----------------------------------------------------------------
+
+WORDS = "the dog fox hello world schön café cafe find query : The DOG a b c ##a ##b . 中 国 人".split()  # noqa: SIM905
+TEXTS = ["the dog", "The DOG a b c [SEP] hello", "中国 café Schön.", "fox " * 30, "a"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A cased BERT with a tokenizer of words."""
+    folder = tmp_path_factory.mktemp("tiny")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *map("w{}".format, range(400))]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    settings = {"do_lower_case": False, "tokenizer_class": "BertTokenizer", "model_max_length": 48}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def there_and_back(folder, tmp_path):
+    """Returns our model of a folder, and sentence-transformers' of what we export."""
+    import_workdir(folder, tmp_path / "run")
+    export_workdir(str(tmp_path / "run"), tmp_path / "back")
+    if not (settings := tmp_path / "back/tokenizer_config.json").exists():  # what the tokenizer is, not what we test
+        shutil.copy(folder / "tokenizer_config.json", settings)
+    return lm.load(str(tmp_path / "run")), SentenceTransformer(str(tmp_path / "back"), device="cpu")
+
+
+def ours(model: Predictor, texts, **options) -> np.ndarray:
+    return np.array([answer["embedding"] for answer in model.embed(texts, **options)], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("limits", "pooling", "dense"),
+    [
+        ({}, {"pooling_mode": list(modules.Pooling.POOLING_MODES)}, {"bias": True, "use_residual": True}),
+        ({"max_seq_length": 9, "do_lower_case": True}, {"include_prompt": False, "pooling_mode": "weightedmean"}, {}),
+        ({"max_seq_length": 20}, {"include_prompt": False, "pooling_mode": ("mean", "lasttoken")}, {"bias": False}),
+    ],
+    ids=["six poolings", "lower case", "without prompt"],
+)
+def test_sentence_transformers_and_we_agree_there_and_back(tiny, tmp_path, limits, pooling, dense):
+    torch.manual_seed(1)
+    parts = [modules.Transformer(str(tiny), **limits), modules.Pooling(32, **pooling)]
+    if dense:
+        parts += [modules.Dense(parts[1].get_embedding_dimension(), 24, **dense), modules.Normalize()]
+    prompts = {"query": "find query : ", "document": ""}
+    theirs = SentenceTransformer(
+        modules=parts, prompts=prompts, default_prompt_name="query", similarity_fn_name="dot", device="cpu"
+    )
+    theirs.save(str(tmp_path / "folder"), create_model_card=False)
+    model, back = there_and_back(tmp_path / "folder", tmp_path)
+    texts = [text.replace("[SEP] ", "") for text in TEXTS]
+    for options in ({}, {"prompt_name": "document"}, {"prompt": "hello world "}):
+        expected = theirs.encode(texts, **options)
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(ours(model, texts, **options), expected, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(back.encode(texts, **options), expected, atol=1e-6, rtol=1e-6)
+    assert (back.prompts, back.default_prompt_name) == (theirs.prompts, theirs.default_prompt_name)
+    assert (back.max_seq_length, back.similarity_fn_name) == (theirs.max_seq_length, "dot")
+    with pytest.raises(InputError, match="prompt_name is 'passage'; this model has: document, query"):
+        model.embed(texts, prompt_name="passage")
+
+
+def test_minilm_comes_back_as_it_was(folder, tmp_path):
+    model, back = there_and_back(folder, tmp_path)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(SENTENCES)
+    np.testing.assert_allclose(ours(model, SENTENCES), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(back.encode(SENTENCES), expected, atol=1e-5, rtol=0)
