@@ -55,6 +55,10 @@ class GenerationConfig:
                 raise InputError(f"generation.{name} is {getattr(self, name)}; it must be above 0.")
         if not math.isfinite(self.length_penalty):
             raise InputError(f"generation.length_penalty is {self.length_penalty}; give a finite number.")
+        if self.max_length and self.min_length > self.max_length:
+            raise InputError(
+                f"generation.min_length is {self.min_length}, but max_length {self.max_length}; change one of them."
+            )
         for name in ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"):
             lists = getattr(self, name) if name == "bad_words_ids" else [getattr(self, name) or [0]]
             if not all(isinstance(each, list) and each and all(map(_is_id, each)) for each in lists):

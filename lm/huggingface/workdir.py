@@ -1,5 +1,6 @@
 """Converts Hugging Face folders to working directories, which all other scripts accept, and back."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -47,6 +48,7 @@ def import_workdir(
     data.vocab_size = min(tokenizer.vocab_size, imported.rows)
     generation = imported.generation.config if imported.generation else GenerationConfig()
     config = Config(seed=seed, data=data, model=model, objective=objective, generation=generation)
+    imported = _check_end(imported, tokenizer.special.sep)
     checkpoint.write_atomically(workdir / tokenizer.file_name, tokenizer.to_bytes())
     if encoder is not None:
         sentence_encoder.write(str(workdir), encoder)
@@ -88,6 +90,16 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
         generation_settings=_generation(config, special) if config.model.decoder_depth else None,
     )
     write_tokenizer(folder, tokenizer, config)
+
+
+def _check_end(imported: Imported, end: int) -> Imported:
+    """Returns what was imported; names the tokens that end a text in the folder if ours ends with another one."""
+    says = imported.generation
+    if says is None or set(says.ends) <= {end}:
+        return imported
+    line = f"eos_token_id {list(says.ends)}: a text ends with {end} alone"
+    says = dataclasses.replace(says, not_done=(*says.not_done, line))
+    return dataclasses.replace(imported, generation=says)
 
 
 def _generation(config: Config, special: SpecialIds) -> Fields:

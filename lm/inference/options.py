@@ -112,7 +112,7 @@ def with_defaults(generation: GenerationConfig, max_length: int, given: Mapping[
         raise InputError(f"the option {min(unknown)!r} does not exist; accepted: {', '.join(names)}.")
     default = {name: getattr(generation, name) for name in names}
     default["early_stopping"] = EARLY_STOPPING[generation.early_stopping]
-    default["max_length"] = generation.max_length or max_length
+    default["max_length"] = generation.max_length or max(max_length, generation.min_length)
     longest = given.get("max_length")
     if isinstance(longest, int):
         default["min_length"] = min(generation.min_length, longest)
@@ -121,7 +121,10 @@ def with_defaults(generation: GenerationConfig, max_length: int, given: Mapping[
         default["num_beams"] = 1
     if not generation.do_sample or given.get("num_beams", generation.num_beams) != 1 or given.get("temperature") == 0:
         default |= {name: getattr(Decoding, name) for name in _SAMPLING}
-    return Decoding(**{**default, **given})  # pyright: ignore[reportArgumentType]
+    try:
+        return Decoding(**{**default, **given})  # pyright: ignore[reportArgumentType]
+    except TypeError as error:
+        raise InputError(f"an option of decoding has a value of another type: {error}.") from None
 
 
 class RowOptions(NamedTuple):

@@ -223,7 +223,11 @@ class Predictor:
             max_length=min(config.generation.max_length, longest),
             min_length=min(config.generation.min_length, longest),
         )
-        return with_defaults(generation, prompts.default_length(config), given)
+        found = with_defaults(generation, prompts.default_length(config), given)
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if (token := getattr(found, name)) >= config.model.vocab_size:
+                raise InputError(f"{name} is {token}; this model has the tokens 0 to {config.model.vocab_size - 1}.")
+        return found
 
     def _write(
         self, read: Sequence[Row], numbers: Sequence[int], *, decoding: Decoding, key: jax.Array

@@ -224,13 +224,23 @@ CASES = {
 }
 
 
+START = {"t5": {"decoder_start_token_id": 0}, "bart": {"decoder_start_token_id": 2, "forced_bos_token_id": 0}}
+SAID = {
+    "t5": "max_length 19, num_beams 2, early_stopping true, bad_words_ids [[7]]",
+    "bart": "forced_bos_token_id 0, max_length 18, num_beams 2, early_stopping true, bad_words_ids [[7]]",
+}
+
+
 @pytest.mark.parametrize("family", CASES)
 def test_to_a_working_directory_a_run_and_back(tmp_path, family):
     model, make_tokenizer, token_ids = CASES[family]
     model = dataclasses.replace(model, vocab_size=512, max_length=64)
     tokenizer = make_tokenizer(tmp_path)
     export_folder(tmp_path / "there", model, random_params(model), tokenizer=[tokenizer])
-    import_workdir(tmp_path / "there", tmp_path / "imported")
+    settings = {"num_beams": 2, "max_length": 20, "bad_words_ids": [[7]], "early_stopping": True, **START[family]}
+    (tmp_path / "there/generation_config.json").write_text(json.dumps(settings))
+    imported = import_workdir(tmp_path / "there", tmp_path / "imported")
+    assert imported.said == ["generation as the folder says: " + SAID[family]]
     config = checkpoint.read_config(tmp_path / "imported")
     if family == "t5":
         # Nothing in a T5 folder limits the length; ours has a default.
@@ -243,6 +253,9 @@ def test_to_a_working_directory_a_run_and_back(tmp_path, family):
     export_workdir(str(tmp_path / "imported"), tmp_path / "back")
     there, back = import_folder(tmp_path / "there"), import_folder(tmp_path / "back")
     assert there.config == back.config
+    assert there.generation is not None
+    assert there.generation.config == config.generation
+    assert settings.items() <= json.loads((tmp_path / "back/generation_config.json").read_text()).items()
     assert_equal(there.params, back.params)
     assert (tmp_path / "back" / tokenizer.name).read_bytes() == tokenizer.read_bytes()
     settings = json.loads((tmp_path / "back/config.json").read_text())

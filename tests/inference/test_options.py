@@ -39,6 +39,9 @@ def test_a_request_takes_the_models_defaults_and_overrides_them():
     sampled = with_defaults(model, 99, {"temperature": 0.5})
     assert (sampled.num_beams, sampled.temperature) == (1, 0.5)
     assert with_defaults(GenerationConfig(), 99, {}) == Decoding(99)
+    assert with_defaults(GenerationConfig(min_length=150), 99, {}).max_length == 150
+    with pytest.raises(InputError, match="an option of decoding has a value of another type"):
+        with_defaults(model, 99, {"num_beams": "4"})
 
 
 def test_a_model_that_samples_stops_sampling_where_beams_are_asked_for():

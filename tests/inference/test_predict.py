@@ -17,7 +17,7 @@ from lm.data.store import Store
 from lm.errors import InputError
 from lm.inference import prompts
 from lm.inference.load import Loaded
-from lm.inference.predict import Predictor
+from lm.inference.predict import Pipeline, Predictor
 from lm.inference.requests import parse
 from tests.inference.conftest import make_workdir
 from tests.training.conftest import WORDS, changed, tiny_config  # noqa: F401
@@ -137,6 +137,15 @@ def test_a_bad_request_gets_an_error_and_the_rest_go_on(predictor):
     assert answers[0]["masks"][0][0]["token"] == answers[-1]["masks"][0][0]["token"]
     best = [answer["masks"][0][0]["probability"] for answer in (answers[0], answers[-1])]
     assert best[0] == pytest.approx(best[1], rel=1e-5)
+
+
+def test_an_output_that_is_not_finite_is_an_error_of_its_request(predictor):
+    def compute(rows, numbers):
+        return [np.full((1, 4), np.nan if number == 1 else 0.5, np.float32) for number in numbers]
+
+    first, second, third = Pipeline(predictor.pipeline("embed").prompt, compute)(["a", "b", "c"])
+    assert first == third == {"embedding": [0.5] * 4}
+    assert second == {"error": "the model's output is nan; its weights or this input give no finite number."}
 
 
 def test_long_input_is_cut_and_says_so(predictor):
