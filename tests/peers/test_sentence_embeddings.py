@@ -3,6 +3,7 @@
 import importlib.resources
 import json
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -125,7 +126,7 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def there_and_back(folder, tmp_path):
+def there_and_back(folder, tmp_path) -> tuple[Predictor, Any]:
     """Returns our model of a folder, and sentence-transformers' of what we export."""
     import_workdir(folder, tmp_path / "run")
     export_workdir(str(tmp_path / "run"), tmp_path / "back")
@@ -153,7 +154,7 @@ def test_sentence_transformers_and_we_agree_there_and_back(tiny, tmp_path, limit
     if dense:
         parts += [modules.Dense(parts[1].get_embedding_dimension(), 24, **dense), modules.Normalize()]
     prompts = {"query": "find query : ", "document": ""}
-    theirs = SentenceTransformer(
+    theirs: Any = SentenceTransformer(
         modules=parts, prompts=prompts, default_prompt_name="query", similarity_fn_name="dot", device="cpu"
     )
     theirs.save(str(tmp_path / "folder"), create_model_card=False)
