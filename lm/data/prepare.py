@@ -37,7 +37,6 @@ _SETTINGS = (
 _IN_PROGRESS = "preparing.json"
 _BATCH_CHARACTERS = 1 << 20  # encoded at once; limits the memory of a worker
 _HASHES = 1 << 64
-_SMALLEST_VOCABULARY = 400  # 105 special ids, 256 byte pieces, and some for letters
 
 
 def prepare(
@@ -75,10 +74,10 @@ def prepare(
     if manifest is not None:
         _refuse_changes(out, manifest["settings"], settings)
         return store.Store.open(out)
-    if not tokenizer and not config.tokenizer and config.vocab_size < _SMALLEST_VOCABULARY:
+    if not tokenizer and not config.tokenizer and config.vocab_size < SMALLEST:
         raise InputError(
-            f"data.vocab_size is {config.vocab_size}; a tokenizer to train needs at least {_SMALLEST_VOCABULARY}. "
-            "Raise it, or give a data.tokenizer."
+            f"data.vocab_size is {config.vocab_size}; to train a tokenizer, give {SMALLEST} or more: for 105 special "
+            "tokens, 256 bytes and pieces of the text. Or give a data.tokenizer."
         )
     num_workers = num_workers or workers.available_cores()
     with lease.hold(out), workers.executor(num_workers) as executor:
@@ -138,11 +137,6 @@ def _tokenizer(
         tokenizer = given
     elif config.tokenizer:
         tokenizer = tokenizers.load_tokenizer(config.tokenizer)
-    elif config.vocab_size < SMALLEST:
-        raise InputError(
-            f"data.vocab_size is {config.vocab_size}; to train a tokenizer, give {SMALLEST} or more: for 105 special "
-            "tokens, 256 bytes and pieces of the text."
-        )
     else:
         share = -(-config.vocab_size * SAMPLE_CHARACTERS_PER_PIECE // len(corpora))
         tokenizer = SentencePiece.train(

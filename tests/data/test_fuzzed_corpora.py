@@ -157,13 +157,3 @@ def test_parquet_names_the_row_or_the_columns(tmp_path: Path):
     text = arrow.array(["a"])
     parquet.write_table(arrow.Table.from_arrays([text, text], names=["text", "text"]), tmp_path / "a.parquet")
     assert "a.parquet has 2 columns data.field='text'" in place(tmp_path, "parquet")
-
-
-def test_a_small_vocabulary_is_refused_where_a_tokenizer_is_trained(tmp_path: Path):
-    from lm.data import prepare
-
-    (tmp_path / "a.txt").write_text("some text")
-    config = DataConfig(source="text", path=str(tmp_path), vocab_size=30)
-    with pytest.raises(InputError, match=r"data.vocab_size is 30; a tokenizer to train needs at least 400"):
-        prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
-    assert not (tmp_path / "store").exists()
