@@ -28,7 +28,7 @@ def expected(scores_V: np.ndarray, past: list[int], options: Decoding, written: 
         penalty = options.repetition_penalty
         scores_V[token] = (score * penalty if score < 0 else score / penalty) + shift
     grams = {tuple(past[i : i + n]) for i in range(len(past) - n + 1)} if n else set()
-    words = [tuple(word) for word in options.bad_words_ids if word != [END]]
+    words = [tuple(word) for word in options.bad_words_ids if tuple(word) != (END,)]
     for token in range(V):
         if (n and (*past[len(past) - n + 1 :], token) in grams and len(past) >= n) or any(
             word == (*past[len(past) - len(word) + 1 :], token) for word in words if len(word) <= len(past) + 1
