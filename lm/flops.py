@@ -94,7 +94,9 @@ def _flops(
     total += stack(model.decoder_depth, 1) if writes else 0.0
     if reads and writes:
         total += model.decoder_depth * (2 * width * inner * sum(tokens) + 2 * cross_pairs * inner)
-    head = width * model.vocab_size + (0 if writes else width * width)
+    embedded = model.embedding_width or width
+    total += tokens[0] * embedded * width if model.embedding_width else 0.0
+    head = embedded * model.vocab_size + (0 if writes else width * embedded)
     return 6.0 * (total + predicted * head)
 
 

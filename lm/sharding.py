@@ -29,6 +29,7 @@ BATCH = ("data", "fsdp")
 PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"embedding/token", P("tensor", "fsdp")),
     (r"embedding/(position|token_type)", P(None, "fsdp")),
+    (r"embedding/projection/kernel", P("fsdp", None)),
     (r"(query|key|value)/kernel", P("fsdp", "tensor", None)),
     (r"(query|key|value)/bias", P("tensor", None)),
     (r"attention/out/kernel", P("tensor", None, "fsdp")),
@@ -39,7 +40,7 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"(pooler|nsp|mlm/dense)/kernel", P("fsdp", None)),
     (r"logits/kernel", P("fsdp", "tensor")),
     (r"logits/bias", P("tensor")),
-    (r"(out|down|pooler|nsp|dense)/bias", P(None)),
+    (r"(out|down|pooler|nsp|dense|projection)/bias", P(None)),
     (r"norm/(scale|bias)", P(None)),
 )
 
@@ -107,6 +108,7 @@ def check_divisible(mesh: Mesh, config: Config) -> None:
     needs = [
         ("data.batch_size / train.accumulation", rows, BATCH),
         ("model.d_model", config.model.d_model, ("fsdp",)),
+        ("model.embedding_width", config.model.embedding_width, ("fsdp",)),
         ("model.num_heads", config.model.num_heads, ("tensor",)),
         ("model.d_ff", config.model.d_ff, ("fsdp", "tensor")),
         ("model.vocab_size", config.model.vocab_size, ("tensor",)),

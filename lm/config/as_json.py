@@ -69,7 +69,7 @@ def _unread(config: Config) -> set[str]:
     """Returns the fields with a `before` that have no effect in a config."""
     objectives = {config.task_objective(name).name for name in config.mixture.tasks} or {config.objective.name}
     is_read = {
-        "model.relative_init": config.model.position == "relative",
+        "model.relative_init": config.model.has_relative_bias,
         "objective.join_documents": "span_corruption" in objectives,
         "objective.spans": "infilling" in objectives,
         "optim.decay": config.optim.schedule == "wsd",

@@ -6,6 +6,7 @@ from lm.config.bounds import at_least, check, setting
 from lm.errors import InputError
 
 _ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+_POSITIONS = ("learned", "rotary", "relative", "learned-relative", "sinusoidal", "sinusoidal-t2t", "none")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -29,10 +30,13 @@ class ModelConfig:
         activation: of the feed-forward network: `relu`, `gelu` (with erf), `gelu_tanh` or `silu`.
         gated: whether the activation is multiplied by a second projection.
         attention_bias, mlp_bias: whether the linear maps of attention and of the feed-forward network have biases.
-        position: `learned`, `rotary`, `relative` (T5's buckets) or `none`.
+        position: `learned`, `rotary`, `relative` (T5's buckets), `learned-relative` (both, as MPNet), `sinusoidal`
+            (Vaswani et al., 2017, section 3.5), `sinusoidal-t2t` (as tensor2tensor spaces them; M2M100) or `none`.
         max_length: rows of the table of learned positions.
+        first_position: the number of a segment's first position, where positions are sinusoidal (M2M100: 2).
         relative_buckets: rows of a stack's table of relative positions (Raffel et al., 2020, section 2.1).
         relative_max_distance: the distance from which on all distances share the last bucket.
+        relative_shared: whether the layers of a stack share one table of relative positions (umT5: no).
         token_types: rows of the token type table; 0 means no table.
         rope_theta, rope_theta_local: base of the rotary frequencies, in global and in local layers.
         global_every: layer i attends to the whole row where i % global_every == 0. 1 makes every layer global.
@@ -40,10 +44,14 @@ class ModelConfig:
         attention_scale: whether attention scores are divided by sqrt(head_dim) (T5: no).
         head_bias: whether the dense layer of the MLM head has a bias.
         head_activation: the activation that follows that dense layer.
+        embedding_width: width of the embeddings where it is not d_model: a linear map follows them (ELECTRA, ALBERT).
+            0 means d_model and no map. The MLM head predicts from this width.
+        scale_embedding: whether the token embeddings are multiplied by sqrt(d_model) (Marian, mBART).
+        share_layers: whether all layers of a stack have the same weights (ALBERT).
         tie_embeddings: whether the output projection is the token embedding.
         logits_bias: whether the output projection has a bias (BERT, BART).
         scale_logits: whether the input of the output projection is divided by sqrt(d_model) (T5 1.0).
-        decoder_start: the first token that a decoder is given: `pad` (T5) or `sep` (BART).
+        decoder_start: the first token that a decoder is given: `pad` (T5), `sep` (BART) or `cls`.
         pooler: whether an encoder has a next-sentence head: a tanh layer on [CLS] and a projection to two classes.
         dropout: the rate on embeddings and on what a sublayer returns.
         attention_dropout: the rate on attention weights.
@@ -67,7 +75,7 @@ class ModelConfig:
     d_ff: int = setting(1024, at_least=1)
     norm: str = setting("layernorm", one_of=("layernorm", "rmsnorm"))
     norm_position: str = setting("post", one_of=("pre", "post"))
-    norm_eps: float = setting(1e-12, at_least=0)
+    norm_eps: float = setting(1e-12, within=(0.0, 1.0))
     norm_bias: bool = True
     embedding_norm: bool = True
     first_attention_norm: bool = True
@@ -77,10 +85,12 @@ class ModelConfig:
     gated: bool = False
     attention_bias: bool = True
     mlp_bias: bool = True
-    position: str = setting("learned", one_of=("learned", "rotary", "relative", "none"))
+    position: str = setting("learned", one_of=_POSITIONS)
     max_length: int = setting(512, at_least=1)
+    first_position: int = setting(0, at_least=0)
     relative_buckets: int = setting(32, at_least=4)
     relative_max_distance: int = 128
+    relative_shared: bool = True
     token_types: int = setting(2, at_least=0)
     rope_theta: float = setting(10_000.0, at_least=0)
     rope_theta_local: float = setting(10_000.0, at_least=0)
@@ -89,10 +99,13 @@ class ModelConfig:
     attention_scale: bool = True
     head_bias: bool = True
     head_activation: str = setting("gelu", one_of=_ACTIVATIONS)
+    embedding_width: int = setting(0, at_least=0)
+    scale_embedding: bool = False
+    share_layers: bool = False
     tie_embeddings: bool = True
     logits_bias: bool = True
     scale_logits: bool = False
-    decoder_start: str = setting("pad", one_of=("pad", "sep"))
+    decoder_start: str = setting("pad", one_of=("pad", "sep", "cls"))
     pooler: bool = True
     dropout: float = setting(0.1, within=(0.0, 0.99))
     attention_dropout: float = setting(0.1, within=(0.0, 0.99))
@@ -105,6 +118,16 @@ class ModelConfig:
     def width_per_head(self) -> int:
         """K: `head_dim`, or d_model / num_heads where it is 0."""
         return self.head_dim or self.d_model // self.num_heads
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether the model has a table of learned positions, whose rows limit the length of a text."""
+        return self.position in ("learned", "learned-relative")
+
+    @property
+    def has_relative_bias(self) -> bool:
+        """Whether attention adds a bias for the distance of query and key."""
+        return self.position in ("relative", "learned-relative")
 
     @property
     def decoder_depth(self) -> int:
@@ -126,5 +149,12 @@ class ModelConfig:
                 f"model.d_model is {self.d_model}, which model.num_heads={self.num_heads} does not divide; "
                 "change one of them or set model.head_dim."
             )
+        if self.embedding_width and self.architecture != "encoder":
+            raise InputError(
+                f"model.embedding_width is {self.embedding_width}; only model.architecture=encoder accepts one; set it "
+                "to 0."
+            )
+        if self.position.startswith("sinusoidal") and (self.d_model % 2 or self.d_model < 4):
+            raise InputError(f"model.d_model is {self.d_model}; sinusoidal positions need an even number above 2.")
         if self.position == "rotary" and self.width_per_head % 2:
             raise InputError(f"model.head_dim is {self.width_per_head}; rotary positions need an even number.")

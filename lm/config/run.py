@@ -138,7 +138,7 @@ def _check_task(config: Config, name: str, task: TaskConfig) -> None:
 
 def _check_positions(config: Config) -> None:
     """Refuses rows that are longer than a table of learned positions."""
-    if config.model.position != "learned":
+    if not config.model.has_position_table:
         return
     two_sides = config.model.architecture == "encoder-decoder"
     for name in ("seq_length", "target_length") if two_sides else ("seq_length",):

@@ -87,7 +87,7 @@ def write_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer, config
         content = own_tokenizer.to_tokenizer_json(tokenizer, f"{begin}$A [SEP]", pair)
         roles, longest = own_tokenizer.ROLES, None
     if longest is None:
-        longest = min(config.model.max_length, config.data.seq_length) if config.model.position == "learned" else None
+        longest = min(config.model.max_length, config.data.seq_length) if config.model.has_position_table else None
     if tokenizer.cuts_left:
         settings["truncation_side"] = "left"
     types = ["token_type_ids"] if config.model.token_types > 1 else []

@@ -216,7 +216,7 @@ class Writing(abc.ABC):
         begin = [special.cls] if has_source and data.begin_with_cls else []
         end = [special.sep] if has_source else []
         room = data.seq_length - len(begin) - len(end)
-        if not has_source and model.position == "learned":
+        if not has_source and model.has_position_table:
             room = min(room, model.max_length - self.max_length)  # prompt and output share the position table
         # An encoder needs the beginning of a text that is too long. A decoder continues its end.
         kept = _cut(self.tokenizer, ids, room) if has_source else ids[-room:]
@@ -308,7 +308,7 @@ def longest_output(config: Config, forced_bos_token_id: int = -1) -> int:
     """
     data, model = config.data, config.model
     has_source = model.architecture == "encoder-decoder"
-    if model.position == "learned":
+    if model.has_position_table:
         forced = max(forced_bos_token_id, config.generation.forced_bos_token_id)
         return model.max_length - int(not has_source or data.begin_with_cls or forced >= 0)
     return 4 * max(data.target_length if has_source else data.seq_length, 256)

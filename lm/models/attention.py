@@ -39,6 +39,7 @@ class View:
         visible_BLS: masks the keys where it is False.
         bias: float32, added to the scores: [H, L, S] or [B, H, L, S], where L may be 1 for all queries. A flash
             kernel takes the bias of each distance, [H, N]; see `lm.ops.flash.tpu`.
+        bias_of: returns `bias` from a table of relative positions, for layers that have tables of their own.
         angles_BLK: float32 [B, L, K / 2], the rotary angles of the queries and of the new keys.
         local_angles_BLK: the rotary angles of the local layers.
         memory_BSD: the hidden states that keys and values are computed from; None for the queries' own inputs.
@@ -53,6 +54,7 @@ class View:
     window: jax.Array | int | None = None
     visible_BLS: jax.Array | None = None
     bias: jax.Array | None = None
+    bias_of: Callable[[jax.Array], jax.Array] | None = None
     angles_BLK: jax.Array | None = None
     local_angles_BLK: jax.Array | None = None
     memory_BSD: jax.Array | None = None

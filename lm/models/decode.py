@@ -7,7 +7,9 @@ D model, H heads, K head dim, V vocabulary.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,7 +22,7 @@ from lm.models.attention import KeysValues, View, attend_pinned, attend_stored
 from lm.models.layers import Dense, Embedding, Logits, Norm
 from lm.models.positions import angles, relative_bias
 from lm.models.seq2seq import Seq2Seq
-from lm.models.transformer import Layer, Stack, at_layer, unstack
+from lm.models.transformer import Layer, Stack, at_layer
 from lm.ops import few_rows, key_cache
 from lm.ops.linear import add_bias
 from lm.sharding import constrain, gathered
@@ -94,7 +96,7 @@ class Decoder:
     Attributes:
         encoder: None where the model is a decoder alone.
         embedding, layers, final_norm, logits: the parts of the decoder. Its layers are separate, not stacked.
-        relative_bias_RH: the relative bias of each bucket; None where the model has none.
+        relative_bias_RH: the relative bias of each bucket; None where the layers do not share one.
         tokens_VD: the token embedding.
         weights: the vocabulary projection, [D, V] or in blocks of columns.
         config: the model's config.
@@ -167,11 +169,14 @@ class Decoder:
         columns_P = jnp.arange(tokens_BP.shape[1])
         positions_BP = jnp.broadcast_to(columns_P[None], tokens_BP.shape)
         segments_BP = (positions_BP < cache.position_B[:, None]).astype(jnp.int32)
+        distance_PP = columns_P[None, :] - columns_P[:, None]
+        bias_of = functools.partial(relative_bias, distance=distance_PP, config=self.config, causal=True)
         view = View(
             segments_BL=segments_BP,
             key_segments_BS=segments_BP,
             causal=True,
-            bias=self._bias(columns_P[None, :] - columns_P[:, None]),
+            bias=self._shared(bias_of),
+            bias_of=bias_of,
             angles_BLK=angles(self.config, positions_BP, local=False),
             local_angles_BLK=angles(self.config, positions_BP, local=True),
         )
@@ -190,12 +195,17 @@ class Decoder:
         age_BT = cache.position_B[:, None] - columns_T[None]
         own_N = jnp.arange(hypotheses, dtype=jnp.int32)
         slots_BNT = jnp.where((age_BT == 0)[:, None], own_N[None, :, None], cache.slots_BNT)
-        bias_HBT = self._bias(-age_BT)
+
+        def bias_of(table_RH: jax.Array) -> jax.Array:
+            bias_HBT = relative_bias(table_RH, -age_BT, self.config, causal=True)
+            return jnp.repeat(bias_HBT.swapaxes(0, 1), hypotheses, axis=2)[:, :, None]
+
         positions_BN = jnp.broadcast_to(cache.position_B[:, None], tokens_BN.shape)
         view = View(
             segments_BL=jnp.ones_like(tokens_BN),
             key_segments_BS=jnp.ones((len(tokens_BN), positions * hypotheses), jnp.int32),
-            bias=None if bias_HBT is None else jnp.repeat(bias_HBT.swapaxes(0, 1), hypotheses, axis=2)[:, :, None],
+            bias=self._shared(bias_of),
+            bias_of=bias_of,
             angles_BLK=angles(self.config, positions_BN, local=False),
             local_angles_BLK=angles(self.config, positions_BN, local=True),
             columns_B=cache.position_B * hypotheses,
@@ -218,11 +228,9 @@ class Decoder:
         cache = dataclasses.replace(cache, layers=tuple(layers), slots_BNT=slots_BNT, position_B=cache.position_B + 1)
         return self._project(hidden_BND), cache
 
-    def _bias(self, distance: jax.Array) -> jax.Array | None:
-        """Returns the relative position bias of each distance, key minus query, float32 [H, ...]."""
-        if self.relative_bias_RH is None:
-            return None
-        return relative_bias(self.relative_bias_RH, distance, self.config, causal=True)
+    def _shared(self, bias_of: Callable[[jax.Array], jax.Array]) -> jax.Array | None:
+        """Returns the relative bias that all layers share; None where there is none."""
+        return None if self.relative_bias_RH is None else bias_of(self.relative_bias_RH)
 
     def _project(self, hidden_BND: jax.Array) -> jax.Array:
         """Returns float32 logits [B, N, V], by the vocabulary projection."""
@@ -239,7 +247,7 @@ def make_decoder(model: Seq2Seq, rows: int) -> Decoder:
     return Decoder(
         encoder=model.encoder,
         embedding=stack.embedding,
-        layers=tuple(_in_columns(layer, dtype) if few else layer for layer in unstack(stack.layers)),
+        layers=tuple(_in_columns(layer, dtype) if few else layer for layer in stack.layer_list()),
         final_norm=stack.final_norm,
         logits=model.logits,
         relative_bias_RH=None if stack.relative_bias is None else stack.relative_bias[...],

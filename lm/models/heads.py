@@ -19,9 +19,10 @@ class MaskedLMHead(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        width = config.d_model
-        self.dense = Dense(config, "mlm/dense", (width, width), bias=config.head_bias, residual=True, rngs=rngs)
-        self.norm = Norm(config)
+        width = config.embedding_width or config.d_model
+        shape = (config.d_model, width)
+        self.dense = Dense(config, "mlm/dense", shape, bias=config.head_bias, residual=True, rngs=rngs)
+        self.norm = Norm(config, width)
         self.logits = Logits(config, rngs=rngs)
         self.activation = config.head_activation
 

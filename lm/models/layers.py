@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.models.positions import sinusoids
 from lm.ops.dropout import Dropout, drop
 from lm.ops.linear import Linear, add_bias, linear
 from lm.ops.norm import normalize
@@ -88,10 +89,11 @@ class Dense(nnx.Module):
 class Norm(nnx.Module):
     """Layer norm (Ba et al., 2016) or RMS norm (Zhang and Sennrich, 2019) over D, statistics in float32."""
 
-    def __init__(self, config: ModelConfig):
-        self.scale = nnx.Param(jnp.ones(config.d_model))
+    def __init__(self, config: ModelConfig, width: int = 0):
+        """Makes the parameters. `width` is D where it is not `config.d_model`."""
+        self.scale = nnx.Param(jnp.ones(width or config.d_model))
         with_bias = config.norm == "layernorm" and config.norm_bias
-        self.bias = nnx.Param(jnp.zeros(config.d_model)) if with_bias else None
+        self.bias = nnx.Param(jnp.zeros(width or config.d_model)) if with_bias else None
         self.centred = config.norm == "layernorm"
         self.eps = config.norm_eps
 
@@ -101,16 +103,23 @@ class Norm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Sums the embeddings of tokens, positions and token types; then norm and dropout. The config says which exist."""
+    """Sums the embeddings of tokens, positions and token types; then norm and dropout. The config says which exist.
+
+    With an `embedding_width`, a linear map to the width of the model follows (Lan et al., 2020, section 3.1).
+    """
 
     def __init__(self, config: ModelConfig, execution: Execution, *, shares_tokens: bool, rngs: nnx.Rngs):
         """Makes the tables. With `shares_tokens` another module owns the token table and passes it to every call."""
-        table = lambda rows, std: initial(config, rngs, (rows, config.d_model), std)  # noqa: E731
+        width = config.embedding_width or config.d_model
+        table = lambda rows, std: initial(config, rngs, (rows, width), std)  # noqa: E731
         self.token = None if shares_tokens else table(config.vocab_size, 1.0)
-        self.position = table(config.max_length, config.d_model**-0.5) if config.position == "learned" else None
+        self.position = table(config.max_length, config.d_model**-0.5) if config.has_position_table else None
         self.token_type = table(config.token_types, config.d_model**-0.5) if config.token_types else None
-        self.norm = Norm(config) if config.embedding_norm else None
-        self.dtype = execution.dtype
+        self.norm = Norm(config, width) if config.embedding_norm else None
+        self.projection = None
+        if config.embedding_width:
+            self.projection = Dense(config, "embedding/projection", (width, config.d_model), bias=True, rngs=rngs)
+        self.config, self.dtype = config, execution.dtype
 
     def __call__(
         self,
@@ -123,14 +132,21 @@ class Embedding(nnx.Module):
         token_VD = shared_VD if self.token is None else self.token[...]
         assert token_VD is not None
         hidden_BLD = look_up(token_VD, tokens_BL, self.dtype)
+        if self.config.scale_embedding:
+            hidden_BLD *= self.config.d_model**0.5
         if self.position is not None:
             hidden_BLD += look_up(self.position[...], positions_BL, self.dtype)
+        elif self.config.position.startswith("sinusoidal"):
+            hidden_BLD += sinusoids(self.config, positions_BL).astype(self.dtype)
         if self.token_type is not None and token_types_BL is not None:
-            hidden_BLD += look_up(self.token_type[...], token_types_BL, self.dtype)
+            # A model with one token type, such as RoBERTa, gives it to both texts of a pair.
+            types_BL = token_types_BL if self.config.token_types > 1 else jnp.zeros_like(token_types_BL)
+            hidden_BLD += look_up(self.token_type[...], types_BL, self.dtype)
         hidden_BLD = constrain(hidden_BLD, "BLD")
         if self.norm is not None:
             hidden_BLD = self.norm(hidden_BLD)
-        return drop(hidden_BLD, dropout)
+        hidden_BLD = drop(hidden_BLD, dropout)
+        return hidden_BLD if self.projection is None else constrain(self.projection(hidden_BLD), "BLD")
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -176,7 +192,7 @@ class Logits(nnx.Module):
     path = "logits/kernel"  # the path of W in `sharding.PARAMETERS`
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        shape = (config.d_model, config.vocab_size)
+        shape = (config.embedding_width or config.d_model, config.vocab_size)
         self.kernel = None if config.tie_embeddings else Dense(config, "logits", shape, bias=False, rngs=rngs).kernel
         self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if config.logits_bias else None
         self.scale = config.d_model**-0.5 if config.scale_logits else 1.0

@@ -43,6 +43,8 @@ class Layer(nnx.Module):
         self.memory_attention_norm = Norm(config) if has_memory else None
         self.mlp = FeedForward(config, rngs=rngs)
         self.mlp_norm = Norm(config)
+        own_bias = config.has_relative_bias and not config.relative_shared
+        self.relative_bias = initial_bias(config, rngs) if own_bias else None
         self.config = config
 
     def __call__(
@@ -68,6 +70,8 @@ class Layer(nnx.Module):
         config = self.config
         dropout = functools.partial(_dropout, dropout_key, index)
         pre_norm = config.norm_position == "pre"
+        if self.relative_bias is not None and view.bias_of is not None:
+            view = dataclasses.replace(view, bias=view.bias_of(self.relative_bias[...]))
 
         inputs_BLD = self._attention_norm(hidden_BLD, index) if pre_norm else hidden_BLD
         mixed_BLD, keys_values = self.attention(inputs_BLD, view, dropout(config.attention_dropout, ATTENTION_WEIGHTS))
@@ -122,10 +126,12 @@ class Stack(nnx.Module):
     ):
         """Makes the parameters. `has_memory` adds cross-attention; for `shares_tokens` see `Embedding`."""
         self.embedding = Embedding(config, execution, shares_tokens=shares_tokens, rngs=rngs)
-        self.relative_bias = initial_bias(config, rngs) if config.position == "relative" else None
+        shared_bias = config.has_relative_bias and config.relative_shared
+        self.relative_bias = initial_bias(config, rngs) if shared_bias else None
         make_layer = lambda key: Layer(config, has_memory=has_memory, rngs=nnx.Rngs(params=key))  # noqa: E731
         # One module whose parameters carry a leading layer axis.
-        self.layers = jax.vmap(make_layer)(jax.random.split(rngs.params(), num_layers))
+        stored = 1 if config.share_layers else num_layers
+        self.layers = jax.vmap(make_layer)(jax.random.split(rngs.params(), stored))
         self.final_norm = Norm(config) if config.final_norm else None
         self.config, self.execution = config, execution
         self.num_layers, self.causal = num_layers, causal
@@ -164,11 +170,14 @@ class Stack(nnx.Module):
         dropout = make_dropout(config.dropout, dropout_key, EMBEDDING)
         hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, dropout, shared_VD)
         if execution.unroll:
-            unroll = min(execution.unroll, self.num_layers)
-            layers = (self.layers, jnp.arange(self.num_layers))
-            hidden_BLD, _ = jax.lax.scan(run_layer, hidden_BLD, layers, unroll=unroll)
+            unroll, indices = min(execution.unroll, self.num_layers), jnp.arange(self.num_layers)
+            if config.share_layers:
+                run_shared = lambda hidden_BLD, index: run_layer(hidden_BLD, (self.layer_list()[0], index))  # noqa: E731
+                hidden_BLD, _ = jax.lax.scan(run_shared, hidden_BLD, indices, unroll=unroll)
+            else:
+                hidden_BLD, _ = jax.lax.scan(run_layer, hidden_BLD, (self.layers, indices), unroll=unroll)
         else:
-            for index, layer in enumerate(unstack(self.layers)):
+            for index, layer in enumerate(self.layer_list()):
                 hidden_BLD, _ = run_layer(hidden_BLD, (layer, index))
         if self.final_norm is not None:
             hidden_BLD = self.final_norm(hidden_BLD)
@@ -187,7 +196,7 @@ class Stack(nnx.Module):
         """
         length = segments_BL.shape[1]
         kernel = functools.partial(self._kernel, length, needs_weights=needs_weights)
-        own = kernel(length, has_bias=self.relative_bias is not None)
+        own = kernel(length, has_bias=self.config.has_relative_bias)
         columns_L = jnp.arange(length)
         # A flash kernel takes the bias of every distance, query column minus key column, ascending from -length.
         distance = length - jnp.arange(2 * length) if own else columns_L[None, :] - columns_L[:, None]
@@ -196,6 +205,7 @@ class Stack(nnx.Module):
             key_segments_BS=segments_BL,
             causal=self.causal,
             bias=self.bias(distance),
+            bias_of=functools.partial(relative_bias, distance=distance, config=self.config, causal=self.causal),
             kernel=own,
             angles_BLK=angles(self.config, positions_BL, local=False),
             local_angles_BLK=angles(self.config, positions_BL, local=True),
@@ -218,10 +228,14 @@ class Stack(nnx.Module):
         return functools.partial(attend_flash, chosen) if chosen else None
 
     def bias(self, distance: jax.Array) -> jax.Array | None:
-        """Returns the relative bias of each distance, key minus query, float32 [H, ...]. All layers share it."""
+        """Returns the relative bias that all layers share, float32 [H, ...]; a distance is key minus query."""
         if self.relative_bias is None:
             return None
         return relative_bias(self.relative_bias[...], distance, self.config, causal=self.causal)
+
+    def layer_list(self) -> list[Layer]:
+        """Returns the layers in order. With `share_layers`, all are the same one."""
+        return unstack(self.layers) * (self.num_layers if self.config.share_layers else 1)
 
     def attention_weights(
         self,
@@ -245,7 +259,7 @@ class Stack(nnx.Module):
         view = dataclasses.replace(view, kernel=own)
         memory_view = memory_view and dataclasses.replace(memory_view, kernel=to_memory)
         hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, shared_VD=shared_VD)
-        for index, layer in enumerate(unstack(self.layers)):
+        for index, layer in enumerate(self.layer_list()):
             hidden_BLD, _ = layer(hidden_BLD, index, at_layer(self.config, view, index), memory_view)
         return jnp.stack(own.weights_BHLS), jnp.stack(to_memory.weights_BHLS) if memory else None
 
