@@ -9,7 +9,7 @@ from absl import flags
 from lm import cli
 from lm.errors import InputError
 
-_from = cli.define_path("from_huggingface", None, "Folder with config.json and weights: BERT, ModernBERT, T5 or BART.")
+_from = cli.define_path("from_huggingface", None, "Folder with a model of a family that README.md lists.")
 _workdir = cli.define_path("workdir", None, "New folder for the model of --from_huggingface.")
 _vocab_multiple = flags.DEFINE_integer(
     "vocab_multiple", 1, "Pad the vocabulary to a multiple of this, so that a mesh can split it.", lower_bound=1

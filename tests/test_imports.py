@@ -50,7 +50,10 @@ WITHOUT_JAX = {
     *(f"lm/data/{name}.py" for name in ("batches", "examples", "flat", "mixture", "packing")),
     *(f"lm/inference/{name}.py" for name in ("packed", "prompts", "requests")),
 }
-FAMILIES = {"bert", "modernbert", "t5", "bart"}
+FAMILIES = {
+    *("bert", "modernbert", "t5", "bart", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet"),
+    *("albert", "mt5", "umt5", "mbart", "marian", "pegasus", "m2m_100", "m2m100"),
+}
 MAY_NAME_FAMILIES = ("lm/families.py", "lm/huggingface/")
 MAY_USE_ORBAX = ("lm/checkpoint.py", "lm/orbax_storage.py")
 LAUNCH_LINES = 80  # logic belongs to lm, where a test can reach it

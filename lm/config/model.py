@@ -51,7 +51,7 @@ class ModelConfig:
         tie_embeddings: whether the output projection is the token embedding.
         logits_bias: whether the output projection has a bias (BERT, BART).
         scale_logits: whether the input of the output projection is divided by sqrt(d_model) (T5 1.0).
-        decoder_start: the first token that a decoder is given: `pad` (T5), `sep` (BART) or `cls`.
+        decoder_start: the first token that a decoder is given: `pad` (T5) or `sep` (BART).
         pooler: whether an encoder has a next-sentence head: a tanh layer on [CLS] and a projection to two classes.
         dropout: the rate on embeddings and on what a sublayer returns.
         attention_dropout: the rate on attention weights.
@@ -105,7 +105,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     logits_bias: bool = True
     scale_logits: bool = False
-    decoder_start: str = setting("pad", one_of=("pad", "sep", "cls"))
+    decoder_start: str = setting("pad", one_of=("pad", "sep"))
     pooler: bool = True
     dropout: float = setting(0.1, within=(0.0, 0.99))
     attention_dropout: float = setting(0.1, within=(0.0, 0.99))

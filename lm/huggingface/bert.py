@@ -1,11 +1,41 @@
 """BERT (Devlin et al., 2019) as transformers writes it."""
 
 from lm import families
-from lm.huggingface.family import Family, Setting, Weight, activation, linear, norm, table
+from lm.huggingface.family import Family, Setting, Weight, activation, linear, norm, rate, table
 
 _EMBEDDINGS = "bert.embeddings"
-_LAYER = "bert.encoder.layer.*"
 _HEAD = "cls.predictions"
+
+# The settings of BERT and of the encoders that transformers derived from it.
+ENCODER_SETTINGS = (
+    Setting("vocab_size", "vocab_size"),
+    Setting("d_model", "hidden_size"),
+    Setting("num_layers", "num_hidden_layers"),
+    Setting("num_heads", "num_attention_heads"),
+    Setting("d_ff", "intermediate_size"),
+    activation("activation", "hidden_act"),
+    Setting("token_types", "type_vocab_size"),
+    Setting("norm_eps", "layer_norm_eps"),
+    Setting("init_std", "initializer_range"),
+    rate("dropout", "hidden_dropout_prob"),
+    rate("attention_dropout", "attention_probs_dropout_prob"),
+    Setting("tie_embeddings", "tie_word_embeddings"),
+)
+
+
+def encoder_weights(theirs: str) -> tuple[Weight, ...]:
+    """Returns the rows of BERT's layers, which begin with `theirs`."""
+    return (
+        *linear(f"{theirs}.attention.self.query", "encoder/layers/attention/query"),
+        *linear(f"{theirs}.attention.self.key", "encoder/layers/attention/key"),
+        *linear(f"{theirs}.attention.self.value", "encoder/layers/attention/value"),
+        *linear(f"{theirs}.attention.output.dense", "encoder/layers/attention/out", inputs=2),
+        *norm(f"{theirs}.attention.output.LayerNorm", "encoder/layers/attention_norm"),
+        *linear(f"{theirs}.intermediate.dense", "encoder/layers/mlp/up"),
+        *linear(f"{theirs}.output.dense", "encoder/layers/mlp/down"),
+        *norm(f"{theirs}.output.LayerNorm", "encoder/layers/mlp_norm"),
+    )
+
 
 BERT = Family(
     model_type="bert",
@@ -19,20 +49,9 @@ BERT = Family(
         head_activation="gelu",
     ),
     settings=(
-        Setting("vocab_size", "vocab_size"),
-        Setting("d_model", "hidden_size"),
-        Setting("num_layers", "num_hidden_layers"),
-        Setting("num_heads", "num_attention_heads"),
-        Setting("d_ff", "intermediate_size"),
-        activation("activation", "hidden_act"),
+        *ENCODER_SETTINGS,
         activation("head_activation", "hidden_act"),
         Setting("max_length", "max_position_embeddings"),
-        Setting("token_types", "type_vocab_size"),
-        Setting("norm_eps", "layer_norm_eps"),
-        Setting("init_std", "initializer_range"),
-        Setting("dropout", "hidden_dropout_prob", float),
-        Setting("attention_dropout", "attention_probs_dropout_prob", float),
-        Setting("tie_embeddings", "tie_word_embeddings"),
     ),
     required={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     weights=(
@@ -40,14 +59,7 @@ BERT = Family(
         *table(f"{_EMBEDDINGS}.position_embeddings", "encoder/embedding/position"),
         *table(f"{_EMBEDDINGS}.token_type_embeddings", "encoder/embedding/token_type"),
         *norm(f"{_EMBEDDINGS}.LayerNorm", "encoder/embedding/norm"),
-        *linear(f"{_LAYER}.attention.self.query", "encoder/layers/attention/query"),
-        *linear(f"{_LAYER}.attention.self.key", "encoder/layers/attention/key"),
-        *linear(f"{_LAYER}.attention.self.value", "encoder/layers/attention/value"),
-        *linear(f"{_LAYER}.attention.output.dense", "encoder/layers/attention/out", inputs=2),
-        *norm(f"{_LAYER}.attention.output.LayerNorm", "encoder/layers/attention_norm"),
-        *linear(f"{_LAYER}.intermediate.dense", "encoder/layers/mlp/up"),
-        *linear(f"{_LAYER}.output.dense", "encoder/layers/mlp/down"),
-        *norm(f"{_LAYER}.output.LayerNorm", "encoder/layers/mlp_norm"),
+        *encoder_weights("bert.encoder.layer.*"),
         *linear("bert.pooler.dense", "pooler"),
         *linear("cls.seq_relationship", "nsp"),
         *linear(f"{_HEAD}.transform.dense", "mlm/dense"),
@@ -60,9 +72,10 @@ BERT = Family(
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),  # converted from TensorFlow
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     ),
-    ignored=r"embeddings\.position_ids$",  # a buffer that old versions saved
+    ignored=r"embeddings\.(position_ids|token_type_ids)$",  # buffers that old versions saved
     tied={f"{_HEAD}.decoder.weight": f"{_EMBEDDINGS}.word_embeddings.weight"},
     repeated={f"{_HEAD}.decoder.bias": f"{_HEAD}.bias"},
     read=lambda settings: {"pooler": True},
-    write=lambda config: {"architectures": ["BertForPreTraining" if config.pooler else "BertForMaskedLM"]},
+    write=lambda config, pad: {"architectures": ["BertForPreTraining" if config.pooler else "BertForMaskedLM"]},
+    body=r"^(bert|cls)\.",
 )

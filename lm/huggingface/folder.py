@@ -6,25 +6,22 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lm.config import ModelConfig
 from lm.data.sentence_encoder import SentenceEncoder
 from lm.errors import InputError
 from lm.huggingface import generation, sentence
-from lm.huggingface.convert import Tensor, from_tensors, to_tensors, write_config
+from lm.huggingface.convert import from_tensors, to_tensors, write_config
 from lm.huggingface.family import Settings
 from lm.huggingface.generation import Generation
 from lm.huggingface.sentence import read_sentence_encoder, transformer_folder, write_sentence_encoder
+from lm.huggingface.tensors import WEIGHTS_FILE, open_tensors, read_json
 from lm.models import Params
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "source.spm", "target.spm"),
@@ -45,6 +42,8 @@ class Imported:
         fresh: the heads among `mlm`, `pooler` and `nsp` that the folder lacks and that are initialised.
         rows: of the embedding table that the folder has, without padding rows.
         tokenizer: the tokenizer's files that the folder has.
+        dropped: the names of tensors that we have no place for: the heads of other tasks.
+        settings: the content of `config.json`.
         sentence_encoder: None if the folder was not written by sentence-transformers.
         generation: how the folder says that the model writes; None for an encoder.
     """
@@ -54,6 +53,8 @@ class Imported:
     fresh: tuple[str, ...]
     rows: int
     tokenizer: tuple[Path, ...]
+    dropped: tuple[str, ...]
+    settings: Settings
     sentence_encoder: SentenceEncoder | None = None
     generation: Generation | None = None
 
@@ -61,6 +62,8 @@ class Imported:
     def said(self) -> list[str]:
         """Lines for people: the settings that the folder brings along, and those that we do not follow."""
         lines = []
+        if self.dropped:
+            lines.append(f"not imported, of other tasks: {', '.join(self.dropped)}")
         if self.sentence_encoder is not None:
             lines.append(f"embeddings as the folder says: {sentence.described(self.sentence_encoder)}")
         if self.generation is not None and (settings := generation.described(self.generation.config)):
@@ -74,7 +77,7 @@ def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, se
     """Reads a model of a family in `FAMILIES`. An encoder may lack the heads of pretraining.
 
     Args:
-        folder: holds `config.json`, and `model.safetensors` or its shards with their index.
+        folder: holds `config.json`, and `model.safetensors` or `pytorch_model.bin`, or shards with their index.
         vocab_multiple: the vocabulary is padded to a multiple of this, so that a mesh can split it. The padding rows
             are zero and never predicted.
         seed: decides the initial values of missing heads.
@@ -85,10 +88,10 @@ def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, se
     folder = Path(folder)
     try:
         body = transformer_folder(folder)
-        settings = _read_json(body, CONFIG_FILE)
-        config, params, fresh = from_tensors(settings, _open_tensors(body), seed=seed)
+        settings = read_json(body, CONFIG_FILE)
+        config, params, fresh, dropped = from_tensors(settings, open_tensors(body), seed=seed)
         positions = settings.get("max_position_embeddings")
-        longest = config.max_length if config.position == "learned" or positions else None
+        longest = config.max_length if config.has_position_table or positions else None
         encoder = read_sentence_encoder(folder, longest) if config.architecture == "encoder" else None
         writes = None if config.architecture == "encoder" else _read_generation(folder, config, settings)
     except InputError as error:
@@ -97,7 +100,7 @@ def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, se
     if rows % vocab_multiple:
         config = _pad_vocabulary(config, params, -config.vocab_size % vocab_multiple)
     tokenizer = tuple(body / name for name in TOKENIZER_FILES if (body / name).is_file())
-    return Imported(config, params, fresh, rows, tokenizer, encoder, writes)
+    return Imported(config, params, fresh, rows, tokenizer, dropped, settings, encoder, writes)
 
 
 def export_folder(
@@ -109,6 +112,7 @@ def export_folder(
     token_ids: Mapping[str, int] | None = None,
     sentence_encoder: SentenceEncoder | None = None,
     generation_settings: Settings | None = None,
+    model_type: str | None = None,
 ) -> None:
     """Writes a folder that transformers loads.
 
@@ -117,8 +121,8 @@ def export_folder(
         config: a model of a family in `FAMILIES`.
         params: in the tree of `lm.models.build(config).init`.
         tokenizer: files to copy beside the weights.
-        token_ids: more keys of `config.json`, such as `cls_token_id`. By default the ids are those that the family's
-            `write` gives, and `pad_token_id` is 0 if it gives none.
+        token_ids: keys of `config.json` such as `cls_token_id`. By default the ids are the family's own.
+        model_type: the family, if it has such a model; another family computes the same.
         sentence_encoder: what sentence-transformers puts around the model; None for none.
         generation_settings: the content of `generation_config.json`; None for no such file.
 
@@ -126,46 +130,19 @@ def export_folder(
         InputError: no family has such a model, or the folder holds a model already.
     """
     folder = Path(folder)
-    settings = {"pad_token_id": 0, **write_config(config), **(token_ids or {})}
+    settings = write_config(config, model_type=model_type, token_ids=token_ids)
     if (folder / CONFIG_FILE).exists():
         raise InputError(f"{folder} already holds a {CONFIG_FILE}; choose a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     for file in tokenizer:
         shutil.copy(file, folder)
-    save_file(to_tensors(config, params), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(to_tensors(config, params, settings), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     if sentence_encoder is not None:
         write_sentence_encoder(folder, sentence_encoder, config.d_model)
     if generation_settings is not None:
         (folder / generation.FILE).write_text(json.dumps(generation_settings, indent=2) + "\n")
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors gives read access to the owner alone
-
-
-def _open_tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns the tensors of all shards without reading them."""
-    tensors = {}
-    for file in _weight_files(folder):
-        try:
-            handle = safe_open(folder / file, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} cannot be read as safetensors: {error}.") from None
-        for name in handle.keys():  # noqa: SIM118 - the handle is not a mapping
-            read = lambda handle=handle, name=name: handle.get_tensor(name)  # noqa: E731
-            tensors[name] = Tensor(tuple(handle.get_slice(name).get_shape()), read)
-    return tensors
-
-
-def _weight_files(folder: Path) -> list[str]:
-    if (folder / WEIGHTS_FILE).is_file():
-        return [WEIGHTS_FILE]
-    if (folder / INDEX_FILE).is_file():
-        return sorted(set(_read_json(folder, INDEX_FILE)["weight_map"].values()))
-    if list(folder.glob("pytorch_model*.bin")):
-        raise InputError(
-            f"there is only pytorch_model.bin; convert it to {WEIGHTS_FILE} "
-            "(with from_pretrained and then save_pretrained of transformers)."
-        )
-    raise InputError(f"there is neither {WEIGHTS_FILE} nor {INDEX_FILE}; give a folder saved by transformers.")
 
 
 def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConfig:
@@ -190,7 +167,7 @@ def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConf
 
 def _read_generation(folder: Path, config: ModelConfig, settings: Settings) -> Generation:
     """Returns how the folder says that the model writes."""
-    own = _read_json(folder, generation.FILE) if (folder / generation.FILE).is_file() else None
+    own = read_json(folder, generation.FILE) if (folder / generation.FILE).is_file() else None
     if own is not None and not isinstance(own, Mapping):
         raise InputError(f"{generation.FILE} holds {type(own).__name__}; accepted: a JSON object.")
     key, default = {"pad": ("pad_token_id", 0), "sep": ("eos_token_id", 2)}[config.decoder_start]
@@ -201,12 +178,3 @@ def _read_generation(folder: Path, config: ModelConfig, settings: Settings) -> G
         if getattr(named, name) >= config.vocab_size:
             raise InputError(f"{name} is {getattr(named, name)}, but the model has {config.vocab_size} tokens.")
     return found
-
-
-def _read_json(folder: Path, name: str) -> Any:  # an object, or the list in modules.json
-    try:
-        return json.loads((folder / name).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{name} does not exist; give a folder saved by transformers.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name} cannot be read as JSON: {error}.") from None

@@ -3,7 +3,19 @@
 from lm import families
 from lm.config import ModelConfig
 from lm.errors import InputError
-from lm.huggingface.family import Family, Fields, Setting, Settings, activation, linear, norm, table
+from lm.huggingface.family import (
+    Family,
+    Fields,
+    Setting,
+    Settings,
+    activation,
+    get,
+    linear,
+    norm,
+    rate,
+    shortened,
+    table,
+)
 
 _MODEL = families.modernbert(vocab_size=50_368, d_model=768, num_layers=22, num_heads=12, d_ff=1152)
 _ATTENTION = "encoder/layers/attention"
@@ -17,20 +29,28 @@ def _layer_types(num_layers: int, every: int) -> list[str]:
 
 def _global_every(settings: Settings) -> int:
     """Returns the period of the global layers. Transformers 4 writes it; version 5 writes the kind of every layer."""
-    types = settings.get("layer_types")
+    types = get(settings, "layer_types", list, None)
     if types is None:
-        return settings.get("global_attn_every_n_layers", _MODEL.global_every)
+        return get(settings, "global_attn_every_n_layers", int, _MODEL.global_every)
     every = next((layer for layer, kind in enumerate(types) if layer and kind == "full_attention"), len(types))
-    if types != _layer_types(settings.get("num_hidden_layers", _MODEL.num_layers), every):
+    depth = get(settings, "num_hidden_layers", int, _MODEL.num_layers)
+    if len(types) != depth or types != _layer_types(depth, every):
         raise InputError("config.json has irregular layer_types; accepted: full_attention at every n-th layer from 0.")
     return every
 
 
 def _rope_theta(settings: Settings, kind: str, default: float) -> float:
-    rope = (settings.get("rope_parameters") or {}).get(kind) or {}
+    """Returns the base of the rotary frequencies. In transformers 4, a null for local layers means the global base."""
+    rope = get(get(settings, "rope_parameters", dict, {}), kind, dict, {})
     if rope.get("rope_type", "default") != "default":
-        raise InputError(f"config.json has rope_type {rope['rope_type']!r}; accepted: 'default'.")
-    return float(rope.get("rope_theta", settings.get(_OLD_THETA[kind], default)))
+        raise InputError(f"config.json has rope_type {shortened(rope['rope_type'])}; accepted: 'default'.")
+    local = kind == "sliding_attention"
+    if local and "rope_parameters" not in settings and settings.get(_OLD_THETA[kind], default) is None:
+        return _rope_theta(settings, "full_attention", _MODEL.rope_theta)
+    theta = get(rope, "rope_theta", float, get(settings, _OLD_THETA[kind], float, default))
+    if theta < 1:
+        raise InputError(f"config.json has {_OLD_THETA[kind]} {theta}; accepted: 1 or more.")
+    return float(theta)
 
 
 def _read(settings: Settings) -> Fields:
@@ -41,7 +61,8 @@ def _read(settings: Settings) -> Fields:
     }
 
 
-def _write(config: ModelConfig) -> Fields:
+def _write(config: ModelConfig, pad: int) -> Fields:
+    del pad
     theta = {"full_attention": config.rope_theta, "sliding_attention": config.rope_theta_local}
     return {
         "architectures": ["ModernBertForMaskedLM"],
@@ -66,15 +87,15 @@ MODERNBERT = Family(
         activation("head_activation", "classifier_activation"),
         Setting("head_bias", "classifier_bias"),
         Setting("max_length", "max_position_embeddings"),
-        Setting("window", "local_attention", lambda total: total // 2, lambda window: 2 * window),
+        Setting("window", "local_attention", int, lambda total: total // 2, lambda window: 2 * window),
         Setting("norm_eps", "norm_eps"),
         Setting("norm_bias", "norm_bias"),
         Setting("attention_bias", "attention_bias"),
         Setting("mlp_bias", "mlp_bias"),
         Setting("init_std", "initializer_range"),
-        Setting("dropout", "embedding_dropout", float),
-        Setting("dropout", "mlp_dropout", float),
-        Setting("attention_dropout", "attention_dropout", float),
+        rate("dropout", "embedding_dropout"),
+        rate("dropout", "mlp_dropout"),
+        rate("attention_dropout", "attention_dropout"),
         Setting("tie_embeddings", "tie_word_embeddings"),
     ),
     required={"decoder_bias": True},
@@ -98,4 +119,5 @@ MODERNBERT = Family(
     repeated={},
     read=_read,
     write=_write,
+    body=r"^(model|head|decoder)\.",
 )

@@ -1,9 +1,12 @@
-"""T5 (Raffel et al., 2020), 1.0 and 1.1, as transformers writes it.
+"""T5 (Raffel et al., 2020), 1.0 and 1.1, mT5 and umT5 as transformers writes them, with and without their decoder.
 
 In transformers, `tie_word_embeddings` decides only whether the decoder's output is scaled. The tensors decide whether
 the embeddings are tied. Transformers 5 ties them unless `lm_head.weight` was saved with other values. Transformers 4
 saved `lm_head.weight` whenever `tie_word_embeddings` was false.
 """
+
+import dataclasses
+from collections.abc import Callable
 
 from lm import families
 from lm.config import ModelConfig
@@ -14,8 +17,10 @@ from lm.huggingface.family import (
     Setting,
     Settings,
     Weight,
+    get,
     linear,
     norm,
+    rate,
     read_activation,
     table,
     write_activation,
@@ -24,20 +29,23 @@ from lm.huggingface.family import (
 _GATED = "gated-"
 
 
-def _read(settings: Settings) -> Fields:
-    projection = settings.get("feed_forward_proj", "relu")
+def _read(settings: Settings, projection: str = "relu", scaled: bool | None = None) -> Fields:
+    """Returns what the table does not hold. `scaled` says whether the logits are, where it is not a setting."""
+    projection = get(settings, "feed_forward_proj", str, projection)
     gated = projection.startswith(_GATED)
     # "gated-gelu", T5 1.1's value, means the tanh approximation; "gelu" without a gate means the exact form.
     activation = "gelu_new" if projection == "gated-gelu" else projection.removeprefix(_GATED)
     tied = settings.get("tie_word_embeddings") is not False
+    if scaled is None:
+        scaled = get(settings, "scale_decoder_outputs", bool, tied)
     return {
         "gated": gated,
-        "activation": read_activation(activation),
-        "scale_logits": settings.get("scale_decoder_outputs", tied),
+        "activation": read_activation(activation, "feed_forward_proj"),
+        "scale_logits": scaled,
     }
 
 
-def _write(config: ModelConfig) -> Fields:
+def _write(config: ModelConfig, pad: int) -> Fields:
     if config.gated and config.activation == "gelu":
         raise InputError(
             "transformers has no such model; the nearest, t5, needs model.activation='gelu_tanh' (not 'gelu') with "
@@ -52,9 +60,8 @@ def _write(config: ModelConfig) -> Fields:
         "d_kv": config.width_per_head,
         "tie_word_embeddings": config.scale_logits,
         "is_encoder_decoder": True,
-        "pad_token_id": 0,
         "eos_token_id": 1,
-        "decoder_start_token_id": 0,
+        "decoder_start_token_id": pad,
     }
 
 
@@ -73,6 +80,7 @@ def _stack(side: str, mlp: int) -> tuple[Weight, ...]:
     relative = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"
     return (
         *table(relative, f"{side}/relative_bias"),
+        *table(f"{theirs}.0.SelfAttention.relative_attention_bias", f"{ours}/relative_bias"),
         *_attention(f"{theirs}.0.SelfAttention", f"{ours}/attention"),
         *norm(f"{theirs}.0.layer_norm", f"{ours}/attention_norm"),
         *linear(f"{theirs}.{mlp}.DenseReluDense.wi", f"{ours}/mlp/up", when=("gated", False)),
@@ -84,24 +92,24 @@ def _stack(side: str, mlp: int) -> tuple[Weight, ...]:
     )
 
 
-T5 = Family(
+_T5 = Family(
     model_type="t5",
     model=families.t5(vocab_size=32_128, d_model=512, num_layers=6, num_heads=8, head_dim=64, d_ff=2048),
     settings=(
         Setting("vocab_size", "vocab_size"),
         Setting("d_model", "d_model"),
         Setting("num_layers", "num_layers"),
-        Setting("num_decoder_layers", "num_decoder_layers", lambda depth: depth or 0, lambda depth: depth or None),
+        Setting("num_decoder_layers", "num_decoder_layers", int, lambda depth: depth, lambda depth: depth or None),
         Setting("num_heads", "num_heads"),
         Setting("head_dim", "d_kv"),
         Setting("d_ff", "d_ff"),
         Setting("relative_buckets", "relative_attention_num_buckets"),
         Setting("relative_max_distance", "relative_attention_max_distance"),
         Setting("norm_eps", "layer_norm_epsilon"),
-        Setting("dropout", "dropout_rate", float),
-        Setting("attention_dropout", "dropout_rate", float),
-        Setting("mlp_dropout", "dropout_rate", float),
-        Setting("tie_embeddings", "tie_word_embeddings", lambda tied: tied is not False),
+        rate("dropout", "dropout_rate"),
+        rate("attention_dropout", "dropout_rate"),
+        rate("mlp_dropout", "dropout_rate"),
+        Setting("tie_embeddings", "tie_word_embeddings"),
     ),
     required={},
     weights=(
@@ -112,7 +120,7 @@ T5 = Family(
         *norm("decoder.block.*.layer.1.layer_norm", "decoder/layers/memory_attention_norm"),
         *linear("lm_head", "logits"),
     ),
-    renames=(),
+    renames=((r"^transformer\.", ""),),  # a T5 with the head of another task
     # Old versions also saved a table for the decoder's attention to the encoder, and never read it.
     ignored=r"EncDecAttention\.relative_attention_bias\.weight$",
     tied={"lm_head.weight": "shared.weight"},
@@ -121,4 +129,66 @@ T5 = Family(
     tied_by_values=True,
     read=_read,
     write=_write,
+    body=r"^(shared|encoder|decoder|lm_head)\.",
+)
+
+
+def _alone(family: Family, prefix: str) -> Family:
+    """Returns the family of the folders with the encoder alone: T5EncoderModel, and T5 as a tagger.
+
+    Its class begins with `prefix`. It has no head for masked tokens: the one that every encoder has here is new, and is
+    not written.
+    """
+
+    def read(settings: Settings) -> Fields:
+        fields = family.read(settings)
+        return {"gated": fields["gated"], "activation": fields["activation"]}
+
+    def write(config: ModelConfig, pad: int) -> Fields:
+        return {**family.write(config, pad), "architectures": [f"{prefix}EncoderModel"], "tie_word_embeddings": True}
+
+    model = dataclasses.replace(
+        family.model,
+        architecture="encoder",
+        num_decoder_layers=0,
+        tie_embeddings=True,
+        scale_logits=False,
+        head_activation="gelu_tanh",
+        logits_bias=True,
+    )
+    settings = (each for each in family.settings if each.ours not in ("num_decoder_layers", "tie_embeddings"))
+    return dataclasses.replace(
+        family, model=model, settings=tuple(settings), tied={}, read=read, write=write, no_head=("mlm",)
+    )
+
+
+def _of(
+    model_type: str, model: ModelConfig, prefix: str, projection: str, scaled: Callable[[Settings], bool]
+) -> Family:
+    """Returns a relative of T5: its classes begin with `prefix`, and `scaled` says whether its logits are."""
+    family = dataclasses.replace(
+        _T5,
+        model_type=model_type,
+        model=model,
+        read=lambda settings: _read(settings, projection, scaled(settings)),
+        write=lambda config, pad: {**_write(config, pad), "architectures": [f"{prefix}ForConditionalGeneration"]},
+    )
+    return dataclasses.replace(family, encoder_alone=_alone(family, prefix))
+
+
+_SIZES: dict[str, int] = {"vocab_size": 250_112, "d_model": 512, "num_layers": 8, "num_heads": 6, "d_ff": 1024}
+_MT5, _UMT5 = (
+    family(**_SIZES, head_dim=64, dropout=0.1, attention_dropout=0.1, mlp_dropout=0.1)
+    for family in (families.t5_1_1, families.umt5)
+)
+
+T5 = dataclasses.replace(_T5, encoder_alone=_alone(_T5, "T5"))
+MT5 = _of("mt5", _MT5, "MT5", "gated-gelu", lambda settings: False)
+# Transformers 5 always scales umT5's logits. Version 4, as umT5's own code, does not where the embeddings are not tied.
+UMT5 = _of(
+    "umt5",
+    dataclasses.replace(_UMT5, scale_logits=True),
+    "UMT5",
+    "gated-gelu",
+    lambda settings: settings.get("tie_word_embeddings") is not False,
 )

@@ -1,22 +1,26 @@
 """Converts Hugging Face folders to working directories, which all other scripts accept, and back."""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
 from etils import epath
 
-from lm import checkpoint
+from lm import checkpoint, storage
 from lm.config import CheckpointConfig, Config, DataConfig, GenerationConfig, ModelConfig, ObjectiveConfig, to_json
 from lm.data import sentence_encoder
 from lm.data import tokenizer as tokenizers
 from lm.data.special_ids import SpecialIds, decoder_start
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
-from lm.huggingface.family import Fields
+from lm.huggingface.family import Fields, Settings
 from lm.huggingface.folder import Imported, export_folder, import_folder
 from lm.huggingface.generation import write_generation
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
+
+# The family of an imported model and the ids of its special tokens, for its export.
+SOURCE_FILE = "huggingface.json"
 
 # The longest input of an imported model without a smaller limit. Attention over more tokens needs much memory.
 _MAX_LENGTH = 1024
@@ -52,6 +56,7 @@ def import_workdir(
     checkpoint.write_atomically(workdir / tokenizer.file_name, tokenizer.to_bytes())
     if encoder is not None:
         sentence_encoder.write(str(workdir), encoder)
+    checkpoint.write_atomically(workdir / SOURCE_FILE, json.dumps(_source(imported.settings)).encode())
     saved = checkpoint.Checkpoints(workdir, CheckpointConfig(asynchronous=False))
     saved.save(0, {"params": imported.params, "step": np.int32(0)})
     saved.close()
@@ -81,11 +86,14 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
     if config.model.decoder_depth:
         token_ids["decoder_start_token_id"] = decoder_start(config, special)
     token_ids = {name: index for name, index in token_ids.items() if index >= 0}
+    (content,) = storage.read_keys(str(workdir), [SOURCE_FILE])
+    source = json.loads(content) if content else {}
     export_folder(
         folder,
         config.model,
         checkpoint.load_params(workdir, step),
-        token_ids=token_ids,
+        token_ids=token_ids | {name: index for name, index in source.items() if name != "model_type"},
+        model_type=source.get("model_type"),
         sentence_encoder=sentence_encoder.read(str(workdir)) if config.model.architecture == "encoder" else None,
         generation_settings=_generation(config, special) if config.model.decoder_depth else None,
     )
@@ -116,6 +124,14 @@ def _generation(config: Config, special: SpecialIds) -> Fields:
     }
     longest = 0 if is_imported else config.data.target_length - config.data.begin_with_cls
     return write_generation(own, {name: index for name, index in ids.items() if index >= 0}, longest)
+
+
+def _source(settings: Settings) -> Fields:
+    """Returns what an export of the model repeats of its `config.json`."""
+    ids = {
+        name: value for name, value in settings.items() if name.endswith("_token_id") and isinstance(value, int | list)
+    }
+    return {"model_type": settings["model_type"], **ids}
 
 
 def _pretraining(model: ModelConfig, tokenizer: Tokenizer, longest: int) -> tuple[DataConfig, ObjectiveConfig]:

@@ -116,9 +116,9 @@ class Embedding(nnx.Module):
         self.position = table(config.max_length, config.d_model**-0.5) if config.has_position_table else None
         self.token_type = table(config.token_types, config.d_model**-0.5) if config.token_types else None
         self.norm = Norm(config, width) if config.embedding_norm else None
-        self.projection = None
-        if config.embedding_width:
-            self.projection = Dense(config, "embedding/projection", (width, config.d_model), bias=True, rngs=rngs)
+        shape = (width, config.d_model)
+        mapped = config.embedding_width > 0
+        self.projection = Dense(config, "embedding/projection", shape, bias=True, rngs=rngs) if mapped else None
         self.config, self.dtype = config, execution.dtype
 
     def __call__(

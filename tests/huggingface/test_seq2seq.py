@@ -152,7 +152,7 @@ def test_only_a_bias_can_keep_padding_from_being_predicted(bart, t5):
         ("t5", {"feed_forward_proj": "gated-mish"}, "activation 'mish'; accepted: gelu"),
         ("t5", {"num_layers": 2}, r"unexpected encoder.block.2.*the 2 \+ 2 layers that config.json"),
         ("t5", {"num_decoder_layers": None}, r"lacks decoder.block.2.*the 3 \+ 3 layers"),
-        ("bart", {"scale_embedding": True}, "scale_embedding True; accepted: False"),
+        ("bart", {"tie_word_embeddings": False}, "tie_word_embeddings False; accepted: True"),
         ("bart", {"decoder_attention_heads": 4}, "different decoder_attention_heads and encoder_attention_heads"),
         ("bart", {"decoder_ffn_dim": 48}, "different decoder_ffn_dim and encoder_ffn_dim"),
         ("bart", {"max_position_embeddings": 30}, r"embed_positions.weight has shape \(34, 16\), but .* \(32, 16\)"),

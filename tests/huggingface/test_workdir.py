@@ -8,13 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from lm import checkpoint, families, models
 from lm.data import sentence_encoder
 from lm.data.sentence_encoder import SentenceEncoder
 from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
-from lm.huggingface import export_folder, import_folder, import_workdir
+from lm.huggingface import export_folder, export_workdir, import_folder, import_workdir
 from lm.huggingface.tokenizer import read_tokenizer
 from lm.inference.prompts import Embed
 from lm.inference.requests import RequestError
@@ -125,3 +126,18 @@ def test_a_folder_without_a_tokenizer_is_refused(folder, tmp_path):
     ):
         import_workdir(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_export_has_the_family_and_the_ids_of_the_import(folder, tmp_path):
+    settings = json.loads((folder / "config.json").read_text())
+    ids = {"pad_token_id": 0, "eos_token_id": 7}
+    (folder / "config.json").write_text(
+        json.dumps({**settings, "model_type": "electra", "embedding_size": 16, "architectures": [], **ids})
+    )
+    weights = load_file(folder / "model.safetensors")
+    named = {name.replace("bert.", "electra."): array for name, array in weights.items() if "pooler" not in name}
+    save_file(named, folder / "model.safetensors")
+    import_workdir(folder, tmp_path / "run")
+    export_workdir(str(tmp_path / "run"), tmp_path / "back")
+    back = json.loads((tmp_path / "back/config.json").read_text())
+    assert (back["model_type"], back["eos_token_id"]) == ("electra", 7)

@@ -63,11 +63,22 @@ LEARNED = dataclasses.replace(
     init_std=0.1,
 )
 ALONE = dataclasses.replace(LEARNED, architecture="decoder", position="rotary", global_every=2, window=3)
+OWN_BIAS = dataclasses.replace(RELATIVE, relative_shared=False)
+SINUSOIDAL = dataclasses.replace(
+    LEARNED, position="sinusoidal-t2t", first_position=2, scale_embedding=True, share_layers=True
+)
+MODELS = {
+    "relative": RELATIVE,
+    "learned": LEARNED,
+    "alone": ALONE,
+    "own bias": OWN_BIAS,
+    "sinusoidal": SINUSOIDAL,
+}
 
 
 @functools.cache
 def build(name: str):
-    model = models.build({"relative": RELATIVE, "learned": LEARNED, "alone": ALONE}[name])
+    model = models.build(MODELS[name])
     return model, random_params(model)
 
 
@@ -128,8 +139,14 @@ def _full_log_p(model, params, source_1S, given_1T):
 
 
 # Hypotheses beside one another are kept in blocks: here of 21 positions, of which the last block has one too many.
-@pytest.mark.parametrize(("hypotheses", "length", "longest"), [(1, 12, 11), (3, 41, 64)])
-@pytest.mark.parametrize("name", ["relative", "learned", "alone"])
+@pytest.mark.parametrize(
+    ("name", "hypotheses", "length", "longest"),
+    [
+        *((name, *shape) for name in ("relative", "learned", "alone") for shape in ((1, 12, 11), (3, 41, 64))),
+        ("own bias", 3, 12, 11),
+        ("sinusoidal", 1, 12, 11),
+    ],
+)
 def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name, hypotheses, length, longest):
     model, params = build(name)
     inputs = None if name == "alone" else sources([5, longest, 8])
