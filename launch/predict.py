@@ -28,7 +28,7 @@ _OPTIONS = {
     "prompt": flags.DEFINE_string("prompt", None, "embed: text to put before every text."),
     "prompt_name": flags.DEFINE_string("prompt_name", None, "embed: name of the model's prompt to put before texts."),
     "top": flags.DEFINE_integer("top", 5, "fill-mask: candidates for each mask.", lower_bound=1),
-    "language": flags.DEFINE_string("language", "", "translate: target language of requests that name none."),
+    "language": flags.DEFINE_string("language", "", "translate: target, or SOURCE-TARGET, of requests that name none."),
     "seed": flags.DEFINE_integer("seed", 0, "Seed of sampling."),
 }
 _decoding = cli.define_decoding()

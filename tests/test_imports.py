@@ -48,7 +48,7 @@ NEVER = {"configs", "launch", "tests", "torch", "transformers"}
 WITHOUT_JAX = {
     "lm/accelerators.py",
     *(f"lm/data/{name}.py" for name in ("batches", "examples", "flat", "mixture", "packing")),
-    *(f"lm/inference/{name}.py" for name in ("packed", "prompts", "requests")),
+    *(f"lm/inference/{name}.py" for name in ("languages", "packed", "prompts", "requests")),
 }
 FAMILIES = {
     *("bert", "modernbert", "t5", "bart", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from lm.errors import InputError
 from lm.inference import packed, prompts
+from lm.inference.languages import Translate
 from lm.inference.load import Loaded
 from lm.inference.options import Decoding, with_defaults
 from lm.inference.packed import Packed, Row
@@ -205,7 +206,7 @@ class Predictor:
         if task == "generate":
             prompt = prompts.Generate(config, tokenizer, decoding.max_length, forced)
         elif task == "translate":
-            prompt = prompts.Translate(config, tokenizer, decoding.max_length, options.language, forced)
+            prompt = Translate(config, tokenizer, decoding.max_length, options.language, forced)
         else:
             prompt = prompts.AnswerQuestion(config, tokenizer, decoding.max_length, forced)
         return Pipeline(prompt, functools.partial(self._write, decoding=decoding, key=jax.random.key(options.seed)))

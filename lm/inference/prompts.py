@@ -12,7 +12,7 @@ import numpy as np
 
 from lm import tasks
 from lm.config import Config
-from lm.data.pairs import one_line, question_source, translation_source
+from lm.data.pairs import one_line, question_source
 from lm.data.sentence_encoder import SentenceEncoder, lowered
 from lm.data.special_ids import SpecialIds
 from lm.data.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ class FillMask:
     top: int = 5
 
     def row(self, request: Request) -> Row:
-        parts = [_readable(self.tokenizer.encode_with_masks, text) for text in texts(request)]
+        parts = [readable(self.tokenizer.encode_with_masks, text) for text in texts(request)]
         mask = self.tokenizer.special.mask
         wanted = sum(int((part == mask).sum()) for part in parts)
         if not wanted:
@@ -97,7 +97,7 @@ class NextSentence:
     def row(self, request: Request) -> Row:
         if len(found := texts(request)) < 2:
             raise RequestError('next-sentence takes an object with "text" and "text_pair".')
-        return assemble(self.tokenizer, _readable(self.tokenizer.encode, found), self.longest)
+        return assemble(self.tokenizer, readable(self.tokenizer.encode, found), self.longest)
 
     def answer(self, row: Row, result: np.ndarray) -> Answer:
         """Returns the probability; `result` is the probability at the one place, [1]."""
@@ -137,7 +137,7 @@ class Embed:
         if self.encoder.lower_case:
             special = [self.tokenizer.id_to_piece(index) for index in self.tokenizer.special_ids]
             found = [lowered(text, special) for text in found]
-        return _readable(self.tokenizer.encode, found)
+        return readable(self.tokenizer.encode, found)
 
 
 def texts(request: Request) -> list[str]:
@@ -148,7 +148,7 @@ def texts(request: Request) -> list[str]:
     return found
 
 
-def _readable(encode: Callable[[Given], Ids], given: Given) -> Ids:
+def readable(encode: Callable[[Given], Ids], given: Given) -> Ids:
     """Returns what a function of the tokenizer makes of a request.
 
     Raises:
@@ -166,7 +166,7 @@ def assemble(tokenizer: Tokenizer, parts: Sequence[np.ndarray], longest: int) ->
     The one place is the first token, which is [CLS]. A text that is too long is cut at its end, or at its beginning if
     the tokenizer says so. Of two texts the longer one is cut, down to half of the room, as in pretraining.
     """
-    frame = _readable(tokenizer.frame, len(parts))
+    frame = readable(tokenizer.frame, len(parts))
     room = longest - frame.size
     rooms = [room]
     if len(parts) == 2:
@@ -210,19 +210,32 @@ class Writing(abc.ABC):
 
     def row(self, request: Request) -> Row:
         """Returns the encoder's input, or the prompt of a decoder alone."""
-        special, data, model = self.tokenizer.special, self.config.data, self.config.model
+        data, model = self.config.data, self.config.model
         ids = encode(self.config, self.tokenizer, self.source(request))
         has_source = model.architecture == "encoder-decoder"
-        begin = [special.cls] if has_source and data.begin_with_cls else []
-        end = [special.sep] if has_source else []
+        begin, end = self.around(request) if has_source else ([], [])
         room = data.seq_length - len(begin) - len(end)
         if not has_source and model.has_position_table:
             room = min(room, model.max_length - self.max_length)  # prompt and output share the position table
         # An encoder needs the beginning of a text that is too long. A decoder continues its end.
         kept = _cut(self.tokenizer, ids, room) if has_source else ids[-room:]
         tokens = np.concatenate([begin, kept, end]).astype(np.int32)
-        prompt = np.array(self.prompt, np.int32)
+        prompt = np.array(self.begin(request), np.int32)
         return Row(tokens, np.zeros_like(tokens), np.zeros(0, np.int32), len(kept) < len(ids), prompt)
+
+    def around(self, request: Request) -> tuple[list[int], list[int]]:
+        """Returns the special tokens before and after a source: of an imported model its tokenizer's, else ours."""
+        del request
+        special = self.tokenizer.special
+        if self.config.generation.decoder_start_token_id >= 0:
+            before, after = readable(self.tokenizer.frame, 1).ids
+            return list(before), list(after)
+        return [special.cls] if self.config.data.begin_with_cls else [], [special.sep]
+
+    def begin(self, request: Request) -> list[int]:
+        """Returns what the decoder is given after its start token."""
+        del request
+        return self.prompt
 
     def answer(self, row: Row, result: Written) -> Answer:
         del row
@@ -244,42 +257,6 @@ class Generate(Writing):
         return field(request, "text")
 
 
-class Translate(Writing):
-    """Translates `text` into the `language` of the request, or else `language`, or else the run's first language."""
-
-    def __init__(
-        self,
-        config: Config,
-        tokenizer: Tokenizer,
-        max_length: int,
-        language: str = "",
-        forced_bos_token_id: int = -1,
-    ):
-        """Checks the model as `Writing` does, and the default `language`.
-
-        Raises:
-            InputError: the model was not trained with `language`, or has no encoder.
-        """
-        super().__init__(config, tokenizer, max_length, forced_bos_token_id)
-        _require_source(config, "translate")
-        self.language = language
-        if language and (wrong := self._refusal(language)):
-            raise InputError(wrong)
-
-    def source(self, request: Request) -> str:
-        text = field(request, "text")
-        asked = field(request, "language", self.language) if isinstance(request, Mapping) else self.language
-        if asked and (wrong := self._refusal(asked)):
-            raise RequestError(wrong)
-        languages = self.config.languages
-        return translation_source(text, asked or languages[0]) if languages else text
-
-    def _refusal(self, language: str) -> str:
-        languages = self.config.languages
-        accepted = ", ".join(languages) or "none, leave it out"
-        return "" if language in languages else f"language is {language!r}; this model was trained with: {accepted}."
-
-
 class AnswerQuestion(Writing):
     """Answers `question` from the passage `context`."""
 
@@ -290,13 +267,14 @@ class AnswerQuestion(Writing):
             InputError: the model has no encoder.
         """
         super().__init__(config, tokenizer, max_length, forced_bos_token_id)
-        _require_source(config, "answer")
+        require_source(config, "answer")
 
     def source(self, request: Request) -> str:
         return question_source(field(request, "question"), field(request, "context"))
 
 
-def _require_source(config: Config, task: str) -> None:
+def require_source(config: Config, task: str) -> None:
+    """Refuses a decoder alone."""
     if config.model.architecture != "encoder-decoder":
         raise InputError(f"{task} needs an encoder-decoder, but this model is a decoder alone; use generate.")
 
@@ -340,8 +318,8 @@ def encode(config: Config, tokenizer: Tokenizer, text: str) -> np.ndarray:
     if task.hides == "sentinel":
         return encode_with_sentinels(tokenizer, text)
     if task.hides == "mask" and MASK in text and tokenizer.special.mask >= 0:
-        return _readable(tokenizer.encode_with_masks, text)
-    return _readable(tokenizer.encode, [text])[0]
+        return readable(tokenizer.encode_with_masks, text)
+    return readable(tokenizer.encode, [text])[0]
 
 
 def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -358,10 +336,10 @@ def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:
         raise RequestError(f"the text has {count} [MASK]; the model knows {special.num_sentinels} sentinels.")
     sentinels = special.first_sentinel - np.arange(count, dtype=np.int32)
     if count and special.mask >= 0:
-        ids = _readable(tokenizer.encode_with_masks, text)
+        ids = readable(tokenizer.encode_with_masks, text)
         ids[np.flatnonzero(ids == special.mask)[:count]] = sentinels
         return ids
-    first, *others = _readable(tokenizer.encode, text.split(MASK))
+    first, *others = readable(tokenizer.encode, text.split(MASK))
     return np.concatenate([first, *(part for pair in zip(sentinels[:, None], others, strict=True) for part in pair)])
 
 

@@ -14,13 +14,13 @@ from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import InputError
 from lm.inference import prompts
+from lm.inference.languages import Translate
 from lm.inference.prompts import (
     AnswerQuestion,
     Embed,
     FillMask,
     Generate,
     NextSentence,
-    Translate,
     default_length,
     encode_with_sentinels,
 )
@@ -231,6 +231,6 @@ def test_a_decoder_reads_the_end_of_its_prompt_and_leaves_positions_for_what_it_
 
 
 def test_an_encoder_cannot_write(tiny_config, tokenizer):
-    for make in (prompts.Generate, prompts.Translate, prompts.AnswerQuestion):
+    for make in (prompts.Generate, Translate, prompts.AnswerQuestion):
         with pytest.raises(InputError, match="encoder, which cannot write; use fill-mask"):
             make(tiny_config, tokenizer, 4)
