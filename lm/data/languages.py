@@ -375,3 +375,7 @@ M2M100 = tuple(
 
 # Facebook's models for WMT 2021.
 WMT21 = tuple(["en", "ha", "is", "ja", "cs", "ru", "zh", "de"])
+
+# The lists by the names that `language_codes` of tokenizer_config.json has for them.
+LISTS = {"m2m100": M2M100, "wmt21": WMT21}
+DEFAULT_LIST = "m2m100"

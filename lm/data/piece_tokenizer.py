@@ -26,7 +26,6 @@ MODELS = {MARIAN: ("source.spm", "target.spm"), M2M100: ("sentencepiece.bpe.mode
 VOCABULARY = "vocab.json"
 CLASSES = tuple(MODELS)
 FILES = ("source.spm",)  # tells such a folder from others
-_CODES = {"m2m100": languages.M2M100, "wmt21": languages.WMT21}
 _SPACED = re.compile(r"^>>.*?<<", re.DOTALL)
 
 
@@ -102,7 +101,7 @@ class PieceTokenizer:
         if self.contents.class_name != M2M100:
             return {}
         first = len(self.contents.vocabulary)
-        codes = _CODES[str(self.contents.settings.get("language_codes", "m2m100"))]
+        codes = languages.LISTS[str(self.contents.settings.get("language_codes", languages.DEFAULT_LIST))]
         return {f"__{code}__": first + number for number, code in enumerate(codes)}
 
     @functools.cached_property
@@ -298,12 +297,12 @@ def _pieces_by_id(settings: Settings, vocabulary: dict[str, int], class_name: st
 
 
 def _prefix(settings: Settings) -> str:
-    codes = settings.text("language_codes") or "m2m100"
-    if codes not in _CODES:
-        raise InputError(f"{CONFIG} has language_codes {codes!r}; accepted: {', '.join(_CODES)}.")
+    codes = settings.text("language_codes") or languages.DEFAULT_LIST
+    if codes not in languages.LISTS:
+        raise InputError(f"{CONFIG} has language_codes {codes!r}; accepted: {', '.join(languages.LISTS)}.")
     source = settings.text("src_lang") or "en"
-    if source not in _CODES[codes]:
-        raise InputError(f"{CONFIG} has src_lang {source!r}; accepted: {', '.join(_CODES[codes])}.")
+    if source not in languages.LISTS[codes]:
+        raise InputError(f"{CONFIG} has src_lang {source!r}; accepted: {', '.join(languages.LISTS[codes])}.")
     return f"__{source}__"
 
 

@@ -10,7 +10,8 @@ import pytest
 from lm import models, sharding
 from lm.config import Config, DataConfig, MeshConfig, ObjectiveConfig
 from lm.errors import InputError
-from lm.tasks.mlm import MaskedLM, max_masked
+from lm.tasks.masked_positions import max_masked
+from lm.tasks.mlm import MaskedLM
 from lm.training import step as step_lib
 from tests.models.test_packing import MODERN
 

@@ -11,7 +11,8 @@ from lm import models, tasks
 from lm.config import Config
 from lm.tasks import members
 from lm.tasks.losses import mean_metrics, total_loss
-from lm.tasks.mlm import MaskedLM, max_masked
+from lm.tasks.masked_positions import max_masked
+from lm.tasks.mlm import MaskedLM
 from tests.training.conftest import changed
 
 
