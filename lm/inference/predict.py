@@ -18,7 +18,7 @@ from lm.inference.packed import Packed, Row
 from lm.inference.prompts import Prompt, Written
 from lm.inference.requests import Answer, Request, RequestError, finite
 from lm.inference.runner import Runner
-from lm.models import Prompts, Sources
+from lm.models import Params, Prompts, Sources
 
 TOGETHER = 256  # so many requests are sorted by length and computed together
 _WRITTEN_TOGETHER = 16  # rows of a batch in decoding
@@ -68,6 +68,23 @@ class Pipeline(Generic[Result]):
 
 
 @dataclasses.dataclass(frozen=True)
+class Reading:
+    """What answers one task of an encoder.
+
+    Attributes:
+        name: of the program.
+        prompt: turns a request into a row, and the outputs at its places into an answer.
+        program: computes the outputs at the places of packed rows.
+        tokens_a_place: see `packed.pack`.
+    """
+
+    name: str
+    prompt: Prompt[np.ndarray]
+    program: Callable[[Packed], jax.Array]
+    tokens_a_place: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """The options of all tasks. A task ignores those of other tasks.
 
@@ -100,9 +117,14 @@ class Predictor:
     answer has `"truncated": true`. A task that the model cannot do raises `InputError`.
     """
 
-    def __init__(self, loaded: Loaded):
+    def __init__(self, loaded: Loaded, runner: Runner | None = None):
         self.loaded = loaded
-        self.runner = Runner(loaded)
+        self.runner = runner or Runner(loaded)
+
+    def with_params(self, params: Params) -> "Predictor":
+        """Returns a predictor with other weights of the same shapes. The two share their compiled programs."""
+        loaded = dataclasses.replace(self.loaded, params=params)
+        return Predictor(loaded, self.runner.with_params(params))
 
     # ---- Tasks ------------------------------------------------------------------------------
 
@@ -159,57 +181,67 @@ class Predictor:
         options = options or Options()
         if task not in TASKS:
             raise InputError(f"the task is {task!r}; accepted: {', '.join(TASKS)}.")
-        if task not in READING:
-            return self._writing(task, options)
+        if task in READING:
+            reading = self.reading(task, options)
+            return Pipeline(reading.prompt, functools.partial(self._read, reading))
+        prompt, decoding = self.writing(task, options)
+        return Pipeline(prompt, functools.partial(self._write, decoding=decoding, key=jax.random.key(options.seed)))
+
+    def reading(self, task: str, options: Options) -> Reading:
+        """Returns what answers a task of an encoder, one of `READING`.
+
+        Raises:
+            InputError: the model cannot do the task, or not with these options.
+        """
         if not self.loaded.is_encoder:
             raise InputError("this model writes text; use generate, translate or answer.")
         config, tokenizer, runner = self.loaded.config, self.loaded.tokenizer, self.runner
         longest = config.data.seq_length
         if task == "fill-mask":
-            return self._reading(prompts.FillMask(tokenizer, longest, options.top), runner.mask_logits, _TOKENS_A_MASK)
+            fill = prompts.FillMask(tokenizer, longest, options.top)
+            return Reading("mask logits", fill, runner.mask_logits, _TOKENS_A_MASK)
         if task == "next-sentence":
             if not config.model.pooler:
                 raise InputError("this model has no next-sentence head; use one trained with objective.nsp=True.")
-            return self._reading(prompts.NextSentence(tokenizer, longest), runner.next_probability, _TOKENS_A_TEXT)
+            follows = prompts.NextSentence(tokenizer, longest)
+            return Reading("next probability", follows, runner.next_probability, _TOKENS_A_TEXT)
         encoder = self.loaded.sentence_encoder.changed(options.pooling, options.normalize)
-        prompt = prompts.Embed(tokenizer, longest, encoder, encoder.prompt(options.prompt, options.prompt_name))
-        return self._reading(prompt, functools.partial(runner.pooled, poolings=encoder.pooling), _TOKENS_A_TEXT)
+        embed = prompts.Embed(tokenizer, longest, encoder, encoder.prompt(options.prompt, options.prompt_name))
+        pooled = functools.partial(runner.pooled, poolings=encoder.pooling)
+        return Reading(f"pooled by {', '.join(encoder.pooling)}", embed, pooled, _TOKENS_A_TEXT)
 
-    # ---- Rows to results --------------------------------------------------------------------
+    def writing(self, task: str, options: Options) -> tuple[prompts.Writing, Decoding]:
+        """Returns the prompt of a task that writes, and how its text is decoded.
 
-    def _reading(
-        self, prompt: Prompt[np.ndarray], program: Callable[[Packed], jax.Array], tokens_a_place: int
-    ) -> Pipeline[np.ndarray]:
-        """Returns the pipeline of an encoder's task. `program` computes the outputs at the places of packed rows."""
-
-        def compute(read: Sequence[Row], numbers: Sequence[int]) -> list[np.ndarray]:
-            del numbers
-            batches = packed.pack(
-                read,
-                budget=self.runner.budget,
-                tokens_a_place=tokens_a_place,
-                pad_id=self.loaded.tokenizer.special.pad,
-                multiple=self.runner.multiple,
-            )
-            found: dict[int, np.ndarray] = {}
-            for batch in batches:
-                outputs = np.asarray(program(batch))
-                found |= {i: outputs[place] for i, place in batch.where}
-            return [found[i] for i in range(len(read))]
-
-        return Pipeline(prompt, compute)
-
-    def _writing(self, task: str, options: Options) -> Pipeline[Written]:
+        Raises:
+            InputError: the model cannot do the task, or not with these options.
+        """
         config, tokenizer = self.loaded.config, self.loaded.tokenizer
         decoding = self.decoding(options.decoding)
         forced = decoding.forced_bos_token_id
         if task == "generate":
-            prompt = prompts.Generate(config, tokenizer, decoding.max_length, forced)
-        elif task == "translate":
-            prompt = Translate(config, tokenizer, decoding.max_length, options.language, forced)
-        else:
-            prompt = prompts.AnswerQuestion(config, tokenizer, decoding.max_length, forced)
-        return Pipeline(prompt, functools.partial(self._write, decoding=decoding, key=jax.random.key(options.seed)))
+            return prompts.Generate(config, tokenizer, decoding.max_length, forced), decoding
+        if task == "translate":
+            return Translate(config, tokenizer, decoding.max_length, options.language, forced), decoding
+        return prompts.AnswerQuestion(config, tokenizer, decoding.max_length, forced), decoding
+
+    # ---- Rows to results --------------------------------------------------------------------
+
+    def _read(self, reading: Reading, rows: Sequence[Row], numbers: Sequence[int]) -> list[np.ndarray]:
+        """Returns the outputs at the places of each row."""
+        del numbers
+        batches = packed.pack(
+            rows,
+            budget=self.runner.budget,
+            tokens_a_place=reading.tokens_a_place,
+            pad_id=self.loaded.tokenizer.special.pad,
+            multiple=self.runner.multiple,
+        )
+        found: dict[int, np.ndarray] = {}
+        for batch in batches:
+            outputs = np.asarray(reading.program(batch))
+            found |= {i: outputs[place] for i, place in batch.where}
+        return [found[i] for i in range(len(rows))]
 
     def decoding(self, given: Mapping[str, object]) -> Decoding:
         """Returns the options of a request: those given by name, and for the rest the model's defaults.

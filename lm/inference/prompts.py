@@ -209,9 +209,11 @@ class Writing(abc.ABC):
         """Returns the source text of a request, worded as in training."""
 
     def row(self, request: Request) -> Row:
-        """Returns the encoder's input, or the prompt of a decoder alone."""
+        return self.row_of(encode(self.config, self.tokenizer, self.source(request)), request)
+
+    def row_of(self, ids: np.ndarray, request: Request = "") -> Row:
+        """Returns the encoder's input, or the prompt of a decoder alone, for the ids of a request's source."""
         data, model = self.config.data, self.config.model
-        ids = encode(self.config, self.tokenizer, self.source(request))
         has_source = model.architecture == "encoder-decoder"
         begin, end = self.around(request) if has_source else ([], [])
         room = data.seq_length - len(begin) - len(end)

@@ -4,11 +4,14 @@ Array names carry their shape: B rows, L length, D model, V vocabulary, P places
 """
 
 import contextlib
+import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from lm import models, sharding
 from lm.data.special_ids import decoder_start
@@ -43,24 +46,35 @@ class Runner:
         self._loaded = loaded
         self._model = models.build(config.model, models.Execution(dtype=config.train.dtype))
         self._decoders: dict[Shape, Callable[..., Decoded]] = {}
-        self._mask_logits = self.compile(_mask_logits_BPV)
-        self._next_probability = self.compile(_next_probability_BP)
-        self._pooled = functools.cache(lambda poolings: self.compile(functools.partial(pooling.pool, poolings)))
+        self._mask_logits = self._jit(_mask_logits_BPV)
+        self._next_probability = self._jit(_next_probability_BP)
+        self._pooled = functools.cache(lambda poolings: self._jit(functools.partial(pooling.pool, poolings)))
+        self._vectors = self._jit(_vectors_BPD)
         self.multiple = self._mesh.shape["data"] * self._mesh.shape["fsdp"] if self._mesh else 1
         with self._on_mesh():
             self.budget = _BUDGETS.get(sharding.platform(), _BUDGET_OF_ACCELERATORS)
 
+    def with_params(self, params: models.Params) -> "Runner":
+        """Returns a runner with other weights of the same shapes. The two share their compiled programs."""
+        other = copy.copy(self)
+        other._loaded = dataclasses.replace(self._loaded, params=params)
+        return other
+
     def mask_logits(self, batch: Packed) -> jax.Array:
         """Returns float32 logits [B, P, V] of the tokens at the places of a batch."""
-        return self._mask_logits(*batch.arrays)
+        return self._run(self._mask_logits, *batch.arrays)
 
     def next_probability(self, batch: Packed) -> jax.Array:
         """Returns the probability [B, P] that the second text follows the first, given the [CLS] at each place."""
-        return self._next_probability(*batch.arrays)
+        return self._run(self._next_probability, *batch.arrays)
 
     def pooled(self, batch: Packed, poolings: tuple[str, ...] = ("mean",)) -> jax.Array:
         """Returns float32 [B, P, D]: the pooled vector of each row's segment p + 1; see `pooling.pool`."""
-        return self._pooled(poolings)(*batch.arrays)
+        return self._run(self._pooled(poolings), *batch.arrays)
+
+    def vectors(self, batch: Packed) -> jax.Array:
+        """Returns float32 [B, P, D]: the vectors of the tokens at the places of a batch."""
+        return self._run(self._vectors, *batch.arrays)
 
     def generate(self, sources: Sources | None, prompts: Prompts, decoding: Decoding, keys_B: jax.Array) -> Decoded:
         """Returns what an encoder-decoder or a decoder writes; see `decode.generate`.
@@ -88,9 +102,12 @@ class Runner:
 
     def compile(self, compute: Callable[..., Output]) -> Callable[..., Output]:
         """Returns `compute(module, *arrays)` as a compiled function of the arrays, where `module` is the model."""
-        merge = self._model.merge
-        compiled = jax.jit(lambda params, *arrays: compute(merge(params), *arrays))
+        compiled = self._jit(compute)
         return lambda *arrays: self._run(compiled, *arrays)
+
+    def _jit(self, compute: Callable[..., Output]) -> Callable[..., Output]:
+        merge = self._model.merge
+        return jax.jit(lambda params, *arrays: compute(merge(params), *arrays))
 
     def _run(self, compiled: Callable[..., Output], *arrays: object) -> Output:
         if self._mesh is not None:
@@ -123,3 +140,15 @@ def _next_probability_BP(
 ) -> jax.Array:
     logits_BP2 = module.nsp_logits(module(tokens_BL, segments_BL, positions_BL, types_BL), places_BP)
     return jax.nn.softmax(logits_BP2, axis=-1)[:, :, 0]
+
+
+def _vectors_BPD(
+    module: models.Encoder,
+    tokens_BL: jax.Array,
+    types_BL: jax.Array,
+    segments_BL: jax.Array,
+    positions_BL: jax.Array,
+    places_BP: jax.Array,
+) -> jax.Array:
+    hidden_BLD = module(tokens_BL, segments_BL, positions_BL, types_BL).astype(jnp.float32)
+    return jnp.take_along_axis(hidden_BLD, places_BP[:, :, None], axis=1)
