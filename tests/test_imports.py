@@ -41,6 +41,7 @@ ROOMS = {
     "training": GROUND | MIDDLE | {"tasks", "distributed"},
     "inference": GROUND | MIDDLE | {"tasks"},
     "huggingface": GROUND | MIDDLE | {"families", "tasks"},
+    "serving": GROUND | MIDDLE | {"tasks", "inference"},
     "plan": GROUND | MIDDLE | {"tasks", "training", "inference", "huggingface"},
 }
 NEVER = {"configs", "launch", "tests", "torch", "transformers"}
@@ -49,6 +50,7 @@ WITHOUT_JAX = {
     "lm/accelerators.py",
     *(f"lm/data/{name}.py" for name in ("batches", "examples", "flat", "mixture", "packing")),
     *(f"lm/inference/{name}.py" for name in ("languages", "packed", "prompts", "requests")),
+    *(f"lm/serving/{name}.py" for name in ("refusals", "scheduler", "schema", "settings", "text")),
 }
 FAMILIES = {
     *("bert", "modernbert", "t5", "bart", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet"),

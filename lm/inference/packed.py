@@ -110,12 +110,31 @@ def packed_length(size: int) -> int:
     return _SHORT if size <= _SHORT else max(_LONG, power(size, 2))
 
 
+def shapes(longest: int, budget: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """Returns the shapes [B, L] of all batches that `pack` makes of requests of up to `longest` tokens."""
+    lengths = [_SHORT]
+    while lengths[-1] < packed_length(longest):
+        lengths.append(packed_length(lengths[-1] + 1))
+    found = []
+    for length in lengths:
+        sizes = [1]
+        while sizes[-1] < (full := max(1, budget // length)):
+            sizes.append(min(full, 4 * sizes[-1]))
+        found += [(size * multiple, length) for size in sizes]
+    return found
+
+
+def blank(shape_BL: tuple[int, int], tokens_a_place: int, pad_id: int) -> Packed:
+    """Returns a batch of padding alone."""
+    return _batch([], shape_BL, tokens_a_place, pad_id)
+
+
 def _batch(
     packed: Sequence[Sequence[tuple[int, Row]]], shape_BL: tuple[int, int], tokens_a_place: int, pad_id: int
 ) -> Packed:
     tokens_BL = np.full(shape_BL, pad_id, np.int32)
     types_BL, segments_BL, positions_BL = (np.zeros(shape_BL, np.int32) for _ in range(3))
-    most = max(sum(len(row.places) for _, row in requests) for requests in packed)
+    most = max((sum(len(row.places) for _, row in requests) for requests in packed), default=1)
     places_BP = np.zeros((shape_BL[0], max(shape_BL[1] // tokens_a_place, power(most, 2))), np.int32)
     where = []
     for b, requests in enumerate(packed):

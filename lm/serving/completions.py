@@ -1,0 +1,293 @@
+"""OpenAI's routes that write: /v1/completions and /v1/chat/completions.
+
+A completion is what the model writes for the prompt as its source. In a chat the source is the last message of the
+user: an encoder-decoder knows no conversation.
+"""
+
+import dataclasses
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lm.data.tokenizer import Tokenizer
+from lm.inference.options import Decoding
+from lm.inference.packed import Row
+from lm.inference.predict import Options
+from lm.serving.lanes import Progress, Written
+from lm.serving.openai import MOST_INPUTS, error
+from lm.serving.refusals import Refusal
+from lm.serving.routes import Endpoint, EventStream, answered
+from lm.serving.scheduler import Item
+from lm.serving.schema import boolean, either, fields, inputs, integer, number, optional, several, text
+from lm.serving.served import Weights
+from lm.serving.service import Service, Waiting, as_list, clean, token_ids
+from lm.serving.text import GrowingText
+
+_NOT_HERE = (0, None, {}, "")  # values of a field that ask for nothing
+_SAMPLING = {
+    "model": optional(text()),
+    "temperature": optional(number(0, 2)),
+    "top_p": optional({**number(None, 1), "exclusiveMinimum": 0}),
+    "top_k": optional(integer(0)),
+    "n": optional(integer(1, 128)),
+    "stop": optional(either(text(1), several(text(1), most=4))),
+    "seed": optional(integer()),
+    "stream": optional(boolean()),
+    "stream_options": optional(fields({}, {"include_usage": optional(boolean())}, strict=False)),
+    "frequency_penalty": optional(number(-2, 2)),
+    "presence_penalty": optional(number(-2, 2)),
+    "logit_bias": optional({"type": "object"}),
+    "user": optional(text()),
+    "num_beams": optional(integer(1)),
+    "length_penalty": optional(number()),
+    "min_length": optional(integer(0)),
+}
+_COMPLETIONS = fields(
+    {"prompt": inputs(MOST_INPUTS)},
+    {
+        **_SAMPLING,
+        "max_tokens": optional(integer(1)),
+        "best_of": optional(integer(1)),
+        "logprobs": optional(integer(0, 5)),
+        "echo": optional(boolean()),
+        "suffix": optional(text()),
+    },
+)
+_PART = fields({"type": text(), "text": text()}, strict=False)
+_MESSAGE = fields({"role": text(), "content": either(text(), several(_PART))}, strict=False)
+_CHAT = fields(
+    {"messages": several(_MESSAGE)},
+    {
+        **_SAMPLING,
+        "max_tokens": optional(integer(1)),
+        "max_completion_tokens": optional(integer(1)),
+        "logprobs": optional(boolean()),
+        "top_logprobs": optional(integer(0, 20)),
+    },
+)
+
+
+@dataclasses.dataclass
+class _Choice:
+    """One choice of an answer while it is written, with what its log-probabilities need."""
+
+    text: GrowingText
+    sums: list[float] = dataclasses.field(default_factory=list)
+    offsets: list[int] = dataclasses.field(default_factory=list)
+    reason: str | None = None
+    scored: int = 0  # tokens whose log-probability was told
+
+    def add(self, result: Progress | Written) -> str:
+        """Returns the new text."""
+        if isinstance(result, Progress):
+            before = len(self.text.text)
+            new = self.text.add(result.tokens)
+            self.sums += [result.log_probability] * len(result.tokens)
+            self.offsets += [before] * len(result.tokens)
+            if self.text.stopped:
+                self.reason = "stop"
+            return new
+        new = ""
+        if len(self.text.ids) < result.length:  # beams are told when they are finished
+            new = self.text.add(result.tokens_NT[0, len(self.text.ids) : result.length])
+        self.reason = "stop" if self.text.ended else "length"
+        return new + self.text.finish()
+
+    def scores(self, tokenizer: Tokenizer) -> list[tuple[str, float, int]]:
+        """Returns the piece, log-probability and place in the text of each token since the last call."""
+        new = range(self.scored, len(self.sums))
+        self.scored = len(self.sums)
+        pieces = [tokenizer.id_to_piece(int(self.text.ids[i])).replace("▁", " ").replace("Ġ", " ") for i in new]
+        before = [self.sums[i - 1] if i else 0.0 for i in new]
+        gained = [self.sums[i] - sum_before for i, sum_before in zip(new, before, strict=True)]
+        return list(zip(pieces, gained, [self.offsets[i] for i in new], strict=True))
+
+
+class _Writing:
+    """What the two routes of completions share: the items of a request, and their growing texts."""
+
+    def __init__(self, service: Service, request: Request, body: Any, rows: Sequence[Row], weights: Weights):
+        self._service, self._request, self._weights = service, request, weights
+        self.body, self.rows = body, rows
+        self.tokenizer = tokenizer = weights.predictor.loaded.tokenizer
+        stop = body["stop"] or []
+        self.stop = [clean(each) for each in ([stop] if isinstance(stop, str) else stop)]
+        self.wants_logprobs = body.get("logprobs") not in (None, False)
+        copies = body["n"] or 1
+        decoding = self._decoding()
+        seed = secrets.randbits(32) if body["seed"] is None else body["seed"] & 0xFFFFFFFF
+        streams = bool(body["stream"] or self.stop or self.wants_logprobs)
+        how = {"seed": seed, "streams": streams, "every_step": self.wants_logprobs}
+        self.items: list[Item] = [
+            service.to_write(weights, row, decoding, number=place * copies + copy, **how)
+            for place, row in enumerate(rows)
+            for copy in range(copies)
+        ]
+        service.check_count(self.items, "n")
+        self.choices = [_Choice(GrowingText(tokenizer, self.stop)) for _ in self.items]
+
+    def _decoding(self) -> Decoding:
+        body = self.body
+        refuse_unsupported(body)
+        beams = body["num_beams"] or 1
+        asked = body.get("max_completion_tokens") or body["max_tokens"]
+        most = self._weights.lanes[0].shape.written
+        if asked is not None and asked > most:
+            raise Refusal("invalid", f"max_tokens is {asked}; this server writes at most {most}.", param="max_tokens")
+        temperature = body["temperature"] if body["temperature"] is not None else float(beams == 1)
+        restrict = {"top_k": body["top_k"] or 0, "top_p": body["top_p"] or 1.0} if temperature else {}
+        length = {name: body[name] for name in ("length_penalty", "min_length") if body[name] is not None}
+        default = min(16, most) if "prompt" in body else most
+        return Decoding(asked or default, num_beams=beams, temperature=temperature, **restrict, **length)
+
+    async def events(self) -> AsyncGenerator[tuple[int, str]]:
+        """Yields the number of a choice and its new text; the last time with its reason set."""
+        async with Waiting(self._service, self._request, self.items) as waiting:
+            async for number, result, _ in waiting.events():
+                choice = self.choices[number]
+                if choice.reason is not None:
+                    continue  # the end of an item that a stop string has ended
+                assert isinstance(result, Progress | Written)
+                new = choice.add(result)
+                if choice.text.stopped and isinstance(result, Progress):
+                    waiting.finish(number)
+                yield number, new
+
+    @property
+    def usage(self) -> dict[str, int]:
+        read = sum(len(row.tokens) for row in self.rows)
+        written = sum(len(choice.text.ids) for choice in self.choices)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def refuse_unsupported(body: Any) -> None:
+    """Refuses what no model here can do, by name."""
+    for name in ("frequency_penalty", "presence_penalty", "logit_bias", "suffix", "echo"):
+        if body.get(name) not in (*_NOT_HERE, False):
+            raise Refusal("invalid", f"{name} is not supported; leave it out.", param=name)
+    if body.get("best_of") not in (None, body["n"] or 1):
+        raise Refusal("invalid", "best_of is supported only where it equals n; use num_beams.", param="best_of")
+    if (body.get("logprobs") or 0) > 1 or (body.get("top_logprobs") or 0) > 1:
+        raise Refusal(
+            "invalid", "only the log-probability of the written tokens is known; ask for 1.", param="logprobs"
+        )
+    beams = body["num_beams"] or 1
+    if beams > 1 and body.get("logprobs") not in (None, False):
+        raise Refusal("invalid", "logprobs are known without beams only; leave out num_beams.", param="logprobs")
+
+
+async def completions(service: Service, request: Request, body: Any) -> Response:
+    model = service.model(body["model"], "generate")
+    weights, given = model.weights, as_list(body["prompt"])
+    prompt, _ = weights.predictor.writing("generate", Options())
+
+    def rows() -> list[Row]:
+        ids = [prompt.row_of(token_ids(weights, each)) if isinstance(each, list) else None for each in given]
+        return [row or prompt.row(each) for row, each in zip(ids, given, strict=True)]
+
+    writing = _Writing(service, request, body, await service.written_rows(rows), weights)
+    head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time())}
+    head |= {"model": model.name}
+    piece = lambda number, new: {"text": new, "index": number, "logprobs": _logprobs(writing, number)}  # noqa: E731
+    if body["stream"]:
+        return await EventStream.make(_stream(writing, head, piece), error, service.settings.deadline)
+    texts = await _collect(writing)
+    choices = [
+        {"text": whole, "index": i, "logprobs": _logprobs(writing, i), "finish_reason": writing.choices[i].reason}
+        for i, whole in enumerate(texts)
+    ]
+    return answered(head | {"choices": choices, "usage": writing.usage})
+
+
+async def chat(service: Service, request: Request, body: Any) -> Response:
+    model = service.model(body["model"], "generate")
+    weights, source = model.weights, _last_user_message(body["messages"])
+    prompt, _ = weights.predictor.writing("generate", Options())
+    writing = _Writing(service, request, body, await service.written_rows(lambda: [prompt.row(source)]), weights)
+    head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
+    begun: set[int] = set()
+
+    def piece(number: int, new: str) -> dict[str, object]:
+        role = {} if number in begun else {"role": "assistant"}
+        begun.add(number)
+        return {"index": number, "delta": role | {"content": new}, "logprobs": _chat_logprobs(writing, number)}
+
+    if body["stream"]:
+        events = _stream(writing, head | {"object": "chat.completion.chunk"}, piece)
+        return await EventStream.make(events, error, service.settings.deadline)
+    texts = await _collect(writing)
+    choices = [
+        {
+            "index": i,
+            "message": {"role": "assistant", "content": whole, "refusal": None},
+            "logprobs": _chat_logprobs(writing, i),
+            "finish_reason": writing.choices[i].reason,
+        }
+        for i, whole in enumerate(texts)
+    ]
+    return answered(head | {"object": "chat.completion", "choices": choices, "usage": writing.usage})
+
+
+def _last_user_message(messages: Sequence[Any]) -> str:
+    """Returns the text of the last message of a user: an encoder-decoder has no conversation."""
+    for message in reversed(messages):
+        if message["role"] == "user":
+            content = message["content"]
+            return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    raise Refusal("invalid", "messages has no message of the user.", param="messages")
+
+
+async def _collect(writing: _Writing) -> list[str]:
+    async for _ in writing.events():
+        pass
+    return [choice.text.text for choice in writing.choices]
+
+
+async def _stream(
+    writing: _Writing, head: dict[str, object], piece: Callable[[int, str], dict[str, object]]
+) -> AsyncGenerator[object]:
+    """Yields the chunks of a stream: the new text of one choice each, and at the end the usage, if it is asked for."""
+    with_usage = bool((writing.body["stream_options"] or {}).get("include_usage"))
+    more = {"usage": None} if with_usage else {}
+    async for number, new in writing.events():
+        reason = writing.choices[number].reason
+        if new or reason:
+            yield head | {"choices": [piece(number, new) | {"finish_reason": reason}]} | more
+    if with_usage:
+        yield head | {"choices": [], "usage": writing.usage}
+
+
+def _logprobs(writing: _Writing, number: int) -> dict[str, object] | None:
+    """Returns the log-probabilities of a choice's new tokens. The chosen token is the top one in greedy decoding."""
+    if not writing.wants_logprobs:
+        return None
+    scores = writing.choices[number].scores(writing.tokenizer)
+    knows_top = writing.body["logprobs"] and not writing.items[0].work.decoding.temperature
+    return {
+        "tokens": [piece for piece, _, _ in scores],
+        "token_logprobs": [score for _, score, _ in scores],
+        "top_logprobs": [{piece: score} for piece, score, _ in scores] if knows_top else None,
+        "text_offset": [offset for _, _, offset in scores],
+    }
+
+
+def _chat_logprobs(writing: _Writing, number: int) -> dict[str, object] | None:
+    if not writing.wants_logprobs:
+        return None
+    scores = writing.choices[number].scores(writing.tokenizer)
+    one = lambda piece, score: {"token": piece, "logprob": score, "bytes": list(piece.encode()), "top_logprobs": []}  # noqa: E731
+    return {"content": [one(piece, score) for piece, score, _ in scores], "refusal": None}
+
+
+_WRITTEN = fields(
+    {"id": text(), "object": text(), "created": integer(), "model": text(), "choices": {"type": "array"}}, strict=False
+)
+
+ENDPOINTS = (
+    Endpoint("/v1/completions", completions, error, "Write text for prompts.", _COMPLETIONS, _WRITTEN),
+    Endpoint("/v1/chat/completions", chat, error, "Write text for the last message of the user.", _CHAT, _WRITTEN),
+)

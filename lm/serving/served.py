@@ -1,0 +1,216 @@
+"""One model of a server: what it can do, its compiled programs, and its weights, which can be replaced."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from lm import checkpoint, models, sharding
+from lm.errors import InputError
+from lm.inference import predict, prompts
+from lm.inference.load import Loaded, load
+from lm.inference.options import Decoding
+from lm.inference.predict import Options, Predictor, Reading
+from lm.ops import few_rows
+from lm.serving.lanes import Lane, LaneShape, Readers, make_decoders
+from lm.serving.refusals import Refusal
+from lm.serving.settings import Settings
+
+_SHORT_SOURCE = 128  # tokens; longer sources have a lane of their own, since a step reads the whole width of its lane
+_TOGETHER = {
+    "cpu": 1
+}  # sources that one call encodes. Its shape is fixed, so on CPUs more would cost one source as much
+_TOGETHER_ON_ACCELERATORS = 4
+VECTORS = "vectors"  # the vector of every token, which no task of `predict` asks for
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """One set of weights of a model, with the groups that compute with it.
+
+    A request keeps the weights that it was admitted with. Replaced weights are freed with their last request.
+
+    Attributes:
+        step: of the checkpoint.
+        predictor: turns requests into rows, and results into answers.
+        readers: the groups of an encoder, by the name of their program.
+        lanes: the groups of a model that writes; shorter sources first.
+    """
+
+    step: int
+    predictor: Predictor
+    readers: Mapping[str, Readers]
+    lanes: Sequence[Lane]
+
+    def reading(self, task: str, options: Options) -> tuple[Reading, Readers]:
+        """Returns the prompt and the group of an encoder's task."""
+        reading = self.predictor.reading(task, options)
+        return reading, self.readers[_name(reading)]
+
+    def lane(self, tokens: int, decoding: Decoding) -> Lane:
+        """Returns the lane of a source of so many tokens.
+
+        Raises:
+            Refusal: no lane has this number of beams, or room for so many tokens.
+        """
+        beams = sorted({lane.shape.beams for lane in self.lanes})
+        if decoding.num_beams not in beams:
+            accepted = ", ".join(map(str, beams))
+            raise Refusal(
+                "invalid", f"num_beams is {decoding.num_beams}; this server accepts {accepted}.", param="num_beams"
+            )
+        for lane in self.lanes:
+            if lane.shape.beams == decoding.num_beams and tokens <= lane.shape.source:
+                if decoding.max_length > lane.shape.written:
+                    message = (
+                        f"max_length is {decoding.max_length}; this server writes at most {lane.shape.written} tokens."
+                    )
+                    raise Refusal("invalid", message, param="max_length")
+                return lane
+        raise Refusal("invalid", f"the input has {tokens} tokens, too many for this server.", param="inputs")
+
+
+class Served:
+    """One model under its name.
+
+    Attributes:
+        name: by which requests ask for it.
+        path: `WORKDIR` or `WORKDIR/checkpoints/N`.
+        tasks: what it is asked to do and can do.
+        longest: the most tokens of an input.
+        longest_written: the most tokens that it writes; 0 for an encoder.
+        weights: the newest ones.
+        loaded_at: when the first ones were read, in seconds since 1970.
+    """
+
+    def __init__(self, name: str, path: str, settings: Settings):
+        """Reads the model; compiles nothing.
+
+        Raises:
+            InputError: there is no such model, it is damaged, or it can do none of the tasks.
+        """
+        self.name, self.path, self._settings = name, path, settings
+        self.loaded_at = time.time()
+        _, step = checkpoint.locate(path)
+        loaded = _limited(load(path), settings.max_input_tokens)
+        config, self._predictor = loaded.config, Predictor(loaded)
+        check_finite(path, loaded.params)
+        wanted = settings.tasks or predict.TASKS
+        self.tasks = tuple(task for task in wanted if self._can(task))
+        if not self.tasks:
+            raise InputError(f"{path} can do none of {', '.join(wanted)}; --tasks lists what to serve.")
+        self.is_encoder = loaded.is_encoder
+        self.longest = config.data.seq_length
+        self.longest_written = 0 if self.is_encoder else self._most_written()
+        shapes = [] if self.is_encoder else self._lane_shapes()
+        model = models.build(config.model, models.Execution(dtype=config.train.dtype))
+        self._shapes = shapes
+        self._decoders = make_decoders(model, [shape.slots * shape.beams for _, shape in shapes])
+        self.weights = self._with(self._predictor, step)
+
+    @property
+    def predictor(self) -> Predictor:
+        return self.weights.predictor
+
+    def load(self) -> Weights | None:
+        """Reads the newest checkpoint beside the present weights; None if it is the present one.
+
+        Any thread may call it. The engine then makes the weights the newest ones.
+
+        Raises:
+            InputError: it is damaged, has values that are not finite, or belongs to another model.
+        """
+        workdir, step = checkpoint.locate(self.path)
+        if step == self.weights.step:
+            return None
+        old = self.predictor.loaded
+        if checkpoint.read_config(workdir).model != old.config.model:
+            raise InputError(f"{workdir} now has another model; start a new server for it.")
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), old.params
+        )
+        params = checkpoint.load_params(workdir, step, abstract)
+        check_finite(f"{workdir}/checkpoints/{step}", params)
+        return self._with(self._predictor.with_params(params), step)
+
+    def warm_up(self) -> None:
+        """Compiles every program, by running it once."""
+        for readers in self.weights.readers.values():
+            readers.warm_up()
+        for lane in self.weights.lanes:
+            lane.warm_up()
+
+    def _can(self, task: str) -> bool:
+        try:
+            self._predictor.pipeline(task)
+        except InputError:
+            return False
+        return True
+
+    def _most_written(self) -> int:
+        """Returns how many tokens a request may write."""
+        config = self._predictor.loaded.config
+        longest = prompts.longest_output(config)
+        if self._settings.max_length > longest:
+            raise InputError(
+                f"--max_length is {self._settings.max_length}; {self.path} writes at most {longest} tokens."
+            )
+        return self._settings.max_length or min(longest, max(128, prompts.default_length(config)))
+
+    def _lane_shapes(self) -> list[tuple[int, LaneShape]]:
+        """Returns the shapes of the lanes, each with the length of the shortest source that belongs to it."""
+        widths = [_SHORT_SOURCE, self.longest] if self.longest > 2 * _SHORT_SOURCE else [self.longest]
+        found = []
+        for beams in sorted(set(self._settings.beams)):
+            shortest = 1
+            for width in widths:
+                slots = max(1, self._settings.slots // beams)
+                found.append((shortest, LaneShape(slots, beams, width, self.longest_written)))
+                shortest = width + 1
+        return found
+
+    def _with(self, predictor: Predictor, step: int) -> Weights:
+        runner, special = predictor.runner, predictor.loaded.tokenizer.special
+        readers: dict[str, Readers] = {}
+        lanes: list[Lane] = []
+        if self.is_encoder:
+            budget = self._settings.batch_tokens or runner.budget
+            readings = [predictor.reading(task, Options()) for task in self.tasks]
+            programs = {_name(reading): (reading.program, reading.tokens_a_place) for reading in readings}
+            if "embed" in self.tasks:
+                programs[VECTORS] = (runner.vectors, 1)
+            packing = {"longest": self.longest, "budget": budget, "multiple": runner.multiple, "pad_id": special.pad}
+            readers = {name: Readers(program, width, **packing) for name, (program, width) in programs.items()}
+        else:
+            decoders = self._decoders(predictor.loaded.params)
+            together = _TOGETHER.get(sharding.platform(), _TOGETHER_ON_ACCELERATORS)
+            for shortest, shape in self._shapes:
+                decoder = decoders[few_rows.are_few(shape.slots * shape.beams)]
+                lanes.append(Lane(predictor, decoder, shape, shortest=shortest, together=together))
+        return Weights(step, predictor, readers, lanes)
+
+
+def _limited(loaded: Loaded, tokens: int) -> Loaded:
+    """Returns the model with another limit of an input's tokens, if it is lower; 0 changes nothing."""
+    data = loaded.config.data
+    if not 0 < tokens < data.seq_length:
+        return loaded
+    config = dataclasses.replace(loaded.config, data=dataclasses.replace(data, seq_length=tokens))
+    return dataclasses.replace(loaded, config=config)
+
+
+def check_finite(path: str, params: models.Params) -> None:
+    """Refuses parameters that are not finite.
+
+    Raises:
+        InputError: names the checkpoint.
+    """
+    for leaf in jax.tree.leaves(params):
+        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+            raise InputError(f"{path} has values that are not finite; serve another checkpoint.")
+
+
+def _name(reading: Reading) -> str:
+    return getattr(reading.program, "__name__", repr(reading.program))

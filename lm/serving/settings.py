@@ -1,0 +1,101 @@
+"""The settings of a server, with their defaults. lm/serving/README.md has them as a table."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a server computes, accepts and allows.
+
+    Attributes:
+        tasks: the tasks to serve; empty for all that a model can do. Fewer tasks compile fewer programs.
+        slots: sequences that a model writes at a time, by greedy decoding or sampling.
+        beams: the numbers of beams that a request may ask for. A lane of `slots / beams` slots is made for each.
+        max_length: the most tokens that a request may write; 0 for the larger of 128 and the run's own default.
+        max_input_tokens: the most tokens of an input; 0 for what the model reads.
+        truncate: whether a longer input is cut, for requests that do not say; otherwise it is refused.
+        max_inputs: inputs of a request.
+        max_body_bytes: of a request.
+        batch_tokens: tokens of an encoder's batch; 0 for what suits the platform.
+        waiting_items, waiting_tokens: limits of the queue.
+        deadline: seconds after which a request is given up; a client may ask for fewer.
+        drain_seconds: how long a server that was told to stop still takes requests, while `/ready` says 503.
+        heartbeat_seconds: `/health` says 503 once the engine has not moved for so long.
+        api_keys: accepted keys; none means that no key is needed.
+        cors_origins: origins that a browser may ask from; none by default.
+        watch_seconds: how often the workdir is looked at for a new checkpoint; 0 for never.
+    """
+
+    tasks: tuple[str, ...] = ()
+    slots: int = 16
+    beams: tuple[int, ...] = (1, 4)
+    max_length: int = 0
+    max_input_tokens: int = 0
+    truncate: bool = True
+    max_inputs: int = 2048
+    max_body_bytes: int = 4 << 20
+    batch_tokens: int = 0
+    waiting_items: int = 4096
+    waiting_tokens: int = 1 << 20
+    deadline: float = 60.0
+    drain_seconds: float = 5.0
+    heartbeat_seconds: float = 60.0
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    watch_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], api_keys: tuple[str, ...]) -> "Settings":
+        """Returns the settings that flags give.
+
+        Raises:
+            InputError: a number of beams is no number, or there is none.
+        """
+        beams = tuple(int(each) if str(each).isdigit() else 0 for each in given["beams"])
+        if not beams or min(beams) < 1:
+            raise InputError(f"--beams is {','.join(given['beams'])!r}; accepted: numbers from 1 on, such as 1,4.")
+        lists = {name: tuple(given[name]) for name in ("tasks", "cors_origins")}
+        return cls(**{**given, **lists, "beams": beams, "api_keys": api_keys})
+
+
+def named_models(checkpoints: str) -> list[tuple[str, str]]:
+    """Returns the name and path of each model of `PATH`, or of `NAME=PATH,NAME=PATH`.
+
+    A model without a name is called by the last part of its path that is no step.
+
+    Raises:
+        InputError: a name or a path is missing, or two models have one name.
+    """
+    found: dict[str, str] = {}
+    for part in checkpoints.split(","):
+        name, equals, path = part.partition("=")
+        if not equals:
+            path = part
+            name = path.rstrip("/").partition("/checkpoints/")[0].rpartition("/")[2]
+        if not name or not path:
+            raise InputError(f"--checkpoint has {part!r}; accepted: PATH, or NAME=PATH,NAME=PATH.")
+        if name in found:
+            raise InputError(f"--checkpoint has two models named {name!r}; name them apart: NAME=PATH,NAME=PATH.")
+        found[name] = path
+    return list(found.items())
+
+
+def read_keys(path: str, environment: str) -> tuple[str, ...]:
+    """Returns the API keys of a file, one a line, and of the environment variable, separated by commas.
+
+    Raises:
+        InputError: the file cannot be read, or has no key.
+    """
+    try:
+        lines = Path(path).read_text().splitlines() if path else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--api_keys_file is {path!r}, which cannot be read ({error}); give a text file.") from None
+    keys = tuple(key.strip() for key in [*lines, *environment.split(",")] if key.strip())
+    if path and not keys:
+        raise InputError(f"--api_keys_file is {path!r}, which has no key; write one a line, or leave the flag out.")
+    return keys

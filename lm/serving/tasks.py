@@ -1,0 +1,144 @@
+"""POST /tasks/TASK, with the requests and answers of launch/predict.py; and POST /admin/reload."""
+
+import dataclasses
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lm.inference.options import Decoding
+from lm.inference.packed import Row
+from lm.inference.predict import READING, TASKS, Options
+from lm.inference.prompts import Prompt
+from lm.inference.requests import Answer, RequestError
+from lm.serving.lanes import Progress, Written
+from lm.serving.openai import error
+from lm.serving.refusals import Refusal
+from lm.serving.routes import Endpoint, EventStream, answered
+from lm.serving.schema import boolean, choice, either, fields, integer, number, optional, several, text
+from lm.serving.service import Service, Times, Waiting, as_list
+from lm.serving.text import GrowingText
+
+_REQUEST = either(text(), {"type": "object"})
+_KINDS = {"int": integer(), "float": number(), "bool": boolean(), "str": text()}
+_DECODING = {
+    field.name: optional(_KINDS[str(getattr(field.type, "__name__", field.type))])
+    for field in dataclasses.fields(Decoding)
+    if str(getattr(field.type, "__name__", field.type)) in _KINDS
+}
+_TASK = fields(
+    {"inputs": either(_REQUEST, several(_REQUEST, most=2048))},
+    {
+        "model": optional(text()),
+        "stream": boolean(default=False),
+        "top": integer(1, 1000, default=5),
+        "pooling": optional(choice("mean", "cls")),
+        "normalize": optional(boolean()),
+        "language": text(default=""),
+        "seed": integer(default=0),
+        **_DECODING,
+    },
+)
+
+
+async def answer(service: Service, request: Request, body: Any) -> Response:
+    task = request.path_params["task"]
+    if task not in TASKS:
+        raise Refusal("unknown", f"there is no such task; accepted: {', '.join(TASKS)}.", param="task")
+    given = as_list(body["inputs"]) if isinstance(body["inputs"], list | str) else [body["inputs"]]
+    service.check_count(given, "inputs")
+    names = ("top", "pooling", "normalize", "language", "seed")
+    options = Options(**{name: body[name] for name in names}, decoding={name: body[name] for name in _DECODING})
+    model = service.model(body["model"], task)
+    if task in READING:
+        if body["stream"]:
+            raise Refusal("invalid", f"{task} has no stream: its answers come at once.", param="stream")
+        return await _read(service, request, model.weights, task, options, given)
+    return await _write(service, request, model.weights, task, options, given, stream=body["stream"])
+
+
+async def _read(
+    service: Service, request: Request, weights: Any, task: str, options: Options, given: Sequence
+) -> Response:
+    reading, readers = weights.reading(task, options)
+    rows, answers = await _rows(service, reading.prompt, given)
+    outputs = await service.read(request, readers, list(rows.values()), Times())
+    for (number, row), output in zip(rows.items(), outputs, strict=True):
+        answers[number] = _answer(reading.prompt, row, output)
+    return answered({"answers": [answers[number] for number in range(len(given))]})
+
+
+async def _write(
+    service: Service, request: Request, weights: Any, task: str, options: Options, given: Sequence, *, stream: bool
+) -> Response:
+    prompt, decoding = weights.predictor.writing(task, options)
+    rows, answers = await _rows(service, prompt, given)
+    how = {"seed": options.seed & 0xFFFFFFFF, "streams": stream}
+    items = [service.to_write(weights, row, decoding, number=number, **how) for number, row in rows.items()]
+    numbers = list(rows)
+    if not stream:
+        results = await service.results(request, items, Times())
+        for number, result in zip(numbers, results, strict=True):
+            answers[number] = _answer(prompt, rows[number], (result.tokens_NT, result.scores_N))
+        return answered({"answers": [answers[number] for number in range(len(given))]})
+    tokenizer = weights.predictor.loaded.tokenizer
+
+    async def events() -> AsyncGenerator[object]:
+        for number, refusal in answers.items():
+            yield {"index": number, "answer": refusal}
+        texts = [GrowingText(tokenizer) for _ in items]
+        async with Waiting(service, request, items) as waiting:
+            async for place, result, _ in waiting.events():
+                if isinstance(result, Progress):
+                    if new := texts[place].add(result.tokens):
+                        yield {"index": numbers[place], "text": new}
+                    continue
+                assert isinstance(result, Written)
+                if decoding.num_beams == 1 and (rest := texts[place].finish()):
+                    yield {"index": numbers[place], "text": rest}
+                found = _answer(prompt, rows[numbers[place]], (result.tokens_NT, result.scores_N))
+                yield {"index": numbers[place], "answer": found}
+
+    return await EventStream.make(events(), error, service.settings.deadline)
+
+
+async def _rows(service: Service, prompt: Prompt, given: Sequence[Any]) -> tuple[dict[int, Row], dict[int, Answer]]:
+    """Returns the rows of the requests that can be answered, and the errors of the others, by number."""
+
+    def make() -> tuple[dict[int, Row], dict[int, Answer]]:
+        rows: dict[int, Row] = {}
+        errors: dict[int, Answer] = {}
+        for number, each in enumerate(given):
+            try:
+                rows[number] = prompt.row(each)
+                if rows[number].truncated and not service.settings.truncate:
+                    raise RequestError("the text is longer than the model reads; shorten it.")
+            except RequestError as refusal:
+                errors[number] = {"error": str(refusal)}
+                rows.pop(number, None)
+        return rows, errors
+
+    return await service.in_thread(make)
+
+
+def _answer(prompt: Prompt, row: Row, result: Any) -> Answer:
+    return prompt.answer(row, result) | ({"truncated": True} if row.truncated else {})
+
+
+async def reload(service: Service, request: Request, body: Mapping[str, Any]) -> Response:
+    """Reads a new checkpoint. Running requests finish with the weights that they have."""
+    del request
+    model = service.model(body["model"])
+    step, is_new = await service.in_thread(lambda: service.engine.reload(model.name))
+    return answered({"model": model.name, "step": step, "loaded": is_new})
+
+
+_ANSWERS = fields({"answers": {"type": "array", "items": {"type": "object"}}})
+_RELOAD = fields({}, {"model": optional(text())})
+_RELOADED = fields({"model": text(), "step": integer(), "loaded": boolean()})
+
+ENDPOINTS = (
+    Endpoint("/tasks/{task}", answer, error, "Do a task of launch/predict.py.", _TASK, _ANSWERS),
+    Endpoint("/admin/reload", reload, error, "Serve the newest checkpoint of a model.", _RELOAD, _RELOADED),
+)
