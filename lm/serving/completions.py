@@ -7,8 +7,7 @@ user: an encoder-decoder knows no conversation.
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +21,7 @@ from lm.serving.openai import MOST_INPUTS, error
 from lm.serving.refusals import Refusal
 from lm.serving.routes import Endpoint, EventStream, answered
 from lm.serving.scheduler import Item
-from lm.serving.schema import boolean, either, fields, inputs, integer, number, optional, several, text
+from lm.serving.schema import JSON, boolean, either, fields, inputs, integer, number, optional, several, text
 from lm.serving.served import Weights
 from lm.serving.service import Service, Waiting, as_list, clean, token_ids
 from lm.serving.text import GrowingText
@@ -110,7 +109,7 @@ class _Choice:
 class _Writing:
     """What the two routes of completions share: the items of a request, and their growing texts."""
 
-    def __init__(self, service: Service, request: Request, body: Any, rows: Sequence[Row], weights: Weights):
+    def __init__(self, service: Service, request: Request, body: JSON, rows: Sequence[Row], weights: Weights):
         self._service, self._request, self._weights = service, request, weights
         self.body, self.rows = body, rows
         self.tokenizer = tokenizer = weights.predictor.loaded.tokenizer
@@ -164,7 +163,7 @@ class _Writing:
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def refuse_unsupported(body: Any) -> None:
+def refuse_unsupported(body: JSON) -> None:
     """Refuses what no model here can do, by name."""
     for name in ("frequency_penalty", "presence_penalty", "logit_bias", "suffix", "echo"):
         if body.get(name) not in (*_NOT_HERE, False):
@@ -172,15 +171,13 @@ def refuse_unsupported(body: Any) -> None:
     if body.get("best_of") not in (None, body["n"] or 1):
         raise Refusal("invalid", "best_of is supported only where it equals n; use num_beams.", param="best_of")
     if (body.get("logprobs") or 0) > 1 or (body.get("top_logprobs") or 0) > 1:
-        raise Refusal(
-            "invalid", "only the log-probability of the written tokens is known; ask for 1.", param="logprobs"
-        )
+        raise Refusal("invalid", "only the written tokens have a log-probability; ask for 1.", param="logprobs")
     beams = body["num_beams"] or 1
     if beams > 1 and body.get("logprobs") not in (None, False):
         raise Refusal("invalid", "logprobs are known without beams only; leave out num_beams.", param="logprobs")
 
 
-async def completions(service: Service, request: Request, body: Any) -> Response:
+async def completions(service: Service, request: Request, body: JSON) -> Response:
     model = service.model(body["model"], "generate")
     weights, given = model.weights, as_list(body["prompt"])
     prompt, _ = weights.predictor.writing("generate", Options())
@@ -203,7 +200,7 @@ async def completions(service: Service, request: Request, body: Any) -> Response
     return answered(head | {"choices": choices, "usage": writing.usage})
 
 
-async def chat(service: Service, request: Request, body: Any) -> Response:
+async def chat(service: Service, request: Request, body: JSON) -> Response:
     model = service.model(body["model"], "generate")
     weights, source = model.weights, _last_user_message(body["messages"])
     prompt, _ = weights.predictor.writing("generate", Options())
@@ -232,7 +229,7 @@ async def chat(service: Service, request: Request, body: Any) -> Response:
     return answered(head | {"object": "chat.completion", "choices": choices, "usage": writing.usage})
 
 
-def _last_user_message(messages: Sequence[Any]) -> str:
+def _last_user_message(messages: Sequence[JSON]) -> str:
     """Returns the text of the last message of a user: an encoder-decoder has no conversation."""
     for message in reversed(messages):
         if message["role"] == "user":
@@ -248,17 +245,17 @@ async def _collect(writing: _Writing) -> list[str]:
 
 
 async def _stream(
-    writing: _Writing, head: dict[str, object], piece: Callable[[int, str], dict[str, object]]
+    writing: _Writing, head: Mapping[str, object], piece: Callable[[int, str], dict[str, object]]
 ) -> AsyncGenerator[object]:
     """Yields the chunks of a stream: the new text of one choice each, and at the end the usage, if it is asked for."""
     with_usage = bool((writing.body["stream_options"] or {}).get("include_usage"))
     more = {"usage": None} if with_usage else {}
-    async for number, new in writing.events():
-        reason = writing.choices[number].reason
+    async for index, new in writing.events():
+        reason = writing.choices[index].reason
         if new or reason:
-            yield head | {"choices": [piece(number, new) | {"finish_reason": reason}]} | more
+            yield {**head, "choices": [piece(index, new) | {"finish_reason": reason}], **more}
     if with_usage:
-        yield head | {"choices": [], "usage": writing.usage}
+        yield {**head, "choices": [], "usage": writing.usage}
 
 
 def _logprobs(writing: _Writing, number: int) -> dict[str, object] | None:

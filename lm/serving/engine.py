@@ -114,8 +114,8 @@ class Engine:
             self.is_ready = False
             jax.monitoring.unregister_event_duration_listener(self._count)
 
-    def _count(self, event: str, seconds: float, **_: object) -> None:
-        del seconds
+    def _count(self, event: str, duration_secs: float, **_: str | int) -> None:
+        del duration_secs
         if event == _COMPILED and self.is_ready and threading.get_ident() in (self._thread.ident, self._loader):
             self.compilations += 1
             self.metrics.compilations.inc()

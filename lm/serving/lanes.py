@@ -151,7 +151,7 @@ class _Step(NamedTuple):
     done_B: jax.Array
 
 
-def _advance(decoder: Decoder, state: DecodeState, steps: np.ndarray, runs_B: np.ndarray) -> tuple[DecodeState, _Step]:
+def _advance(decoder: Decoder, state: DecodeState, steps: jax.Array, runs_B: np.ndarray) -> tuple[DecodeState, _Step]:
     """Takes steps for the rows that run; other rows, whose clients have left, end."""
     state = dataclasses.replace(state, done_B=state.done_B | ~runs_B)
     state = decode.advance(decoder, state, steps)
@@ -204,7 +204,9 @@ class Lane(Group):
         for length, alike in by_length.items():
             for start in range(0, len(alike), self._together):
                 part = alike[start : start + self._together]
-                self._insert([item.work for item in part], [item.slot for item in part], length)
+                self._insert(
+                    [item.work for item in part], [item.slot for item in part if item.slot is not None], length
+                )
 
     def _insert(self, works: Sequence[ToWrite], slots: Sequence[int], length: int) -> None:
         unused = self._together - len(works)
@@ -275,7 +277,7 @@ def source_lengths(longest: int, shortest: int = 1) -> list[int]:
 
 
 def make_decoders(model: models.Model, rows: Sequence[int]) -> Callable[[models.Params], dict[bool, Decoder]]:
-    """Returns a function that lays out weights for decoding: with few rows, and with many, as far as `rows` needs it."""
+    """Returns a function that lays out weights for decoding `rows` tokens a call: for few, for many, or for both."""
     kinds = {few_rows.are_few(count): count for count in rows}
     lay_out = {
         few: jax.jit(lambda params, count=count: make_decoder(model.merge(params), count))

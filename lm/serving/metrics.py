@@ -35,9 +35,7 @@ class Metrics:
         self.padding_tokens = Counter("lm_padding_tokens", "Padding in the batches of encoders", registry=registry)
         self.written_tokens = Counter("lm_written_tokens", "Tokens that were written", registry=registry)
         self.compilations = Counter("lm_compilations", "Programs compiled after the start", registry=registry)
-        self.reloads = Counter(
-            "lm_reloads", "New checkpoints, loaded or refused", ["model", "result"], registry=registry
-        )
+        self.reloads = Counter("lm_reloads", "New checkpoints by result", ["model", "result"], registry=registry)
         self.faults = Counter("lm_faults", "Exceptions of computations", registry=registry)
         self._gauges: list[Gauge] = []
 

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from starlette.requests import Request
@@ -10,7 +9,7 @@ from starlette.responses import Response
 
 from lm.serving.refusals import Refusal
 from lm.serving.routes import Endpoint, answered
-from lm.serving.schema import choice, fields, inputs, integer, optional, text
+from lm.serving.schema import JSON, choice, fields, inputs, integer, optional, text
 from lm.serving.service import Service, Times, as_list
 
 MOST_INPUTS = 2048
@@ -47,7 +46,7 @@ _EMBEDDINGS = fields(
 )
 
 
-async def embeddings(service: Service, request: Request, body: Any) -> Response:
+async def embeddings(service: Service, request: Request, body: JSON) -> Response:
     model, times = service.model(body["model"], "embed"), Times()
     weights, given = model.weights, as_list(body["input"])
     service.check_count(given, "input")

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -14,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from lm.errors import InputError
 from lm.serving import schema
 from lm.serving.refusals import Refusal
-from lm.serving.schema import Schema
+from lm.serving.schema import JSON, Schema
 from lm.serving.service import ClientLeft, Service
 
 _BODY_SECONDS = 30.0  # until a request's body has arrived
@@ -22,7 +21,7 @@ _LEFT = 499  # the status in log and metrics of a request whose client has left
 
 log = logging.getLogger("lm.serving")
 
-Handler = Callable[[Service, Request, Any], Awaitable[Response]]
+Handler = Callable[[Service, Request, JSON], Awaitable[Response]]
 ErrorFormat = Callable[[Refusal], tuple[int, dict[str, object]]]
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lm.serving.refusals import Refusal
 
@@ -52,7 +53,7 @@ class Item:
 
     group: Group
     tokens: int
-    work: object = None
+    work: Any = None
     job: "Job" = dataclasses.field(init=False, repr=False)
     rank: float = 0.0
     waits: bool = False
@@ -201,7 +202,7 @@ class Scheduler:
     # ---- For the engine's thread --------------------------------------------------------------
 
     def next_batch(self) -> list[Item]:
-        """Takes the oldest items that wait for an encoder, of one group, up to the budget; at least one if any waits."""
+        """Takes the oldest items of one encoder's group, up to the budget; at least one if any waits."""
         with self._changed:
             heads = [queue.waiting[0] for group, queue in self._queues.items() if not group.slots and queue.waiting]
             if not heads:

@@ -6,11 +6,13 @@ minimum, exclusiveMinimum, maximum, minLength, minItems and maxItems.
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from lm.serving.refusals import Refusal
 
-Schema = Mapping[str, Any]
+JSON = Any  # a value of a JSON text
+Schema = Mapping[str, JSON]
 
 _NAMES = {
     "string": "a string",
@@ -23,7 +25,7 @@ _NAMES = {
 }
 
 
-def parse(body: bytes) -> Any:
+def parse(body: bytes) -> JSON:
     """Returns the value of a JSON text.
 
     Raises:
@@ -42,7 +44,7 @@ def parse(body: bytes) -> Any:
         raise Refusal("invalid", f"the body is not valid JSON ({reason}).") from None
 
 
-def check(schema: Schema, value: Any, path: str = "") -> Any:
+def check(schema: Schema, value: JSON, path: str = "") -> JSON:
     """Returns the value, with defaults for the fields of objects that are missing.
 
     Raises:
@@ -75,7 +77,7 @@ def check(schema: Schema, value: Any, path: str = "") -> Any:
     return value
 
 
-def _check_any(schema: Schema, value: Any, path: str) -> Any:
+def _check_any(schema: Schema, value: JSON, path: str) -> JSON:
     """Returns what the first alternative of the value's type makes of it; its message is the clearest one."""
     first: Refusal | None = None
     for alternative in schema["anyOf"]:
@@ -102,14 +104,14 @@ def _check_number(schema: Schema, value: float, path: str) -> float:
     return value
 
 
-def _check_list(schema: Schema, value: list[Any], path: str) -> list[Any]:
+def _check_list(schema: Schema, value: list[JSON], path: str) -> list[JSON]:
     if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
         _refuse(path, f"a list of {len(value)}", schema)
     items = schema.get("items")
     return value if items is None else [check(items, item, f"{path}[{i}]") for i, item in enumerate(value)]
 
 
-def _check_object(schema: Schema, value: dict[str, Any], path: str) -> dict[str, Any]:
+def _check_object(schema: Schema, value: dict[str, JSON], path: str) -> dict[str, JSON]:
     fields: Mapping[str, Schema] = schema.get("properties", {})
     name = lambda field: f"{path}.{field}" if path else field  # noqa: E731
     if schema.get("additionalProperties") is False and (unknown := sorted(value.keys() - fields.keys())):
@@ -179,15 +181,15 @@ def _refuse(path: str, given: str, schema: Schema) -> NoReturn:
 # ---- Shorthands, with which the routes describe their requests ------------------------------------
 
 
-def text(least: int = 0, **more: Any) -> Schema:
+def text(least: int = 0, **more: JSON) -> Schema:
     return {"type": "string", **({"minLength": least} if least else {}), **more}
 
 
-def integer(least: int | None = None, most: int | None = None, **more: Any) -> Schema:
+def integer(least: int | None = None, most: int | None = None, **more: JSON) -> Schema:
     return _number("integer", least, most, more)
 
 
-def number(least: float | None = None, most: float | None = None, **more: Any) -> Schema:
+def number(least: float | None = None, most: float | None = None, **more: JSON) -> Schema:
     return _number("number", least, most, more)
 
 
@@ -196,33 +198,33 @@ def _number(kind: str, least: float | None, most: float | None, more: Schema) ->
     return {"type": kind, **limits, **more}
 
 
-def boolean(**more: Any) -> Schema:
+def boolean(**more: JSON) -> Schema:
     return {"type": "boolean", **more}
 
 
-def choice(*values: object, **more: Any) -> Schema:
+def choice(*values: object, **more: JSON) -> Schema:
     return {"enum": list(values), **more}
 
 
-def several(items: Schema, least: int = 1, most: int | None = None, **more: Any) -> Schema:
+def several(items: Schema, least: int = 1, most: int | None = None, **more: JSON) -> Schema:
     return {"type": "array", "items": items, "minItems": least, **({"maxItems": most} if most else {}), **more}
 
 
-def either(*schemas: Schema, **more: Any) -> Schema:
+def either(*schemas: Schema, **more: JSON) -> Schema:
     return {"anyOf": list(schemas), **more}
 
 
-def optional(schema: Schema, **more: Any) -> Schema:
+def optional(schema: Schema, **more: JSON) -> Schema:
     """Returns a schema that also accepts null, which is its default unless another is given."""
     return {"anyOf": [schema, {"type": "null"}], "default": None, **more}
 
 
 def fields(
-    required: Mapping[str, Schema], others: Mapping[str, Schema] | None = None, *, strict: bool = True
+    required: Mapping[str, Schema], others: Mapping[str, Schema] = MappingProxyType({}), *, strict: bool = True
 ) -> Schema:
     """Returns the schema of an object. A strict one has no other fields."""
     closed = {"additionalProperties": False} if strict else {}
-    properties = {**required, **(others or {})}
+    properties = {**required, **others}
     return {"type": "object", "properties": properties, "required": list(required), **closed}
 
 

@@ -19,9 +19,7 @@ from lm.serving.refusals import Refusal
 from lm.serving.settings import Settings
 
 _SHORT_SOURCE = 128  # tokens; longer sources have a lane of their own, since a step reads the whole width of its lane
-_TOGETHER = {
-    "cpu": 1
-}  # sources that one call encodes. Its shape is fixed, so on CPUs more would cost one source as much
+_TOGETHER = {"cpu": 1}  # sources that one call encodes. The number is fixed, so a lone source pays for all
 _TOGETHER_ON_ACCELERATORS = 4
 VECTORS = "vectors"  # the vector of every token, which no task of `predict` asks for
 
@@ -64,10 +62,8 @@ class Weights:
         for lane in self.lanes:
             if lane.shape.beams == decoding.num_beams and tokens <= lane.shape.source:
                 if decoding.max_length > lane.shape.written:
-                    message = (
-                        f"max_length is {decoding.max_length}; this server writes at most {lane.shape.written} tokens."
-                    )
-                    raise Refusal("invalid", message, param="max_length")
+                    most = f"this server writes at most {lane.shape.written} tokens"
+                    raise Refusal("invalid", f"max_length is {decoding.max_length}; {most}.", param="max_length")
                 return lane
         raise Refusal("invalid", f"the input has {tokens} tokens, too many for this server.", param="inputs")
 
@@ -128,9 +124,8 @@ class Served:
         old = self.predictor.loaded
         if checkpoint.read_config(workdir).model != old.config.model:
             raise InputError(f"{workdir} now has another model; start a new server for it.")
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), old.params
-        )
+        shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)  # noqa: E731
+        abstract = jax.tree.map(shape, old.params)
         params = checkpoint.load_params(workdir, step, abstract)
         check_finite(f"{workdir}/checkpoints/{step}", params)
         return self._with(self._predictor.with_params(params), step)

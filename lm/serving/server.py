@@ -75,8 +75,8 @@ def make_app(service: Service) -> Starlette:
         routes.append(Route("/", functools.partial(_call, health, service), methods=["GET"]))
     middleware = [Middleware(Observed, metrics=service.metrics), Middleware(Keys, keys=settings.api_keys)]
     if settings.cors_origins:
-        cors = {"allow_origins": list(settings.cors_origins), "allow_methods": ["*"], "allow_headers": ["*"]}
-        middleware.insert(1, Middleware(CORSMiddleware, **cors))
+        cors = functools.partial(CORSMiddleware, allow_methods=["*"], allow_headers=["*"])
+        middleware.insert(1, Middleware(cors, allow_origins=settings.cors_origins))
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _no_route})
 
 
@@ -240,8 +240,7 @@ class _Watcher:
         while not self._closed.wait(self._service.settings.watch_seconds):
             for name in engine.models if engine.is_ready else ():
                 try:
-                    engine.reload(name)
-                except InputError:  # the engine has logged it, and keeps what it has
-                    pass
+                    with contextlib.suppress(InputError):  # the engine has logged it, and keeps what it has
+                        engine.reload(name)
                 except Exception:  # the storage may fail for a while
                     log.exception("%s could not be looked at", name)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from starlette.requests import Request
@@ -25,6 +25,7 @@ from lm.serving.lanes import Progress, Readers, ToRead, ToWrite
 from lm.serving.metrics import Metrics
 from lm.serving.refusals import Refusal
 from lm.serving.scheduler import PRIORITIES, Item, Job, Scheduler
+from lm.serving.schema import JSON
 from lm.serving.served import VECTORS, Served, Weights
 from lm.serving.settings import Settings
 
@@ -229,7 +230,7 @@ class Service:
             message = f"the request has {len(given)} inputs; this server takes at most {most} at a time."
             raise Refusal("invalid", message, param=param)
 
-    def to_write(self, weights: Weights, row: Row, decoding: Decoding, **how: Any) -> Item:
+    def to_write(self, weights: Weights, row: Row, decoding: Decoding, **how: JSON) -> Item:
         """Returns the item that writes a sequence; for `how` see `ToWrite`.
 
         Raises:
@@ -307,10 +308,8 @@ class Waiting:
         times.computing += time.monotonic() - started
 
     def _tell(self, item: Item | None, result: object) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: the server has stopped
             self._loop.call_soon_threadsafe(self._arrivals.put_nowait, (item, result))
-        except RuntimeError:  # the event loop is closed: the server has stopped
-            pass
 
     async def _watch(self) -> None:
         """Waits until the client closes the connection."""
@@ -319,10 +318,10 @@ class Waiting:
         self._arrivals.put_nowait((None, ClientLeft()))
 
 
-def as_list(given: object) -> list[Any]:
+def as_list(given: JSON) -> list[JSON]:
     """Returns the inputs of a request as a list: a text and a token array are one input."""
     is_one = isinstance(given, str) or (isinstance(given, list) and isinstance(given[0], int))
-    return [given] if is_one else list(given)  # pyright: ignore[reportArgumentType]
+    return [given] if is_one else list(given)
 
 
 def clean(text: str) -> str:

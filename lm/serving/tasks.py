@@ -1,8 +1,7 @@
 """POST /tasks/TASK, with the requests and answers of launch/predict.py; and POST /admin/reload."""
 
 import dataclasses
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,7 +15,8 @@ from lm.serving.lanes import Progress, Written
 from lm.serving.openai import error
 from lm.serving.refusals import Refusal
 from lm.serving.routes import Endpoint, EventStream, answered
-from lm.serving.schema import boolean, choice, either, fields, integer, number, optional, several, text
+from lm.serving.schema import JSON, boolean, choice, either, fields, integer, number, optional, several, text
+from lm.serving.served import Weights
 from lm.serving.service import Service, Times, Waiting, as_list
 from lm.serving.text import GrowingText
 
@@ -42,7 +42,7 @@ _TASK = fields(
 )
 
 
-async def answer(service: Service, request: Request, body: Any) -> Response:
+async def answer(service: Service, request: Request, body: JSON) -> Response:
     task = request.path_params["task"]
     if task not in TASKS:
         raise Refusal("unknown", f"there is no such task; accepted: {', '.join(TASKS)}.", param="task")
@@ -59,34 +59,34 @@ async def answer(service: Service, request: Request, body: Any) -> Response:
 
 
 async def _read(
-    service: Service, request: Request, weights: Any, task: str, options: Options, given: Sequence
+    service: Service, request: Request, weights: Weights, task: str, options: Options, given: Sequence[object]
 ) -> Response:
     reading, readers = weights.reading(task, options)
     rows, answers = await _rows(service, reading.prompt, given)
     outputs = await service.read(request, readers, list(rows.values()), Times())
-    for (number, row), output in zip(rows.items(), outputs, strict=True):
-        answers[number] = _answer(reading.prompt, row, output)
-    return answered({"answers": [answers[number] for number in range(len(given))]})
+    for (index, row), output in zip(rows.items(), outputs, strict=True):
+        answers[index] = _answer(reading.prompt, row, output)
+    return answered({"answers": [answers[index] for index in range(len(given))]})
 
 
 async def _write(
-    service: Service, request: Request, weights: Any, task: str, options: Options, given: Sequence, *, stream: bool
+    service: Service, request: Request, weights: Weights, task: str, options: Options, given: Sequence, *, stream: bool
 ) -> Response:
     prompt, decoding = weights.predictor.writing(task, options)
     rows, answers = await _rows(service, prompt, given)
     how = {"seed": options.seed & 0xFFFFFFFF, "streams": stream}
-    items = [service.to_write(weights, row, decoding, number=number, **how) for number, row in rows.items()]
+    items = [service.to_write(weights, row, decoding, number=index, **how) for index, row in rows.items()]
     numbers = list(rows)
     if not stream:
         results = await service.results(request, items, Times())
-        for number, result in zip(numbers, results, strict=True):
-            answers[number] = _answer(prompt, rows[number], (result.tokens_NT, result.scores_N))
-        return answered({"answers": [answers[number] for number in range(len(given))]})
+        for index, result in zip(numbers, results, strict=True):
+            answers[index] = _answer(prompt, rows[index], (result.tokens_NT, result.scores_N))
+        return answered({"answers": [answers[index] for index in range(len(given))]})
     tokenizer = weights.predictor.loaded.tokenizer
 
     async def events() -> AsyncGenerator[object]:
-        for number, refusal in answers.items():
-            yield {"index": number, "answer": refusal}
+        for index, refusal in answers.items():
+            yield {"index": index, "answer": refusal}
         texts = [GrowingText(tokenizer) for _ in items]
         async with Waiting(service, request, items) as waiting:
             async for place, result, _ in waiting.events():
@@ -103,30 +103,30 @@ async def _write(
     return await EventStream.make(events(), error, service.settings.deadline)
 
 
-async def _rows(service: Service, prompt: Prompt, given: Sequence[Any]) -> tuple[dict[int, Row], dict[int, Answer]]:
-    """Returns the rows of the requests that can be answered, and the errors of the others, by number."""
+async def _rows(service: Service, prompt: Prompt, given: Sequence[object]) -> tuple[dict[int, Row], dict[int, Answer]]:
+    """Returns the rows of the requests that can be answered, and the errors of the others, by index."""
 
     def make() -> tuple[dict[int, Row], dict[int, Answer]]:
         rows: dict[int, Row] = {}
         errors: dict[int, Answer] = {}
-        for number, each in enumerate(given):
+        for index, each in enumerate(given):
             try:
-                rows[number] = prompt.row(each)
-                if rows[number].truncated and not service.settings.truncate:
+                rows[index] = prompt.row(each)
+                if rows[index].truncated and not service.settings.truncate:
                     raise RequestError("the text is longer than the model reads; shorten it.")
             except RequestError as refusal:
-                errors[number] = {"error": str(refusal)}
-                rows.pop(number, None)
+                errors[index] = {"error": str(refusal)}
+                rows.pop(index, None)
         return rows, errors
 
     return await service.in_thread(make)
 
 
-def _answer(prompt: Prompt, row: Row, result: Any) -> Answer:
+def _answer(prompt: Prompt, row: Row, result: JSON) -> Answer:
     return prompt.answer(row, result) | ({"truncated": True} if row.truncated else {})
 
 
-async def reload(service: Service, request: Request, body: Mapping[str, Any]) -> Response:
+async def reload(service: Service, request: Request, body: JSON) -> Response:
     """Reads a new checkpoint. Running requests finish with the weights that they have."""
     del request
     model = service.model(body["model"])

@@ -5,7 +5,6 @@ They answer with the first model of the server that can do the task.
 
 import importlib.metadata
 import time
-from typing import Any
 
 import numpy as np
 from starlette.requests import Request
@@ -14,7 +13,7 @@ from starlette.responses import Response
 from lm import sharding
 from lm.serving.refusals import Refusal
 from lm.serving.routes import Endpoint, answered
-from lm.serving.schema import boolean, choice, either, fields, inputs, integer, optional, several, text
+from lm.serving.schema import JSON, boolean, choice, either, fields, inputs, integer, optional, several, text
 from lm.serving.served import Served
 from lm.serving.service import TOKENIZING_THREADS, Given, Service, Times, as_list, clean
 
@@ -75,7 +74,7 @@ _SIMILARITY = fields(
 )
 
 
-async def embed(service: Service, request: Request, body: Any) -> Response:
+async def embed(service: Service, request: Request, body: JSON) -> Response:
     model, times, given = service.model(None, "embed"), Times(), as_list(body["inputs"])
     weights = model.weights
     rows = await _rows(service, model, given, body, times)
@@ -86,7 +85,7 @@ async def embed(service: Service, request: Request, body: Any) -> Response:
     return answered(found, headers=_headers(service, times, _characters(given)))
 
 
-async def embed_all(service: Service, request: Request, body: Any) -> Response:
+async def embed_all(service: Service, request: Request, body: JSON) -> Response:
     """Answers the vector of every token, special tokens included."""
     model, times, given = service.model(None, "embed"), Times(), as_list(body["inputs"])
     weights = model.weights
@@ -95,7 +94,7 @@ async def embed_all(service: Service, request: Request, body: Any) -> Response:
     return answered([vectors.tolist() for vectors in found], headers=_headers(service, times, _characters(given)))
 
 
-async def similarity(service: Service, request: Request, body: Any) -> Response:
+async def similarity(service: Service, request: Request, body: JSON) -> Response:
     model, times = service.model(None, "embed"), Times()
     weights, given = model.weights, [body["inputs"]["source_sentence"], *body["inputs"]["sentences"]]
     cut = body["parameters"] or {"truncate": None, "truncation_direction": "Right", "prompt_name": None}
@@ -105,7 +104,7 @@ async def similarity(service: Service, request: Request, body: Any) -> Response:
     return answered(found, headers=_headers(service, times, _characters(given)))
 
 
-async def _rows(service: Service, model: Served, given: list[Given], body: Any, times: Times) -> list:
+async def _rows(service: Service, model: Served, given: list[Given], body: JSON, times: Times) -> list:
     service.check_count(given, "inputs")
     if body["prompt_name"] is not None:
         raise Refusal("invalid", "prompt_name is given, but the model has no prompts.", param="prompt_name")
@@ -126,7 +125,7 @@ _DECODE = fields(
 )
 
 
-async def tokenize(service: Service, request: Request, body: Any) -> Response:
+async def tokenize(service: Service, request: Request, body: JSON) -> Response:
     del request
     tokenizer = service.model(None).predictor.loaded.tokenizer
     special = tokenizer.special
@@ -141,7 +140,7 @@ async def tokenize(service: Service, request: Request, body: Any) -> Response:
     return answered([[one(i) for i in [*begin, *each.tolist(), *end]] for each in ids])
 
 
-async def decode(service: Service, request: Request, body: Any) -> Response:
+async def decode(service: Service, request: Request, body: JSON) -> Response:
     del request
     tokenizer = service.model(None).predictor.loaded.tokenizer
     given = as_list(body["ids"])
@@ -188,7 +187,7 @@ async def info(service: Service, request: Request, body: object) -> Response:
     )
 
 
-async def by_type(service: Service, request: Request, body: Any) -> Response:
+async def by_type(service: Service, request: Request, body: JSON) -> Response:
     """Answers a post to the server itself, as huggingface_hub's InferenceClient sends it, by the kind of the model."""
     if isinstance(body["inputs"], dict):
         return await similarity(service, request, body)
