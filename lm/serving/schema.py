@@ -25,6 +25,14 @@ _NAMES = {
 }
 
 
+class _Misfit(Refusal):
+    """A value does not fit a schema, though it may have the right type."""
+
+    def __init__(self, message: str, path: str, has_right_type: bool):
+        super().__init__("invalid", message, param=path)
+        self.has_right_type = has_right_type
+
+
 def parse(body: bytes) -> JSON:
     """Returns the value of a JSON text.
 
@@ -69,7 +77,7 @@ def check(schema: Schema, value: JSON, path: str = "") -> JSON:
             return _check_number(schema, value, path)
         case str():
             if len(value) < schema.get("minLength", 0):
-                _refuse(path, "empty", schema)
+                _refuse(path, "empty", schema, True)
         case list():
             return _check_list(schema, value, path)
         case dict():
@@ -78,17 +86,17 @@ def check(schema: Schema, value: JSON, path: str = "") -> JSON:
 
 
 def _check_any(schema: Schema, value: JSON, path: str) -> JSON:
-    """Returns what the first alternative of the value's type makes of it; its message is the clearest one."""
-    first: Refusal | None = None
+    """Returns what the first fitting alternative makes of the value; else tells what the nearest one lacks."""
+    nearest: _Misfit | None = None
     for alternative in schema["anyOf"]:
         try:
             return check(alternative, value, path)
-        except Refusal as error:
-            deeper = error.param != path or _kind(value) == alternative.get("type")
-            if first is None and deeper:
-                first = error
-    if first is not None:
-        raise first
+        except _Misfit as error:
+            is_near = error.has_right_type or error.param != path
+            if is_near and (nearest is None or (error.has_right_type and not nearest.has_right_type)):
+                nearest = error
+    if nearest is not None:
+        raise nearest
     _refuse(path, _NAMES[_kind(value)], schema)
 
 
@@ -96,17 +104,17 @@ def _check_number(schema: Schema, value: float, path: str) -> float:
     least, most = schema.get("minimum"), schema.get("maximum")
     above = schema.get("exclusiveMinimum")
     if isinstance(value, int) and abs(value) >= 1 << 64:
-        _refuse(path, "too large a number", schema)
+        _refuse(path, "too large a number", schema, True)
     if (least is not None and value < least) or (most is not None and value > most):
-        _refuse(path, str(value), schema)
+        _refuse(path, str(value), schema, True)
     if above is not None and value <= above:
-        _refuse(path, str(value), schema)
+        _refuse(path, str(value), schema, True)
     return value
 
 
 def _check_list(schema: Schema, value: list[JSON], path: str) -> list[JSON]:
     if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-        _refuse(path, f"a list of {len(value)}", schema)
+        _refuse(path, f"a list of {len(value)}", schema, True)
     items = schema.get("items")
     return value if items is None else [check(items, item, f"{path}[{i}]") for i, item in enumerate(value)]
 
@@ -115,13 +123,11 @@ def _check_object(schema: Schema, value: dict[str, JSON], path: str) -> dict[str
     fields: Mapping[str, Schema] = schema.get("properties", {})
     name = lambda field: f"{path}.{field}" if path else field  # noqa: E731
     if schema.get("additionalProperties") is False and (unknown := sorted(value.keys() - fields.keys())):
-        shown = repr(unknown[0][:40])
-        raise Refusal("invalid", f"unknown field {shown}; accepted: {', '.join(fields)}.", param=unknown[0][:40])
+        extra = unknown[0][:40]
+        raise _Misfit(f"unknown field {extra!r}; accepted: {', '.join(fields)}.", extra, True)
     for field in schema.get("required", ()):
         if field not in value:
-            raise Refusal(
-                "invalid", f"{name(field)} is missing; it takes {accepted(fields[field])}.", param=name(field)
-            )
+            raise _Misfit(f"{name(field)} is missing; accepted: {accepted(fields[field])}.", name(field), True)
     found = dict(value)
     for field, inner in fields.items():
         if field in value:
@@ -174,8 +180,8 @@ def accepted(schema: Schema) -> str:
     return " ".join([text, *([f"({', '.join(limits)})"] if limits else [])])
 
 
-def _refuse(path: str, given: str, schema: Schema) -> NoReturn:
-    raise Refusal("invalid", f"{path or 'the body'} is {given}; accepted: {accepted(schema)}.", param=path)
+def _refuse(path: str, given: str, schema: Schema, has_right_type: bool = False) -> NoReturn:
+    raise _Misfit(f"{path or 'the body'} is {given}; accepted: {accepted(schema)}.", path, has_right_type)
 
 
 # ---- Shorthands, with which the routes describe their requests ------------------------------------
