@@ -119,6 +119,7 @@ class Engine:
         if event == _COMPILED and self.is_ready and threading.get_ident() in (self._thread.ident, self._loader):
             self.compilations += 1
             self.metrics.compilations.inc()
+            log.warning("a program was compiled after the start", stack_info=True)
 
     def _turn(self) -> None:
         scheduler = self.scheduler

@@ -94,6 +94,8 @@ class Served:
         config, self._predictor = loaded.config, Predictor(loaded)
         check_finite(path, loaded.params)
         wanted = settings.tasks or predict.TASKS
+        if unknown := sorted(set(wanted) - set(predict.TASKS)):
+            raise InputError(f"--tasks has {unknown[0]!r}; accepted: {', '.join(predict.TASKS)}.")
         self.tasks = tuple(task for task in wanted if self._can(task))
         if not self.tasks:
             raise InputError(f"{path} can do none of {', '.join(wanted)}; --tasks lists what to serve.")

@@ -4,6 +4,7 @@ They answer with the first model of the server that can do the task.
 """
 
 import importlib.metadata
+import re
 import time
 
 import numpy as np
@@ -30,7 +31,7 @@ _TYPES = {
 
 def error(refusal: Refusal) -> tuple[int, dict[str, object]]:
     """Words a refusal as TEI does. An empty input is 400."""
-    if refusal.kind == "invalid" and "empty" in str(refusal):
+    if refusal.kind == "invalid" and re.match(r"\S+ is (empty|a list of 0);", str(refusal)):
         return 400, {"error": str(refusal), "error_type": "Empty"}
     status = _STATUS.get(refusal.kind, refusal.status)
     return status, {"error": str(refusal), "error_type": _TYPES.get(refusal.kind, "Validation")}

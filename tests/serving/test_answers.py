@@ -146,8 +146,8 @@ def test_concurrent_mixed_requests_are_answered_as_alone(running: Running):
 
     def ask(place: int) -> Any:
         if place % 5 == 4:  # among them, clients that leave
+            body = {"prompt": "the tree", "max_tokens": 96, "temperature": 0, "n": 4}
             with pytest.raises(httpx.TimeoutException):
-                body = {"prompt": "the tree", "max_tokens": 96, "temperature": 0, "n": 4}
                 running.client.post("/v1/completions", json=body, timeout=0.01)
         return said(running.post(*requests[place]))
 

@@ -134,39 +134,36 @@ def test_priorities_go_first_and_nothing_starves():
     low = world.ask(group, 10, priority="low")
     high = world.ask(group, 10, priority="high")
     assert world.read() == list(high.items)
-    for waited in range(100):  # every turn a more important request comes
+    turns = []
+    while low.unfinished:  # every turn a more important request comes
         world.ask(group, 10, priority="high")
         world.clock.now += 1.0
-        if world.read() == list(low.items):
-            break
-    assert waited == 10
+        turns.append(world.read())
+    assert len(turns) == 11
 
 
 def test_no_request_starves_under_a_random_load():
-    """Every request is finished, and none waits longer than its lower priority and all that came before explain."""
+    """Every request is finished once no more come, whatever came in between."""
     world, rng = World(batch_tokens=64, waiting_tokens=10**6), random.Random(0)
     groups = [Group(), Group(), Slots(2)]
-    arrived, waited, running = {}, {}, []
+    jobs, running = [], []
     for step in range(3000):
         world.clock.now += 0.01
         if step < 1500 and rng.random() < 0.6:
             counts = [rng.randint(1, 64) for _ in range(rng.choice([1, 1, 1, 8]))]
             job = world.ask(rng.choice(groups), *counts, priority=rng.choice(["high", "normal", "low"]), seconds=1000)
-            arrived[job] = step
+            jobs.append(job)
         running += world.scheduler.fill_slots()
         if len(running) > 1 and step % 2:
             item = running.pop(0)
             world.scheduler.finish(item, "done")
         world.read()
-        for item, _ in world.told:
-            waited[item.job] = step - arrived[item.job]
-        world.told.clear()
     while items := world.scheduler.running():
         for group in items.values():
             for item in group.values():
                 world.scheduler.finish(item, "done")
         world.scheduler.fill_slots()
-    assert all(job.unfinished == 0 for job in arrived)
+    assert [job.unfinished for job in jobs] == [0] * len(jobs)
     assert (world.scheduler.items, world.scheduler.tokens) == (0, 0)
 
 
@@ -220,7 +217,7 @@ def test_a_deadline_ends_waiting_and_running_requests():
     world.scheduler.fill_slots()
     world.clock.now += 3
     world.scheduler.expire()
-    assert [(item, result.kind) for item, result in world.told] == [(None, "deadline")]
+    assert [(item, getattr(result, "kind", "")) for item, result in world.told] == [(None, "deadline")]
     assert all(item.ended for item in waiting.items)
     world.clock.now += 8
     world.scheduler.expire()

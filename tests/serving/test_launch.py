@@ -1,0 +1,76 @@
+"""launch/serve.py: its flags, what it prints, and how it ends."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lm.errors import InputError
+from lm.serving.server import serve
+from lm.serving.settings import Settings, named_models, read_keys
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_it_serves_until_sigterm(workdirs):
+    command = [sys.executable, "launch/serve.py", f"--checkpoint={workdirs['reader']}", "--port=0", "--tasks=embed"]
+    process = subprocess.Popen([*command, "--drain_seconds=0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("serving on http://127.0.0.1:")
+        url = line.split()[-1]
+        assert len(httpx.post(f"{url}/embed", json={"inputs": ["a", "b"]}, timeout=60).json()) == 2
+        assert httpx.post(f"{url}/tasks/fill-mask", json={"inputs": ["[MASK]"]}).status_code == 404
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stdout.read() == ""
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_models_are_named_by_the_flag_or_by_their_folder():
+    assert named_models("runs/mine/") == [("mine", "runs/mine/")]
+    assert named_models("gs://b/runs/mine/checkpoints/3") == [("mine", "gs://b/runs/mine/checkpoints/3")]
+    assert named_models("a=x,b=s3://y/z") == [("a", "x"), ("b", "s3://y/z")]
+
+
+def test_keys_come_from_a_file_and_the_environment(tmp_path):
+    (tmp_path / "keys").write_text("one\n\n two \n")
+    assert read_keys(str(tmp_path / "keys"), "three,,four") == ("one", "two", "three", "four")
+    assert read_keys("", "") == ()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda path: named_models("a=x,a=y"), "two models named 'a'"),
+        (lambda path: named_models("=x"), "accepted: PATH"),
+        (lambda path: read_keys(f"{path}/none", ""), "cannot be read"),
+        (lambda path: Settings.of({"beams": ["0"], "tasks": [], "cors_origins": []}, ()), "numbers from 1 on"),
+        (lambda path: serve([("a", f"{path}/none")], Settings(), "127.0.0.1", 0), "has no config.json"),
+        (lambda path: serve([("a", str(path))], Settings(), "192.0.2.1", 0), "choose another"),
+    ],
+    ids=range(6),
+)
+def test_wrong_settings_are_named(call, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        call(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(tasks=("generate",)), "can do none of generate"),
+        (Settings(tasks=("embed", "sing")), "accepted: fill-mask"),
+    ],
+    ids=["generate", "sing"],
+)
+def test_tasks_that_a_model_cannot_do(workdirs, settings, words):
+    with pytest.raises(InputError, match=words):
+        serve([("a", workdirs["reader"])], settings, "127.0.0.1", 0)
