@@ -15,7 +15,14 @@ from tests.test_imports import ROOMS
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "lm/reading_order.svg"
-GUIDES = ("README.md", "lm/README.md", "CONTRIBUTING.md", "configs/README.md", "launch/README.md", "lm/serving/README.md")
+GUIDES = (
+    "README.md",
+    "lm/README.md",
+    "CONTRIBUTING.md",
+    "configs/README.md",
+    "launch/README.md",
+    "lm/serving/README.md",
+)
 READING_ORDER = [
     "lm/config/model.py",
     "lm/models/attention.py",

@@ -301,7 +301,6 @@ def test_new_weights_under_load(running: Running, workdirs):
         assert set(answers[place]) == {old[place], new[place]}
 
 
-
 def test_bad_weights_are_refused(running: Running, workdirs):
     model, workdir = running.service.engine.models["reader"], workdirs["reader"]
     request = "/embed", {"inputs": ["the tree sings"]}
