@@ -71,10 +71,14 @@ class Engine:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def reload(self, name: str) -> tuple[int, bool]:
+    def reload(self, name: str, *, again: bool = True) -> tuple[int, bool]:
         """Reads the newest checkpoint of a model and uses it for the requests that are admitted from then on.
 
         Running requests finish with the weights that they began with.
+
+        Args:
+            name: of the model.
+            again: whether a checkpoint that was refused before is read once more.
 
         Returns:
             The step in use, and whether it is a new one.
@@ -85,7 +89,7 @@ class Engine:
         with self._loading:
             model, self._loader = self.models[name], threading.get_ident()
             try:
-                new = model.load()
+                new = model.load(again)
             except InputError as error:
                 self.metrics.reloads.labels(name, "refused").inc()
                 log.warning("%s keeps step %d: %s", name, model.weights.step, error)

@@ -88,7 +88,7 @@ class Served:
             InputError: there is no such model, it is damaged, or it can do none of the tasks.
         """
         self.name, self.path, self._settings = name, path, settings
-        self.loaded_at = time.time()
+        self.loaded_at, self._refused = time.time(), -1
         _, step = checkpoint.locate(path)
         loaded = _limited(load(path), settings.max_input_tokens)
         config, self._predictor = loaded.config, Predictor(loaded)
@@ -112,8 +112,10 @@ class Served:
     def predictor(self) -> Predictor:
         return self.weights.predictor
 
-    def load(self) -> Weights | None:
+    def load(self, again: bool = True) -> Weights | None:
         """Reads the newest checkpoint beside the present weights; None if it is the present one.
+
+        Without `again`, one that was refused before is not read once more.
 
         Any thread may call it. The engine then makes the weights the newest ones.
 
@@ -121,8 +123,9 @@ class Served:
             InputError: it is damaged, has values that are not finite, or belongs to another model.
         """
         workdir, step = checkpoint.locate(self.path)
-        if step == self.weights.step:
+        if step == self.weights.step or (step == self._refused and not again):
             return None
+        self._refused = step  # until it is read
         old = self.predictor.loaded
         if checkpoint.read_config(workdir).model != old.config.model:
             raise InputError(f"{workdir} now has another model; start a new server for it.")
@@ -130,6 +133,7 @@ class Served:
         abstract = jax.tree.map(shape, old.params)
         params = checkpoint.load_params(workdir, step, abstract)
         check_finite(f"{workdir}/checkpoints/{step}", params)
+        self._refused = -1
         return self._with(self._predictor.with_params(params), step)
 
     def warm_up(self) -> None:

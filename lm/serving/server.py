@@ -241,6 +241,6 @@ class _Watcher:
             for name in engine.models if engine.is_ready else ():
                 try:
                     with contextlib.suppress(InputError):  # the engine has logged it, and keeps what it has
-                        engine.reload(name)
+                        engine.reload(name, again=False)
                 except Exception:  # the storage may fail for a while
                     log.exception("%s could not be looked at", name)

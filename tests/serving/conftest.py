@@ -91,6 +91,11 @@ def running(workdirs: dict[str, str]) -> Iterator[Running]:
     service.close()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def free_memory() -> None:
+    """Clears no caches between these modules: the server would have to compile its programs again."""
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_or_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test no slot is taken, nothing waits, and no program was compiled."""
