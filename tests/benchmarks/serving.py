@@ -4,7 +4,7 @@
     python -m tests.benchmarks.serving --what=embed --concurrencies=16 --seconds=20
 
 Embeddings: the real MiniLM and docstrings of the standard library, one text a request; the plain server calls
-sentence-transformers. Text: the shapes of T5 small with random weights, `--length` tokens written for each docstring
+sentence-transformers. Text: the shapes of T5 small with random weights, `--length` tokens sampled for each docstring
 and streamed; the plain server calls transformers' `generate` with a streamer. The plain servers hold a lock, as an
 inference server without batching does.
 
@@ -25,7 +25,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,8 +150,9 @@ def requests(what: str, texts: list[str]) -> Iterator[tuple[str, dict[str, Any]]
         if what == "embed":
             yield "/embed", {"inputs": text}
         else:
-            length = {"max_length": _length.value, "min_length": _length.value}
-            yield "/tasks/generate", {"inputs": [text[:200]], "stream": True, **length}
+            # Sampled, because random weights write one token again and again otherwise.
+            options = {"max_length": _length.value, "min_length": _length.value, "temperature": 1.0}
+            yield "/tasks/generate", {"inputs": [text[:200]], "stream": True, **options}
 
 
 def make_models(folder: Path) -> None:
@@ -169,9 +170,9 @@ def make_models(folder: Path) -> None:
     (folder / "embed-hf").symlink_to(original)
     huggingface.import_workdir(original, epath.Path(folder / "embed"))
     none = {"dropout": 0.0, "attention_dropout": 0.0, "mlp_dropout": 0.0}
-    sizes = {"vocab_size": 32_128, "d_model": 512, "num_layers": 6, "num_heads": 8, "head_dim": 64, "d_ff": 2048}
+    model = families.t5(vocab_size=32_128, d_model=512, num_layers=6, num_heads=8, head_dim=64, d_ff=2048, **none)
     data = DataConfig(vocab_size=4096, seq_length=512, target_length=128)
-    config = Config(data=data, model=families.t5(**sizes, **none), objective=ObjectiveConfig(name="span_corruption"))
+    config = Config(data=data, model=model, objective=ObjectiveConfig(name="span_corruption"))
     tokenizer = SentencePiece.train(docstrings(), vocab_size=4096)
     workdir = epath.Path(folder / "generate")
     checkpoint.write_atomically(workdir / tokenizer.file_name, tokenizer.to_bytes())
@@ -232,7 +233,7 @@ def plain_embed(folder: str) -> Any:
     async def embed(request: Any) -> Any:
         text = (await request.json())["inputs"]
         async with lock:
-            vectors = await asyncio.to_thread(model.encode, [text])
+            vectors = await asyncio.to_thread(model.encode, [text], show_progress_bar=False)
         return JSONResponse([vector.tolist() for vector in vectors])
 
     return embed
@@ -261,11 +262,11 @@ def plain_generate(folder: str) -> Any:
             def end(self) -> None:
                 loop.call_soon_threadsafe(tokens.put_nowait, None)
 
-        async def events() -> Any:
+        async def events() -> AsyncIterator[str]:
             async with lock:
                 source = torch.tensor([[*ids.tolist(), tokenizer.special.sep]])
                 limits = {"max_new_tokens": body["max_length"], "min_new_tokens": body["max_length"]}
-                run = lambda: model.generate(source, streamer=Streamer(), do_sample=False, **limits)  # noqa: E731
+                run = lambda: model.generate(source, streamer=Streamer(), do_sample=True, top_k=0, **limits)  # noqa: E731
                 writing = asyncio.create_task(asyncio.to_thread(run))
                 await tokens.get()  # the start token
                 while (token := await tokens.get()) is not None:
