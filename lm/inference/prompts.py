@@ -122,10 +122,10 @@ class Embed:
     def row(self, request: Request) -> Row:
         """Returns the row, whose one place is the first token to pool."""
         first, *others = texts(request)
-        row = assemble(self.tokenizer, self._encode([self.prompt + first, *others]), self.longest)
+        row = assemble(self.tokenizer, self.encode([self.prompt + first, *others]), self.longest)
         if self.encoder.include_prompt or not self.prompt:
             return row
-        skipped = 1 + len(self._encode([self.prompt])[0])
+        skipped = 1 + len(self.encode([self.prompt])[0])
         return dataclasses.replace(row, places=np.array([min(skipped, len(row.tokens) - 1)], np.int32))
 
     def answer(self, row: Row, result: np.ndarray) -> Answer:
@@ -133,7 +133,8 @@ class Embed:
         del row
         return {"embedding": self.encoder.finish(result[0]).tolist()}
 
-    def _encode(self, found: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, found: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of texts, in lower case where the encoder wants it."""
         if self.encoder.lower_case:
             special = [self.tokenizer.id_to_piece(index) for index in self.tokenizer.special_ids]
             found = [lowered(text, special) for text in found]

@@ -109,15 +109,22 @@ class _Choice:
 class _Writing:
     """What the two routes of completions share: the items of a request, and their growing texts."""
 
-    def __init__(self, service: Service, request: Request, body: JSON, rows: Sequence[Row], weights: Weights):
-        self._service, self._request, self._weights = service, request, weights
+    def __init__(
+        self,
+        service: Service,
+        request: Request,
+        body: JSON,
+        weights: Weights,
+        decoding: Decoding,
+        rows: Sequence[Row],
+    ):
+        self._service, self._request = service, request
         self.body, self.rows = body, rows
         self.tokenizer = tokenizer = weights.predictor.loaded.tokenizer
         stop = body["stop"] or []
         self.stop = [clean(each) for each in ([stop] if isinstance(stop, str) else stop)]
         self.wants_logprobs = body.get("logprobs") not in (None, False)
         copies = body["n"] or 1
-        decoding = self._decoding()
         seed = secrets.randbits(32) if body["seed"] is None else body["seed"] & 0xFFFFFFFF
         streams = bool(body["stream"] or self.stop or self.wants_logprobs)
         how = {"seed": seed, "streams": streams, "every_step": self.wants_logprobs}
@@ -128,20 +135,6 @@ class _Writing:
         ]
         service.check_count(self.items, "n")
         self.choices = [_Choice(GrowingText(tokenizer, self.stop)) for _ in self.items]
-
-    def _decoding(self) -> Decoding:
-        body = self.body
-        refuse_unsupported(body)
-        beams = body["num_beams"] or 1
-        asked = body.get("max_completion_tokens") or body["max_tokens"]
-        most = self._weights.lanes[0].shape.written
-        if asked is not None and asked > most:
-            raise Refusal("invalid", f"max_tokens is {asked}; this server writes at most {most}.", param="max_tokens")
-        temperature = body["temperature"] if body["temperature"] is not None else float(beams == 1)
-        restrict = {"top_k": body["top_k"] or 0, "top_p": body["top_p"] or 1.0} if temperature else {}
-        length = {name: body[name] for name in ("length_penalty", "min_length") if body[name] is not None}
-        default = min(16, most) if "prompt" in body else most
-        return Decoding(asked or default, num_beams=beams, temperature=temperature, **restrict, **length)
 
     async def events(self) -> AsyncGenerator[tuple[int, str]]:
         """Yields the number of a choice and its new text; the last time with its reason set."""
@@ -163,6 +156,26 @@ class _Writing:
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
+def decoding_options(body: JSON, weights: Weights) -> Options:
+    """Returns the options that a request asks for; what it does not name is the model's default.
+
+    Raises:
+        Refusal: no model here has one of them.
+    """
+    refuse_unsupported(body)
+    beams = body["num_beams"] or 1
+    asked = body.get("max_completion_tokens") or body["max_tokens"]
+    most = weights.lanes[0].shape.written
+    if asked is not None and asked > most:
+        raise Refusal("invalid", f"max_tokens is {asked}; this server writes at most {most}.", param="max_tokens")
+    temperature = body["temperature"] if body["temperature"] is not None else float(beams == 1)
+    given = {"max_length": asked or (min(16, most) if "prompt" in body else most), "num_beams": beams}
+    given |= {"temperature": temperature, "length_penalty": body["length_penalty"], "min_length": body["min_length"]}
+    if temperature:
+        given |= {"top_k": body["top_k"] or 0, "top_p": body["top_p"] or 1.0}
+    return Options(decoding=given)
+
+
 def refuse_unsupported(body: JSON) -> None:
     """Refuses what no model here can do, by name."""
     for name in ("frequency_penalty", "presence_penalty", "logit_bias", "suffix", "echo"):
@@ -180,13 +193,13 @@ def refuse_unsupported(body: JSON) -> None:
 async def completions(service: Service, request: Request, body: JSON) -> Response:
     model = service.model(body["model"], "generate")
     weights, given = model.weights, as_list(body["prompt"])
-    prompt, _ = weights.predictor.writing("generate", Options())
+    prompt, decoding = weights.predictor.writing("generate", decoding_options(body, weights))
 
     def rows() -> list[Row]:
         ids = [prompt.row_of(token_ids(weights, each)) if isinstance(each, list) else None for each in given]
         return [row or prompt.row(each) for row, each in zip(ids, given, strict=True)]
 
-    writing = _Writing(service, request, body, await service.written_rows(rows), weights)
+    writing = _Writing(service, request, body, weights, decoding, await service.written_rows(rows))
     head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time())}
     head |= {"model": model.name}
     piece = lambda number, new: {"text": new, "index": number, "logprobs": _logprobs(writing, number)}  # noqa: E731
@@ -203,8 +216,9 @@ async def completions(service: Service, request: Request, body: JSON) -> Respons
 async def chat(service: Service, request: Request, body: JSON) -> Response:
     model = service.model(body["model"], "generate")
     weights, source = model.weights, _last_user_message(body["messages"])
-    prompt, _ = weights.predictor.writing("generate", Options())
-    writing = _Writing(service, request, body, await service.written_rows(lambda: [prompt.row(source)]), weights)
+    prompt, decoding = weights.predictor.writing("generate", decoding_options(body, weights))
+    rows = await service.written_rows(lambda: [prompt.row(source)])
+    writing = _Writing(service, request, body, weights, decoding, rows)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
     begun: set[int] = set()
 

@@ -140,15 +140,15 @@ class Engine:
         elif not running:
             scheduler.wait(_IDLE)
 
-    def _insert(self, items: Sequence[Item]) -> None:
-        by_lane: dict[Group, list[Item]] = {}
-        for item in items:
-            by_lane.setdefault(item.group, []).append(item)
-        for lane, together in by_lane.items():
+    def _insert(self, entered: Sequence[tuple[Item, int]]) -> None:
+        by_lane: dict[Group, dict[int, Item]] = {}
+        for item, slot in entered:
+            by_lane.setdefault(item.group, {})[slot] = item
+        for lane, items in by_lane.items():
             assert isinstance(lane, Lane)
-            self.metrics.read_tokens.inc(sum(len(item.work.row.tokens) for item in together))
-            self._guarded(together, lane, lambda lane=lane, together=together: lane.insert(together))
-        self._started(items)
+            self.metrics.read_tokens.inc(sum(len(item.work.row.tokens) for item in items.values()))
+            self._guarded(list(items.values()), lane, lambda lane=lane, items=items: lane.insert(items))
+        self._started([item for item, _ in entered])
 
     def _advance(self, lane: Lane, running: Mapping[int, Item]) -> None:
         for item, result in lane.advance(running, self._steps):

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from lm import models
+from lm.data.special_ids import decoder_start
 from lm.inference import decode, packed, prompts
 from lm.inference.decode import Decoded, DecodeState, Shape, TokenIds
-from lm.inference.options import Decoding, row_options
+from lm.inference.options import Decoding, Extras, row_options
 from lm.inference.packed import Packed, Row
 from lm.inference.predict import Predictor
 from lm.models import Decoder, Prompts, Sources, make_decoder
@@ -161,7 +162,7 @@ def _advance(decoder: Decoder, state: DecodeState, steps: jax.Array, runs_B: np.
 
 _insert = jax.jit(decode.insert, donate_argnums=(1,))
 _take_steps = jax.jit(_advance, donate_argnums=(1,))
-_empty = jax.jit(decode.empty, static_argnums=(1, 2, 3))
+_empty = jax.jit(decode.empty, static_argnums=(1, 2, 3, 4))
 _keys = jax.jit(jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number)))
 
 
@@ -175,10 +176,21 @@ class Lane(Group):
         slots: as in `Group`.
     """
 
-    def __init__(self, predictor: Predictor, decoder: Decoder, shape: LaneShape, *, shortest: int, together: int):
+    def __init__(
+        self,
+        predictor: Predictor,
+        decoder: Decoder,
+        shape: LaneShape,
+        extras: Extras,
+        *,
+        shortest: int,
+        together: int,
+    ):
         """Makes a lane.
 
         Args:
+            predictor, decoder, shape: its weights and sizes.
+            extras: the options of decoding that its programs have beside the common ones.
             shortest: sources shorter than this belong to another lane.
             together: R, the rows that one call inserts.
         """
@@ -187,26 +199,30 @@ class Lane(Group):
         self.shape, self.slots = shape, shape.slots
         self._decoder, self._together, self._special = decoder, together, special
         self._has_source = model.architecture == "encoder-decoder"
-        self._begins_with_cls = self._has_source and config.data.begin_with_cls
-        prompt = int(self._begins_with_cls) if self._has_source else shape.source
+        self._extras = extras
+        forced = predictor.decoding({}).forced_bos_token_id
+        first = prompts.first_tokens(config, special, forced) or [special.sep] * extras.forced
+        prompt = len(first) if self._has_source else shape.source
         self._decode_shape = Shape(shape.beams, shape.written, prompt, shape.source if self._has_source else 0)
         size = min(tokenizer.vocab_size, model.vocab_size)
-        self._ids = TokenIds(special.start(model.decoder_start), special.sep, special.pad, size)
+        self._ids = TokenIds(decoder_start(config, special), special.sep, special.pad, size)
         self._lengths = source_lengths(shape.source, shortest)
         self._state: DecodeState | None = None
 
-    def insert(self, items: Sequence[Item]) -> None:
-        """Puts new sequences into the slots of their items. Sources of one padded length enter together."""
-        by_length: dict[int, list[Item]] = {}
-        for item in items:
+    def can_write(self, row: Row, decoding: Decoding) -> bool:
+        """Returns whether the programs have the options of a sequence."""
+        return self._extras.covers(decoding) and (not self._has_source or len(row.prompt) <= self._decode_shape.prompt)
+
+    def insert(self, items: Mapping[int, Item]) -> None:
+        """Puts new sequences into slots. Sources of one padded length enter together."""
+        by_length: dict[int, list[int]] = {}
+        for slot, item in items.items():
             length = next(length for length in self._lengths if len(item.work.row.tokens) <= length)
-            by_length.setdefault(length, []).append(item)
-        for length, alike in by_length.items():
-            for start in range(0, len(alike), self._together):
-                part = alike[start : start + self._together]
-                self._insert(
-                    [item.work for item in part], [item.slot for item in part if item.slot is not None], length
-                )
+            by_length.setdefault(length, []).append(slot)
+        for length, slots in by_length.items():
+            for start in range(0, len(slots), self._together):
+                part = slots[start : start + self._together]
+                self._insert([items[slot].work for slot in part], part, length)
 
     def _insert(self, works: Sequence[ToWrite], slots: Sequence[int], length: int) -> None:
         unused = self._together - len(works)
@@ -218,17 +234,22 @@ class Lane(Group):
             segments[place, : len(row.tokens)] = 1
         if self._has_source:
             sources = Sources(tokens, segments)
-            begin = np.full((self._together, int(self._begins_with_cls)), self._special.cls, np.int32)
-            given = Prompts(begin, np.full(self._together, begin.shape[1], np.int32))
+            begin = np.full((self._together, self._decode_shape.prompt), self._special.pad, np.int32)
+            lengths = np.zeros(self._together, np.int32)
+            for place, row in enumerate(rows):
+                begin[place, : len(row.prompt)] = row.prompt
+                lengths[place] = len(row.prompt)
+            given = Prompts(begin, lengths)
         else:
             sources, given = None, Prompts(tokens, segments.sum(axis=1, dtype=np.int32))
         seeds = np.array([work.seed for work in works] + [0] * unused, np.uint32)
         numbers = np.array([work.number for work in works] + [0] * unused, np.uint32)
-        options = row_options([work.decoding for work in works] + [Decoding(1)] * unused, _keys(seeds, numbers))
+        decodings = [work.decoding for work in works] + [Decoding(1)] * unused
+        options = row_options(decodings, _keys(seeds, numbers), self._extras)
         # A slot beyond the state: the unused rows are not inserted.
         places = np.array([*slots, *[self.slots] * unused], np.int32)
         if self.lost:
-            state = _empty(self._decoder, self._ids, self._decode_shape, self.slots)
+            state = _empty(self._decoder, self._ids, self._decode_shape, self.slots, self._extras)
             # Committed to the device of the weights, as later states are: else `insert` would be compiled twice.
             self._state = jax.device_put(state, self._decoder.tokens_VD.sharding)
         self._state = _insert(self._decoder, self._state, places, sources, given, options)

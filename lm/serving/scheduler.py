@@ -218,14 +218,14 @@ class Scheduler:
             self._take(taken)
             return taken
 
-    def fill_slots(self) -> list[Item]:
-        """Puts the oldest items of each decoder's group into its free slots, and returns them.
+    def fill_slots(self) -> list[tuple[Item, int]]:
+        """Puts the oldest items of each decoder's group into its free slots, and returns them with their slots.
 
         They have at most the budget of tokens together, so that running sequences do not stop for long; at least one
         enters if there is one and a slot for it.
         """
         with self._changed:
-            entered: list[Item] = []
+            entered: list[tuple[Item, int]] = []
             room = self.limits.batch_tokens
             while room > 0:
                 heads = [queue.waiting[0] for queue in self._queues.values() if queue.waiting and queue.free]
@@ -236,9 +236,9 @@ class Scheduler:
                     break
                 queue = self._queues[item.group]
                 self._take([item])
-                item.slot = queue.free.pop(0)
-                queue.running[item.slot] = item
-                entered.append(item)
+                item.slot = slot = queue.free.pop(0)
+                queue.running[slot] = item
+                entered.append((item, slot))  # a client that leaves at once takes `item.slot` away
                 room -= item.tokens
             return entered
 

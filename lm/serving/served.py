@@ -11,7 +11,8 @@ from lm import checkpoint, models, sharding
 from lm.errors import InputError
 from lm.inference import predict, prompts
 from lm.inference.load import Loaded, load
-from lm.inference.options import Decoding
+from lm.inference.options import Decoding, Extras
+from lm.inference.packed import Row
 from lm.inference.predict import Options, Predictor, Reading
 from lm.ops import few_rows
 from lm.serving.lanes import Lane, LaneShape, Readers, make_decoders
@@ -43,16 +44,25 @@ class Weights:
     lanes: Sequence[Lane]
 
     def reading(self, task: str, options: Options) -> tuple[Reading, Readers]:
-        """Returns the prompt and the group of an encoder's task."""
-        reading = self.predictor.reading(task, options)
-        return reading, self.readers[_name(reading)]
-
-    def lane(self, tokens: int, decoding: Decoding) -> Lane:
-        """Returns the lane of a source of so many tokens.
+        """Returns the prompt and the group of an encoder's task.
 
         Raises:
-            Refusal: no lane has this number of beams, or room for so many tokens.
+            InputError: the model cannot do it so.
+            Refusal: the program was not compiled.
         """
+        reading = self.predictor.reading(task, options)
+        if reading.name not in self.readers:
+            message = f"this server has no program {reading.name!r}; it has {', '.join(self.readers)}."
+            raise Refusal("invalid", message, param="pooling")
+        return reading, self.readers[reading.name]
+
+    def lane(self, row: Row, decoding: Decoding) -> Lane:
+        """Returns the lane of a source.
+
+        Raises:
+            Refusal: no lane has this number of beams, these options, or room for so many tokens.
+        """
+        tokens = len(row.tokens)
         beams = sorted({lane.shape.beams for lane in self.lanes})
         if decoding.num_beams not in beams:
             accepted = ", ".join(map(str, beams))
@@ -64,6 +74,9 @@ class Weights:
                 if decoding.max_length > lane.shape.written:
                     most = f"this server writes at most {lane.shape.written} tokens"
                     raise Refusal("invalid", f"max_length is {decoding.max_length}; {most}.", param="max_length")
+                if not lane.can_write(row, decoding):
+                    message = "this server was started without an option of this request; --extra_options adds some."
+                    raise Refusal("invalid", message)
                 return lane
         raise Refusal("invalid", f"the input has {tokens} tokens, too many for this server.", param="inputs")
 
@@ -158,13 +171,14 @@ class Served:
             raise InputError(
                 f"--max_length is {self._settings.max_length}; {self.path} writes at most {longest} tokens."
             )
-        return self._settings.max_length or min(longest, max(128, prompts.default_length(config)))
+        default = self._predictor.decoding({}).max_length
+        return self._settings.max_length or min(longest, max(128, default))
 
     def _lane_shapes(self) -> list[tuple[int, LaneShape]]:
         """Returns the shapes of the lanes, each with the length of the shortest source that belongs to it."""
         widths = [_SHORT_SOURCE, self.longest] if self.longest > 2 * _SHORT_SOURCE else [self.longest]
         found = []
-        for beams in sorted(set(self._settings.beams)):
+        for beams in sorted({*self._settings.beams, self._predictor.decoding({}).num_beams}):
             shortest = 1
             for width in widths:
                 slots = max(1, self._settings.slots // beams)
@@ -179,7 +193,7 @@ class Served:
         if self.is_encoder:
             budget = self._settings.batch_tokens or runner.budget
             readings = [predictor.reading(task, Options()) for task in self.tasks]
-            programs = {_name(reading): (reading.program, reading.tokens_a_place) for reading in readings}
+            programs = {reading.name: (reading.program, reading.tokens_a_place) for reading in readings}
             if "embed" in self.tasks:
                 programs[VECTORS] = (runner.vectors, 1)
             packing = {"longest": self.longest, "budget": budget, "multiple": runner.multiple, "pad_id": special.pad}
@@ -189,7 +203,9 @@ class Served:
             together = _TOGETHER.get(sharding.platform(), _TOGETHER_ON_ACCELERATORS)
             for shortest, shape in self._shapes:
                 decoder = decoders[few_rows.are_few(shape.slots * shape.beams)]
-                lanes.append(Lane(predictor, decoder, shape, shortest=shortest, together=together))
+                extras = Extras.of([predictor.decoding({})])
+                extras = dataclasses.replace(extras, **dict.fromkeys(self._settings.extra_options, True))
+                lanes.append(Lane(predictor, decoder, shape, extras, shortest=shortest, together=together))
         return Weights(step, predictor, readers, lanes)
 
 
@@ -211,7 +227,3 @@ def check_finite(path: str, params: models.Params) -> None:
     for leaf in jax.tree.leaves(params):
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
             raise InputError(f"{path} has values that are not finite; serve another checkpoint.")
-
-
-def _name(reading: Reading) -> str:
-    return getattr(reading.program, "__name__", repr(reading.program))

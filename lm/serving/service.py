@@ -132,26 +132,31 @@ class Service:
         times: Times,
         *,
         truncate: bool | None = None,
-        left: bool = False,
+        side: str = "",
+        prompt_name: str | None = None,
     ) -> list[Row]:
         """Returns the rows of texts or token arrays to embed.
 
         Args:
             truncate: whether a longer input is cut; None is the server's setting.
-            left: cut its beginning, and not its end.
+            side: `left` or `right`: which end is cut; empty for that of the tokenizer.
+            prompt_name: the model's name of a text to put before each text.
 
         Raises:
             Refusal: an input is too long, or has an id that the tokenizer does not know.
         """
         truncate = self.settings.truncate if truncate is None else truncate
+        prompt = weights.reading("embed", Options(prompt_name=prompt_name))[0].prompt
+        assert isinstance(prompt, prompts.Embed)
         with times.measured("tokenizing"):
-            rows = await self.in_thread(lambda: [_embedding_row(weights, each, left) for each in given])
+            try:
+                rows = await self.in_thread(lambda: [_embedding_row(weights, prompt, each, side) for each in given])
+            except RequestError as error:
+                raise Refusal("invalid", str(error), param="inputs") from None
         for number, row in enumerate(rows):
             if row.truncated and not truncate:
                 longest = weights.predictor.loaded.config.data.seq_length
-                message = (
-                    f"input {number} has more than the {longest} tokens that the model reads; set truncate, or cut it."
-                )
+                message = f"input {number} is longer than the {longest} tokens that the model reads; set truncate."
                 raise Refusal("invalid", message, param="inputs")
         times.tokens += sum(len(row.tokens) for row in rows)
         return rows
@@ -175,14 +180,15 @@ class Service:
         Raises:
             Refusal, ClientLeft: there is no answer.
         """
-        width = weights.predictor.loaded.config.model.d_model
-        if dimensions is not None and dimensions > width:
-            raise Refusal("invalid", f"dimensions is {dimensions}; the model has {width}.", param="dimensions")
         reading, readers = weights.reading("embed", Options(normalize=normalize))
         assert isinstance(reading.prompt, prompts.Embed)
-        vectors = [reading.prompt.vector(output) for output in await self.read(request, readers, rows, times)]
+        outputs = await self.read(request, readers, rows, times)
+        vectors = [reading.prompt.encoder.finish(output[0]) for output in outputs]
+        width = len(vectors[0])
         if dimensions is None or dimensions == width:
             return vectors
+        if dimensions > width:
+            raise Refusal("invalid", f"dimensions is {dimensions}; the model has {width}.", param="dimensions")
         cut = [vector_D[:dimensions] for vector_D in vectors]
         return [vector_D / max(float(np.linalg.norm(vector_D)), 1e-12) for vector_D in cut]
 
@@ -236,7 +242,7 @@ class Service:
         Raises:
             Refusal: the server cannot write it so.
         """
-        lane = weights.lane(len(row.tokens), decoding)
+        lane = weights.lane(row, decoding)
         return Item(lane, len(row.tokens) + decoding.max_length * decoding.num_beams, ToWrite(row, decoding, **how))
 
     # ---- Waiting ----------------------------------------------------------------------------
@@ -344,12 +350,13 @@ def token_ids(weights: Weights, given: list[int]) -> np.ndarray:
     return np.array(given[begin:end], np.int32)
 
 
-def _embedding_row(weights: Weights, given: Given, left: bool) -> Row:
-    loaded = weights.predictor.loaded
-    longest = loaded.config.data.seq_length
-    ids = loaded.tokenizer.encode([clean(given)])[0] if isinstance(given, str) else token_ids(weights, given)
-    row = prompts.assemble(loaded.tokenizer, [ids], longest)
-    if row.truncated and left:
-        row = prompts.assemble(loaded.tokenizer, [ids[-(longest - 2) :]], longest)
-        return dataclasses.replace(row, truncated=True)
-    return row
+def _embedding_row(weights: Weights, prompt: prompts.Embed, given: Given, side: str) -> Row:
+    tokenizer = weights.predictor.loaded.tokenizer
+    cuts_as_asked = side in ("", "left" if tokenizer.cuts_left else "right")
+    if isinstance(given, str) and cuts_as_asked:
+        return prompt.row(given)
+    ids = prompt.encode([prompt.prompt + clean(given)])[0] if isinstance(given, str) else token_ids(weights, given)
+    room = prompt.longest - tokenizer.frame(1).size
+    kept = ids[-room:] if side == "left" else ids[:room]
+    row = prompts.assemble(tokenizer, [kept], prompt.longest)
+    return dataclasses.replace(row, truncated=len(kept) < len(ids))

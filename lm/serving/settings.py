@@ -7,6 +7,9 @@ from typing import Any
 
 from lm.errors import InputError
 
+# Fields of `lm.inference.options.Extras` that a server can be started with.
+EXTRA_OPTIONS = ("early_stopping", "no_repeat_ngram_size", "repetition_penalty", "forced", "forced_eos")
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -16,6 +19,8 @@ class Settings:
         tasks: the tasks to serve; empty for all that a model can do. Fewer tasks compile fewer programs.
         slots: sequences that a model writes at a time, by greedy decoding or sampling.
         beams: the numbers of beams that a request may ask for. A lane of `slots / beams` slots is made for each.
+        extra_options: options of decoding that requests may use though the model does not by default, such as
+            `repetition_penalty`. Each costs every step a little.
         max_length: the most tokens that a request may write; 0 for the larger of 128 and the run's own default.
         max_input_tokens: the most tokens of an input; 0 for what the model reads.
         truncate: whether a longer input is cut, for requests that do not say; otherwise it is refused.
@@ -34,6 +39,7 @@ class Settings:
     tasks: tuple[str, ...] = ()
     slots: int = 16
     beams: tuple[int, ...] = (1, 4)
+    extra_options: tuple[str, ...] = ()
     max_length: int = 0
     max_input_tokens: int = 0
     truncate: bool = True
@@ -59,7 +65,9 @@ class Settings:
         beams = tuple(int(each) if str(each).isdigit() else 0 for each in given["beams"])
         if not beams or min(beams) < 1:
             raise InputError(f"--beams is {','.join(given['beams'])!r}; accepted: numbers from 1 on, such as 1,4.")
-        lists = {name: tuple(given[name]) for name in ("tasks", "cors_origins")}
+        if unknown := sorted(set(given["extra_options"]) - set(EXTRA_OPTIONS)):
+            raise InputError(f"--extra_options has {unknown[0]!r}; accepted: {', '.join(EXTRA_OPTIONS)}.")
+        lists = {name: tuple(given[name]) for name in ("tasks", "extra_options", "cors_origins")}
         return cls(**{**given, **lists, "beams": beams, "api_keys": api_keys})
 
 

@@ -6,11 +6,12 @@ from collections.abc import AsyncGenerator, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lm.data.sentence_encoder import POOLINGS
 from lm.inference.options import Decoding
 from lm.inference.packed import Row
 from lm.inference.predict import READING, TASKS, Options
 from lm.inference.prompts import Prompt
-from lm.inference.requests import Answer, RequestError
+from lm.inference.requests import Answer, RequestError, finite
 from lm.serving.lanes import Progress, Written
 from lm.serving.openai import error
 from lm.serving.refusals import Refusal
@@ -21,20 +22,25 @@ from lm.serving.service import Service, Times, Waiting, as_list
 from lm.serving.text import GrowingText
 
 _REQUEST = either(text(), {"type": "object"})
-_KINDS = {"int": integer(), "float": number(), "bool": boolean(), "str": text()}
-_DECODING = {
-    field.name: optional(_KINDS[str(getattr(field.type, "__name__", field.type))])
-    for field in dataclasses.fields(Decoding)
-    if str(getattr(field.type, "__name__", field.type)) in _KINDS
+_IDS = {"type": "array", "items": integer(0, (1 << 31) - 1), "maxItems": 1024}
+_KINDS = {
+    int: integer(-1, (1 << 31) - 1),
+    float: number(),
+    bool | str: either(boolean(), choice("never")),
+    Sequence[int]: _IDS,
+    Sequence[Sequence[int]]: {"type": "array", "items": _IDS, "maxItems": 1024},
 }
+_DECODING = {field.name: optional(_KINDS[field.type]) for field in dataclasses.fields(Decoding)}
 _TASK = fields(
     {"inputs": either(_REQUEST, several(_REQUEST, most=2048))},
     {
         "model": optional(text()),
         "stream": boolean(default=False),
         "top": integer(1, 1000, default=5),
-        "pooling": optional(choice("mean", "cls")),
+        "pooling": optional(choice(*POOLINGS)),
         "normalize": optional(boolean()),
+        "prompt": optional(text()),
+        "prompt_name": optional(text()),
         "language": text(default=""),
         "seed": integer(default=0),
         **_DECODING,
@@ -48,7 +54,7 @@ async def answer(service: Service, request: Request, body: JSON) -> Response:
         raise Refusal("unknown", f"there is no such task; accepted: {', '.join(TASKS)}.", param="task")
     given = as_list(body["inputs"]) if isinstance(body["inputs"], list | str) else [body["inputs"]]
     service.check_count(given, "inputs")
-    names = ("top", "pooling", "normalize", "language", "seed")
+    names = ("top", "pooling", "normalize", "prompt", "prompt_name", "language", "seed")
     options = Options(**{name: body[name] for name in names}, decoding={name: body[name] for name in _DECODING})
     model = service.model(body["model"], task)
     if task in READING:
@@ -123,7 +129,7 @@ async def _rows(service: Service, prompt: Prompt, given: Sequence[object]) -> tu
 
 
 def _answer(prompt: Prompt, row: Row, result: JSON) -> Answer:
-    return prompt.answer(row, result) | ({"truncated": True} if row.truncated else {})
+    return finite(prompt.answer(row, result) | ({"truncated": True} if row.truncated else {}))
 
 
 async def reload(service: Service, request: Request, body: JSON) -> Response:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lm import sharding
+from lm.data.frame import Frame
 from lm.serving.refusals import Refusal
 from lm.serving.routes import Endpoint, answered
 from lm.serving.schema import JSON, boolean, choice, either, fields, inputs, integer, optional, several, text
@@ -31,7 +32,7 @@ _TYPES = {
 
 def error(refusal: Refusal) -> tuple[int, dict[str, object]]:
     """Words a refusal as TEI does. An empty input is 400."""
-    if refusal.kind == "invalid" and re.match(r"\S+ is (empty|a list of 0);", str(refusal)):
+    if refusal.kind == "invalid" and re.match(r"(the text|\S+) is (empty|a list of 0)[;.]", str(refusal)):
         return 400, {"error": str(refusal), "error_type": "Empty"}
     status = _STATUS.get(refusal.kind, refusal.status)
     return status, {"error": str(refusal), "error_type": _TYPES.get(refusal.kind, "Validation")}
@@ -107,10 +108,8 @@ async def similarity(service: Service, request: Request, body: JSON) -> Response
 
 async def _rows(service: Service, model: Served, given: list[Given], body: JSON, times: Times) -> list:
     service.check_count(given, "inputs")
-    if body["prompt_name"] is not None:
-        raise Refusal("invalid", "prompt_name is given, but the model has no prompts.", param="prompt_name")
-    left = body["truncation_direction"].lower() == "left"
-    return await service.embedding_rows(model.weights, given, times, truncate=body["truncate"], left=left)
+    how = {"truncate": body["truncate"], "side": body["truncation_direction"].lower()}
+    return await service.embedding_rows(model.weights, given, times, prompt_name=body["prompt_name"], **how)
 
 
 # ---- Tokens ---------------------------------------------------------------------------------------
@@ -128,17 +127,18 @@ _DECODE = fields(
 
 async def tokenize(service: Service, request: Request, body: JSON) -> Response:
     del request
-    tokenizer = service.model(None).predictor.loaded.tokenizer
-    special = tokenizer.special
+    model = service.model(None)
+    tokenizer = model.predictor.loaded.tokenizer
     given = [clean(each) for each in as_list(body["inputs"])]
     service.check_count(given, "inputs")
     ids = await service.in_thread(lambda: tokenizer.encode(given))
+    if body["add_special_tokens"]:
+        special = tokenizer.special
+        frame = tokenizer.frame(1) if model.is_encoder else Frame(((), (special.sep,)), ((), (0,)), (0,))
+        ids = [frame.around([each])[0] for each in ids]
     specials = set(tokenizer.special_ids.tolist())
-    begin, end = ([special.cls] if special.cls >= 0 else []), [special.sep]
-    if not body["add_special_tokens"]:
-        begin, end = [], []
     one = lambda i: {"id": i, "text": tokenizer.id_to_piece(i), "special": i in specials, "start": None, "stop": None}  # noqa: E731
-    return answered([[one(i) for i in [*begin, *each.tolist(), *end]] for each in ids])
+    return answered([[one(i) for i in each.tolist()] for each in ids])
 
 
 async def decode(service: Service, request: Request, body: JSON) -> Response:
@@ -162,7 +162,9 @@ async def info(service: Service, request: Request, body: object) -> Response:
     model, settings = service.model(None), service.settings
     loaded = model.predictor.loaded
     kind: dict[str, object] = (
-        {"embedding": {"pooling": loaded.pooling.mode}} if model.is_encoder else {"generation": {}}
+        {"embedding": {"pooling": ",".join(loaded.sentence_encoder.pooling)}}
+        if model.is_encoder
+        else {"generation": {}}
     )
     return answered(
         {

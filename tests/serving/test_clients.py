@@ -201,6 +201,7 @@ def test_tei_headers(running: Running):
     ("path", "body", "status", "kind"),
     [
         ("/embed", {"inputs": ""}, 400, "Empty"),
+        ("/embed", {"inputs": " "}, 400, "Empty"),
         ("/embed", {"inputs": []}, 400, "Empty"),
         ("/embed", {"inputs": 5}, 422, "Validation"),
         ("/embed", {"inputs": [10**6]}, 422, "Validation"),

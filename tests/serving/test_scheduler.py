@@ -153,7 +153,7 @@ def test_no_request_starves_under_a_random_load():
             counts = [rng.randint(1, 64) for _ in range(rng.choice([1, 1, 1, 8]))]
             job = world.ask(rng.choice(groups), *counts, priority=rng.choice(["high", "normal", "low"]), seconds=1000)
             jobs.append(job)
-        running += world.scheduler.fill_slots()
+        running += [item for item, _ in world.scheduler.fill_slots()]
         if len(running) > 1 and step % 2:
             item = running.pop(0)
             world.scheduler.finish(item, "done")
@@ -173,12 +173,10 @@ def test_no_request_starves_under_a_random_load():
 def test_slots_are_filled_as_they_become_free():
     world, lane = World(), Slots(2)
     first, second, third = (world.ask(lane, 5) for _ in range(3))
-    assert [item.slot for item in world.scheduler.fill_slots()] == [0, 1]
+    assert [slot for _, slot in world.scheduler.fill_slots()] == [0, 1]
     assert world.scheduler.fill_slots() == []
     world.scheduler.finish(second.items[0], "done")
-    (entered,) = world.scheduler.fill_slots()
-    assert entered is third.items[0]
-    assert entered.slot == 1
+    assert world.scheduler.fill_slots() == [(third.items[0], 1)]
     assert world.scheduler.running() == {lane: {0: first.items[0], 1: third.items[0]}}
 
 
@@ -186,7 +184,7 @@ def test_a_full_group_does_not_keep_another_from_its_slots():
     world, full, free = World(), Slots(1), Slots(1)
     for group in (full, full, free):
         world.ask(group, 5)
-    assert {item.group for item in world.scheduler.fill_slots()} == {full, free}
+    assert {item.group for item, _ in world.scheduler.fill_slots()} == {full, free}
 
 
 def test_few_tokens_enter_between_two_steps():
@@ -194,7 +192,7 @@ def test_few_tokens_enter_between_two_steps():
     for tokens in (6, 6, 30, 1):
         world.ask(lane, tokens)
         world.clock.now += 0.01
-    entered = [[item.tokens for item in world.scheduler.fill_slots()] for _ in range(4)]
+    entered = [[item.tokens for item, _ in world.scheduler.fill_slots()] for _ in range(4)]
     assert entered == [[6], [6], [30], [1]]
 
 
@@ -204,11 +202,21 @@ def test_cancelling_frees_the_queue_and_the_slots():
     world.scheduler.fill_slots()
     world.scheduler.cancel(running)
     assert (world.scheduler.items, world.scheduler.tokens) == (1, 7)
-    assert world.scheduler.fill_slots() == list(waiting.items)
+    assert world.scheduler.fill_slots() == [(waiting.items[0], 0)]
     world.scheduler.finish(running.items[0], "too late")  # the engine may not know yet
     world.scheduler.cancel(running)
     assert world.told == []
     assert world.scheduler.slots_in_use() == 1
+
+
+def test_a_client_that_leaves_between_two_calls_does_not_confuse_the_engine():
+    """The engine has been told of a slot that is taken away before it uses it."""
+    world, lane = World(), Slots(2)
+    leaving, staying = world.ask(lane, 5), world.ask(lane, 5)
+    entered = world.scheduler.fill_slots()
+    world.scheduler.cancel(leaving)
+    assert [slot for _, slot in entered] == [0, 1]
+    assert world.scheduler.running() == {lane: {1: staying.items[0]}}
 
 
 def test_a_deadline_ends_waiting_and_running_requests():
@@ -244,7 +252,7 @@ def test_groups_without_requests_are_forgotten():
     world.ask(lane, 1)
     world.ask(group, 1)
     world.read()
-    (item,) = world.scheduler.fill_slots()
+    ((item, _),) = world.scheduler.fill_slots()
     world.scheduler.finish(item, "done")
     assert not any(isinstance(value, dict) and value for value in vars(world.scheduler).values())
 
