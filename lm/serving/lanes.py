@@ -200,9 +200,9 @@ class Lane(Group):
         self._decoder, self._together, self._special = decoder, together, special
         self._has_source = model.architecture == "encoder-decoder"
         self._extras = extras
-        forced = predictor.decoding({}).forced_bos_token_id
-        first = prompts.first_tokens(config, special, forced) or [special.sep] * extras.forced
-        prompt = len(first) if self._has_source else shape.source
+        # A decoder's first tokens differ between requests, such as the token of a language: there is room for one.
+        first = prompts.first_tokens(config, special, predictor.decoding({}).forced_bos_token_id)
+        prompt = max(1, len(first)) if self._has_source else shape.source
         self._decode_shape = Shape(shape.beams, shape.written, prompt, shape.source if self._has_source else 0)
         size = min(tokenizer.vocab_size, model.vocab_size)
         self._ids = TokenIds(decoder_start(config, special), special.sep, special.pad, size)
