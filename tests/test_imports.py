@@ -54,7 +54,7 @@ WITHOUT_JAX = {
 }
 FAMILIES = {
     *("bert", "modernbert", "t5", "bart", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet"),
-    *("albert", "mt5", "umt5", "mbart", "marian", "pegasus", "m2m_100", "m2m100"),
+    *("albert", "mt5", "umt5", "mbart", "marian", "pegasus", "m2m_100"),
 }
 MAY_NAME_FAMILIES = (
     "lm/families.py",

@@ -24,7 +24,7 @@ from lm.huggingface.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from lm.huggingface.t5 import MT5, T5, UMT5
 from lm.huggingface.tensors import FLOATS, Tensor
 from lm.models import Model, Params, build
-from lm.models.layers import sinusoids
+from lm.models.positions import sinusoids
 from lm.sharding import path_name
 
 FAMILIES = {

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.models.initial import initial
+from lm.models.positions import sinusoids
 from lm.ops.dropout import Dropout, drop
 from lm.ops.linear import Linear, add_bias, linear
 from lm.ops.norm import normalize
@@ -35,24 +37,6 @@ class Execution:
     remat: str = "none"
     unroll: int = 1
     attention: str = "auto"
-
-
-def initial(
-    config: ModelConfig, rngs: nnx.Rngs, shape: tuple[int, ...], fan_in_std: float, *, residual: bool = False
-) -> nnx.Param:
-    """Returns random initial weights.
-
-    BERT's are normal with standard deviation `config.init_std`, truncated at two standard deviations and not rescaled.
-    ModernBERT's, where `config.init` is `megatron`, are divided by sqrt(2 num_layers) where `residual` is set
-    (`full_megatron` in src/bert_layers/initialization.py of AnswerDotAI/ModernBERT). T5's, where it is `fan_in`, are
-    normal with standard deviation `fan_in_std`.
-    """
-    if config.init == "fan_in":
-        return nnx.Param(fan_in_std * jax.random.normal(rngs.params(), shape, jnp.float32))
-    std = config.init_std
-    if residual and config.init == "megatron":
-        std *= (2 * config.num_layers) ** -0.5
-    return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32))
 
 
 class Dense(nnx.Module):
@@ -146,19 +130,6 @@ class Embedding(nnx.Module):
             hidden_BLD = self.norm(hidden_BLD)
         hidden_BLD = drop(hidden_BLD, dropout)
         return hidden_BLD if self.projection is None else constrain(self.projection(hidden_BLD), "BLD")
-
-
-def sinusoids(config: ModelConfig, positions_BL: jax.Array) -> jax.Array:
-    """Returns the vectors of sinusoidal positions (Vaswani et al., 2017, section 3.5), float32 [B, L, D].
-
-    The sines fill the first half of D and the cosines the second. Frequency k is 10000^(-2k / D). Tensor2tensor's last
-    frequency is 1 / 10000 exactly: its frequency k is 10000^(-k / (D/2 - 1)).
-    """
-    half = config.d_model // 2
-    steps = half - 1 if config.position == "sinusoidal-t2t" else half
-    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / steps)
-    angles_BLK = (positions_BL + config.first_position)[:, :, None].astype(jnp.float32) * frequencies[None, None]
-    return jnp.concatenate([jnp.sin(angles_BLK), jnp.cos(angles_BLK)], axis=-1)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -1,6 +1,6 @@
-"""Positions that act in the attention: rotary angles, and T5's relative bias.
+"""Positions without a table of vectors: sinusoidal vectors, rotary angles, and T5's relative bias.
 
-Array names carry their shape: B batch, L length, S keys, H heads, K head dim, R relative position buckets,
+Array names carry their shape: B batch, L length, S keys, D model, H heads, K head dim, R relative position buckets,
 N distances between columns.
 """
 
@@ -11,7 +11,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.layers import initial
+from lm.models.initial import initial
+
+
+def sinusoids(config: ModelConfig, positions_BL: jax.Array) -> jax.Array:
+    """Returns the vectors of sinusoidal positions (Vaswani et al., 2017, section 3.5), float32 [B, L, D].
+
+    The sines fill the first half of D and the cosines the second. Frequency k is 10000^(-2k / D). Tensor2tensor's last
+    frequency is 1 / 10000 exactly: its frequency k is 10000^(-k / (D/2 - 1)).
+    """
+    half = config.d_model // 2
+    steps = half - 1 if config.position == "sinusoidal-t2t" else half
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / steps)
+    angles_BLK = (positions_BL + config.first_position)[:, :, None].astype(jnp.float32) * frequencies[None, None]
+    return jnp.concatenate([jnp.sin(angles_BLK), jnp.cos(angles_BLK)], axis=-1)
 
 
 def rotate(heads_BLHK: jax.Array, angles_BLK: jax.Array) -> jax.Array:

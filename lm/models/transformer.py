@@ -169,13 +169,10 @@ class Stack(nnx.Module):
         run_layer = checkpointed(run_layer, execution.remat, in_scan=execution.unroll == 1)
         dropout = make_dropout(config.dropout, dropout_key, EMBEDDING)
         hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, dropout, shared_VD)
-        if execution.unroll:
-            unroll, indices = min(execution.unroll, self.num_layers), jnp.arange(self.num_layers)
-            if config.share_layers:
-                run_shared = lambda hidden_BLD, index: run_layer(hidden_BLD, (self.layer_list()[0], index))  # noqa: E731
-                hidden_BLD, _ = jax.lax.scan(run_shared, hidden_BLD, indices, unroll=unroll)
-            else:
-                hidden_BLD, _ = jax.lax.scan(run_layer, hidden_BLD, (self.layers, indices), unroll=unroll)
+        if execution.unroll and not config.share_layers:
+            unroll = min(execution.unroll, self.num_layers)
+            layers = (self.layers, jnp.arange(self.num_layers))
+            hidden_BLD, _ = jax.lax.scan(run_layer, hidden_BLD, layers, unroll=unroll)
         else:
             for index, layer in enumerate(self.layer_list()):
                 hidden_BLD, _ = run_layer(hidden_BLD, (layer, index))
