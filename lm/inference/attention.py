@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from lm import models
-from lm.data.special_ids import decoder_start
 from lm.data.tokenizer import Tokenizer
 from lm.inference.packed import Row
 from lm.inference.predict import Pipeline, Predictor
@@ -52,63 +50,68 @@ def of_request(model: Predictor, pipeline: Pipeline, request: Request) -> dict[s
     """
     row = pipeline.prompt.row(request)
     if model.loaded.is_encoder:
-        return {"encoder": _of_encoder(model, row)}
+        return of_row(model, row)
     ((tokens_NT, _),) = pipeline.compute([row], [0])
-    return _of_writing(model, row, tokens_NT[0])
+    return of_row(model, row, tokens_NT[0])
 
 
-def _of_encoder(model: Predictor, row: Row) -> Weights:
-    def weights(
-        module: models.Encoder,
-        tokens_1L: jax.Array,
-        segments_1L: jax.Array,
-        positions_1L: jax.Array,
-        types_1L: jax.Array,
-    ) -> jax.Array:
-        return module.encoder.attention_weights(tokens_1L, segments_1L, positions_1L, types_1L)[0]
+def of_row(model: Predictor, row: Row, written_T: np.ndarray | None = None, width: int = 0) -> dict[str, Weights]:
+    """Returns the weights of a request's row, as `of_request` does.
 
-    found_NBHLL = model.runner.compile(weights)(*_alone(row.tokens), row.types[None])
-    return _weights_of_encoder(found_NBHLL, labels(model.loaded.tokenizer, row.tokens))
-
-
-def _of_writing(model: Predictor, row: Row, written_T: np.ndarray) -> dict[str, Weights]:
-    tokenizer, config = model.loaded.tokenizer, model.loaded.config
-    special, has_source = tokenizer.special, config.model.architecture == "encoder-decoder"
-    written_T = written_T[: len(until_end(written_T, special.sep)) + 1]
-    begin = row.prompt if has_source else row.tokens
-    tokens_T = np.array([decoder_start(config, special), *begin, *written_T], np.int32)
-
-    def weights(
-        module: models.Seq2Seq, source: tuple[jax.Array, ...], target: tuple[jax.Array, ...]
-    ) -> tuple[jax.Array | None, jax.Array, jax.Array | None]:
-        if module.encoder is None:
-            return None, *module.attention_weights(None, *target)
-        own_NBHSS = module.encoder.attention_weights(*source)[0]
-        return own_NBHSS, *module.attention_weights(module.encode(*source), *target)
-
-    encoder_NBHSS, decoder_NBHTT, cross_NBHTS = model.runner.compile(weights)(_alone(row.tokens), _alone(tokens_T[:-1]))
+    Args:
+        model: the model.
+        row: the row of the request.
+        written_T: what a model that writes has written for it; not for an encoder.
+        width: pad every sequence to this number of tokens, so that all rows share one program; 0 pads nothing.
+    """
+    runner, tokenizer = model.runner, model.loaded.tokenizer
+    if written_T is None:
+        types_L = np.pad(row.types, (0, max(0, width - len(row.types))))
+        found_NBHLL = runner.encoder_attention(*_alone(row.tokens, width), types_L[None])
+        return _weights_of_encoder(found_NBHLL, labels(tokenizer, row.tokens))
+    tokens_T = decoded(model, row, written_T)
+    encoder_NBHSS, decoder_NBHTT, cross_NBHTS = runner.writer_attention(
+        _alone(row.tokens, width), _alone(tokens_T[:-1], width)
+    )
     tokens, query = labels(tokenizer, tokens_T), "query: the token to be written"
     found = {}
     if encoder_NBHSS is not None and cross_NBHTS is not None:
         source, key = labels(tokenizer, row.tokens), "key: a token of the source"
         title = "Attention of the decoder to the encoder"
-        found["cross"] = Weights(title, _one(cross_NBHTS), tokens[1:], source, query, key)
-        found["encoder"] = _weights_of_encoder(encoder_NBHSS, source)
+        found["cross"] = Weights(title, _one(cross_NBHTS, tokens[1:], source), tokens[1:], source, query, key)
+        found |= _weights_of_encoder(encoder_NBHSS, source)
     title, key = "Self-attention of the decoder", "key: a token before it"
-    return found | {"decoder": Weights(title, _one(decoder_NBHTT), tokens[1:], tokens[:-1], query, key)}
+    weights_NHTT = _one(decoder_NBHTT, tokens[1:], tokens[:-1])
+    return found | {"decoder": Weights(title, weights_NHTT, tokens[1:], tokens[:-1], query, key)}
 
 
-def _weights_of_encoder(weights_NBHLL: jax.Array, tokens: Sequence[str]) -> Weights:
-    return Weights("Self-attention of the encoder", _one(weights_NBHLL), tokens, tokens)
+def decoded(model: Predictor, row: Row, written_T: np.ndarray) -> np.ndarray:
+    """Returns the tokens of the decoder: its start, the prompt of a decoder alone, and what was written up to its end.
+
+    Its inputs are all but the last.
+    """
+    special, config = model.loaded.tokenizer.special, model.loaded.config
+    has_source = config.model.architecture == "encoder-decoder"
+    written_T = written_T[: len(until_end(written_T, special.sep)) + 1]
+    begin = row.prompt if has_source else row.tokens
+    return np.array([decoder_start(config, special), *begin, *written_T], np.int32)
 
 
-def _one(weights_NBHLS: jax.Array) -> np.ndarray:
-    return np.asarray(weights_NBHLS[:, 0], np.float32)
+def _weights_of_encoder(weights_NBHLL: jax.Array, tokens: Sequence[str]) -> dict[str, Weights]:
+    return {"encoder": Weights("Self-attention of the encoder", _one(weights_NBHLL, tokens, tokens), tokens, tokens)}
 
 
-def _alone(tokens_L: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the tokens, segments and positions [1, L] of a sequence without padding."""
-    return tokens_L[None], np.ones((1, len(tokens_L)), np.int32), np.arange(len(tokens_L), dtype=np.int32)[None]
+def _one(weights_NBHLS: jax.Array, queries: Sequence[str], keys: Sequence[str]) -> np.ndarray:
+    """Returns the weights of the first row, without padding."""
+    return np.asarray(weights_NBHLS[:, 0], np.float32)[:, :, : len(queries), : len(keys)]
+
+
+def _alone(tokens_L: np.ndarray, width: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the tokens, segments and positions [1, L] of one sequence, padded to a width."""
+    padding = (0, max(0, width - len(tokens_L)))
+    segments_L = np.pad(np.ones(len(tokens_L), np.int32), padding)
+    positions_L = np.pad(np.arange(len(tokens_L), dtype=np.int32), padding)
+    return np.pad(tokens_L, padding)[None], segments_L[None], positions_L[None]
 
 
 def labels(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:

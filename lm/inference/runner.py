@@ -1,17 +1,19 @@
 """Compiles and runs the programs of one model: arrays in, arrays out.
 
-Array names carry their shape: B rows, L length, D model, V vocabulary, P places of a row; see `packed`.
+Array names carry their shape: B rows, L length, S source, T target, D model, H heads, N layers, V vocabulary, P places
+of a row; see `packed`.
 """
 
 import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lm import models, sharding
 from lm.data.special_ids import decoder_start
@@ -50,6 +52,8 @@ class Runner:
         self._next_probability = self._jit(_next_probability_BP)
         self._pooled = functools.cache(lambda poolings: self._jit(functools.partial(pooling.pool, poolings)))
         self._vectors = self._jit(_vectors_BPD)
+        self._encoder_attention = self._jit(_encoder_attention_NBHLL)
+        self._writer_attention = self._jit(_writer_attention)
         self.multiple = self._mesh.shape["data"] * self._mesh.shape["fsdp"] if self._mesh else 1
         with self._on_mesh():
             self.budget = _BUDGETS.get(sharding.platform(), _BUDGET_OF_ACCELERATORS)
@@ -100,10 +104,21 @@ class Runner:
         options = row_options([decoding] * len(prompts.tokens_BP), keys_B)
         return self._run(self._decoders[shape], sources, prompts, options)
 
-    def compile(self, compute: Callable[..., Output]) -> Callable[..., Output]:
-        """Returns `compute(module, *arrays)` as a compiled function of the arrays, where `module` is the model."""
-        compiled = self._jit(compute)
-        return lambda *arrays: self._run(compiled, *arrays)
+    def encoder_attention(self, *arrays: np.ndarray) -> jax.Array:
+        """Returns float32 [N, B, H, L, L], given tokens, segments, positions and token types [B, L]."""
+        return self._run(self._encoder_attention, *arrays)
+
+    def writer_attention(
+        self, source: Sequence[np.ndarray], target: Sequence[np.ndarray]
+    ) -> tuple[jax.Array | None, jax.Array, jax.Array | None]:
+        """Returns the weights of the encoder, of the decoder, and of the decoder over the encoder.
+
+        They are float32 [N, B, H, S, S], [N, B, H, T, T] and [N, B, H, T, S]. A decoder alone has only the second.
+
+        Args:
+            source, target: tokens, segments and positions [B, S] and [B, T].
+        """
+        return self._run(self._writer_attention, tuple(source), tuple(target))
 
     def _jit(self, compute: Callable[..., Output]) -> Callable[..., Output]:
         merge = self._model.merge
@@ -152,3 +167,22 @@ def _vectors_BPD(
 ) -> jax.Array:
     hidden_BLD = module(tokens_BL, segments_BL, positions_BL, types_BL).astype(jnp.float32)
     return jnp.take_along_axis(hidden_BLD, places_BP[:, :, None], axis=1)
+
+
+def _encoder_attention_NBHLL(
+    module: models.Encoder,
+    tokens_BL: jax.Array,
+    segments_BL: jax.Array,
+    positions_BL: jax.Array,
+    types_BL: jax.Array,
+) -> jax.Array:
+    return module.encoder.attention_weights(tokens_BL, segments_BL, positions_BL, types_BL)[0]
+
+
+def _writer_attention(
+    module: models.Seq2Seq, source: tuple[jax.Array, ...], target: tuple[jax.Array, ...]
+) -> tuple[jax.Array | None, jax.Array, jax.Array | None]:
+    if module.encoder is None:
+        return None, *module.attention_weights(None, *target)
+    encoder_NBHSS = module.encoder.attention_weights(*source)[0]
+    return encoder_NBHSS, *module.attention_weights(module.encode(*source), *target)

@@ -40,7 +40,7 @@ class ToRead:
 class Found(NamedTuple):
     """Items with the outputs at their places, and how many tokens of their batch were padding."""
 
-    outputs: Sequence[tuple[Item, np.ndarray]]
+    outputs: Sequence[tuple[Item, object]]
     padding: int
 
 

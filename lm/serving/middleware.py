@@ -19,6 +19,7 @@ from lm.serving.refusals import Refusal
 from lm.serving.routes import ErrorFormat, refused
 
 OPEN = ("/health", "/ready", "/ping", "/metrics", "/openapi.json")  # routes that need no key: they hold no user's data
+_PAGE = re.compile(r"/|/page/[^/]+")  # its files are open as well; it asks for a key itself
 _IS_ID = re.compile(r"[\w.:-]{1,128}")
 
 log = logging.getLogger("lm.serving")
@@ -76,7 +77,7 @@ class Keys:
         await self._app(scope, receive, send)
 
     def _allows(self, scope: Scope) -> bool:
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or (scope["method"] in ("GET", "HEAD") and _PAGE.fullmatch(scope["path"])):
             return True
         kind, _, key = _header(scope, b"authorization").partition(" ")
         digest = _digest(key.strip().encode("latin-1"))

@@ -15,6 +15,7 @@ from lm.inference.options import Decoding, Extras
 from lm.inference.packed import Row
 from lm.inference.predict import Options, Predictor, Reading
 from lm.ops import few_rows
+from lm.serving.attending import Attending
 from lm.serving.lanes import Lane, LaneShape, Readers, make_decoders
 from lm.serving.refusals import Refusal
 from lm.serving.settings import Settings
@@ -23,6 +24,7 @@ _SHORT_SOURCE = 128  # tokens; longer sources have a lane of their own, since a 
 _TOGETHER = {"cpu": 1}  # sources that one call encodes. The number is fixed, so a lone source pays for all
 _TOGETHER_ON_ACCELERATORS = 4
 VECTORS = "vectors"  # the vector of every token, which no task of `predict` asks for
+ATTENTION = "attention"  # the attention weights of a row, which none asks for either
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Weights:
     Attributes:
         step: of the checkpoint.
         predictor: turns requests into rows, and results into answers.
-        readers: the groups of an encoder, by the name of their program.
+        readers: the groups of an encoder, by the name of their program; `ATTENTION` alone for a model that writes.
         lanes: the groups of a model that writes; shorter sources first.
     """
 
@@ -55,6 +57,13 @@ class Weights:
             message = f"this server has no program {reading.name!r}; it has {', '.join(self.readers)}."
             raise Refusal("invalid", message, param="pooling")
         return reading, self.readers[reading.name]
+
+    @property
+    def attending(self) -> Attending:
+        """The group that computes attention weights."""
+        group = self.readers[ATTENTION]
+        assert isinstance(group, Attending)
+        return group
 
     def lane(self, row: Row, decoding: Decoding) -> Lane:
         """Returns the lane of a source.
@@ -206,7 +215,7 @@ class Served:
                 extras = Extras.of([predictor.decoding({})])
                 extras = dataclasses.replace(extras, **dict.fromkeys(self._settings.extra_options, True))
                 lanes.append(Lane(predictor, decoder, shape, extras, shortest=shortest, together=together))
-        return Weights(step, predictor, readers, lanes)
+        return Weights(step, predictor, {**readers, ATTENTION: Attending(predictor)}, lanes)
 
 
 def _limited(loaded: Loaded, tokens: int) -> Loaded:

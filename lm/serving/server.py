@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,11 +16,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from lm.errors import InputError
-from lm.serving import completions, openai, openapi, tasks, tei
+from lm.serving import completions, explore, openai, openapi, tasks, tei
 from lm.serving.engine import Engine
 from lm.serving.metrics import Metrics
 from lm.serving.middleware import Keys, Observed, error_format
@@ -32,8 +30,7 @@ from lm.serving.served import Served
 from lm.serving.service import Service
 from lm.serving.settings import Settings
 
-ENDPOINTS = (*openai.ENDPOINTS, *completions.ENDPOINTS, *tei.ENDPOINTS, *tasks.ENDPOINTS)
-_PAGE = Path(__file__).parent / "page"  # static files, served at /
+ENDPOINTS = (*openai.ENDPOINTS, *completions.ENDPOINTS, *tei.ENDPOINTS, *tasks.ENDPOINTS, *explore.ENDPOINTS)
 
 log = logging.getLogger("lm.serving")
 
@@ -58,7 +55,7 @@ def make_service(models: Sequence[Served], settings: Settings) -> Service:
 def make_app(service: Service) -> Starlette:
     """Returns the ASGI application of a service."""
     settings = service.settings
-    routes: list[Route | Mount] = [
+    routes = [
         Route(path, functools.partial(_call, handler, service), methods=["GET"])
         for path, handler in (
             ("/health", health),
@@ -69,10 +66,7 @@ def make_app(service: Service) -> Starlette:
         )
     ]
     routes += [Route(each.path, functools.partial(_call, each, service), methods=[each.method]) for each in ENDPOINTS]
-    if (_PAGE / "index.html").exists():
-        routes.append(Mount("/", StaticFiles(directory=_PAGE, html=True)))
-    else:
-        routes.append(Route("/", functools.partial(_call, health, service), methods=["GET"]))
+    routes += [Route(path, file, methods=["GET"]) for path, file in explore.page_files().items()]
     middleware = [Middleware(Observed, metrics=service.metrics), Middleware(Keys, keys=settings.api_keys)]
     if settings.cors_origins:
         cors = functools.partial(CORSMiddleware, allow_methods=["*"], allow_headers=["*"])

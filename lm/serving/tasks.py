@@ -21,7 +21,7 @@ from lm.serving.served import Weights
 from lm.serving.service import Service, Times, Waiting, as_list
 from lm.serving.text import GrowingText
 
-_REQUEST = either(text(), {"type": "object"})
+REQUEST = either(text(), {"type": "object"})
 _IDS = {"type": "array", "items": integer(0, (1 << 31) - 1), "maxItems": 1024}
 _KINDS = {
     int: integer(-1, (1 << 31) - 1),
@@ -31,32 +31,42 @@ _KINDS = {
     Sequence[Sequence[int]]: {"type": "array", "items": _IDS, "maxItems": 1024},
 }
 _DECODING = {field.name: optional(_KINDS[field.type]) for field in dataclasses.fields(Decoding)}
-_TASK = fields(
-    {"inputs": either(_REQUEST, several(_REQUEST, most=2048))},
-    {
-        "model": optional(text()),
-        "stream": boolean(default=False),
-        "top": integer(1, 1000, default=5),
-        "pooling": optional(choice(*POOLINGS)),
-        "normalize": optional(boolean()),
-        "prompt": optional(text()),
-        "prompt_name": optional(text()),
-        "language": text(default=""),
-        "seed": integer(default=0),
-        **_DECODING,
-    },
-)
+OPTIONS = {
+    "model": optional(text()),
+    "top": integer(1, 1000, default=5),
+    "pooling": optional(choice(*POOLINGS)),
+    "normalize": optional(boolean()),
+    "prompt": optional(text()),
+    "prompt_name": optional(text()),
+    "language": text(default=""),
+    "seed": integer(default=0),
+    **_DECODING,
+}
+_TASK = fields({"inputs": either(REQUEST, several(REQUEST, most=2048))}, {"stream": boolean(default=False), **OPTIONS})
+
+
+def options_of(body: JSON) -> Options:
+    """Returns the options of a body that was checked with `OPTIONS`."""
+    names = ("top", "pooling", "normalize", "prompt", "prompt_name", "language", "seed")
+    return Options(**{name: body[name] for name in names}, decoding={name: body[name] for name in _DECODING})
+
+
+def check_task(task: str) -> None:
+    """Refuses what is no task.
+
+    Raises:
+        Refusal: there is no such task.
+    """
+    if task not in TASKS:
+        raise Refusal("unknown", f"there is no such task; accepted: {', '.join(TASKS)}.", param="task")
 
 
 async def answer(service: Service, request: Request, body: JSON) -> Response:
     task = request.path_params["task"]
-    if task not in TASKS:
-        raise Refusal("unknown", f"there is no such task; accepted: {', '.join(TASKS)}.", param="task")
+    check_task(task)
     given = as_list(body["inputs"]) if isinstance(body["inputs"], list | str) else [body["inputs"]]
     service.check_count(given, "inputs")
-    names = ("top", "pooling", "normalize", "prompt", "prompt_name", "language", "seed")
-    options = Options(**{name: body[name] for name in names}, decoding={name: body[name] for name in _DECODING})
-    model = service.model(body["model"], task)
+    options, model = options_of(body), service.model(body["model"], task)
     if task in READING:
         if body["stream"]:
             raise Refusal("invalid", f"{task} has no stream: its answers come at once.", param="stream")

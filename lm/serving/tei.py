@@ -1,6 +1,6 @@
 """The routes of text-embeddings-inference (TEI), so that its clients work: huggingface_hub, and many others.
 
-They answer with the first model of the server that can do the task.
+They answer with the first model of the server that can do the task; /similarity also takes our field `model`.
 """
 
 import importlib.metadata
@@ -71,7 +71,7 @@ _EMBED = fields(
 _EMBED_ALL = fields({"inputs": _INPUTS}, _CUT, strict=False)
 _SIMILARITY = fields(
     {"inputs": fields({"source_sentence": text(1), "sentences": several(text(1))})},
-    {"parameters": optional(fields({}, _CUT, strict=False))},
+    {"parameters": optional(fields({}, _CUT, strict=False)), "model": optional(text())},
     strict=False,
 )
 
@@ -97,7 +97,7 @@ async def embed_all(service: Service, request: Request, body: JSON) -> Response:
 
 
 async def similarity(service: Service, request: Request, body: JSON) -> Response:
-    model, times = service.model(None, "embed"), Times()
+    model, times = service.model(body["model"], "embed"), Times()
     weights, given = model.weights, [body["inputs"]["source_sentence"], *body["inputs"]["sentences"]]
     cut = body["parameters"] or {"truncate": None, "truncation_direction": "Right", "prompt_name": None}
     rows = await _rows(service, model, given, cut, times)
