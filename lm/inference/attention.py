@@ -92,7 +92,10 @@ def decoded(model: Predictor, row: Row, written_T: np.ndarray) -> np.ndarray:
     """
     special, config = model.loaded.tokenizer.special, model.loaded.config
     has_source = config.model.architecture == "encoder-decoder"
-    written_T = written_T[: len(until_end(written_T, special.sep)) + 1]
+    before_end = len(until_end(written_T, special.sep))
+    if before_end == len(written_T):  # cut at its greatest length: padding may follow
+        before_end = int(np.flatnonzero(written_T != special.pad).max(initial=-1))
+    written_T = written_T[: before_end + 1]
     begin = row.prompt if has_source else row.tokens
     return np.array([decoder_start(config, special), *begin, *written_T], np.int32)
 

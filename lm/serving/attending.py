@@ -13,7 +13,7 @@ from lm.serving.lanes import Found, Readers
 from lm.serving.refusals import Refusal
 from lm.serving.scheduler import Group, Item
 
-LONGEST = 64  # tokens of a source, or of a decoder; more would be no picture to look at
+LONGEST = 128  # tokens of a source, or of a decoder; more would be no picture to look at
 
 
 @dataclasses.dataclass(frozen=True)

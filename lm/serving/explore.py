@@ -79,7 +79,7 @@ async def attention(service: Service, request: Request, body: JSON) -> Response:
         item = service.to_write(weights, row, decoding, seed=options.seed & 0xFFFFFFFF)
         (written,) = await service.results(request, [item], Times())
         assert isinstance(written, Written)
-        written_T = written.tokens_NT[0][: written.length]
+        written_T = written.tokens_NT[0]
     (found,) = await service.results(request, [weights.attending.item(row, written_T)], Times())
     of = body["of"] or next(iter(found))
     if of not in found:

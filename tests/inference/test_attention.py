@@ -251,6 +251,17 @@ def test_a_writer_is_told_over_what_it_wrote(tokenizer, model, kinds, monkeypatc
         assert found["encoder"].weights_NHLS.shape == (1, 4, len(row.tokens), len(row.tokens))
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_padding_after_what_was_written_is_left_out(tokenizer, ended):
+    """A text that is cut at its greatest length has no end token."""
+    writer = make_predictor(dataclasses.replace(RELATIVE, num_layers=1), tokenizer)
+    special, plain = tokenizer.special, tokenizer.encode(["house"])[0]
+    written = [*plain, *([special.sep] if ended else [])]
+    row = writer.pipeline("generate").prompt.row(SENTENCE)
+    found = attention.decoded(writer, row, np.array([*written, special.pad, special.pad]))
+    assert found.tolist() == [special.start(RELATIVE.decoder_start), *written]
+
+
 def test_labels_are_text_without_word_marks(tokenizer):
     ids = [tokenizer.special.cls, *tokenizer.encode(["我 编程，river\n"])[0], tokenizer.special.first_sentinel]
     found = attention.labels(tokenizer, np.array(ids))

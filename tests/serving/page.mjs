@@ -91,7 +91,9 @@ for (const [language, locale] of Object.entries(LANGUAGES)) {
           if (minor.length) console.log(`minor: ${where}: ${minor.join("; ")}`);
           await page.click("button[aria-expanded]");
           await page.waitForSelector(".attention[aria-busy=false] button.token");
-          await page.click(".attention button.token:nth-child(2)");
+          const before = await page.$eval(".attention ul", (keys) => keys.innerHTML);
+          await page.click(".attention button.token:nth-child(3)");
+          assert.notEqual(await page.$eval(".attention ul", (keys) => keys.innerHTML), before);
           await fits(page);
           await page.screenshot({ path: `${folder}/${name}-${language}-${width}-attention.png`, fullPage: true });
           await accessible(page, "attention");
@@ -171,6 +173,14 @@ await withPage({ locale: "en-US" }, async (page, { said }) => {
     await page.click("form.ask .first");
     assert.ok((await told()).includes("every field"));
   });
+  await check("a request can be stopped", async () => {
+    await page.route("**/tasks/*", () => {}); // never answered
+    await page.click("form.ask .example");
+    await page.click("#stop");
+    await page.waitForSelector("#answer[aria-busy=false]");
+    assert.ok(await page.isHidden("#stop"));
+    await page.unroute("**/tasks/*");
+  });
   await check("the keyboard reaches everything", async () => {
     await page.goto(`${url}/#${name}`);
     await page.reload();
@@ -197,7 +207,7 @@ await withPage({ locale: "en-US" }, async (page, { said }) => {
   await check("console at errors", async () => assert.deepEqual(unexpected, []));
 });
 
-// ---- Tasks that these models do not do, with answers as lm/README.md describes them ----------------
+// ---- Answers that these models do not give ----------------
 
 const OTHERS = {
   classify: { label: "positive", scores: { positive: 0.93, negative: 0.07 } },
@@ -209,13 +219,17 @@ const OTHERS = {
   },
   extract: { answer: "Marie Curie", start: 0, end: 11, score: 0.91 },
   rerank: { ranking: [{ index: 0, score: 0.97 }, { index: 2, score: 0.11 }, { index: 1, score: 0.03 }] },
+  answer: { text: "Where the file is", score: -0.1 },
 };
 await withPage({ locale: "en-US", viewport: { width: 1280, height: 900 } }, async (page, { said }) => {
   const model = { ...models[0], tasks: Object.keys(OTHERS) };
   await page.route("**/tasks", (route) => route.fulfill({ json: { models: [model] } }));
   await page.route("**/tasks/*", (route) => {
     const name = new URL(route.request().url()).pathname.split("/").at(-1);
-    return route.fulfill({ json: { answers: [OTHERS[name]] } });
+    if (name !== "answer") return route.fulfill({ json: { answers: [OTHERS[name]] } });
+    const events = [{ index: 0, text: "Where the" }, { index: 0, text: " file is" }, { index: 0, answer: OTHERS.answer }];
+    const body = [...events.map((each) => JSON.stringify(each)), "[DONE]"].map((each) => `data: ${each}\n\n`).join("");
+    return route.fulfill({ headers: { "content-type": "text/event-stream" }, body });
   });
   for (const name of Object.keys(OTHERS)) {
     await check(`shown: ${name}`, async () => {
@@ -232,6 +246,11 @@ await withPage({ locale: "en-US", viewport: { width: 1280, height: 900 } }, asyn
     await page.waitForSelector("mark.entity");
     const marked = await page.$$eval("mark.entity", (all) => all.map((each) => each.textContent));
     assert.deepEqual(marked, ["Ada LovelacePER", "LondonLOC"]);
+  });
+  await check("an answer is marked in its passage", async () => {
+    await page.goto(`${url}/#answer`);
+    await page.waitForSelector(".passage mark");
+    assert.equal(await page.textContent(".passage mark"), "where the file is");
   });
   await check("console at shown tasks", async () => assert.deepEqual(said, []));
 });

@@ -13,10 +13,12 @@ import httpx
 import numpy as np
 import pytest
 
-import lm
 from lm.inference import attention
-from lm.inference.predict import TASKS, Options
+from lm.inference.packed import Row
+from lm.inference.predict import TASKS, Predictor
+from lm.inference.prompts import written_text
 from lm.serving import explore, server
+from lm.serving.refusals import Refusal
 from lm.serving.service import Service
 from tests.serving.conftest import Running
 
@@ -108,15 +110,25 @@ def test_the_tasks_of_each_model_are_listed(running: Running):
         ("writer", "generate", "the tree", {"num_beams": 2, "max_length": 24}),
     ],
 )
-def test_attention_is_that_of_the_library(running: Running, workdirs, model, task, given, decoding):
-    predictor = lm.load(workdirs[model])
-    pipeline = predictor.pipeline(task, Options(decoding=decoding))
-    expected = attention.of_request(predictor, pipeline, given)
+def test_attention_is_that_of_the_library(running: Running, monkeypatch, model, task, given, decoding):
+    """Of the request and, for a model that writes, of the answer that the server gives to it."""
+    served, seen = running.service.engine.models[model], []
+    group, make = served.weights.attending, served.weights.attending.item
+    monkeypatch.setattr(group, "item", lambda row, written_T: seen.append((row, written_T)) or make(row, written_T))
+    body = {"task": task, "input": given, **decoding}
+    asked = running.post("/attention", body)
+    row, written_T = seen[0]
+    np.testing.assert_array_equal(row.tokens, served.predictor.pipeline(task).prompt.row(given).tokens)
+    if written_T is not None:
+        answer = running.post(f"/tasks/{task}", {"inputs": [given], **decoding})["answers"][0]
+        assert written_text(served.predictor.loaded.tokenizer, written_T) == answer["text"]
+    library = Predictor(served.predictor.loaded)  # with programs of its own, that pad nothing
+    expected = attention.of_row(library, row, written_T)
+    assert (asked["of"], asked["layer"]) == (next(iter(expected)), 2)
     for of, weights in expected.items():
-        for layer in (1, len(weights.weights_NHLS)):
-            body = {"task": task, "input": given, "of": of, "layer": layer, **decoding}
-            found = running.post("/attention", body)
-            assert (found["of"], found["has"], found["layer"]) == (of, list(expected), layer)
+        for layer in (1, 2):
+            found = running.post("/attention", {**body, "of": of, "layer": layer})
+            assert (found["of"], found["has"], found["layer"], found["layers"]) == (of, list(expected), layer, 2)
             assert (found["queries"], found["keys"]) == (list(weights.queries), list(weights.keys))
             np.testing.assert_allclose(found["weights"], weights.weights_NHLS[layer - 1], atol=1e-4)
 
@@ -128,7 +140,7 @@ def test_attention_is_that_of_the_library(running: Running, workdirs, model, tas
         ({"task": "embed", "input": ["a"]}, "input is a list"),
         ({"task": "embed", "input": "a", "of": "cross"}, "it has encoder"),
         ({"task": "embed", "input": "a", "layer": 9}, "layer is 9"),
-        ({"task": "generate", "input": "the tree", "min_length": 80, "max_length": 90}, "at most 64"),
+        ({"task": "embed", "input": "a" * 400, "of": "cross"}, "it has encoder"),
         ({"task": "nothing", "input": "a"}, "no such task"),
     ],
 )
@@ -136,6 +148,17 @@ def test_attention_that_there_is_not_is_refused(running: Running, body, words):
     response = running.refusal("/attention", body)
     assert response.status_code in (400, 404)
     assert words in response.json()["error"]["message"]
+
+
+def test_attention_of_a_long_text_is_refused(running: Running):
+    groups = {name: model.weights.attending for name, model in running.service.engine.models.items()}
+    no_places, sevens = np.zeros(0, np.int32), lambda length: np.full(length, 7, np.int32)
+    row = lambda length: Row(sevens(length), sevens(length), no_places, False)  # noqa: E731
+    with pytest.raises(Refusal, match=r"the input has 129 tokens.*at most 128"):
+        groups["reader"].item(row(129), None)
+    with pytest.raises(Refusal, match="the text that is written has 129 tokens"):
+        groups["writer"].item(row(128), sevens(129))
+    assert groups["writer"].item(row(128), sevens(128)).tokens == 256
 
 
 def test_similarity_takes_a_model(running: Running):

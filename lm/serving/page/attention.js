@@ -9,7 +9,7 @@ import { percent, t } from "./texts.js";
  */
 export function view(asked) {
   const place = el("section.attention", { "aria-label": t("attention"), "aria-busy": "true" });
-  const chosen = { of: null, layer: null, head: "mean", query: 0 };
+  const chosen = { of: null, layer: null, head: "mean", query: null };
   const load = async () => {
     const { of, layer } = chosen;
     place.setAttribute("aria-busy", "true");
@@ -28,6 +28,7 @@ export function view(asked) {
 
 function draw(place, found, chosen, load) {
   Object.assign(chosen, { of: found.of, layer: found.layer });
+  chosen.query ??= Math.max(found.queries.indexOf("[MASK]"), 0);
   chosen.query = Math.min(chosen.query, found.queries.length - 1);
   const tokens = el("div.tokens");
   const canvas = el("canvas.map", { role: "img", "aria-label": t("attention-map") });
@@ -48,22 +49,31 @@ function draw(place, found, chosen, load) {
     if (name === "of") chosen.layer = null;
     load();
   };
+  const options = [
+    found.has.length > 1 ? select("attention-of", found.has, found.of, reload("of"), (of) => t(`of.${of}`)) : null,
+    select("layer", layers, String(found.layer), reload("layer")),
+    select("head", heads, chosen.head, (head) => ((chosen.head = head), refresh()), headName),
+  ];
   place.replaceChildren(
     el("h2", {}, t("attention")),
-    el("p.note", {}, t("attention-hint")),
     el(
-      "div.options",
+      "div.both",
       {},
-      found.has.length > 1 ? select("attention-of", found.has, found.of, reload("of"), (of) => t(`of.${of}`)) : null,
-      select("layer", layers, String(found.layer), reload("layer")),
-      select("head", heads, chosen.head, (head) => ((chosen.head = head), refresh()), (head) =>
-        head === "mean" ? t("mean") : head,
-      ),
+      el("div", {}, el("p.note", {}, t("attention-hint")), el("div.options", {}, options), tokens),
+      el("div", {}, canvas),
     ),
-    el("div.both", {}, tokens, el("div.frame", {}, canvas)),
   );
   refresh();
   new ResizeObserver(refresh).observe(canvas.parentElement);
+  whenColorsChange(canvas, refresh);
+}
+
+const headName = (head) => (head === "mean" ? t("mean") : head);
+
+/** Calls a function when the colours change, for as long as an element is on the page. */
+function whenColorsChange(element, call) {
+  const listener = () => (element.isConnected ? call() : removeEventListener("colors", listener));
+  addEventListener("colors", listener);
 }
 
 function select(key, values, value, choose, worded = (each) => each) {

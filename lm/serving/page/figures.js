@@ -79,13 +79,14 @@ function quantile(before, after, share) {
   return low + ((limits[i] - low) * (share * all - below)) / (counts[i] - below);
 }
 
-/** Returns the rates of the last minute as a small curve; the last figure is beside it. */
-function line(rates) {
+/** Returns the rates of the last minute as a small curve. Before the page was opened they count as 0. */
+function line(known) {
+  const rates = [...Array(Math.max(0, REMEMBERED - 1 - known.length)).fill(0), ...known];
   const SVG = "http://www.w3.org/2000/svg";
   const [width, height] = [64, 16];
   const most = Math.max(...rates, 1);
   const points = rates.map((rate, i) => {
-    const x = width - (rates.length - 1 - i) * (width / (REMEMBERED - 2));
+    const x = (i * width) / (rates.length - 1);
     return `${x.toFixed(1)},${(height - 1 - (height - 2) * (rate / most)).toFixed(1)}`;
   });
   const svg = document.createElementNS(SVG, "svg");

@@ -168,8 +168,10 @@ function open(name) {
   const able = models.filter((model) => model.tasks.includes(name));
   const state = (kept[name] ??= { values: first(name), options: {}, model: able[0].name, asked: null, answer: null });
   for (const link of document.querySelectorAll("#tasks a")) {
-    if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    link.removeAttribute("aria-current");
+    if (link.hash !== `#${name}`) continue;
+    link.setAttribute("aria-current", "page");
+    link.scrollIntoView({ block: "nearest", inline: "center" });
   }
   const model = models.find((each) => each.name === state.model);
   place("panel").replaceChildren(
@@ -219,6 +221,7 @@ function theme(name) {
   document.documentElement.dataset.theme = name;
   place("theme").replaceChildren(el("span.sign", { "aria-hidden": "true" }), t(`theme.${name}`));
   place("theme").setAttribute("aria-label", `${t("theme")}: ${t(`theme.${name}`)}`);
+  dispatchEvent(new Event("colors"));
 }
 
 function tellServer(now) {
@@ -233,6 +236,7 @@ function tellServer(now) {
 }
 
 async function load() {
+  const before = JSON.stringify(models);
   try {
     models = (await api.get("/tasks")).models;
   } catch (error) {
@@ -241,6 +245,7 @@ async function load() {
     if (error.status === 401) askForKey(after);
     return;
   }
+  if (JSON.stringify(models) === before) return; // what the reader types stays as it is
   frame();
   if (known(models).length) open(chosen());
   else place("panel").replaceChildren(el("p.empty", {}, t("no-task")));
@@ -278,6 +283,8 @@ async function begin() {
     localStorage.setItem("theme", next);
     theme(next);
   });
+  const scheme = matchMedia("(prefers-color-scheme: dark)");
+  scheme.addEventListener("change", () => dispatchEvent(new Event("colors")));
   addEventListener("hashchange", () => models.length && open(chosen()));
   addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
   figures.watch(place("figures"), tellServer);
