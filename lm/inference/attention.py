@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from lm.data.special_ids import decoder_start
 from lm.data.tokenizer import Tokenizer
 from lm.inference.packed import Row
 from lm.inference.predict import Pipeline, Predictor
@@ -86,7 +87,7 @@ def of_row(model: Predictor, row: Row, written_T: np.ndarray | None = None, widt
 
 
 def decoded(model: Predictor, row: Row, written_T: np.ndarray) -> np.ndarray:
-    """Returns the tokens of the decoder: its start, the prompt of a decoder alone, and what was written up to its end.
+    """Returns the tokens of the decoder: its start, its prompt, and what was written up to its end.
 
     Its inputs are all but the last.
     """
