@@ -13,6 +13,11 @@ from lm.errors import InputError
 
 _GIB = 2**30
 _CHIPS_PER_HOST = 4
+# The shapes of slices that are sold. Larger slices of three dimensions have multiples of 4, the smallest first.
+_FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+_SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+_LARGEST = 9216  # chips
+_SOLID = "2x2x1, 2x2x2, 2x2x4, 2x4x4, or multiples of 4 in ascending order such as 4x4x4 and 8x8x12"
 _ONE_HOST: dict[tuple[int, ...], int] = {(1, 1): 1, (2, 4): 8}  # v5e and v6e: hosts of other sizes
 
 
@@ -129,6 +134,13 @@ GPUS = {
 }
 
 
+def _is_sold(shape: tuple[int, ...]) -> bool:
+    """Returns whether Google sells slices of this shape."""
+    if len(shape) == 2 or shape in _SMALL:
+        return shape in _FLAT or shape in _SMALL
+    return not any(size % 4 for size in shape) and shape == tuple(sorted(shape)) and math.prod(shape) <= _LARGEST
+
+
 def peak_flops(device_kind: str) -> float | None:
     """Returns the bfloat16 peak (FLOP/s) of a device by the name that JAX gives it; None for an unknown device."""
     chips = [*TPUS.values(), *GPUS.values()]
@@ -163,6 +175,12 @@ class Topology:
             if shape[2:] in ((), (1,)):
                 shape = (*shape[:2], 1)[: chip.dimensions]
             if len(shape) == chip.dimensions:
+                if not _is_sold(shape):
+                    flat = ", ".join("x".join(map(str, each)) for each in _FLAT)
+                    raise InputError(
+                        f"--topology is {text!r}, but no {match[2]} slice has the shape {match[3]}; accepted: "
+                        f"{flat if chip.dimensions == 2 else _SOLID}."
+                    )
                 return cls(match[2], shape, int(match[1] or 1))
         raise InputError(
             f"--topology is {text!r}; accepted: KIND:SHAPE with a kind among {', '.join(TPUS)} and the chips along "
@@ -194,23 +212,18 @@ class Topology:
         return self.slices * math.prod(self.shape)
 
     @property
+    def devices(self) -> int:
+        """JAX devices of all slices."""
+        return self.chips * self.chip.devices
+
+    @property
     def chips_per_host(self) -> int:
         return _ONE_HOST.get(self.shape, _CHIPS_PER_HOST)
 
     @property
     def hosts_per_slice(self) -> int:
-        """Hosts of one slice.
-
-        Raises:
-            InputError: the chips of a slice do not fill whole hosts.
-        """
-        chips = math.prod(self.shape)
-        if chips % self.chips_per_host:
-            raise InputError(
-                f"--topology is {self.slice_name}, {chips} chips; a host has {self.chips_per_host}: choose a shape "
-                "that fills whole hosts."
-            )
-        return chips // self.chips_per_host
+        """Hosts of one slice."""
+        return math.prod(self.shape) // self.chips_per_host
 
     @property
     def accelerator_type(self) -> str:

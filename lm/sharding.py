@@ -18,8 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from lm.config import Config, MeshConfig
-from lm.errors import InputError
+from lm.config import MeshConfig, mesh_sizes
 
 AXES = ("data", "fsdp", "context", "tensor")  # the axis with the least communication first
 BATCH = ("data", "fsdp")
@@ -70,65 +69,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[object] | None = None) -> Me
         InputError: the product of the sizes is not the number of devices, or the slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {name: getattr(config, name) for name in AXES}
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-    derived = [name for name, size in sizes.items() if size == -1]
-    if len(devices) % fixed or (not derived and fixed != len(devices)):
-        divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        raise InputError(
-            f"mesh is {sizes}, {fixed} devices, but {len(devices)} are present; the sizes must multiply to "
-            f"{len(devices)}; use -1 for one of them, or sizes among {divisors}."
-        )
-    for name in derived:
-        sizes[name] = len(devices) // fixed
-    return Mesh(_device_grid(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _device_grid(sizes: dict[str, int], devices: Sequence[object]) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if sizes["data"] % slices:
-        raise InputError(
-            f"mesh.data is {sizes['data']}, which the {slices} slices of these devices do not divide; accepted: a "
-            f"multiple such as {-(-sizes['data'] // slices) * slices} (with fewer along the other axes), or -1."
-        )
+    sizes = mesh_sizes(config, len(devices), slices)
+    return Mesh(_device_grid(sizes, devices, slices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _device_grid(sizes: dict[str, int], devices: Sequence[object], slices: int) -> np.ndarray:
     within = (sizes["data"] // slices, *(sizes[name] for name in AXES[1:]))
     if slices == 1:
         return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
     across = (slices,) + (1,) * len(within[1:])
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
-
-
-def check_divisible(mesh: Mesh, config: Config) -> None:
-    """Refuses a config with a dimension that the mesh does not divide.
-
-    Raises:
-        InputError: names the field, the mesh axes that do not divide it, and the nearest values that they divide.
-    """
-    rows = config.data.batch_size // config.train.accumulation
-    needs = [
-        ("data.batch_size / train.accumulation", rows, BATCH),
-        ("model.d_model", config.model.d_model, ("fsdp",)),
-        ("model.embedding_width", config.model.embedding_width, ("fsdp",)),
-        ("model.num_heads", config.model.num_heads, ("tensor",)),
-        ("model.d_ff", config.model.d_ff, ("fsdp", "tensor")),
-        ("model.vocab_size", config.model.vocab_size, ("tensor",)),
-        ("data.seq_length", config.data.seq_length, ("context",)),
-    ]
-    if config.model.architecture == "encoder-decoder":
-        needs.append(("data.target_length", config.data.target_length, ("context",)))
-    for name, value, axes in needs:
-        ways = int(np.prod([mesh.shape[axis] for axis in axes]))
-        if value % ways:
-            raise InputError(
-                f"{name} is {value}, which mesh {' x '.join(axes)} = {ways} does not divide; "
-                f"nearest: {nearest(value, ways)}."
-            )
-
-
-def nearest(value: int, step: int) -> str:
-    """Returns the multiples of `step` next to a value, as text for a message."""
-    below = value // step * step
-    return f"{below} or {below + step}" if below else str(step)
 
 
 def path_name(path: tuple[object, ...]) -> str:

@@ -8,10 +8,14 @@ passing failures with backoff. Both take credentials from the environment, ~/.aw
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import re
+import socket
+import sys
 from collections.abc import Iterator, Sequence
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
+from urllib.parse import urlsplit
 
 import fsspec
 import fsspec.config
@@ -26,6 +30,10 @@ Spec: TypeAlias = dict[str, str | dict[str, str] | dict[str, str | int]]  # of T
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 # About four minutes in all. A pod should not idle through a longer outage.
 _RETRIES: dict[str, str | int] = {"max_retries": 14, "initial_delay": "200ms", "max_delay": "32s"}
+
+# Seconds after which a store that is silent is reported, and after which one that has never answered is given up.
+_SILENCE, _PATIENCE = 4.0, 50.0
+_answered: set[str] = set()  # the addresses that have answered this process: these may be away for longer
 
 # Pattern of an error's text -> what is wrong, and what to do. The first match counts.
 _REASONS = {
@@ -69,12 +77,17 @@ def kvstore(path: str, *names: str) -> Spec:
     if not separator:
         return {"driver": "file", "path": "/".join([os.path.abspath(os.path.expanduser(path)), *names]) + "/"}
     bucket, _, prefix = rest.partition("/")
+    if scheme in _PACKAGES and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
+        raise InputError(
+            f"{path!r} has no bucket: {bucket!r} is no name of one; accepted: {scheme}://BUCKET/..., with 3 or more "
+            "lower-case letters, digits, dots, - and _."
+        )
     folder = "/".join(filter(None, [prefix.strip("/"), *names])) + "/"
     if scheme == "gs":
         return {"driver": "gcs", "bucket": bucket, "path": folder, "gcs_request_retries": _RETRIES}
     if scheme == "s3":
         spec: Spec = {"driver": "s3", "bucket": bucket, "path": folder, "s3_request_retries": _RETRIES}
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        if endpoint := _endpoint():
             spec["endpoint"] = endpoint
         if region := _aws_region():
             spec["aws_region"] = region
@@ -82,6 +95,10 @@ def kvstore(path: str, *names: str) -> Spec:
             spec["aws_credentials"] = {"type": "environment"}
         return spec
     raise InputError(f"{path!r} has an unknown scheme; accepted: a local path, gs://... or s3://....")
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _aws_region() -> str | None:
@@ -103,6 +120,19 @@ def errors(path: epath.PathLike) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _path_errors(path: epath.PathLike) -> Iterator[None]:
+    """As `errors`, and turns what the operating system says of a path into one line too."""
+    try:
+        with errors(path):
+            yield
+    except (OSError, ValueError) as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(code[1]) if code else error.errno if isinstance(error, OSError) else None
+        said = os.strerror(number) if number else str(error)
+        raise InputError(f"{str(path)!r} cannot be used: {said}; give another path.") from error
+
+
 def _reason(error: BaseException) -> str | None:
     """Returns what the user can repair about an error or one of its causes; None where there is nothing."""
     pending: list[BaseException | None] = [error]
@@ -120,17 +150,17 @@ def _reason(error: BaseException) -> str | None:
 
 def read_keys(path: str, names: Sequence[str]) -> list[bytes | None]:
     """Reads some keys below a path concurrently; None for a key that does not exist."""
-    with errors(path):
+    with _path_errors(path):
         folder = _open(path)
         pending = [folder.read(name) for name in names]
-        results = [future.result() for future in pending]
+        results = [_wait(path, future) for future in pending]
     return [result.value if result.state == "value" else None for result in results]
 
 
 def write_key(path: str, name: str, value: bytes) -> None:
     """Writes a key below a path. Readers find the old value or the new one, never a part."""
-    with errors(path):
-        start_writing(path, name, value).result()
+    with _path_errors(path):
+        _wait(path, start_writing(path, name, value))
 
 
 def start_writing(path: str, name: str, value: bytes) -> ts.Future:
@@ -140,8 +170,8 @@ def start_writing(path: str, name: str, value: bytes) -> ts.Future:
 
 def read_version(path: str, name: str) -> tuple[bytes | None, bytes]:
     """Returns the content of a key, None where it is absent, and its version for `write_version`."""
-    with errors(path):
-        result = _open(path).read(name).result()
+    with _path_errors(path):
+        result = _wait(path, _open(path).read(name))
     return (result.value if result.state == "value" else None), result.stamp.generation
 
 
@@ -151,9 +181,9 @@ def write_version(path: str, name: str, value: bytes | None, version: bytes) -> 
     Returns:
         The new version; None where the key has another version and nothing was written.
     """
-    with errors(path):
+    with _path_errors(path):
         store = _open(path)
-        made = store.write(name, value, if_equal=version).result().generation
+        made = _wait(path, store.write(name, value, if_equal=version)).generation
         if not made:  # a missing bucket gives the same answer; listing raises
             store.list(ts.KvStore.KeyRange(name, name + "\0")).result()
     return made or None
@@ -161,19 +191,99 @@ def write_version(path: str, name: str, value: bytes | None, version: bytes) -> 
 
 def list_keys(path: str) -> list[str]:
     """Returns the keys of all files below a path, relative to it."""
-    with errors(path):
-        keys: list[bytes] = _open(path).list().result()  # type: ignore[assignment]
+    with _path_errors(path):
+        keys: list[bytes] = _wait(path, _open(path).list())
     return sorted(key.decode() for key in keys)
 
 
 def delete_folder(path: str, name: str) -> None:
     """Deletes every key below `path/name/`."""
-    with errors(path):
+    with _path_errors(path):
         _open(path, name).delete_range(ts.KvStore.KeyRange()).result()
 
 
 def _open(path: str, *names: str) -> ts.KvStore:
-    return ts.KvStore.open(kvstore(path, *names)).result()
+    spec = kvstore(path, *names)
+    if spec["driver"] == "gcs":
+        _find_google_credentials()
+    return ts.KvStore.open(spec).result()
+
+
+# --- stores that do not answer
+
+
+def reach(path: epath.PathLike) -> None:
+    """Waits until the store of a path has answered once. A local path is no store.
+
+    Raises:
+        InputError: it does not answer within a minute, or refuses.
+    """
+    if is_remote(path) and _address(str(path)) not in _answered:
+        read_keys(str(path), ["config.json"])
+
+
+def _wait(path: str, future: ts.Future) -> Any:
+    """Returns the result of a future. The first answer of a store is waited for a minute at most, and not in silence.
+
+    TensorStore tries again and again, and keeps the reason to itself until it gives up.
+    """
+    if not is_remote(path) or (address := _address(path)) in _answered:
+        return future.result()
+    try:
+        result = future.result(timeout=_SILENCE)
+    except TimeoutError:
+        print(f"waiting for {path}: {address} does not answer ({_silence(address)})", file=sys.stderr, flush=True)
+        try:
+            result = future.result(timeout=_PATIENCE - _SILENCE)
+        except TimeoutError:
+            raise InputError(
+                f"{path} cannot be reached: {address} does not answer ({_silence(address)}); check the network and "
+                "the endpoint, then run again."
+            ) from None
+    _answered.add(address)
+    return result
+
+
+def _address(path: str) -> str:
+    """Returns the URL of the server that has a remote path."""
+    scheme, _, rest = path.partition("://")
+    if scheme == "gs":
+        return os.environ.get("TENSORSTORE_GCS_HTTP_URL") or "https://storage.googleapis.com"
+    if endpoint := _endpoint():
+        return endpoint
+    region = _aws_region()
+    return f"https://{rest.partition('/')[0]}.s3.{f'{region}.' if region else ''}amazonaws.com"
+
+
+def _silence(address: str) -> str:
+    """Returns why a server does not answer, as far as a connection tells."""
+    parts = urlsplit(address)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=2).close()
+    except TimeoutError:
+        return "no connection within 2 s"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return "it takes connections, but sends no answer"
+
+
+def _find_google_credentials() -> None:
+    """Refuses gs:// without credentials. TensorStore would log an error of its own and try for minutes.
+
+    Raises:
+        InputError: there are none in the environment, in gcloud's folder or on this machine's metadata server.
+    """
+    variables = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_AUTH_TOKEN_FOR_TESTING", "TENSORSTORE_GCS_HTTP_URL")
+    folder = os.environ.get("CLOUDSDK_CONFIG") or os.path.expanduser("~/.config/gcloud")
+    if any(map(os.environ.get, variables)) or os.path.exists(f"{folder}/application_default_credentials.json"):
+        return
+    host = os.environ.get("GCE_METADATA_ROOT") or "metadata.google.internal"
+    if _silence(f"http://{host}") != "it takes connections, but sends no answer":
+        raise InputError(
+            "gs:// has no credentials; set them with gcloud auth application-default login, or name a key file in "
+            "GOOGLE_APPLICATION_CREDENTIALS."
+        )
 
 
 # --- files and folders
@@ -200,6 +310,7 @@ def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
         importlib.import_module(package)
     except ImportError as error:
         raise InputError(f"{scheme}:// needs {package}; pip install 'lm-jax[{extra}]'.") from error
+    logging.getLogger(package).setLevel(logging.CRITICAL)  # it logs what it raises, with tracebacks
     # Other processes write there too, so a cached listing may be out of date.
     settings: dict[str, object] = {"use_listings_cache": False}
     if scheme == "s3":
@@ -218,8 +329,9 @@ def find(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
         pattern: a file, a glob, or a folder, of which the files with one of the suffixes are taken.
     """
     scheme = pattern.partition("://")[0]
-    with errors(pattern):
+    with _path_errors(pattern):
         files = _filesystem(scheme)
+        reach(pattern)
         if files.isfile(pattern):
             found = [pattern]
         elif below := files.find(pattern):
@@ -231,11 +343,13 @@ def find(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
 
 def size(path: str) -> int:
     """Returns the size of a file in bytes."""
-    with errors(path):
+    with _path_errors(path):
+        reach(path)
         return as_path(path).stat().length if is_remote(path) else os.path.getsize(path)
 
 
 def open_file(path: str) -> IO[bytes]:
     """Opens a file for reading; it can be sought."""
-    with errors(path):
+    with _path_errors(path):
+        reach(path)
         return as_path(path).open("rb")

@@ -48,7 +48,7 @@ def main() -> int:
     if (_quota.value is not None and not _queue.value) or (_borrow.value and not _cohort.value):
         raise InputError("--quota needs a --queue, and --borrow needs a --cohort; give their names.")
     machines = gke.Tpus(_topology()) if topology else gke.Gpus(_gpu.value, _nodes.value, _gpus.value)
-    run = _run()
+    run = _run(machines.devices, machines.groups)
     job = gke.Job(
         name=_name(run),
         namespace=_namespace.value,
@@ -60,7 +60,7 @@ def main() -> int:
         secret=_secret.value,
     )
     quota = None if _quota.value is None else gke.Quota(_quota.value, _borrow.value, _cohort.value)
-    return cluster_flags.perform(gke.actions(job, run, quota, _context.value, _output.value), _dry_run.value)
+    return cluster_flags.perform(gke.actions(job, run, quota, _context.value, _output.value), run, _dry_run.value)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ _dry_run = cluster_flags.define_dry_run()
 
 
 def main() -> int:
-    run = _run()
+    slurm.check_time(_time.value, _notice.value)
+    run = _run(_nodes.value * max(1, _gpus.value))
     job = slurm.Job(
         name=_name(run),
         nodes=_nodes.value,
@@ -40,7 +41,7 @@ def main() -> int:
         partition=_partition.value,
         account=_account.value,
     )
-    return cluster_flags.perform(slurm.actions(job, run), _dry_run.value)
+    return cluster_flags.perform(slurm.actions(job, run), run, _dry_run.value)
 
 
 if __name__ == "__main__":

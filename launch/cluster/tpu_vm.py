@@ -33,19 +33,20 @@ _dry_run = cluster_flags.define_dry_run()
 
 
 def main() -> int:
-    run = _run()
-    tpu_vm.check(run)
+    topology = _topology()
+    run = _run(topology.devices, topology.slices)
+    tpu_vm.check(run, _zone.value)
     request = tpu_vm.Request(
         name=_name(run),
         zone=_zone.value,
-        topology=_topology(),
+        topology=topology,
         project=_project.value,
         spot=_spot.value,
         runtime=_runtime.value,
         service_account=_account.value,
     )
     if _delete.value:
-        return cluster_flags.perform([request.delete()], _dry_run.value)
+        return cluster_flags.perform([request.delete()], run, _dry_run.value)
     if _dry_run.value:
         actions.show(tpu_vm.shown(request, run, _keep.value))
         return cli.EXIT_DONE

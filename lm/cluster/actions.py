@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterable
 
@@ -29,10 +30,8 @@ class Write:
         return f"cat >{shlex.quote(self.path)} <<'{END}'\n{self.content.decode()}{END}"
 
     def carry_out(self) -> None:
-        with storage.errors(self.path):
-            path = storage.as_path(self.path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self.content)
+        folder, _, name = self.path.rpartition("/")
+        storage.write_key(folder or ("/" if self.path.startswith("/") else "."), name, self.content)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,8 @@ class Command:
                 self.argv, text=True, check=False, input=self.stdin or None, stdin=stdin, capture_output=capture_output
             )
         except FileNotFoundError:
-            raise InputError(f"{self.argv[0]} is not installed here; install it, or print with --dry_run.") from None
+            require(self.argv[0])
+            raise  # it is installed, but what interprets it is not
 
 
 Action = Write | Command
@@ -80,6 +80,24 @@ def show(actions: Iterable[Action | str]) -> None:
     """Prints actions; a string is printed as a comment."""
     for action in actions:
         print(f"# {action}" if isinstance(action, str) else action)
+
+
+def check(actions: Iterable[Action], workdir: str) -> None:
+    """Checks that the programs of these actions are installed, then that the workdir can be reached.
+
+    Raises:
+        InputError: a program is missing, or the store of the workdir refuses or does not answer.
+    """
+    for action in actions:
+        if isinstance(action, Command):
+            require(action.argv[0])
+    storage.reach(workdir)
+
+
+def require(program: str) -> None:
+    """Raises InputError if a program is not installed here."""
+    if shutil.which(program) is None:
+        raise InputError(f"{program} is not installed here; install it, or print with --dry_run.")
 
 
 def carry_out(actions: Iterable[Action]) -> None:

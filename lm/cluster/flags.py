@@ -3,7 +3,8 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from absl import flags
 from ml_collections import config_flags
@@ -13,25 +14,41 @@ from lm.accelerators import Topology
 from lm.cluster import actions, snapshot
 from lm.cluster.actions import Action
 from lm.cluster.snapshot import Snapshot
+from lm.config import check_divisible, mesh_sizes
 from lm.errors import InputError
+
+flags.disclaim_key_flags()  # --help of a launcher lists these flags with its own
 
 
 def define_dry_run() -> flags.FlagHolder[bool]:
     return flags.DEFINE_bool("dry_run", False, "Print what would be run, and run nothing.")
 
 
-def define_run() -> Callable[[], Snapshot]:
-    """Defines `--config=FILE` with its overrides and `--workdir`.
+class Run(Protocol):
+    """Returns the snapshot of the run that the flags describe."""
 
-    Returns:
-        A function to call in `main`. It returns the snapshot of the run. It validates the config, so that no machine
-        is rented for a wrong one.
-    """
+    def __call__(self, devices: int, slices: int = 1) -> Snapshot:
+        """Checks the config first, so that no machine is rented for a wrong one.
+
+        Args:
+            devices: JAX devices of all machines to rent.
+            slices: TPU slices among them.
+
+        Raises:
+            InputError: the config is wrong, or its mesh does not fit the devices.
+        """
+        ...
+
+
+def define_run() -> Run:
+    """Defines `--config=FILE` with its overrides and `--workdir`, and returns a function to call in `main`."""
     config = cli.define_config()
     workdir = cli.define_path("workdir", None, "Folder of the run: gs://, s3:// or shared.", required=True)
 
-    def run() -> Snapshot:
-        taken = snapshot.take(config(), config_arguments(), workdir.value)
+    def run(devices: int, slices: int = 1) -> Snapshot:
+        checked = config()
+        check_divisible(mesh_sizes(checked.mesh, devices, slices), checked)
+        taken = snapshot.take(checked, config_arguments(), workdir.value)
         if taken.untracked:
             print(
                 f"not in the snapshot, because git does not track them: {', '.join(taken.untracked)}", file=sys.stderr
@@ -104,10 +121,11 @@ def take_command() -> list[str]:
     return command
 
 
-def perform(wanted: Iterable[Action], dry_run: bool) -> int:
+def perform(wanted: Sequence[Action], run: Snapshot, dry_run: bool) -> int:
     """Prints actions or carries them out, and returns the launcher's exit code."""
     if dry_run:
         actions.show(wanted)
     else:
+        actions.check(wanted, run.workdir)
         actions.carry_out(wanted)
     return cli.EXIT_DONE

@@ -37,6 +37,10 @@ class Tpus:
         return self.topology.slices
 
     @property
+    def devices(self) -> int:
+        return self.topology.devices
+
+    @property
     def hosts(self) -> int:
         return self.topology.hosts_per_slice
 
@@ -62,6 +66,10 @@ class Gpus:
 
     resource = "nvidia.com/gpu"
     groups = 1
+
+    @property
+    def devices(self) -> int:
+        return self.hosts * self.per_host
 
     @property
     def labels(self) -> dict[str, str]:

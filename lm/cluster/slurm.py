@@ -1,6 +1,7 @@
 """Runs on SLURM: one job, which saves and requeues itself before its time limit or when it is preempted."""
 
 import dataclasses
+import re
 import shlex
 import sys
 
@@ -8,6 +9,7 @@ from lm import storage
 from lm.cli import EXIT_PREEMPTED
 from lm.cluster.actions import Action, Command, Write
 from lm.cluster.snapshot import Snapshot
+from lm.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,34 @@ code="$({shlex.quote(python)} -m lm.cluster.snapshot {shlex.quote(run.code)})" &
 PYTHONPATH="$code" exec {shlex.quote(python)} "$code"/{program} --config="$code"/{config.removeprefix("--config=")} \\
   {shlex.join(rest)}
 """
+
+
+def check_time(limit: str, notice: int) -> None:
+    """Checks a time limit, which is empty for the partition's own.
+
+    Raises:
+        InputError: SLURM does not read it, or it is over before the run is told to save.
+    """
+    forms = {
+        r"(?P<m>\d+)(:(?P<s>[0-5]\d))?",
+        r"(?P<h>\d+):(?P<m>[0-5]\d):(?P<s>[0-5]\d)",
+        r"(?P<d>\d+)-(?P<h>[01]?\d|2[0-3])(:(?P<m>[0-5]\d)(:(?P<s>[0-5]\d))?)?",
+    }
+    if not limit or limit.lower() in ("infinite", "unlimited"):
+        return
+    found = next((match for form in forms if (match := re.fullmatch(form, limit))), None)
+    if not found:
+        raise InputError(
+            f"--time is {limit!r}; accepted: minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS, such as "
+            "24:00:00 or 2-12."
+        )
+    units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+    seconds = sum(units[name] * int(value) for name, value in found.groupdict().items() if value)
+    if seconds <= notice:
+        raise InputError(
+            f"--time is {limit!r}, {seconds} s, but the run is told to save {notice} s before; give a longer --time "
+            "or a shorter --notice."
+        )
 
 
 def log(run: Snapshot) -> str:

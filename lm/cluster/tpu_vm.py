@@ -4,6 +4,7 @@ Queued resources and their states: https://cloud.google.com/tpu/docs/queued-reso
 """
 
 import dataclasses
+import re
 import shlex
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 from lm.accelerators import Topology
 from lm.cli import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, EXIT_PREEMPTED
+from lm.cluster import actions
 from lm.cluster.actions import Action, Command
 from lm.cluster.snapshot import Snapshot
 from lm.errors import InputError
@@ -113,8 +115,10 @@ exit "$(cat code || echo {EXIT_FAULT})"
 """
 
 
-def check(run: Snapshot) -> None:
-    """Raises InputError if the machines cannot reach the workdir."""
+def check(run: Snapshot, zone: str) -> None:
+    """Raises InputError if a zone has no name of one, or the machines cannot reach the workdir."""
+    if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
+        raise InputError(f"--zone is {zone!r}; accepted: a Google Cloud zone, such as us-central1-a.")
     if not run.workdir.startswith("gs://"):
         raise InputError(f"--workdir is {run.workdir}, which TPU VMs do not share; accepted: gs://BUCKET/...")
 
@@ -146,8 +150,8 @@ def supervise(request: Request, run: Snapshot, keep: bool, poll: float = 30.0) -
     Returns:
         The exit code of training.
     """
-    for file in run.files:
-        file.carry_out()
+    actions.check([request.describe()], run.workdir)
+    actions.carry_out(run.files)
     code, lost = EXIT_PREEMPTED, 0
     while code == EXIT_PREEMPTED or 0 < lost <= PATIENCE:
         _rent(request, poll)

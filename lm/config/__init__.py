@@ -8,6 +8,7 @@ A config file is a Python file whose function `get_config()` returns a `Config`.
 from lm.config.as_json import RERUN_MAY_CHANGE, changed_fields, from_dict, to_json
 from lm.config.checkpoint import CheckpointConfig
 from lm.config.data import DataConfig
+from lm.config.fit import check_divisible, mesh_sizes, nearest
 from lm.config.generation import EARLY_STOPPING, GenerationConfig
 from lm.config.mesh import MeshConfig
 from lm.config.mixture import MixtureConfig, TaskConfig
@@ -34,6 +35,9 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "changed_fields",
+    "check_divisible",
     "from_dict",
+    "mesh_sizes",
+    "nearest",
     "to_json",
 ]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lm import checkpoint, models, sharding
 from lm.accelerators import Topology
-from lm.config import Config
+from lm.config import Config, check_divisible
 from lm.data.special_ids import SpecialIds, decoder_start
 from lm.inference import decode
 from lm.inference.decode import Shape, TokenIds
@@ -84,7 +84,7 @@ def plan(config: Config, topology: Topology, batch: int, length: int, decoding: 
         train=dataclasses.replace(config.train, accumulation=1),
     )
     mesh = described_mesh(config.mesh, topology)
-    sharding.check_divisible(mesh, config)
+    check_divisible(mesh.shape, config)
     writes = config.model.architecture != "encoder"
     model = models.build(config.model, models.Execution(config.train.dtype, attention=config.train.attention))
     with jax.set_mesh(mesh):

@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import checkpoint, distributed, lease, models, sharding, tasks
-from lm.config import Config
+from lm.config import Config, check_divisible
 from lm.data import batches, mixture
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
@@ -159,7 +159,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     with contextlib.ExitStack() as held:
         with distributed.agreement():
             mesh = sharding.make_mesh(config.mesh)
-            sharding.check_divisible(mesh, config)
+            check_divisible(mesh.shape, config)
             checkpoint.check_workdir(root, config)
             check_lease = held.enter_context(lease.hold(workdir, enabled=primary))
             stores = mixture.prepare_stores(config, folder) if primary else {}

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import checkpoint, models, sharding, tasks
-from lm.config import Config
+from lm.config import Config, check_divisible
 from lm.models import Model
 from lm.tasks import Batch, Objective, Sums
 from lm.training import optim, step
@@ -103,7 +103,7 @@ def define(config: Config, objective: Objective, mesh: Mesh) -> Definition:
     Raises:
         InputError: the mesh does not divide a dimension of the config.
     """
-    sharding.check_divisible(mesh, config)
+    check_divisible(mesh.shape, config)
     execution = models.Execution(config.train.dtype, config.train.remat, config.train.unroll, config.train.attention)
     model = models.build(config.model, execution)
     optimizer = optim.create(config.optim)

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
-RUN = "--config=configs/bert_large.py --config.mesh.fsdp=256 --config.train.steps=9000"
+RUN = "--config=configs/bert_large.py --config.mesh.fsdp=2 --config.train.steps=9000"
+TWICE = "--config.data.batch_size=512"  # rows for 512 devices
 BUCKET = f"{RUN} --workdir=gs://bucket/runs/bert_large"
 COMMANDS = {
     "local": "local.py --processes=2 --devices=4 -- python launch/train.py --config=x.py '--workdir=a folder'",
@@ -22,11 +23,11 @@ COMMANDS = {
     f"--name=bert {BUCKET}",
     "tpu_vm": f"tpu_vm.py --topology=v5p:4x4x4 --zone=us-east5-a --keep {BUCKET}",
     "tpu_vm_spot": "tpu_vm.py --topology=v5e:16x16 --slices=2 --spot --zone=us-central1-a --project=lab "
-    f"--service_account=trainer@lab.iam.gserviceaccount.com {BUCKET}",
+    f"--service_account=trainer@lab.iam.gserviceaccount.com {BUCKET} {TWICE}",
     "tpu_vm_delete": f"tpu_vm.py --topology=v5e:16x16 --zone=us-central1-a --delete {BUCKET}",
     "gke_tpu": f"gke.py --topology=v6e:8x8 --image=registry/lm:tpu {BUCKET}",
     "gke_tpu_slices_quota": "gke.py --topology=v5e:16x16 --slices=2 --image=registry/lm:tpu --queue=research "
-    f"--quota=256 --borrow=512 --cohort=all --service_account=trainer --context=pod --namespace=lm {BUCKET}",
+    f"--quota=256 --borrow=512 --cohort=all --service_account=trainer --context=pod --namespace=lm {BUCKET} {TWICE}",
     "gke_gpu_spot": "gke.py --gpu=nvidia-h100-80gb --nodes=2 --spot --image=registry/lm:gpu --secret=s3-keys "
     f"--queue=research {RUN} --workdir=s3://bucket/runs/bert_large",
     "gke_file": f"gke.py --topology=v5e:2x4 --image=registry/lm:tpu --output=jobset.yaml {BUCKET}",
@@ -61,9 +62,10 @@ def test_no_golden_file_is_left_over() -> None:
         (f"gke.py --image=i --topology=v5e:4x4 --quota=8 {BUCKET}", "--quota needs a --queue, and --borrow"),
         (f"gke.py --image=i --topology=v5e:4x4 {RUN} --workdir=/runs", "--workdir is /runs, which no pod can see"),
         (
-            f"tpu_vm.py --zone=z --topology=v5e:4x4 {RUN} --workdir=s3://b/r",
+            f"tpu_vm.py --zone=us-east5-a --topology=v5e:4x4 {RUN} --workdir=s3://b/r",
             "which TPU VMs do not share; accepted: gs:",
         ),
+        (f"gke.py --image=i --topology=v5e:4x4 {BUCKET} --config.mesh.fsdp=32", "32 devices, but 16 are present"),
         (
             f"gke.py --image=i --topology=v5e:4x4 --name=My_run {BUCKET}",
             "--name is 'My_run'; accepted: at most 40 lower",

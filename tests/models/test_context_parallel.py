@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm import models, sharding
-from lm.config import Config, DataConfig, MeshConfig, ObjectiveConfig
+from lm.config import Config, DataConfig, MeshConfig, ObjectiveConfig, check_divisible
 from lm.errors import InputError
 from lm.tasks.masked_positions import max_masked
 from lm.tasks.mlm import MaskedLM
@@ -86,4 +86,4 @@ def test_rows_that_the_devices_would_cut_unevenly_are_refused():
         objective=ObjectiveConfig(nsp=False),
     )
     with pytest.raises(InputError, match=r"data\.seq_length is 1020, .* context = 8 .* nearest: 1016 or 1024"):
-        sharding.check_divisible(mesh, config)
+        check_divisible(mesh.shape, config)

@@ -23,4 +23,4 @@ def test_slices_are_told_apart():
 
 def test_sizes_that_are_not_made_are_refused():
     with pytest.raises(InputError, match=r"'v5e:3x5', which libtpu does not know .* accepted: sizes that are sold"):
-        described_mesh(MeshConfig(), Topology.parse("v5e:3x5"))
+        described_mesh(MeshConfig(), Topology("v5e", (3, 5)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm import sharding, tasks
-from lm.config import MeshConfig
+from lm.config import MeshConfig, check_divisible
 from lm.errors import InputError
 from lm.tasks import members
 from lm.training import loop
@@ -143,7 +143,7 @@ def test_eight_rows_do_not_fit_three_ways(tiny_config):
     with pytest.raises(
         InputError, match=r"batch_size .* is 12, which mesh data x fsdp = 8 does not divide; nearest: 8 or 16"
     ):
-        sharding.check_divisible(mesh, changed(tiny_config, data={"batch_size": 12}))
+        check_divisible(mesh.shape, changed(tiny_config, data={"batch_size": 12}))
 
 
 def test_every_parameter_has_a_row_in_the_table():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from lm import sharding
+from lm.config import nearest
 from lm.errors import InputError
 from lm.ops.flash.gpu import attend as attend_gpu
 from lm.ops.flash.tpu import attend as attend_tpu
@@ -54,5 +55,5 @@ def _refusal(platform: str, lengths: Sequence[int], head_dim: int, dtype: str, h
         return f"heads are {head_dim} wide; accepted on a {platform}: multiples of {multiple} up to {widest}"
     for length, step in zip(lengths, (2 * sharding.ways("L"), 2), strict=True):
         if platform == "gpu" and length % step:
-            return f"rows are {length} long, no multiple of {step}; nearest: {sharding.nearest(length, step)}"
+            return f"rows are {length} long, no multiple of {step}; nearest: {nearest(length, step)}"
     return ""

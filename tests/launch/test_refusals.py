@@ -1,0 +1,77 @@
+"""Launchers look for what they need before they do anything, and refuse what cannot be."""
+
+import dataclasses
+import sys
+
+import pytest
+
+from lm import storage
+from lm.accelerators import Topology
+from lm.cluster import actions, slurm, tpu_vm
+from lm.cluster.actions import Command
+from lm.cluster.snapshot import Snapshot
+from lm.config import Config, MeshConfig, check_divisible, mesh_sizes
+from lm.errors import InputError
+
+RUN = Snapshot("gs://bucket/run/launch/abc", (), ("launch/train.py",), ())
+
+
+def test_a_program_is_looked_for_before_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(storage, "reach", asked.append)
+    with pytest.raises(InputError, match="no-such-program is not installed here; install it, or print with --dry_run"):
+        actions.check([Command(("no-such-program", "apply"))], RUN.workdir)
+    assert asked == []
+    actions.check([Command((sys.executable,))], RUN.workdir)
+    assert asked == [RUN.workdir]
+
+
+def test_tpu_vms_are_not_asked_for_without_gcloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    request = tpu_vm.Request(name="run", zone="us-east5-a", topology=Topology.parse("v5e:4x4"))
+    with pytest.raises(InputError, match="gcloud is not installed here"):
+        tpu_vm.supervise(request, RUN, keep=False)
+
+
+@pytest.mark.parametrize("zone", ["z", "us-central1", "us-central1-a,b", "US-central1-a", ""])
+def test_a_zone_has_the_form_of_one(zone: str) -> None:
+    tpu_vm.check(RUN, "us-central1-a")
+    tpu_vm.check(RUN, "northamerica-northeast1-b")
+    with pytest.raises(InputError, match=f"--zone is {zone!r}; accepted: a Google Cloud zone"):
+        tpu_vm.check(RUN, zone)
+
+
+@pytest.mark.parametrize("limit", ["", "5", "5:30", "24:00:00", "2-12", "2-12:30", "1-0:00:00", "UNLIMITED"])
+def test_slurm_reads_these_times(limit: str) -> None:
+    slurm.check_time(limit, notice=120)
+
+
+@pytest.mark.parametrize("limit", ["24h", "1d", "24:60:00", "24:00:61", "1-24", "-5", "soon", "1:2:3:4"])
+def test_slurm_reads_no_other_times(limit: str) -> None:
+    with pytest.raises(InputError, match=f"--time is {limit!r}; accepted: minutes, HOURS:MINUTES:SECONDS"):
+        slurm.check_time(limit, notice=120)
+
+
+def test_a_turn_is_longer_than_its_notice() -> None:
+    with pytest.raises(InputError, match="--time is '2', 120 s, but the run is told to save 120 s before"):
+        slurm.check_time("2", notice=120)
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"),
+    [("v5e:16x17", "4x8, 8x8, 8x16, 16x16"), ("v6e:3x5", "8x16"), ("v5p:4x4x5", "2x2x1"), ("v4:8x4x4", "ascending")],
+)
+def test_a_topology_has_a_shape_that_is_sold(text: str, accepted: str) -> None:
+    with pytest.raises(InputError, match=f"--topology is {text!r}, but no .* slice has the shape .*{accepted}"):
+        Topology.parse(text)
+
+
+def test_a_mesh_fits_its_devices_without_any_device() -> None:
+    config = Config()
+    assert mesh_sizes(MeshConfig(fsdp=4), 16) == {"data": 4, "fsdp": 4, "context": 1, "tensor": 1}
+    with pytest.raises(InputError, match="3 devices, but 16 are present"):
+        mesh_sizes(MeshConfig(data=1, fsdp=3), 16)
+    with pytest.raises(InputError, match="the 2 slices of these devices do not divide"):
+        mesh_sizes(MeshConfig(data=1, fsdp=-1), 16, slices=2)
+    with pytest.raises(InputError, match=r"model\.num_heads is 4, which mesh tensor = 8 does not divide"):
+        check_divisible(mesh_sizes(MeshConfig(tensor=8), 8), dataclasses.replace(config))

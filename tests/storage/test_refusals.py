@@ -1,0 +1,84 @@
+"""An unusable path, or a store that does not answer, is one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lm import lease, storage
+from lm.errors import InputError
+
+USES = {
+    "write": lambda path: storage.write_key(path, "k", b"1"),
+    "lease": lambda path: lease.hold(path).__enter__(),
+    "size": storage.size,
+    "open": storage.open_file,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("foo://x/y", "unknown scheme"),
+        ("://x", "unknown scheme"),
+        ("gs://", "has no bucket"),
+        ("s3:///x", "has no bucket"),
+        ("s3://UPPER/x", "has no bucket"),
+        ("FILE/below", "Not a directory"),
+        ("/proc/x", "No such file"),
+        ("/dev/null/x", "Not a directory"),
+        ("a" * 300, "File name too long"),
+        ("/tmp/a\0b", "cannot be used"),
+    ],
+)
+def test_an_unusable_path_is_one_line(path: str, said: str, use: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=said) as caught:
+        USES[use](path.replace("FILE", str(tmp_path / "file")))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for use in (USES["write"], USES["lease"], storage.list_keys):
+        with pytest.raises(InputError, match="cannot be used: "):
+            use(str(tmp_path / "file"))
+
+
+def test_a_store_that_does_not_answer_is_waited_for_aloud_and_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert storage._SILENCE < 5
+    assert storage._PATIENCE < 60 - 4  # the two looks at the address take 2 s each at most
+    monkeypatch.setattr(storage, "_SILENCE", 0.05)
+    monkeypatch.setattr(storage, "_PATIENCE", 0.1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    why = re.escape("http://127.0.0.1:9 does not answer (Connection refused)")
+    for use in (storage.reach, USES["write"], USES["open"], lambda path: storage.find(path, ())):
+        with pytest.raises(InputError, match=why):
+            use("s3://bucket/run")
+        assert re.search(why, capsys.readouterr().err)
+
+
+def test_a_store_that_has_answered_may_be_away_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        def result(self, timeout: float | None = None) -> str:
+            if timeout is not None:
+                raise TimeoutError
+            return "late"
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "_answered", {"http://127.0.0.1:9"})
+    assert storage._wait("s3://bucket/run", Slow()) == "late"  # pyright: ignore[reportArgumentType]
+
+
+def test_google_storage_without_credentials_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_AUTH_TOKEN_FOR_TESTING", "TENSORSTORE_GCS_HTTP_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:9")
+    with pytest.raises(InputError, match="gs:// has no credentials; set them with gcloud"):
+        storage.reach("gs://bucket/run")
