@@ -33,7 +33,7 @@ def get_config() -> Config:
             max_segments=16,
         ),
         model=families.t5_1_1(
-            vocab_size=2048,
+            vocab_size=0,
             d_model=128,
             num_layers=3,
             num_decoder_layers=2,

@@ -29,7 +29,7 @@ def get_config() -> Config:
             heldout_fraction=0.02,
         ),
         model=families.t5_1_1(
-            vocab_size=1024,
+            vocab_size=0,
             d_model=128,
             num_layers=3,
             num_heads=4,

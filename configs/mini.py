@@ -18,7 +18,7 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(source="installed-docs", vocab_size=8192, seq_length=256, batch_size=16),
         model=families.modernbert(
-            vocab_size=8192,
+            vocab_size=0,
             d_model=256,
             num_layers=4,
             num_heads=4,

@@ -46,7 +46,7 @@ def get_config() -> Config:
             max_segments=16,
         ),
         model=families.t5_1_1(
-            vocab_size=8192,
+            vocab_size=0,
             d_model=256,
             num_layers=4,
             num_decoder_layers=2,

@@ -20,7 +20,7 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(source="installed-docs", vocab_size=4096, seq_length=128, batch_size=16),
         model=ModelConfig(
-            vocab_size=4096,
+            vocab_size=0,
             d_model=192,
             num_layers=3,
             num_heads=3,

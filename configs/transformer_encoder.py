@@ -22,7 +22,7 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(source="installed-docs", vocab_size=8192, seq_length=128, batch_size=32),
         model=ModelConfig(
-            vocab_size=8192,
+            vocab_size=0,
             d_model=512,
             num_layers=6,
             num_heads=8,

@@ -35,7 +35,7 @@ def get_config() -> Config:
             max_segments=64,
         ),
         model=families.t5_1_1(
-            vocab_size=8192,
+            vocab_size=0,
             d_model=256,
             num_layers=3,
             num_heads=4,

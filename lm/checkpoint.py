@@ -201,14 +201,34 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> None:
     Raises:
         InputError: fields differ that a rerun may not change; names them.
     """
-    if storage.read_keys(str(workdir), [_CONFIG]) == [None]:
+    if is_new(workdir):
         return
-    changes = config_lib.changed_fields(read_config(workdir), config)
+    old = read_config(workdir)
+    if not config.model.vocab_size:
+        config = config.with_vocabulary(old.model.vocab_size)
+    changes = config_lib.changed_fields(old, config)
     if changes:
         raise InputError(
             f"{workdir} belongs to another config: {'; '.join(changes)}. A rerun may change only "
-            f"{', '.join(name + '.*' for name in config_lib.RERUN_MAY_CHANGE)}; choose another --workdir."
+            f"{', '.join(name + '.*' for name in config_lib.RERUN_MAY_CHANGE)}; choose another --workdir"
+            f"{_beginning_from(workdir, config, changes)}."
         )
+
+
+def is_new(workdir: epath.PathLike) -> bool:
+    """Returns whether no run lives in a working directory yet."""
+    return storage.read_keys(str(workdir), [_CONFIG]) == [None]
+
+
+def _beginning_from(workdir: epath.PathLike, config: Config, changes: list[str]) -> str:
+    """Returns how a new run begins with the weights of a working directory; empty where it cannot."""
+    if any(change.startswith(("model.", "mixture.")) for change in changes) or not _steps(epath.Path(workdir)):
+        return ""
+    tokenizer = "" if config.data.tokenizer or config.data.store else f" --config.data.tokenizer={workdir}"
+    return (
+        f", or begin a new run with its weights: give --workdir={str(workdir).rstrip('/')}-2 "
+        f"--config.checkpoint.init_from={workdir}{tokenizer} with the rest of the command"
+    )
 
 
 def write_config(workdir: epath.PathLike, config: Config) -> None:
@@ -246,17 +266,22 @@ def locate(checkpoint: str) -> tuple[epath.Path, int]:
     """
     checkpoint = expand(checkpoint)
     match = re.fullmatch(r"(.+)/checkpoints/(\d+)/?", checkpoint)
-    workdir = epath.Path(match[1] if match else checkpoint)
+    workdir = storage.as_path(match[1] if match else checkpoint)
     read_config(workdir)
-    folder = workdir / "checkpoints"
-    complete = (re.fullmatch(rf"(\d+)/{_COMPLETE}", key) for key in storage.list_keys(str(folder)))
-    steps = sorted(int(match[1]) for match in complete if match)
+    folder, steps = workdir / "checkpoints", _steps(workdir)
     if not steps:
         raise InputError(f"{workdir} has no checkpoint yet; train it first.")
     step = int(match[2]) if match else steps[-1]
     if step not in steps:
         raise InputError(f"{checkpoint} does not exist; {folder} has the steps {', '.join(map(str, steps))}.")
     return workdir, step
+
+
+def _steps(workdir: epath.Path) -> list[int]:
+    """Returns the complete steps of a working directory, ascending."""
+    keys = storage.list_keys(str(workdir / "checkpoints"))
+    complete = (re.fullmatch(rf"(\d+)/{_COMPLETE}", key) for key in keys)
+    return sorted(int(match[1]) for match in complete if match)
 
 
 def abstract_like(tree: T, shardings: object) -> T:

@@ -61,6 +61,7 @@ def define_config() -> Callable[[], Config]:
 
     def config() -> Config:
         holder.value.validate()
+        holder.value.check_vocabulary()
         return holder.value
 
     return config

@@ -176,21 +176,33 @@ def _exchange(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM, a preemption notice, into a flag that the loop reads after every step.
+    """Turns SIGTERM, a preemption notice, and Ctrl-C into a flag that the loop reads after every step.
+
+    A second Ctrl-C ends the process at once.
 
     Yields:
-        A function that takes the number of the last step and returns whether to stop after it. After a SIGTERM to any
+        A function that takes the number of the last step and returns whether to stop after it. After a signal to any
         process it returns True in all processes at the same step, a few steps later.
     """
-    if global_state.client is not None:  # JAX handles the signal
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    asked, interrupted = threading.Event(), threading.Event()
+    several_processes = global_state.client is not None
+
+    def interrupt(*_: object) -> None:
+        if interrupted.is_set():
+            print("interrupted again: ended without saving", file=sys.stderr, flush=True)
+            os._exit(cli.EXIT_INTERRUPTED)
+        interrupted.set()
+        say("interrupted: saving after this step; Ctrl-C again ends at once, without saving")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, interrupt)}
+    if not several_processes:  # otherwise JAX handles SIGTERM
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
-        yield lambda step: asked.is_set()
+        yield multihost_utils.reached_preemption_sync_point if several_processes else lambda step: asked.is_set()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

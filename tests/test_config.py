@@ -47,7 +47,6 @@ from lm.errors import InputError
         ({"objective": ObjectiveConfig(random_token_rate=0.3)}, "objective.random_token_rate is 0.3"),
         ({"mesh": MeshConfig(data=-1, fsdp=-1)}, "at most one axis may be -1"),
         # sections that must agree
-        ({"model": ModelConfig(vocab_size=8000)}, "smaller than data.vocab_size=8192"),
         ({"data": DataConfig(seq_length=513)}, "more than model.max_length=512"),
         ({"train": TrainConfig(accumulation=3)}, "data.batch_size is 32, which train.accumulation=3"),
         ({"model": ModelConfig(pooler=False)}, "objective.nsp is True, but the model cannot do it"),
@@ -69,6 +68,13 @@ def test_a_config_that_cannot_run_is_refused_where_it_is_built(sections: dict[st
     with pytest.raises(InputError) as error:
         Config(**sections)
     assert message in str(error.value)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_to_train_is_refused() -> None:
+    Config().check_vocabulary()
+    Config(model=ModelConfig(vocab_size=0)).check_vocabulary()
+    with pytest.raises(InputError, match=r"model\.vocab_size is 8000, smaller than data\.vocab_size=8192; set .* to 0"):
+        Config(model=ModelConfig(vocab_size=8000)).check_vocabulary()
 
 
 def test_what_is_accepted_at_the_edge() -> None:

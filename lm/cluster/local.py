@@ -49,7 +49,7 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = GRA
     """Runs `processes` copies of a command, joined through a free port. Output lines begin with the process's number.
 
     The first failure ends the other processes, with SIGTERM and, after `grace` seconds, with SIGKILL. A SIGTERM to this
-    process is sent to all of them.
+    process, or Ctrl-C, sends SIGTERM to all of them; a second Ctrl-C ends them at once.
 
     Returns:
         0 when all succeed; the first exit code that is neither 0 nor 75 (128 + n for signal n); otherwise 75.
@@ -60,7 +60,7 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = GRA
     port = free_port()
     running: dict[int, subprocess.Popen[bytes]] = {}
     ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
-    with _forward_sigterm(running):
+    with _forward_stop(running):
         try:
             for process in range(processes):
                 added = environment(process, processes, port, devices)
@@ -100,10 +100,15 @@ def _wait(
 def _start(
     command: Sequence[str], number: int, variables: dict[str, str], ended: "queue.SimpleQueue[tuple[int, int]]"
 ) -> subprocess.Popen[bytes]:
-    """Starts one process, with threads that forward its output and then put its exit code into `ended`."""
+    """Starts one process, with threads that forward its output and then put its exit code into `ended`.
+
+    The process has a group of its own, so that Ctrl-C in the terminal reaches it through this process alone.
+    """
     pipe = subprocess.PIPE
     try:
-        process = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+        process = subprocess.Popen(
+            command, env=variables, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, process_group=0
+        )
     except OSError as error:
         raise InputError(f"{command[0]!r} cannot be run: {error.strerror}; give a command after --.") from error
     assert process.stdout is not None
@@ -130,13 +135,20 @@ def _forward(number: int, source: IO[bytes], destination: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _forward_sigterm(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[None]:
+def _forward_stop(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[None]:
     def forward(*_: object) -> None:
         for process in list(running.values()):
             process.terminate()
 
-    before = signal.signal(signal.SIGTERM, forward)
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("interrupted: the processes save and end; Ctrl-C again ends them at once", file=sys.stderr, flush=True)
+        forward()
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,6 +6,7 @@ from lm.config.bounds import check, setting
 from lm.errors import InputError
 
 _DOCUMENT_SOURCES = ("installed-docs", "text", "jsonl", "parquet")
+_WITHOUT_PATH = ("installed-docs", "dates", "docs-questions")
 _PAIR_SOURCES = ("tsv", "gettext", "dates", "docs-questions")
 
 
@@ -72,6 +73,11 @@ class DataConfig:
         check("data", self)
         if self.source in ("text", "jsonl", "parquet", "tsv") and not self.path:
             raise InputError(f"data.path is empty; data.source={self.source} needs a file, folder or glob.")
+        if self.path and self.source in _WITHOUT_PATH:
+            raise InputError(
+                f"data.path is {self.path!r}, but data.source={self.source} reads no files; set data.source to "
+                "text, jsonl, parquet or tsv, or leave the path empty."
+            )
         if self.target_field and self.source not in ("jsonl", "parquet"):
             raise InputError(
                 f"data.target_field is {self.target_field!r}, but data.source={self.source} has no fields; leave it "

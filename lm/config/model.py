@@ -15,7 +15,8 @@ class ModelConfig:
 
     Attributes:
         architecture: `encoder` (BERT), `encoder-decoder` (T5, BART) or `decoder` (GPT).
-        vocab_size: rows of the token embedding; at least the number of the tokenizer's pieces.
+        vocab_size: rows of the token embedding; at least the number of the tokenizer's pieces. 0 means that number,
+            rounded up to a multiple of 128. Rows that only pad never get probability.
         d_model, num_layers, num_heads, d_ff: width, depth, attention heads and feed-forward width.
         num_decoder_layers: depth of an encoder-decoder's decoder; 0 means num_layers.
         head_dim: width of a head; 0 means d_model / num_heads.
@@ -66,7 +67,7 @@ class ModelConfig:
     """
 
     architecture: str = setting("encoder", one_of=("encoder", "encoder-decoder", "decoder"))
-    vocab_size: int = setting(8192, at_least=1)
+    vocab_size: int = setting(8192, at_least=0)
     d_model: int = setting(256, at_least=1)
     num_layers: int = setting(4, at_least=1)
     num_decoder_layers: int = setting(0, at_least=0)

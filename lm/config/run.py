@@ -14,6 +14,8 @@ from lm.config.optim import OptimConfig
 from lm.config.train import TrainConfig
 from lm.errors import InputError
 
+VOCABULARY_MULTIPLE = 128  # what the matrix units of accelerators compute at a time
+
 # Fields that a task of a mixture sets in place of those of the section `data`.
 _FIELDS_OF_A_TASK = ("source", "path", "field", "target_field", "languages", "store")
 
@@ -46,7 +48,6 @@ class Config:
         for field in dataclasses.fields(self):
             if field.name != "seed":
                 getattr(self, field.name).validate()
-        _check_vocabulary(self)
         _check_objective(self)
         if self.mixture.tasks:
             _check_tasks(self)
@@ -64,19 +65,39 @@ class Config:
         """Returns the section `objective` with the objective of one task of the mixture."""
         return dataclasses.replace(self.objective, name=self.mixture.tasks[name].objective or self.objective.name)
 
+    def check_vocabulary(self) -> None:
+        """Checks that the model has a row for each piece of the tokenizer to train.
+
+        `validate` does not, since a small corpus gives fewer pieces than `data.vocab_size`, and a trained model may
+        have as many rows.
+
+        Raises:
+            InputError: `model.vocab_size` is too small.
+        """
+        if 0 < self.model.vocab_size < self.data.vocab_size:
+            raise InputError(
+                f"model.vocab_size is {self.model.vocab_size}, smaller than data.vocab_size={self.data.vocab_size}; "
+                "set the model's to 0, which is the tokenizer's size rounded up to a multiple of 128."
+            )
+
+    def with_vocabulary(self, pieces: int) -> "Config":
+        """Returns the config with the rows of the token embedding for a tokenizer of so many pieces.
+
+        Raises:
+            InputError: `model.vocab_size` is not 0 and smaller.
+        """
+        rows = self.model.vocab_size or -(-pieces // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        if rows < pieces:
+            raise InputError(
+                f"model.vocab_size is {rows}, but the tokenizer has {pieces} pieces; set it to at least that, or to 0."
+            )
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=rows))
+
     @property
     def languages(self) -> list[str]:
         """The target languages of all texts of the run."""
         texts = (self.data.languages, *(task.languages for task in self.mixture.tasks.values()))
         return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
-
-
-def _check_vocabulary(config: Config) -> None:
-    if config.model.vocab_size < config.data.vocab_size:
-        raise InputError(
-            f"model.vocab_size is {config.model.vocab_size}, smaller than data.vocab_size={config.data.vocab_size}; "
-            "set both to the same number (or the model's to the next multiple of 128)."
-        )
 
 
 def _check_objective(config: Config) -> None:

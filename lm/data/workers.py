@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -37,6 +38,10 @@ def executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
         started = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=_start_worker)
     try:
         yield started
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     except concurrent.futures.BrokenExecutor as error:
         raise RuntimeError("a worker process died, perhaps because memory ran out; run again to continue.") from error
     finally:
@@ -44,7 +49,11 @@ def executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
 
 
 def _start_worker() -> None:
-    """Keeps a worker to one core, and ends it when its parent is killed, rather than let it write on or wait."""
+    """Keeps a worker to one core, and ends it when its parent is killed, rather than let it write on or wait.
+
+    A terminal sends Ctrl-C to the workers too; the parent decides.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from etils import epath
 
-from lm import checkpoint, storage
+from lm import checkpoint, parameters, storage
 from lm.config import CheckpointConfig, Config, DataConfig, GenerationConfig, ModelConfig, ObjectiveConfig, to_json
 from lm.data import sentence_encoder
 from lm.data import tokenizer as tokenizers
@@ -18,6 +18,7 @@ from lm.huggingface.family import Fields, Settings
 from lm.huggingface.folder import Imported, export_folder, import_folder
 from lm.huggingface.generation import write_generation
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
+from lm.parameters import Params
 
 # The family of an imported model and the ids of its special tokens, for its export.
 SOURCE_FILE = "huggingface.json"
@@ -41,8 +42,8 @@ def import_workdir(
     Raises:
         InputError: the folder cannot be read or lacks a tokenizer, or `workdir` is in use.
     """
-    workdir = epath.Path(workdir)
-    if (workdir / "config.json").exists():
+    workdir = storage.as_path(workdir)
+    if not checkpoint.is_new(workdir):
         raise InputError(f"{workdir} already holds a config.json; choose a new --workdir.")
     imported = import_folder(folder, vocab_multiple=vocab_multiple, seed=seed)
     tokenizer = read_tokenizer(imported.tokenizer[0].parent if imported.tokenizer else folder, imported.rows)
@@ -88,10 +89,13 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
     token_ids = {name: index for name, index in token_ids.items() if index >= 0}
     (content,) = storage.read_keys(str(workdir), [SOURCE_FILE])
     source = json.loads(content) if content else {}
+    model, params = config.model, checkpoint.load_params(workdir, step)
+    if step:  # the checkpoint of an import is step 0, and comes back as it was
+        model, params = _without_padding(model, params, special.rows or tokenizer.vocab_size)
     export_folder(
         folder,
-        config.model,
-        checkpoint.load_params(workdir, step),
+        model,
+        params,
         token_ids=token_ids | {name: index for name, index in source.items() if name != "model_type"},
         model_type=source.get("model_type"),
         sentence_encoder=sentence_encoder.read(str(workdir)) if config.model.architecture == "encoder" else None,
@@ -132,6 +136,19 @@ def _source(settings: Settings) -> Fields:
         name: value for name, value in settings.items() if name.endswith("_token_id") and isinstance(value, int | list)
     }
     return {"model_type": settings["model_type"], **ids}
+
+
+def _without_padding(model: ModelConfig, params: Params, pieces: int) -> tuple[ModelConfig, Params]:
+    """Returns a trained model without the rows that only pad the vocabulary: elsewhere they would get probability."""
+    if pieces >= model.vocab_size:
+        return model, params
+    axes = {"embedding/token": 0, "logits/kernel": 1, "logits/bias": 0}
+    leaves = parameters.flatten(params)
+    for path, leaf in leaves.items():
+        for name, axis in axes.items():
+            if path.endswith(name):
+                leaves[path] = leaf[:pieces] if axis == 0 else leaf[:, :pieces]
+    return dataclasses.replace(model, vocab_size=pieces), parameters.unflatten(leaves)
 
 
 def _pretraining(model: ModelConfig, tokenizer: Tokenizer, longest: int) -> tuple[DataConfig, ObjectiveConfig]:

@@ -6,7 +6,7 @@ import jax
 from etils import epath
 
 from lm import checkpoint, models, sharding
-from lm.config import Config
+from lm.config import Config, check_divisible
 from lm.data import sentence_encoder
 from lm.data import tokenizer as tokenizers
 from lm.data.sentence_encoder import SentenceEncoder
@@ -52,7 +52,7 @@ def load(path: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
     config = checkpoint.read_config(workdir)
     abstract = None
     if mesh is not None:
-        sharding.check_divisible(mesh, _with_rows(config, mesh))
+        check_divisible(mesh.shape, _with_rows(config, mesh))
         model = models.build(config.model)
         with jax.set_mesh(mesh):
             shapes = {"params": jax.eval_shape(lambda: model.init(jax.random.key(0)))}

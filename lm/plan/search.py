@@ -52,6 +52,7 @@ def search(
     Raises:
         InputError: no layout of any topology divides the config.
     """
+    config = config.with_vocabulary(config.data.vocab_size)
     scanned = dataclasses.replace(config, train=dataclasses.replace(config.train, unroll=1))
     jobs = [(layout, each) for each in topologies for layout in promising(scanned, each, compiled)]
     if not jobs:

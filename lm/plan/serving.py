@@ -79,7 +79,7 @@ def plan(config: Config, topology: Topology, batch: int, length: int, decoding: 
         InputError: mesh, config and topology do not go together.
     """
     config = dataclasses.replace(
-        config,
+        config.with_vocabulary(config.data.vocab_size),
         data=dataclasses.replace(config.data, batch_size=batch, seq_length=length),
         train=dataclasses.replace(config.train, accumulation=1),
     )

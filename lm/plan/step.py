@@ -85,6 +85,7 @@ def plan(config: Config, topology: Topology) -> Plan:
     Raises:
         InputError: mesh, config and topology do not go together.
     """
+    config = config.with_vocabulary(config.data.vocab_size)
     made = define(config, topology)
     planned = Plan(
         topology=topology.name,

@@ -9,6 +9,8 @@ from lm.tasks.task import Sums
 if TYPE_CHECKING:
     import jax
 
+_NEVER = -1e30  # the logit of a token that cannot be; finite, so that no product of it is NaN
+
 
 def weighted_sums(
     logits_BNV: jax.Array,
@@ -16,12 +18,16 @@ def weighted_sums(
     weights_BN: jax.Array,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    vocab_size: int | None = None,
 ) -> dict[str, jax.Array]:
     """Returns the weighted sums of the losses (`loss`) and of the correct predictions (`accuracy`).
 
     The loss is -log softmax(logits)[label]. Label smoothing (Szegedy et al., 2016) spreads a share of the label's
     probability evenly over the vocabulary. The z-loss (Chowdhery et al., 2022, section 5) adds `z_loss` log^2 Z. With
     either, the result also has `cross_entropy`, the loss without them.
+
+    `vocab_size` is the number of tokens; logits from there on only pad the vocabulary and get no probability. By
+    default nothing pads.
     """
     import jax
     import jax.numpy as jnp
@@ -29,13 +35,21 @@ def weighted_sums(
     from lm.ops.vocabulary import argmax
 
     logits_BNV = logits_BNV.astype(jnp.float32)
+    size = logits_BNV.shape[-1] if vocab_size is None else min(vocab_size, logits_BNV.shape[-1])
+    if size < logits_BNV.shape[-1]:
+        is_token_V = jnp.arange(logits_BNV.shape[-1])[None, None] < size
+        logits_BNV = jnp.where(is_token_V, logits_BNV, _NEVER)
     # A comparison, not an index: the gradient of an index is a scatter, which does not fuse with other operations.
     is_label_BNV = jnp.arange(logits_BNV.shape[-1])[None, None] == labels_BN[:, :, None]
     label_BN = jnp.where(is_label_BNV, logits_BNV, 0.0).sum(axis=-1)
     log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
     cross_entropy_BN = loss_BN = log_z_BN - label_BN
     if label_smoothing:
-        uniform_BN = log_z_BN - logits_BNV.mean(axis=-1)
+        if size < logits_BNV.shape[-1]:
+            mean_BN = jnp.where(is_token_V, logits_BNV, 0.0).sum(axis=-1) / size
+        else:
+            mean_BN = logits_BNV.mean(axis=-1)
+        uniform_BN = log_z_BN - mean_BN
         loss_BN = (1 - label_smoothing) * cross_entropy_BN + label_smoothing * uniform_BN
     if z_loss:
         loss_BN = loss_BN + z_loss * jnp.square(log_z_BN)

@@ -100,6 +100,7 @@ class MaskedLM:
         special_V: bool, the ids that are never masked.
         ordinary_ids: the ids from which random tokens are drawn.
         starts_word_V: bool, the pieces that begin a word.
+        vocab_size: the number of tokens; what the logits have more only pads. None: nothing pads.
     """
 
     mask_rate: float
@@ -113,6 +114,7 @@ class MaskedLM:
     special_V: np.ndarray
     ordinary_ids: np.ndarray
     starts_word_V: np.ndarray
+    vocab_size: int | None = None
 
     @classmethod
     def create(cls, config: Config, vocabulary: Vocabulary) -> MaskedLM:
@@ -126,6 +128,7 @@ class MaskedLM:
             random_token_rate=objective.random_token_rate,
             whole_word=objective.whole_word,
             nsp=objective.nsp,
+            vocab_size=len(starts_word),
             max_segments=data.max_segments,
             max_positions=max_masked(data.seq_length, data.max_segments, objective.mask_rate),
             mask_id=vocabulary.special.mask,
@@ -203,7 +206,7 @@ class MaskedLM:
 
         hidden_BLD = model(batch["tokens"], batch["segments"], batch["positions"], batch["token_types"], key)
         logits_BMV = model.mlm_logits(hidden_BLD, batch["masked_positions"])
-        sums = {"mlm": weighted_sums(logits_BMV, batch["labels"], batch["mlm_weights"])}
+        sums = {"mlm": weighted_sums(logits_BMV, batch["labels"], batch["mlm_weights"], vocab_size=self.vocab_size)}
         if self.nsp:
             present_BP = (batch["nsp_labels"] >= 0).astype(jnp.float32)
             logits_BPC = model.nsp_logits(hidden_BLD, batch["cls_positions"])

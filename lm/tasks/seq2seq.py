@@ -30,6 +30,7 @@ class Seq2SeqLM:
         has_source: whether there is an X.
         start_id: the decoder's first input.
         max_positions: T.
+        vocab_size: the number of tokens; what the logits have more only pads. None: nothing pads.
         label_smoothing, z_loss: see `ObjectiveConfig`.
     """
 
@@ -39,6 +40,7 @@ class Seq2SeqLM:
     max_positions: int
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    vocab_size: int | None = None
 
     @classmethod
     def create(cls, config: Config, vocabulary: Vocabulary) -> Seq2SeqLM:
@@ -50,6 +52,7 @@ class Seq2SeqLM:
             max_positions=config.data.target_length if has_source else config.data.seq_length,
             label_smoothing=config.objective.label_smoothing,
             z_loss=config.objective.z_loss,
+            vocab_size=len(vocabulary.starts_word()),
         )
 
     @property
@@ -79,7 +82,7 @@ class Seq2SeqLM:
         hidden_BTD = model(memory, batch["decoder_inputs"], batch["target_segments"], batch["target_positions"], key)
         logits_BTV = model.predict(hidden_BTD)
         real_BT = (batch["target_segments"] > 0).astype("float32")
-        found = weighted_sums(logits_BTV, batch["targets"], real_BT, self.label_smoothing, self.z_loss)
+        found = weighted_sums(logits_BTV, batch["targets"], real_BT, self.label_smoothing, self.z_loss, self.vocab_size)
         return {self.name: found}
 
     def baseline_hits(self, batch: Batch, most_frequent: jax.Array) -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import checkpoint, distributed, lease, models, sharding, tasks
+from lm import checkpoint, distributed, lease, models, sharding, storage, tasks
 from lm.config import Config, check_divisible
 from lm.data import batches, mixture
 from lm.data.store import Store
@@ -20,6 +20,7 @@ from lm.tasks import Objective
 from lm.tasks.members import Member, make_members, mixed
 from lm.training import adapters
 from lm.training import metrics as metrics_lib
+from lm.training import start as start_lib
 from lm.training.initial import initial_params
 from lm.training.program import Program, compile_program
 from lm.training.report import Diverged, Report
@@ -45,20 +46,19 @@ def shared_stores(config: Config, folder: str) -> dict[str, Store]:
         ) from error
 
 
+def rows_needed(stores: dict[str, Store]) -> int:
+    """Returns the rows of embeddings that the ids of the stores need."""
+    tokenizer = next(iter(stores.values())).tokenizer
+    # An imported tokenizer may have more ids than its model has rows: the store holds none of those.
+    return min(tokenizer.vocab_size, tokenizer.special.rows or tokenizer.vocab_size)
+
+
 def plan_members(config: Config, stores: dict[str, Store]) -> list[Member]:
     """Plans the batches of a run, and prints the share of each member of a mixture and the number of cut pairs.
 
     Raises:
         InputError: a store does not fit the config.
     """
-    store = next(iter(stores.values()))
-    # An imported tokenizer may have more ids than its model has rows: the store holds none of those.
-    rows = store.tokenizer.special.rows or store.tokenizer.vocab_size
-    if min(store.tokenizer.vocab_size, rows) > config.model.vocab_size:
-        raise InputError(
-            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {store.path} has "
-            f"{store.tokenizer.vocab_size} pieces; set model.vocab_size to at least that."
-        )
     members = make_members(config, stores)
     period = sum(member.rows for member in members)
     for member in members:
@@ -154,17 +154,23 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         Preempted: after SIGTERM; a checkpoint is saved.
         Diverged: after `train.max_bad_steps` skipped steps in a row, whose loss or gradient was not finite.
     """
-    root, primary = epath.Path(workdir), distributed.is_primary()
+    if not workdir:
+        raise InputError("--workdir is empty; give the folder of the run.")
+    root, primary = storage.as_path(workdir), distributed.is_primary()
     folder = checkpoint.store_path(config, root)
     with contextlib.ExitStack() as held:
         with distributed.agreement():
             mesh = sharding.make_mesh(config.mesh)
             check_divisible(mesh.shape, config)
             checkpoint.check_workdir(root, config)
+            start_lib.check_weights(config, root)
             check_lease = held.enter_context(lease.hold(workdir, enabled=primary))
             stores = mixture.prepare_stores(config, folder) if primary else {}
         with distributed.agreement():
-            members = plan_members(config, stores or shared_stores(config, folder))
+            stores = stores or shared_stores(config, folder)
+            config = config.with_vocabulary(rows_needed(stores))
+            check_divisible(mesh.shape, config)
+            members = plan_members(config, stores)
             objective = tasks.create_objective(config, members[0].store.tokenizer)
         partition = functools.partial(adapters.partition, frozen=config.optim.frozen)
         saved = checkpoint.Checkpoints(root, config.checkpoint, partition)
@@ -173,6 +179,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         if start >= config.train.steps:
             distributed.say(f"{root} is already trained for {start} steps; raise train.steps to go on.")
             return metrics_lib.read_metrics(root)[-1]
+        start_lib.announce(config, root, mesh, members, start)
         return take_steps(config, root, mesh, members, objective, saved, start, check_lease)
 
 
@@ -224,7 +231,10 @@ def take_steps(
                     with jax.transfer_guard("allow"):
                         saved.save(step, state)
                 if stopping and step < last:
-                    raise Preempted(f"stopped at step {step}, saved; run the same command again to go on.")
+                    raise Preempted(
+                        f"stopped at step {step}, saved; {last - step:,} of {last:,} steps are left: run the same "
+                        "command again to go on."
+                    )
             report.flush()
     finally:
         saved.close()

@@ -1,0 +1,116 @@
+"""What a run says at its start: a block that shows what is about to be trained, on what, and where."""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from lm import checkpoint, distributed, models
+from lm.config import Config
+from lm.errors import InputError
+from lm.tasks.members import Member
+from lm.training import optim
+
+_NAME_WIDTH = 11
+_NOTICEABLE = 1.01  # ratio of learning rates
+
+
+def check_weights(config: Config, root: epath.Path) -> None:
+    """Checks that a new run finds the weights that it is to begin with, before any work is done.
+
+    Raises:
+        InputError: there is no checkpoint at `checkpoint.init_from`.
+    """
+    path = config.checkpoint.init_from
+    if path and checkpoint.is_new(root):
+        try:
+            checkpoint.locate(path)
+        except InputError as error:
+            raise InputError(f"checkpoint.init_from={path}: {error}") from error
+
+
+def summary(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Member], start: int) -> str:
+    """Returns the block: run, corpus, tokenizer, model, weights, step and devices, a line each.
+
+    Args:
+        config: of the run, its vocabulary size known.
+        root: the working directory.
+        mesh: of all devices.
+        members: the corpora of the run.
+        start: the step that the run goes on from; 0 for a new one.
+    """
+    lines = [("run", f"{root}, {f'resumed after step {start:,}' if start else 'new'}, to step {config.train.steps:,}")]
+    for member in members:
+        lines.append((" ".join(filter(None, ("corpus", member.name))), _corpus(member)))
+    tokenizer = members[0].store.tokenizer
+    given = members[0].store.manifest["settings"].get("tokenizer")
+    lines += [
+        ("tokenizer", f"{tokenizer.vocab_size:,} pieces, {f'from {given}' if given else 'trained on this corpus'}"),
+        ("model", _model(config, tokenizer.vocab_size)),
+        *([("weights", f"from {config.checkpoint.init_from}")] if config.checkpoint.init_from and not start else []),
+        ("step", _step(config)),
+        ("devices", _devices(mesh)),
+    ]
+    return "\n".join(f"{name:<{_NAME_WIDTH}}{text}" for name, text in lines)
+
+
+def _corpus(member: Member) -> str:
+    manifest = member.store.manifest
+    settings, kind = manifest["settings"], member.store.kind
+    where = ", ".join(str(settings[name]) for name in ("source", "path") if settings.get(name))
+    train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
+    return (
+        f"{where}: {train['documents']:,} {kind} with {train['tokens']:,} tokens; held out: "
+        f"{heldout['documents']:,} with {heldout['tokens']:,} tokens"
+    )
+
+
+def _model(config: Config, pieces: int) -> str:
+    model = config.model
+    shapes = jax.eval_shape(models.build(model).init, jax.random.key(0))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    depth = f"{model.num_layers} layers"
+    if model.architecture == "encoder-decoder":
+        depth = f"{model.num_layers} + {model.decoder_depth} layers"
+    padding = f" ({model.vocab_size - pieces:,} of them only pad)" if model.vocab_size > pieces else ""
+    return (
+        f"{model.architecture}, {depth} of width {model.d_model:,}, {model.vocab_size:,} rows of embeddings{padding}: "
+        f"{parameters:,} parameters"
+    )
+
+
+def _step(config: Config) -> str:
+    data = config.data
+    lengths = [data.seq_length, *([data.target_length] if config.model.architecture == "encoder-decoder" else [])]
+    return (
+        f"{data.batch_size:,} rows of {' + '.join(map(str, lengths))} tokens: up to "
+        f"{data.batch_size * sum(lengths):,} tokens"
+    )
+
+
+def _devices(mesh: Mesh) -> str:
+    device = mesh.devices.flat[0]
+    sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "none"
+    return f"{mesh.size} x {device.device_kind}, {jax.process_count()} process(es); mesh: {sizes}"
+
+
+def changed_rate(old: Config, new: Config, start: int) -> Iterator[str]:
+    """Yields a line if the learning rate at step `start` rises because the run became longer."""
+    before, after = (
+        float(optim.learning_rate(config.optim, config.train.steps, jnp.int32(start))) for config in (old, new)
+    )
+    if after > before * _NOTICEABLE:
+        yield (
+            f"the learning rate goes up at step {start:,}, from {before:.3g} to {after:.3g}: its schedule now ends at "
+            f"train.steps={new.train.steps:,} and not at {old.train.steps:,}"
+        )
+
+
+def announce(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Member], start: int) -> None:
+    """Prints the block and what has changed since the run was last started."""
+    distributed.say(summary(config, root, mesh, members, start))
+    if start:
+        for line in changed_rate(checkpoint.read_config(root), config, start):
+            distributed.say(line)

@@ -1,0 +1,181 @@
+"""A run says what it trains, refuses what it cannot mean, and never gives probability to what only pads."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from lm import checkpoint, distributed, sharding
+from lm.config import Config, DataConfig, ModelConfig, OptimConfig
+from lm.data import mixture
+from lm.data import tokenizer as tokenizers
+from lm.errors import InputError
+from lm.huggingface import export_workdir
+from lm.tasks.losses import weighted_sums
+from lm.training import loop, start
+
+from .conftest import changed, tiny_config  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def shaped(tiny_config: Config) -> Config:  # noqa: F811
+    """A run of two steps of one layer, whose vocabulary is the tokenizer's."""
+    return changed(tiny_config, model={"vocab_size": 0, "num_layers": 1}, train={"steps": 2, "hang_timeout": 0})
+
+
+@pytest.fixture(scope="module")
+def run_and_said(shaped: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    workdir, said = tmp_path_factory.mktemp("start") / "run", io.StringIO()
+    with contextlib.redirect_stderr(said):
+        loop.train(shaped, str(workdir))
+    return workdir, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(run_and_said: tuple[Path, str]) -> Path:
+    return run_and_said[0]
+
+
+def test_a_run_begins_with_what_it_trains(run_and_said: tuple[Path, str], shaped: Config) -> None:
+    run, said = run_and_said
+    block = {line.split("  ")[0]: line.partition("  ")[2].strip() for line in reversed(said.splitlines())}
+    assert block["run"] == f"{run}, new, to step 2"
+    assert re.fullmatch(
+        rf"text, {shaped.data.path}: [\d,]+ documents with [\d,]+ tokens; held out: [\d,]+ with [\d,]+ tokens",
+        block["corpus"],
+    )
+    assert re.fullmatch(r"\d+ pieces, trained on this corpus", block["tokenizer"])
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.load_params(run, 2)))
+    assert re.fullmatch(
+        rf"encoder, 1 layers of width 32, 512 rows of embeddings \(\d+ of them only pad\): {parameters:,} parameters",
+        block["model"],
+    )
+    assert block["step"] == "16 rows of 32 tokens: up to 512 tokens"
+    assert block["devices"] == "8 x cpu, 1 process(es); mesh: data 8"
+    assert said.index("devices") < said.index("compiling")
+
+
+def test_a_longer_run_says_that_it_resumes_and_that_its_rate_rises(
+    run: Path, shaped: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    longer = changed(shaped, train={"steps": 4})
+    checkpoint.check_workdir(run, longer)  # a vocabulary of 0 is that of the run
+    stores = mixture.open_stores(longer, longer.data.store)
+    longer = longer.with_vocabulary(448)
+    start.announce(longer, epath.Path(run), sharding.make_mesh(longer.mesh), loop.plan_members(longer, stores), 2)
+    said = capfd.readouterr().err
+    assert f"{run}, resumed after step 2, to step 4" in said
+    assert "the learning rate goes up at step 2, from 0 to 0.001: its schedule now ends at train.steps=4" in said
+
+
+def test_the_tokenizers_size_is_rounded_up(run: Path) -> None:
+    assert checkpoint.read_config(run).model.vocab_size == 512  # for the tokenizer's 448 or fewer
+    assert Config().with_vocabulary(100).model.vocab_size == 8192
+    whole = dataclasses.replace(Config(), model=ModelConfig(vocab_size=0))
+    assert [whole.with_vocabulary(size).model.vocab_size for size in (1, 128, 129)] == [128, 128, 256]
+    with pytest.raises(InputError, match=r"model\.vocab_size is 8192, but the tokenizer has 9000 pieces"):
+        Config().with_vocabulary(9000)
+
+
+def test_what_only_pads_gets_no_probability_and_no_gradient() -> None:
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    labels, weights = jnp.array([[0, 1, 4], [2, 3, 1]]), jnp.ones((2, 3))
+
+    def loss(logits: jax.Array, vocab_size: int | None) -> jax.Array:
+        return weighted_sums(logits, labels, weights, 0.1, 1e-3, vocab_size)["loss"]
+
+    padded, gradient = jax.value_and_grad(loss)(logits, 5)
+    np.testing.assert_allclose(padded, loss(logits[..., :5], None), rtol=1e-6)
+    assert np.all(np.asarray(gradient)[..., 5:] == 0)
+    wrong = weighted_sums(logits.at[..., 7].set(99.0), labels, weights, vocab_size=5)
+    assert wrong == weighted_sums(logits[..., :5], labels, weights)
+    assert (
+        jax.make_jaxpr(lambda x: loss(x, 8))(logits).pretty_print()
+        == jax.make_jaxpr(lambda x: loss(x, None))(logits).pretty_print()
+    )  # where nothing pads, the program is the one without padding
+
+
+def test_an_export_has_no_rows_that_only_pad(run: Path, tmp_path: Path) -> None:
+    export_workdir(str(run), tmp_path / "hf")
+    pieces = tokenizers.load_tokenizer(str(run)).vocab_size
+    assert json.loads((tmp_path / "hf/config.json").read_text())["vocab_size"] == pieces < 512
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"checkpoint": {"init_from": "runs/nowhere"}}, "checkpoint.init_from=runs/nowhere: .* has no config.json"),
+        ({"checkpoint": {"init_from": "foo://x"}}, "checkpoint.init_from=foo://x: .*unknown scheme"),
+    ],
+)
+def test_weights_that_are_not_there_are_refused_before_any_work(
+    tiny_config: Config,  # noqa: F811
+    tmp_path: Path,
+    sections: dict,
+    message: str,
+) -> None:
+    config = changed(tiny_config, data={"store": ""}, **sections)
+    with pytest.raises(InputError, match=message):
+        loop.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_workdir_is_refused(tiny_config: Config) -> None:  # noqa: F811
+    with pytest.raises(InputError, match="--workdir is empty"):
+        loop.train(tiny_config, "")
+
+
+@pytest.mark.parametrize("source", ["installed-docs", "dates", "docs-questions"])
+def test_a_path_that_the_source_does_not_read_is_refused(source: str) -> None:
+    with pytest.raises(InputError, match=f"data.path is 'book.txt', but data.source={source} reads no files"):
+        DataConfig(source=source, path="book.txt").validate()
+
+
+def test_a_refused_rerun_offers_the_command_that_begins_from_its_weights(run: Path) -> None:
+    config = checkpoint.read_config(run)
+    offer = f"--workdir={run}-2 --config.checkpoint.init_from={run}"
+    with pytest.raises(InputError, match=r"data\.batch_size \(16 -> 8\)") as caught:
+        checkpoint.check_workdir(run, changed(config, data={"batch_size": 8}))
+    assert offer in str(caught.value)
+    with pytest.raises(InputError, match=r"model\.d_ff") as caught:
+        checkpoint.check_workdir(run, changed(config, model={"d_ff": 128}))
+    assert "init_from" not in str(caught.value)  # these weights would not fit
+
+
+def test_only_a_rate_that_rises_is_told() -> None:
+    def run_of(steps: int, schedule: str) -> Config:
+        return dataclasses.replace(
+            changed(Config(), train={"steps": steps}), optim=OptimConfig(schedule=schedule, warmup_steps=10)
+        )
+
+    assert list(start.changed_rate(run_of(100, "linear"), run_of(200, "linear"), 50))
+    assert not list(start.changed_rate(run_of(200, "linear"), run_of(100, "linear"), 50))
+    assert not list(start.changed_rate(run_of(100, "constant"), run_of(200, "constant"), 50))
+
+
+def test_ctrl_c_asks_to_stop_and_a_second_one_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with distributed.stop_signal() as asked:
+        assert not asked(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked(2)
+        assert ended == []
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended == [130]
+    said = capfd.readouterr().err
+    assert "saving after this step; Ctrl-C again ends at once" in said
+    assert "ended without saving" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
