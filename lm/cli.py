@@ -15,6 +15,7 @@ A launch script defines its flags, then passes its `main` to `run`:
 import contextlib
 import dataclasses
 import difflib
+import functools
 import gc
 import importlib.machinery
 import importlib.util
@@ -30,7 +31,7 @@ from typing import IO, AnyStr, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lm.config import EARLY_STOPPING, Config
+from lm.config import EARLY_STOPPING, Config, reference
 from lm.config.paths import expand
 from lm.errors import InputError
 
@@ -42,6 +43,22 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _ACCEPTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+# What users call a setting elsewhere -> our name of it.
+_OTHER_NAMES = {
+    **dict.fromkeys(("lr", "peak_lr", "max_lr"), "optim.learning_rate"),
+    **dict.fromkeys(("max_steps", "num_steps", "train_steps", "epochs", "num_train_epochs"), "train.steps"),
+    **dict.fromkeys(("bs", "train_batch_size", "per_device_train_batch_size"), "data.batch_size"),
+    **dict.fromkeys(("hidden_size", "dim", "width"), "model.d_model"),
+    **dict.fromkeys(("layers", "num_hidden_layers", "depth"), "model.num_layers"),
+    **dict.fromkeys(("heads", "num_attention_heads"), "model.num_heads"),
+    **dict.fromkeys(("max_seq_length", "block_size"), "data.seq_length"),
+    **dict.fromkeys(("warmup", "num_warmup_steps"), "optim.warmup_steps"),
+    **dict.fromkeys(("wd",), "optim.weight_decay"),
+    **dict.fromkeys(("resume_from", "pretrained", "model_name_or_path"), "checkpoint.init_from"),
+    **dict.fromkeys(("corpus", "train_file", "dataset"), "data.path"),
+}
+_CONFIGS = Path(__file__).parents[1] / "configs"
 
 flags.disclaim_key_flags()  # --help lists the config flag with the script's own
 
@@ -57,6 +74,7 @@ def define_config() -> Callable[[], Config]:
     except flags.Error as error:  # ml_collections already reads a --flagfile here, and failed
         _fail(error)
     flags.FLAGS["config"].parser = _ConfigFileParser()
+    flags.DEFINE_bool("help_config", False, "Print every setting of --config with its value and meaning.")
     flags.mark_flag_as_required("config")
 
     def config() -> Config:
@@ -145,8 +163,11 @@ def opened(
         raise InputError(f"--{flag.name} is {flag.value!r}: {error.strerror}; give {kind}.") from error
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
+def run(main: Callable[[], int | None], arguments: str = "") -> NoReturn:
     """Parses the command line, calls `main` and exits with the code that it returns; None means 0.
+
+    Without `arguments` every word must be a flag. With it, `main` gets the other words from `words()`, and `arguments`
+    says what they are.
 
     A wrong flag, or an `InputError` from `main`, gives one line on stderr and exit code 2. Any other exception is a
     fault and gives a traceback and exit code 1.
@@ -156,7 +177,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     gc.set_threshold(100_000, 20, 100)
     try:
-        app.run(lambda _: main(), flags_parser=_parse_flags)
+        app.run(lambda _: main(), flags_parser=functools.partial(_parse_flags, arguments))
     except InputError as error:
         _fail(error)
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
@@ -173,24 +194,53 @@ def _fail(error: Exception) -> NoReturn:
     sys.exit(EXIT_INPUT)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+_words: list[str] = []
+
+
+def words() -> list[str]:
+    """Returns the words of the command line that are no flags."""
+    return _words
+
+
+def _parse_flags(arguments: str, argv: list[str]) -> list[str]:
     """Parses `argv`, and turns each of absl's errors into an `InputError`."""
     flags.FLAGS.set_gnu_getopt()  # also reads flags that follow a stray argument
+    argv = ["--help" if word == "-h" else word for word in argv]
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         raise InputError(_unknown_flag(error.flagname)) from None
     except flags.IllegalFlagValueError as error:
+        _help_config()  # it needs no other flag
         raise InputError(_illegal_value(str(error))) from None
     except (flags.Error, ValueError) as error:
         raise InputError(str(error)) from None
     except SystemExit:  # --help has printed its text
         sys.exit(EXIT_DONE)
-    if rest:
+    _help_config()
+    if rest and not arguments:
         raise InputError(f"unexpected argument {rest[0]!r}; every setting is a flag: --name=value.")
+    if arguments and not rest:
+        raise InputError(f"no argument is given; give {arguments}.")
+    _words[:] = rest
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if flag.present and flag.value == "" and flag.default is None:
+            raise InputError(f"--{name} is empty; give it a value, or leave it out if it is not needed.")
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # app.run would choose INFO, at which libraries log a lot
     return argv[:1]
+
+
+def _help_config() -> None:
+    """Prints the settings of the config and ends, if --help_config asks for it."""
+    if "help_config" in flags.FLAGS and flags.FLAGS["help_config"].value:
+        if not flags.FLAGS["config"].present:
+            raise InputError("--help_config has no config to show; give --config=FILE as well.")
+        config = flags.FLAGS["config"].value
+        assert isinstance(config, Config)
+        print(reference.as_text(config))
+        sys.exit(EXIT_DONE)
 
 
 def _unknown_flag(name: str) -> str:
@@ -198,9 +248,29 @@ def _unknown_flag(name: str) -> str:
         if flags.FLAGS["config"].present:
             return f"--{name} is not accepted; only a true-or-false field has the short form --noconfig.FIELD."
         return f"--{name} has no config to change; give --config=FILE before it."
+    if "config" in flags.FLAGS and (settings := _settings_like(name)):
+        return f"unknown flag --{name}; did you mean {' or '.join(f'--config.{each}' for each in settings)}?"
     near = difflib.get_close_matches(name, list(flags.FLAGS))
     hint = f"did you mean {' or '.join(f'--{match}' for match in near)}?" if near else "--help lists the flags."
     return f"unknown flag --{name}; {hint}"
+
+
+def _settings_like(name: str) -> list[str]:
+    """Returns the settings that have a name, with or without its section, or that are called so elsewhere.
+
+    A flag of the script that is nearly so comes first.
+    """
+    plain = name.removeprefix("no").replace("-", "_") if name.startswith("no") else name.replace("-", "_")
+    known = [each.name for each in reference.settings() if "NAME" not in each.name]
+    exact = [each for each in known if plain in (each, each.rpartition(".")[2])]
+    if exact or plain in _OTHER_NAMES:
+        return exact or [_OTHER_NAMES[plain]]
+    if difflib.get_close_matches(name, list(flags.FLAGS)):
+        return []
+    if "." in plain:
+        return difflib.get_close_matches(plain, known)
+    fields = {each.rpartition(".")[2]: each for each in known}
+    return [fields[each] for each in difflib.get_close_matches(plain, list(fields), cutoff=0.75)]
 
 
 def _illegal_value(message: str) -> str:
@@ -233,9 +303,21 @@ class _ConfigFileParser(flags.ArgumentParser):
         return "config file"
 
 
+def find_config(name: str) -> str:
+    """Returns the file that --config names: a path, or the name of a file of configs/ with or without `.py`."""
+    own = _CONFIGS / f"{name.removesuffix('.py')}.py"
+    if not os.path.isfile(name) and re.fullmatch(r"\w+(\.py)?", name) and own.is_file():
+        return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
+    return name
+
+
 def _load_config(path: str) -> Config:
+    path = find_config(path)
     if not os.path.isfile(path):
         near = difflib.get_close_matches(path, [str(file) for file in Path(path).parent.glob("*.py")])
+        near = near or difflib.get_close_matches(
+            path.removesuffix(".py"), [file.stem for file in _CONFIGS.glob("*.py")]
+        )
         hint = f"did you mean {' or '.join(near)}?" if near else "accepted: a Python file with a get_config()."
         raise InputError(f"--config is {path!r}, which is not a file; {hint}")
     loader = importlib.machinery.SourceFileLoader("config_file", path)
@@ -253,10 +335,34 @@ def _load_config(path: str) -> Config:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         place = f"{path}:{lines[-1]}" if lines else path
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        raise InputError(f"{place}: {kind}{error}") from error
+        raise InputError(f"{place}: {kind}{error}{_nearest_keyword(error)}") from error
     if not isinstance(config, Config):
         raise InputError(f"{path}: get_config() returned {type(config).__name__}; accepted: an lm.config.Config.")
+    if unknown := next(_unknown_attributes(config), None):
+        raise InputError(f"{path}: {unknown}")
     return config
+
+
+def _nearest_keyword(error: Exception) -> str:
+    """Returns a hint for a field that a section does not have, where Python's own message has none."""
+    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'(?!.*Did you mean)", str(error))
+    if not isinstance(error, TypeError) or not match:
+        return ""
+    owners = [Config, *(type(getattr(Config(), field.name)) for field in dataclasses.fields(Config))]
+    fields = [field.name for each in owners if each.__name__ == match[1] for field in dataclasses.fields(each)]
+    near = difflib.get_close_matches(match[2], fields)
+    return f"; nearest: {', '.join(near)}." if near else f"; accepted: {', '.join(fields)}." if fields else ""
+
+
+def _unknown_attributes(config: Config) -> Iterator[str]:
+    """Yields a message for each attribute that a config file has set and no section has: Python lets it pass."""
+    sections = {"": config, **{f"{field.name}.": getattr(config, field.name) for field in dataclasses.fields(config)}}
+    for prefix, section in sections.items():
+        if dataclasses.is_dataclass(section):
+            fields = [field.name for field in dataclasses.fields(section)]
+            for name in vars(section).keys() - fields:
+                near = difflib.get_close_matches(name, fields) or fields
+                yield f"{prefix}{name} is set, but is not a field of the config; nearest: {', '.join(near)}."
 
 
 def _fields(value: object, prefix: str) -> Iterator[str]:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lm import cli
+from lm.config import Config, TrainConfig, reference
+from lm.errors import InputError
+
 SCRIPT = """
 from absl import flags
 from lm import cli, config, errors
@@ -32,6 +36,7 @@ CONFIGS = {
     "other_type": "def get_config():\n    return {}",
     "raises": "def get_config():\n    return open('/no/such/file')",
     "misspelt": "from lm.config import Config\ndef get_config():\n    return Config(sead=1)",
+    "invented": "from lm.config import *\ndef get_config():\n    c = Config()\n    c.train.step = 3\n    return c",
     "refused": "from lm.config import *\ndef get_config():\n    return Config(train=TrainConfig(steps=0))",
 }
 
@@ -89,6 +94,9 @@ def test_overrides_reach_the_config(folder: Path, command: str, steps: int, gate
         ("--workdir=x --config.seed=1 --config=good.py", "Found --config.seed=1 in argv before"),
         ("--workdir=x --config=good.py --config=good.py", "--config is given twice"),
         ("--workdir=wrong --config=good.py", "error: first line; second line\n"),
+        ("--workdir= --config=good.py", "--workdir is empty; give it a value"),
+        ("--workdir=x --config=good.py --steps=3", "unknown flag --steps; did you mean --config.train.steps?"),
+        ("--workdir=x --help_config", "--help_config has no config to show; give --config=FILE as well."),
     ],
 )
 def test_wrong_flags_are_one_line_and_exit_code_2(folder: Path, command: str, message: str) -> None:
@@ -134,6 +142,8 @@ def test_wrong_overrides_are_one_line_and_exit_code_2(folder: Path, override: st
         ("other_type.py", "get_config() returned dict; accepted: an lm.config.Config."),
         ("raises.py", "raises.py:2: FileNotFoundError: "),
         ("misspelt.py", "misspelt.py:3: TypeError: "),
+        ("misspelt.py", "seed"),
+        ("invented.py", "invented.py: train.step is set, but is not a field of the config; nearest: steps"),
         ("refused.py", "refused.py:3: train.steps is 0; it must be at least 1."),
     ],
 )
@@ -153,8 +163,9 @@ def test_exit_codes_of_main(folder: Path) -> None:
     assert fault.stderr.endswith("ValueError: a fault\n")
 
 
-def test_help_lists_the_flags_of_the_script(folder: Path) -> None:
-    done = run(folder, "--help")
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_the_flags_of_the_script(folder: Path, flag: str) -> None:
+    done = run(folder, flag)
     assert done.returncode == 0
     assert "--config: " in done.stdout
     assert "--workdir: " in done.stdout
@@ -163,3 +174,76 @@ def test_help_lists_the_flags_of_the_script(folder: Path) -> None:
 def test_importing_it_does_not_load_jax() -> None:
     code = "import sys, lm.cli; print([name for name in ('jax', 'flax', 'orbax') if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_every_setting_of_a_config_is_shown_with_its_value(folder: Path) -> None:
+    """The script's own required flags are not needed for it."""
+    done = run(folder, "--help_config --config=good.py --config.model.num_layers=3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--config.train.steps=7 (default: 1000)\n    the number of the last step." in done.stdout
+    assert "--config.model.num_layers=3 (default: 4)" in done.stdout
+    assert done.stdout.count("--config.") == len([each for each in reference.settings() if "NAME" not in each.name])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("steps", ["train.steps"]),
+        ("train.steps", ["train.steps"]),
+        ("train.step", ["train.steps"]),
+        ("lr", ["optim.learning_rate"]),
+        ("learning-rate", ["optim.learning_rate"]),
+        ("learning_rte", ["optim.learning_rate"]),
+        ("batch_size", ["data.batch_size"]),
+        ("nogated", ["model.gated"]),
+        ("vocab_size", ["data.vocab_size", "model.vocab_size"]),
+        ("entirely_else", []),
+    ],
+)
+def test_a_setting_without_its_section_is_recognised(name: str, settings: list[str]) -> None:
+    assert cli._settings_like(name)[: len(settings) or 1] == settings
+
+
+def test_other_names_are_names_of_settings() -> None:
+    known = {each.name for each in reference.settings()}
+    assert set(cli._OTHER_NAMES.values()) <= known
+    assert not {name.rpartition(".")[2] for name in known} & cli._OTHER_NAMES.keys()
+
+
+def test_a_config_of_the_project_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(cli.__file__).parents[1]
+    monkeypatch.chdir(root)
+    assert cli.find_config("quickstart") == cli.find_config("quickstart.py") == "configs/quickstart.py"
+    monkeypatch.chdir(tmp_path)
+    assert cli.find_config("quickstart") == str(root / "configs/quickstart.py")
+    (tmp_path / "quickstart.py").touch()
+    assert cli.find_config("quickstart.py") == "quickstart.py"  # a file that is there comes first
+    assert cli.find_config("none") == "none"
+    with pytest.raises(InputError, match="which is not a file; did you mean quickstart"):
+        cli._load_config("quikstart")
+
+
+def test_a_misspelt_field_names_the_nearest() -> None:
+    with pytest.raises(TypeError) as caught:
+        Config(sead=1)  # pyright: ignore[reportCallIssue]
+    assert "seed" in str(caught.value) + cli._nearest_keyword(caught.value)
+    with pytest.raises(TypeError) as caught:
+        TrainConfig(zzz=1)  # pyright: ignore[reportCallIssue]
+    assert "accepted: steps," in str(caught.value) + cli._nearest_keyword(caught.value)
+
+
+def test_a_launchers_help_lists_the_flags_that_launchers_share() -> None:
+    command = [sys.executable, "launch/cluster/slurm.py", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=Path(cli.__file__).parents[1]).stdout
+    assert all(
+        f"--{name}: " in shown or f"--[no]{name}: " in shown for name in ("config", "workdir", "name", "dry_run")
+    )
+
+
+def test_the_guide_lists_every_setting() -> None:
+    """After a change of a setting: python -m lm.config.reference."""
+    guide = (Path(cli.__file__).parents[1] / "configs/README.md").read_text()
+    assert reference.into_guide(guide) == guide
+    assert guide.count("\n| `") > 100
+    for each in reference.settings():
+        assert each.text, each.name

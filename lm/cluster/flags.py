@@ -108,7 +108,7 @@ def config_arguments() -> list[str]:
     overrides = [
         f"--config.{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in changed
     ]
-    return [f"--config={config_flags.get_config_filename(flag)}", *overrides]
+    return [f"--config={cli.find_config(config_flags.get_config_filename(flag))}", *overrides]
 
 
 def take_command() -> list[str]:

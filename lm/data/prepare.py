@@ -81,12 +81,13 @@ def prepare(
         )
     num_workers = num_workers or workers.available_cores()
     with lease.hold(out), workers.executor(num_workers) as executor:
-        shards = corpus.shards(config, executor.map)
+        with workers.announced(f"reading the corpus (data.source={config.source})", progress):
+            shards = corpus.shards(config, executor.map)
         if not any(True for shard in shards for _ in corpus.read(shard)):
             kind = "pair" if config.pairs else "document"
             raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no {kind}.")
         corpora = [shards, *(corpus.shards(other, executor.map) for other in share_tokenizer_with)]
-        tokenizer = _tokenizer(config, out, settings, corpora, tokenizer)
+        tokenizer = _tokenizer(config, out, settings, corpora, tokenizer, progress)
         threshold = round(config.heldout_fraction * _HASHES)
         markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
         while config.heldout_fraction and (other := _other_threshold(markers, threshold, config)) != threshold:
@@ -124,6 +125,7 @@ def _tokenizer(
     settings: Mapping[str, object],
     corpora: list[list[corpus.Shard]],
     given: Tokenizer | None,
+    progress: bool,
 ) -> Tokenizer:
     """Returns the tokenizer of an unfinished run for the same corpora; else the given one, or a new one."""
     digests = [shard.digest() for shards in corpora for shard in shards]
@@ -139,12 +141,19 @@ def _tokenizer(
         tokenizer = tokenizers.load_tokenizer(config.tokenizer)
     else:
         share = -(-config.vocab_size * SAMPLE_CHARACTERS_PER_PIECE // len(corpora))
-        tokenizer = SentencePiece.train(
-            (text for shards in corpora for text in _sample(shards, share)),
-            vocab_size=config.vocab_size,
-            kind=config.tokenizer_kind,
-            split_digits=config.split_digits,
-        )
+        with workers.announced(f"training a tokenizer of {config.vocab_size:,} pieces", progress):
+            tokenizer = SentencePiece.train(
+                (text for shards in corpora for text in _sample(shards, share)),
+                vocab_size=config.vocab_size,
+                kind=config.tokenizer_kind,
+                split_digits=config.split_digits,
+            )
+        if tokenizer.vocab_size < config.vocab_size and progress:
+            print(
+                f"data.vocab_size is {config.vocab_size:,}, but this corpus gives no more than "
+                f"{tokenizer.vocab_size:,} pieces; the tokenizer has these",
+                file=sys.stderr,
+            )
     store.write_key(out, tokenizer.file_name, tokenizer.to_bytes())
     store.write_key(out, _IN_PROGRESS, state)
     return tokenizer

@@ -13,8 +13,10 @@ T5's own models (`spiece.model`) are read too; the 100 sentinels are appended to
 
 import hashlib
 import io
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -29,12 +31,63 @@ SAMPLE_CHARACTERS_PER_PIECE = 1200
 
 SMALLEST = 400  # pieces of a tokenizer to train
 
+_LONGEST = 1 << 14  # bytes of a sentence that the trainer reads
 _CONTROL = ["[CLS]", "[SEP]", "[MASK]", *(f"<extra_id_{k}>" for k in reversed(range(NUM_SENTINELS)))]
 _T5_PIECES = ["<pad>", "</s>", "<unk>"]  # the first pieces of T5's own models
 _MASK = re.compile(r" ?\[MASK\]")
 _PLACEHOLDERS = [
     chr(code) for code in (*range(1, 9), *range(14, 32))
 ]  # spelled by byte pieces: no other piece has them
+
+
+def _cut(texts: list[str]) -> list[str]:
+    """Returns the texts, the long ones in parts if the trainer would lose more than 1% of all text with them."""
+    longest = _LONGEST // 4  # characters, of four bytes at most
+    lost = sum(len(text) for text in texts if len(text) > longest and len(text.encode()) > _LONGEST)
+    if lost <= sum(map(len, texts)) / 100:
+        return texts
+    return [text[start : start + longest] for text in texts for start in range(0, len(text), longest)]
+
+
+def _train(texts: list[str], vocab_size: int, kind: str, split_digits: bool) -> bytes:
+    """Returns a sentencepiece model. It has a piece for `▁`, which begins every text.
+
+    Raises:
+        RuntimeError: the vocabulary has no room for the characters of the texts.
+    """
+    # An option is written into the model, and changes its hash, even if it has the default value.
+    options: dict[str, object] = {"split_digits": True} if split_digits else {}
+    model = _trained(texts, vocab_size, kind, options)
+    if sentencepiece.SentencePieceProcessor(model_proto=model).piece_to_id("▁") == 1:  # [UNK]: it was too rare
+        model = _trained(texts, vocab_size, kind, {**options, "required_chars": "▁"})
+    return model
+
+
+def _trained(texts: list[str], vocab_size: int, kind: str, options: dict[str, object]) -> bytes:
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=buffer,
+        model_type=kind,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        pad_piece="[PAD]",
+        unk_piece="[UNK]",
+        control_symbols=_CONTROL,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        max_sentence_length=_LONGEST,
+        num_threads=16,  # fixed, because the number of threads changes the rounding and so the model
+        minloglevel=3,
+        **options,  # pyright: ignore[reportArgumentType]
+    )
+    return buffer.getvalue()
 
 
 class SentencePiece:
@@ -79,57 +132,36 @@ class SentencePiece:
         """Trains a tokenizer on sentences. The result depends on the texts alone.
 
         Text is neither normalised, which would turn `，` into `,`, nor stripped of whitespace: decoding gives back the
-        text. A small corpus gives fewer pieces than `vocab_size`.
+        text. A small corpus gives fewer pieces than `vocab_size`. Characters get pieces in the order of their
+        frequency; where the vocabulary has no room for them, the rare ones are spelt as bytes.
 
         Args:
-            texts: sentences without line breaks; those over 16 KiB are ignored.
+            texts: sentences without line breaks. Those over 16 KiB are ignored, unless they are a large part.
             vocab_size: pieces wanted, with the 105 special and 256 byte pieces.
             kind: `unigram` or `bpe`.
             split_digits: make every digit a piece of its own.
 
         Raises:
-            InputError: there is too little text, or `texts` raised it.
+            InputError: there is no text, or `texts` raised it.
         """
-        buffer = io.BytesIO()
-        unreadable: list[InputError] = []
-
-        def watched() -> Iterator[str]:  # the trainer turns every error of its iterator into a RuntimeError
-            try:
-                yield from texts
-            except InputError as error:
-                unreadable.append(error)
-                raise
-
-        # An option is written into the model, and changes its hash, even if it has the default value.
-        written_only_if_set = {"split_digits": True} if split_digits else {}
+        texts = _cut(list(texts))
+        if not any(map(str.strip, texts)):
+            raise InputError("no tokenizer can be trained on this corpus: it holds nothing but white space.")
         try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=watched(),
-                model_writer=buffer,
-                model_type=kind,
-                vocab_size=vocab_size,
-                hard_vocab_limit=False,
-                pad_id=0,
-                unk_id=1,
-                bos_id=-1,
-                eos_id=-1,
-                pad_piece="[PAD]",
-                unk_piece="[UNK]",
-                control_symbols=_CONTROL,
-                byte_fallback=True,
-                character_coverage=0.9995,
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                max_sentence_length=1 << 14,
-                num_threads=16,  # fixed, because the number of threads changes the rounding and so the model
-                minloglevel=2,
-                **written_only_if_set,  # pyright: ignore[reportArgumentType]
-            )
-        except RuntimeError as error:
-            if unreadable:
-                raise unreadable[0] from None
-            raise InputError(f"no tokenizer can be trained on this corpus ({error}); give more text.") from error
-        return cls(buffer.getvalue())
+            return cls(_train(texts, vocab_size, kind, split_digits))
+        except RuntimeError:  # the vocabulary has no room for all frequent characters
+            pass
+        by_frequency = [character for character, _ in Counter(itertools.chain.from_iterable(texts)).most_common()]
+        room = vocab_size - len(_CONTROL) - 2 - 256
+        count = min(len(by_frequency), room * 7 // 8)  # the rest is for pieces of several characters
+        while count > 0:
+            rare = re.compile(f"[^{re.escape(''.join(by_frequency[:count]))}]+")
+            parts = [part for text in texts for part in rare.split(text) if part]
+            try:
+                return cls(_train(parts, vocab_size, kind, split_digits))
+            except RuntimeError:
+                count = count * 3 // 4
+        raise InputError(f"data.vocab_size is {vocab_size}, which is too small for this corpus; raise it.")
 
     @property
     def longest(self) -> int | None:

@@ -5,11 +5,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+_ANNOUNCED_AFTER = 0.8  # seconds
 R = TypeVar("R")
 
 
@@ -46,6 +48,19 @@ def executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
         raise RuntimeError("a worker process died, perhaps because memory ran out; run again to continue.") from error
     finally:
         started.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def announced(what: str, enabled: bool = True) -> Iterator[None]:
+    """Says on stderr what is being done, if it takes longer than a second."""
+    timer = threading.Timer(_ANNOUNCED_AFTER, print, [what], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    if enabled:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _start_worker() -> None:
