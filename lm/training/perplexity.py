@@ -27,7 +27,8 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
 
     Args:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
-        input_path: a text or .jsonl file, folder or glob; empty for the held-out split of the run's store.
+        input_path: a text or .jsonl file, folder or glob; a TSV or .jsonl file where the run has pairs. Empty for the
+            held-out split of the run's store.
 
     Returns:
         `step`, `predictions` and the metrics of each loss. The losses are `mlm` and perhaps `nsp`, `seq2seq`, or `lm`.
@@ -85,10 +86,12 @@ def _stores(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_pat
     if not input_path:
         yield mixture.open_stores(config, checkpoint.store_path(config, workdir), tokenizer)
         return
+    json_lines, pairs = input_path.endswith((".jsonl", ".jsonl.gz")), tasks.of_run(config).reads == "pairs"
     data = DataConfig(
-        source="jsonl" if input_path.endswith((".jsonl", ".jsonl.gz")) else "text",
+        source="jsonl" if json_lines else "tsv" if pairs else "text",
         path=input_path,
         field=config.data.field,
+        target_field=(config.data.target_field or "target") if json_lines and pairs else "",
         tokenizer=str(workdir),
         heldout_fraction=0.0,
     )

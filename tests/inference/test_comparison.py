@@ -46,15 +46,29 @@ def test_the_model_is_compared_with_a_copy_and_the_memory(pairs_workdir):
     assert all(example["source"].endswith(f": {example['target']}") for example in found.shown)
 
 
-def test_a_file_has_no_memory(pairs_workdir, tmp_path):
-    (tmp_path / "pairs.jsonl").write_text(json.dumps({"text": "translate to de: 0 + 1", "target": "0 + 1"}) + "\n")
+def test_a_file_has_both_baselines_and_its_bad_lines_are_named(pairs_workdir, tmp_path):
+    """The translation memory is that of the run."""
+    lines = ["translate to de: 0 + 1\t0 + 1", "no tab here", "translate to de: 1 + 1\t1 + 1", "\tno source"]
+    (tmp_path / "own.tsv").write_text("\n".join(lines) + "\n")
+    found = compare(pairs_workdir, "chrf", input_path=str(tmp_path / "own.tsv"))
+    assert found.scores["de"].keys() == {"examples", "model", "copy", "nearest"}
+    assert found.scores["de"]["examples"] == 2
+    assert found.scores["de"]["copy"] == pytest.approx({"chrf": 100})
+    assert len(found.left_out) == 2
+    assert "own.tsv, line 2" in found.left_out[0]
+    assert "own.tsv, line 4" in found.left_out[1]
+
+
+def test_other_kinds_of_pairs_are_compared_with_the_whole_memory(pairs_workdir, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"text": "0 + 1", "target": "0 + 1"}) + "\nnot JSON\n")
     found = compare(pairs_workdir, "exact-match", input_path=str(tmp_path / "pairs.jsonl"))
-    assert found.scores["de"].keys() == {"examples", "model", "copy"}
-    assert found.scores["de"]["copy"]["strict_match"] == 100
+    assert found.scores["all"].keys() == {"examples", "model", "copy", "nearest"}
+    assert found.scores["all"]["copy"]["strict_match"] == 100
+    assert len(found.left_out) == 1
 
 
 def test_what_cannot_be_compared_is_refused(pairs_workdir, tiny_config, tiny_seq2seq, tmp_path):
-    with pytest.raises(InputError, match="metric is 'meteor'; accepted: bleu, rouge, exact-match"):
+    with pytest.raises(InputError, match="metric is 'meteor'; accepted: bleu, chrf, rouge, exact-match"):
         compare(pairs_workdir, "meteor")
     (tmp_path / "empty.tsv").write_text("\n")
     with pytest.raises(InputError, match=r"empty\.tsv holds no pair"):

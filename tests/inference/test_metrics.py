@@ -3,7 +3,7 @@
 import pytest
 import sacrebleu
 
-from lm.inference.metrics import bleu, exact_match, rouge
+from lm.inference.metrics import bleu, chrf, exact_match, rouge
 
 GERMAN = (
     ["Die Datei wurde nicht gefunden.", "Öffne das Fenster, bitte!", "Drei Äpfel liegen auf dem Tisch."],
@@ -24,6 +24,7 @@ def test_bleu_and_chrf_are_sacrebleus(texts, tokenize):
         "chrf": sacrebleu.CHRF().corpus_score(outputs, [targets]).score,
     }
     assert 20 < found["bleu"] < 100
+    assert chrf(outputs, targets) == {"chrf": found["chrf"]}
     assert bleu(targets, targets) == pytest.approx({"bleu": 100, "chrf": 100})
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.training.loss_picture import _smooth
+from lm.training.loss_picture import smooth
 from lm.training.metrics import MetricWriter, read_metrics
 
 
@@ -35,6 +35,6 @@ def test_the_processes_that_do_not_report_write_nothing(tmp_path: Path, capsys: 
 def test_a_smoothed_curve_does_not_lag(count: int):
     """The mean of as many points before as after each keeps a straight line, from its first point to its last."""
     line = np.linspace(9.0, 2.0, count)
-    np.testing.assert_allclose(_smooth(line.tolist()), line, rtol=1e-12)
+    np.testing.assert_allclose(smooth(line), line, rtol=1e-12)
     noise = np.random.default_rng(0).normal(size=400)
-    assert np.std(_smooth(noise.tolist())) < np.std(noise) / 4
+    assert np.std(smooth(noise)) < np.std(noise) / 4

@@ -32,3 +32,27 @@ def test_a_file_holds_its_version_where_it_starts_and_the_scalars(tmp_path: Path
     assert before.hex() == GOLDEN_START
     assert path.read_bytes()[len(before) :].hex() == GOLDEN_SCALARS
     writer.close()
+
+
+def test_tensorboard_opens_the_files_of_a_resumed_run(tmp_path: Path):
+    """The later file replaces the steps of the earlier one from where it starts."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, steps in ((1, (10, 20, 30)), (21, (30, 40))):
+        folder = tmp_path / str(start)  # two processes, so two names; here they would have the same
+        writer = tensorboard.ScalarWriter(folder, start)
+        for step in steps:
+            writer.write(step, {"loss": float(step + start), "eval/mlm_loss": 0.5})
+        writer.close()
+        for number, file in enumerate(sorted(folder.iterdir())):
+            file.rename(tmp_path / f"{file.name}.{start}.{number}")
+        folder.rmdir()
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert sorted(read.Tags()["scalars"]) == ["eval/mlm_loss", "loss"]
+    assert [(each.step, each.value) for each in read.Scalars("loss")] == [
+        (10, 11.0),
+        (20, 21.0),
+        (30, 51.0),
+        (40, 61.0),
+    ]

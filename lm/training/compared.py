@@ -1,0 +1,105 @@
+"""Compares runs: their last metrics side by side, what differs in their configs, and a picture of their losses."""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+
+from lm import checkpoint, storage
+from lm import config as config_lib
+from lm.errors import InputError
+from lm.training import loss_picture
+from lm.training.metrics import read_metrics
+
+Lines = Sequence[Mapping[str, float]]
+
+_OTHERS = ("gradient_norm", "learning_rate", "skipped_steps", "padding_fraction")  # what says little of a result
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Some runs.
+
+    Attributes:
+        names: their working directories.
+        metrics: the lines of each run's metrics.jsonl.
+        settings: setting -> its value in each run, of those that differ.
+    """
+
+    names: Sequence[str]
+    metrics: Sequence[Lines]
+    settings: Mapping[str, Sequence[object]]
+
+
+def read(workdirs: Sequence[str]) -> Runs:
+    """Reads the configs and metrics of runs.
+
+    Raises:
+        InputError: a working directory has no config or no metrics.
+    """
+    configs = [config_lib.leaves(checkpoint.read_config(storage.as_path(path))) for path in workdirs]
+    metrics = [read_metrics(path) for path in workdirs]
+    for path, lines in zip(workdirs, metrics, strict=True):
+        if not lines:
+            raise InputError(f"{path} has no line in metrics.jsonl yet; give runs that have taken some steps.")
+    names = dict.fromkeys(name for config in configs for name in config)
+    rows = {name: [config.get(name) for config in configs] for name in names}
+    differ = {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
+    return Runs(workdirs, metrics, differ)
+
+
+def table(runs: Runs) -> str:
+    """Returns the last value of each metric and the differing settings, a column for each run."""
+    last = [{name: value for line in lines for name, value in line.items()} for lines in runs.metrics]
+    names = sorted({name for values in last for name in values} - {"step", *_OTHERS}, key=_order)
+    rows = [["", *runs.names]]
+    rows += [["step", *(f"{values['step']:,}" for values in last)]]
+    rows += [[name, *(_number(values.get(name)) for values in last)] for name in names]
+    settings = [[name, *map(str, values)] for name, values in runs.settings.items()]
+    rows += [[], ["settings that differ" if settings else "no setting differs"], *settings]
+    widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(len(runs.names) + 1)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows
+    )
+
+
+def _order(name: str) -> tuple[bool, bool, str]:
+    """Returns the place of a metric: losses and accuracies first, speed last, held-out beside training."""
+    result = name.endswith(("loss", "accuracy"))
+    return not result, name == "loss", f"{name.removeprefix('eval/')} {name}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def picture(runs: Runs) -> bytes:
+    """Returns a PNG with one plot for each loss: the curve of each run, and its evaluations as points.
+
+    Raises:
+        InputError: no run has a loss.
+    """
+    from matplotlib.figure import Figure
+
+    names = sorted({name for lines in runs.metrics for line in lines for name in line if loss_picture.is_loss(name)})
+    if not names:
+        raise InputError(f"{', '.join(runs.names)} have no loss in metrics.jsonl; there is nothing to draw.")
+    figure = Figure(figsize=(6.4 * len(names), 4.8), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for number, (run, lines) in enumerate(zip(runs.names, runs.metrics, strict=True)):
+            color = f"C{number % 10}"
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, values, color=color, alpha=0.2, linewidth=1)
+                axis.plot(steps, loss_picture.smooth(values), color=color, label=run)
+            evaluated = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
+            if evaluated:
+                axis.plot(*zip(*evaluated, strict=True), "o", color=color, markersize=4)
+        axis.set(title=loss_picture.title(name), xlabel="step", ylabel="nats per prediction")
+        axis.grid(alpha=0.3)
+        axis.legend(title="lines: training, smoothed; points: held out", title_fontsize="small")
+    written = io.BytesIO()
+    figure.savefig(written, dpi=120)
+    return written.getvalue()

@@ -1,0 +1,45 @@
+"""Runs are compared: their last metrics, what differs in their settings, and one picture."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lm import checkpoint
+from lm.config import Config
+from lm.errors import InputError
+from lm.training import compared
+
+from .conftest import changed
+
+
+def make_run(path: Path, config: Config, losses: list[float]) -> str:
+    lines = [{"step": step, "loss": loss, "mlm_loss": loss} for step, loss in enumerate(losses, 1)]
+    lines[-1] |= {"eval/mlm_loss": losses[-1] + 0.5, "tokens_per_second": 12_345.0}
+    path.mkdir()
+    checkpoint.write_config(path, config)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_runs_are_shown_side_by_side(tmp_path: Path) -> None:
+    slow = make_run(tmp_path / "slow", Config(), [5.0, 4.5])
+    fast = make_run(tmp_path / "fast", changed(Config(), optim={"learning_rate": 0.5}), [5.0, 4.0, 3.25])
+    runs = compared.read([slow, fast])
+    rows = {line.split("  ")[0]: line.split()[-2:] for line in compared.table(runs).splitlines() if line}
+    assert rows["step"] == ["2", "3"]
+    assert rows["mlm_loss"] == ["4.5", "3.25"]
+    assert rows["eval/mlm_loss"] == ["5", "3.75"]
+    assert rows["tokens_per_second"] == ["12,345", "12,345"]
+    assert runs.settings == {"optim.learning_rate": [1e-4, 0.5]}
+    assert rows["optim.learning_rate"] == ["0.0001", "0.5"]
+    assert compared.picture(runs).startswith(b"\x89PNG")
+    assert "no setting differs" in compared.table(compared.read([slow, slow]))
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no config\.json, so it is no working directory"):
+        compared.read([str(tmp_path)])
+    checkpoint.write_config(tmp_path, Config())
+    with pytest.raises(InputError, match=r"has no line in metrics\.jsonl yet"):
+        compared.read([str(tmp_path)])
