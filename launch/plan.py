@@ -15,7 +15,6 @@ ranks the plans. prices.json holds the price of a chip-hour of each kind of TPU:
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
 
 from absl import flags
 
@@ -49,19 +48,19 @@ def main() -> int:
 
     config, prices = _config(), cost.read_prices(_prices.value)
     topologies = [Topology.parse(name) for name in _topology.value]
-    if _search.value:
-        _say(f"searching the layouts of {', '.join(topology.name for topology in topologies)}; compiling takes minutes")
+    names = ", ".join(topology.name for topology in topologies)
+    print(f"compiling for {names} on this machine; a large model takes minutes", file=sys.stderr, flush=True)
     if _serve.value:
         decoding = Decoding(max_length=_max_length.value, num_beams=_num_beams.value)
         length = _length.value or config.data.seq_length
-        answers = [serving.plan(config, each, _batch.value, length, decoding) for each in announced(topologies)]
+        answers = [serving.plan(config, each, _batch.value, length, decoding) for each in topologies]
         print(tables.serving_table(answers))
         found = [dataclasses.asdict(each) for each in answers]
     else:
         if _search.value:
             plans = search.search(config, topologies, _layouts.value, _workers.value, _announce)
         else:
-            plans = [step.plan(config, topology) for topology in announced(topologies)]
+            plans = [step.plan(config, topology) for topology in topologies]
         runs = cost.ranked([cost.whole_run(plan, config.train.steps, prices) for plan in plans], _deadline.value)
         print(tables.table(runs), tables.details(runs[0]), sep="\n\n")
         found = [run.to_dict() for run in runs]
@@ -71,20 +70,9 @@ def main() -> int:
     return cli.EXIT_DONE
 
 
-def announced(topologies: Sequence[Topology]) -> Iterator[Topology]:
-    """Yields each topology after saying that it is compiled for."""
-    for topology in topologies:
-        _say(f"compiling for {topology.name}, on this machine; a large model takes minutes")
-        yield topology
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _announce(plan) -> None:
     what = plan.message or f"compiled in {plan.compile_seconds:.0f} s"
-    _say(f"{plan.topology} {plan.mesh}, remat {plan.remat}, unroll {plan.unroll}: {what}")
+    print(f"{plan.topology} {plan.mesh}, remat {plan.remat}, unroll {plan.unroll}: {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

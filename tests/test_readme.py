@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import re
 import shlex
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lm.config import Config, TaskConfig
+from tests import readme
 from tests.test_imports import ROOMS
 
 ROOT = Path(__file__).parent.parent
@@ -189,15 +192,6 @@ def test_launch_guide_lists_every_script() -> None:
     assert unlisted == ["environment.sh"]  # sourced by the others
 
 
-def test_both_languages_have_the_same_commands() -> None:
-    """But for the sentence that is filled in."""
-    english, chinese = (ROOT / "README.md").read_text().split("## 中文")
-    commands = lambda blocks: [call for block in blocks for piece in code(f"```\n{block}```") for call in calls(piece)]  # noqa: E731
-    found = commands(FENCED.findall(chinese))
-    assert len(found) > 8
-    assert found == commands(FENCED.findall(english)[:2])
-
-
 # ---- The rules themselves -----------------------------------------------------------------------
 
 
@@ -225,3 +219,36 @@ def test_the_flag_rule_can_fail_and_pass() -> None:
     assert unknown_flags(two.replace("--config=a", "--processes=2")) == ["launch/train.py --processes"]
     assert unknown_flags(good.replace("checkpoint", "workdir")) == ["launch/predict.py --workdir"]
     assert unknown_flags("`bash launch/test.sh --gone` `--gone=1`") == ["launch/test.sh --gone", "--gone"]
+
+
+def test_both_languages_have_the_same_commands() -> None:
+    """Requests may be in the language of the section."""
+
+    def commands(section: str) -> list[str]:
+        found = [command for block in readme.blocks(section) for command in block]
+        return [re.sub(r"'[^']*\[MASK\][^']*'", "REQUEST", command) for command in found]
+
+    english, chinese = map(commands, readme.sections().values())
+    assert len(english) > 15
+    assert english == chinese
+
+
+def test_every_command_is_shortened_by_what_it_accepts() -> None:
+    """tests/readme.sh runs these; here their scripts and flags exist."""
+    for section in readme.sections().values():
+        pieces = [readme.shortened(command) for block in readme.blocks(section) for command in block]
+        python = [piece for piece in pieces if not piece.startswith("bash ")]  # those hand all flags on
+        assert unknown_flags("".join(f"```bash\n{piece}\n```\n" for piece in python)) == []
+        assert not [piece for piece in pieces if piece.startswith("tail -f") or "=DIR" in piece]
+
+
+def test_the_launchers_of_the_guide_run_dry() -> None:
+    """The quick commands of tests/readme.sh."""
+    commands = {readme.shortened(each) for block in readme.blocks(readme.sections()["English"]) for each in block}
+    quick = sorted(each for each in commands if readme.QUICK.search(each))
+    assert len(quick) == 3
+    for command in quick:
+        words = [sys.executable, *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr

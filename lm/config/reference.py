@@ -121,7 +121,13 @@ def _accepted(metadata: Mapping[str, object]) -> str:
 
 
 def _kind(setting: Setting) -> str:
-    kind = {"int": "whole number", "float": "number", "bool": "`true` or `false`", "str": "text"}[setting.kind]
+    kind = {
+        "int": "whole number",
+        "float": "number",
+        "bool": "`true` or `false`",
+        "str": "text",
+        "list": "token ids, in a config file",
+    }[setting.kind]
     if setting.accepted.startswith("`"):
         return setting.accepted
     return ", ".join(filter(None, (kind, setting.accepted)))
