@@ -53,7 +53,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("layers", "num_hidden_layers", "depth"), "model.num_layers"),
     **dict.fromkeys(("heads", "num_attention_heads"), "model.num_heads"),
     **dict.fromkeys(("max_seq_length", "block_size"), "data.seq_length"),
-    **dict.fromkeys(("warmup", "num_warmup_steps"), "optim.warmup_steps"),
+    **dict.fromkeys(("num_warmup_steps",), "optim.warmup_steps"),
     **dict.fromkeys(("wd",), "optim.weight_decay"),
     **dict.fromkeys(("resume_from", "pretrained", "model_name_or_path"), "checkpoint.init_from"),
     **dict.fromkeys(("corpus", "train_file", "dataset"), "data.path"),

@@ -79,9 +79,8 @@ def prepare(
             f"data.vocab_size is {config.vocab_size}; to train a tokenizer, give {SMALLEST} or more: for 105 special "
             "tokens, 256 bytes and pieces of the text. Or give a data.tokenizer."
         )
-    num_workers = num_workers or workers.available_cores()
-    with lease.hold(out), workers.executor(num_workers) as executor:
-        with workers.announced(f"reading the corpus (data.source={config.source})", progress):
+    with lease.hold(out), workers.executor(num_workers or workers.available_cores()) as executor:
+        with workers.announced(f"reading the corpus, data.source={config.source}", progress):
             shards = corpus.shards(config, executor.map)
         if not any(True for shard in shards for _ in corpus.read(shard)):
             kind = "pair" if config.pairs else "document"
