@@ -21,6 +21,9 @@ def load(path: str, mesh: "jax.sharding.Mesh | None" = None) -> "Predictor":
     Raises:
         lm.errors.InputError: there is no such checkpoint.
     """
+    from lm.accelerators import skip_absent_tpus
+
+    skip_absent_tpus()
     from lm.inference.load import load
     from lm.inference.predict import Predictor
 

@@ -6,8 +6,11 @@ https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus; for GPUs, NV
 """
 
 import dataclasses
+import importlib.util
 import math
+import os
 import re
+from pathlib import Path
 
 from lm.errors import InputError
 
@@ -145,6 +148,20 @@ def peak_flops(device_kind: str) -> float | None:
     """Returns the bfloat16 peak (FLOP/s) of a device by the name that JAX gives it; None for an unknown device."""
     chips = [*TPUS.values(), *GPUS.values()]
     return next((chip.peak_flops for chip in chips if device_kind in chip.device_kinds), None)
+
+
+def skip_absent_tpus(devices: Path = Path("/dev")) -> None:
+    """Tells JAX to use the CPU where libtpu is installed, say for planning, but there is no accelerator.
+
+    JAX would load libtpu, which prints errors about the TPU that it does not find. Call it before jax is imported.
+
+    Args:
+        devices: the folder of this machine's devices.
+    """
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+        return
+    if not any(any(devices.glob(pattern)) for pattern in ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")):
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 @dataclasses.dataclass(frozen=True)

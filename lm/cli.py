@@ -31,6 +31,7 @@ from typing import IO, AnyStr, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lm.accelerators import skip_absent_tpus
 from lm.config import EARLY_STOPPING, Config, reference
 from lm.config.paths import expand
 from lm.errors import InputError
@@ -176,6 +177,7 @@ def run(main: Callable[[], int | None], arguments: str = "") -> NoReturn:
     cycles hundreds of times; looking rarely starts quickstart's run with a tenth less CPU time.
     """
     gc.set_threshold(100_000, 20, 100)
+    skip_absent_tpus()
     try:
         app.run(lambda _: main(), flags_parser=functools.partial(_parse_flags, arguments))
     except InputError as error:

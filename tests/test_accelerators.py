@@ -1,8 +1,11 @@
 """The table of accelerators, and the names of TPU slices that the planner and the launchers share."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from lm.accelerators import GPUS, TPUS, Topology, peak_flops
+from lm.accelerators import GPUS, TPUS, Topology, peak_flops, skip_absent_tpus
 from lm.errors import InputError
 
 
@@ -64,3 +67,17 @@ def test_the_peak_is_that_of_a_device():
 def test_no_two_chips_share_a_device_kind():
     kinds = [kind for chip in [*TPUS.values(), *GPUS.values()] for kind in chip.device_kinds]
     assert len(kinds) == len(set(kinds))
+
+
+@pytest.mark.parametrize(("device", "platforms"), [("null", "cpu"), ("accel0", None), ("nvidia0", None)])
+def test_a_tpu_that_is_not_here_is_not_looked_for(
+    device: str, platforms: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """libtpu is installed here, for the tests of plans."""
+    monkeypatch.delenv("JAX_PLATFORMS")
+    (tmp_path / device).touch()
+    skip_absent_tpus(tmp_path)
+    assert os.environ.get("JAX_PLATFORMS") == platforms
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    skip_absent_tpus(tmp_path)
+    assert os.environ["JAX_PLATFORMS"] == "tpu"

@@ -22,7 +22,7 @@ ROOMS = {
     "errors": set(),
     "config": {"errors"},
     "families": {"config", "errors"},
-    "cli": {"config", "errors"},
+    "cli": {"accelerators", "config", "errors"},
     "accelerators": {"errors"},
     "flops": {"config"},
     "cluster": {"accelerators", "config", "cli", "errors", "storage"},

@@ -82,14 +82,15 @@ def test_one_that_does_not_answer_is_killed() -> None:
     assert done.returncode == 4
 
 
-def test_sigterm_goes_to_all() -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_notice_goes_to_all_as_sigterm(sent: signal.Signals) -> None:
     command = [*LOCAL, "--processes=3", "--", sys.executable, "-c", LEAVE, "wait", "wait", "wait"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     alarm = threading.Timer(60, process.kill)
     alarm.start()
     assert process.stdout is not None
     assert {process.stdout.readline() for _ in range(3)} == {"[0] waiting\n", "[1] waiting\n", "[2] waiting\n"}
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(sent)
     assert process.wait() == 75
     alarm.cancel()
     process.stdout.close()
