@@ -45,20 +45,6 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _ACCEPTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
-# What users call a setting elsewhere -> our name of it.
-_OTHER_NAMES = {
-    **dict.fromkeys(("lr", "peak_lr", "max_lr"), "optim.learning_rate"),
-    **dict.fromkeys(("max_steps", "num_steps", "train_steps", "epochs", "num_train_epochs"), "train.steps"),
-    **dict.fromkeys(("bs", "train_batch_size", "per_device_train_batch_size"), "data.batch_size"),
-    **dict.fromkeys(("hidden_size", "dim", "width"), "model.d_model"),
-    **dict.fromkeys(("layers", "num_hidden_layers", "depth"), "model.num_layers"),
-    **dict.fromkeys(("heads", "num_attention_heads"), "model.num_heads"),
-    **dict.fromkeys(("max_seq_length", "block_size"), "data.seq_length"),
-    **dict.fromkeys(("num_warmup_steps",), "optim.warmup_steps"),
-    **dict.fromkeys(("wd",), "optim.weight_decay"),
-    **dict.fromkeys(("resume_from", "pretrained", "model_name_or_path"), "checkpoint.init_from"),
-    **dict.fromkeys(("corpus", "train_file", "dataset"), "data.path"),
-}
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 flags.disclaim_key_flags()  # --help lists the config flag with the script's own
@@ -185,10 +171,21 @@ def run(main: Callable[[], int | None], arguments: str = "") -> NoReturn:
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_BROKEN_PIPE)
+    except OSError as error:
+        if not _lies_in_a_flag(str(error.filename or "")):
+            raise
+        _fail(InputError(f"{error.filename!r} cannot be used: {error.strerror}; give another path."))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_DONE)
+
+
+def _lies_in_a_flag(path: str) -> bool:
+    """Returns whether a path is one that a flag names, or lies below it: then the flag is wrong, not the program."""
+    values = [flags.FLAGS[name].value for name in flags.FLAGS if flags.FLAGS[name].present]
+    given = [os.path.abspath(value) for value in values if isinstance(value, str) and value]
+    return bool(path) and any(f"{os.path.abspath(path)}/".startswith(f"{each}/") for each in given)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -250,29 +247,11 @@ def _unknown_flag(name: str) -> str:
         if flags.FLAGS["config"].present:
             return f"--{name} is not accepted; only a true-or-false field has the short form --noconfig.FIELD."
         return f"--{name} has no config to change; give --config=FILE before it."
-    if "config" in flags.FLAGS and (settings := _settings_like(name)):
+    if "config" in flags.FLAGS and (settings := reference.called(name, flags.FLAGS)):
         return f"unknown flag --{name}; did you mean {' or '.join(f'--config.{each}' for each in settings)}?"
     near = difflib.get_close_matches(name, list(flags.FLAGS))
     hint = f"did you mean {' or '.join(f'--{match}' for match in near)}?" if near else "--help lists the flags."
     return f"unknown flag --{name}; {hint}"
-
-
-def _settings_like(name: str) -> list[str]:
-    """Returns the settings that have a name, with or without its section, or that are called so elsewhere.
-
-    A flag of the script that is nearly so comes first.
-    """
-    plain = name.removeprefix("no").replace("-", "_") if name.startswith("no") else name.replace("-", "_")
-    known = [each.name for each in reference.settings() if "NAME" not in each.name]
-    exact = [each for each in known if plain in (each, each.rpartition(".")[2])]
-    if exact or plain in _OTHER_NAMES:
-        return exact or [_OTHER_NAMES[plain]]
-    if difflib.get_close_matches(name, list(flags.FLAGS)):
-        return []
-    if "." in plain:
-        return difflib.get_close_matches(plain, known)
-    fields = {each.rpartition(".")[2]: each for each in known}
-    return [fields[each] for each in difflib.get_close_matches(plain, list(fields), cutoff=0.75)]
 
 
 def _illegal_value(message: str) -> str:

@@ -21,6 +21,8 @@ _port = flags.DEFINE_integer("port", 80, "Where to listen.", lower_bound=1)
 def main():
     match _workdir.value:
         case "print": print(config.to_json(_config()), end="")
+        case "/proc/x/y": open(_workdir.value + "/file", "w")
+        case "elsewhere": open("/proc/none/file", "w")
         case "wrong": raise errors.InputError("first line;\\nsecond line")
         case "preempted": return cli.EXIT_PREEMPTED
         case "interrupted": raise KeyboardInterrupt
@@ -94,6 +96,7 @@ def test_overrides_reach_the_config(folder: Path, command: str, steps: int, gate
         ("--workdir=x --config.seed=1 --config=good.py", "Found --config.seed=1 in argv before"),
         ("--workdir=x --config=good.py --config=good.py", "--config is given twice"),
         ("--workdir=wrong --config=good.py", "error: first line; second line\n"),
+        ("--workdir=/proc/x/y --config=good.py", "'/proc/x/y/file' cannot be used: No such file or directory; give"),
         ("--workdir= --config=good.py", "--workdir is empty; give it a value"),
         ("--workdir=x --config=good.py --steps=3", "unknown flag --steps; did you mean --config.train.steps?"),
         ("--workdir=x --help_config", "--help_config has no config to show; give --config=FILE as well."),
@@ -161,6 +164,7 @@ def test_exit_codes_of_main(folder: Path) -> None:
     assert fault.returncode == 1
     assert fault.stderr.startswith("Traceback")
     assert fault.stderr.endswith("ValueError: a fault\n")
+    assert run(folder, "--workdir=elsewhere --config=good.py").returncode == 1  # no flag names that file
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -201,13 +205,13 @@ def test_every_setting_of_a_config_is_shown_with_its_value(folder: Path) -> None
     ],
 )
 def test_a_setting_without_its_section_is_recognised(name: str, settings: list[str]) -> None:
-    assert cli._settings_like(name)[: len(settings) or 1] == settings
+    assert reference.called(name)[: len(settings) or 1] == settings
 
 
 def test_other_names_are_names_of_settings() -> None:
     known = {each.name for each in reference.settings()}
-    assert set(cli._OTHER_NAMES.values()) <= known
-    assert not {name.rpartition(".")[2] for name in known} & cli._OTHER_NAMES.keys()
+    assert set(reference._OTHER_NAMES.values()) <= known
+    assert not {name.rpartition(".")[2] for name in known} & reference._OTHER_NAMES.keys()
 
 
 def test_a_config_of_the_project_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

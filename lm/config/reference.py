@@ -4,15 +4,30 @@
 """
 
 import dataclasses
+import difflib
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from lm.config.bounds import Section
 from lm.config.mixture import TaskConfig
 from lm.config.run import Config
 
+# What users call a setting elsewhere -> our name of it.
+_OTHER_NAMES = {
+    **dict.fromkeys(("lr", "peak_lr", "max_lr"), "optim.learning_rate"),
+    **dict.fromkeys(("max_steps", "num_steps", "train_steps", "epochs", "num_train_epochs"), "train.steps"),
+    **dict.fromkeys(("bs", "train_batch_size", "per_device_train_batch_size"), "data.batch_size"),
+    **dict.fromkeys(("hidden_size", "dim", "width"), "model.d_model"),
+    **dict.fromkeys(("layers", "num_hidden_layers", "depth"), "model.num_layers"),
+    **dict.fromkeys(("heads", "num_attention_heads"), "model.num_heads"),
+    **dict.fromkeys(("max_seq_length", "block_size"), "data.seq_length"),
+    **dict.fromkeys(("num_warmup_steps",), "optim.warmup_steps"),
+    **dict.fromkeys(("wd",), "optim.weight_decay"),
+    **dict.fromkeys(("resume_from", "pretrained", "model_name_or_path"), "checkpoint.init_from"),
+    **dict.fromkeys(("corpus", "train_file", "dataset"), "data.path"),
+}
 _BEGIN = "<!-- python -m lm.config.reference writes what follows -->"
 _END = "<!-- end of the settings -->"
 
@@ -45,6 +60,28 @@ def settings() -> Iterator[Setting]:
         else:
             yield _setting(field.name, field, section, "decides initial weights, order of the data, masking, dropout.")
     yield from _section("mixture.tasks.NAME", TaskConfig())
+
+
+def called(name: str, flags: Collection[str] = ()) -> list[str]:
+    """Returns the settings that have a name, with or without its section, or that are called so elsewhere.
+
+    Args:
+        name: what a user wrote: `steps`, `train.steps`, `lr`.
+        flags: a name that is nearly one of these means it, and no setting.
+    """
+    plain = name.replace("-", "_")
+    known = [each.name for each in settings() if "NAME" not in each.name]
+    exact = [each for each in known if plain in (each, each.rpartition(".")[2])]
+    if exact or plain in _OTHER_NAMES:
+        return exact or [_OTHER_NAMES[plain]]
+    if plain.startswith("no") and (negated := called(plain[2:], flags)):
+        return negated
+    if difflib.get_close_matches(name, list(flags)):
+        return []
+    if "." in plain:
+        return difflib.get_close_matches(plain, known)
+    fields = {each.rpartition(".")[2]: each for each in known}
+    return [fields[each] for each in difflib.get_close_matches(plain, list(fields), cutoff=0.75)]
 
 
 def as_markdown() -> str:

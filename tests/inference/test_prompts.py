@@ -204,6 +204,8 @@ def test_a_written_text_ends_at_its_end_and_names_its_sentinels(pairs_config, to
     answer = prompt.answer(row, (tokens_NT, np.array([-0.5, -1.0])))
     assert answer == best | {"candidates": [best, {"text": "tree", "score": -1.0}]}
     assert prompt.answer(row, (tokens_NT[:1], np.array([-0.5]))) == best
+    cut = prompt.answer(row, (np.full((1, 20), tree[0]), np.array([-2.0])))  # max_length came before its end
+    assert cut["cut"] is True
 
 
 def test_the_default_length_is_one_that_the_model_can_write(tiny_seq2seq, tokenizer):
