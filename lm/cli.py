@@ -247,7 +247,7 @@ def _unknown_flag(name: str) -> str:
         if flags.FLAGS["config"].present:
             return f"--{name} is not accepted; only a true-or-false field has the short form --noconfig.FIELD."
         return f"--{name} has no config to change; give --config=FILE before it."
-    if "config" in flags.FLAGS and (settings := reference.called(name, flags.FLAGS)):
+    if "config" in flags.FLAGS and (settings := reference.called(name, list(flags.FLAGS))):
         return f"unknown flag --{name}; did you mean {' or '.join(f'--config.{each}' for each in settings)}?"
     near = difflib.get_close_matches(name, list(flags.FLAGS))
     hint = f"did you mean {' or '.join(f'--{match}' for match in near)}?" if near else "--help lists the flags."
