@@ -59,12 +59,14 @@ def numbers(answer: Any) -> list[float]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 1.3, "seed": 4}, {"num_beams": 2, "length_penalty": 0.5}, {"min_length": 20}],
+    [{}, {"temperature": 1.3, "seed": 4}, {"num_beams": 2, "length_penalty": 0.5}, {"min_length": 24, "num_beams": 2}],
     ids=str,
 )
 def test_writing_tasks_answer_as_the_library(running: Running, models, options):
-    inputs, most = texts(2, 5), {"max_length": 24}
+    inputs, most, written = texts(2, 5), {"max_length": 24}, running.service.metrics.written_tokens._value
+    before = written.get()
     ours = running.post("/tasks/generate", {"inputs": inputs, **options, **most})["answers"]
+    assert 0 < written.get() - before <= len(inputs) * 24
     theirs = models["writer"].generate(inputs, **options, **most)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["text"] == other["text"]
