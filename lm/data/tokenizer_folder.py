@@ -87,6 +87,7 @@ def read(
         if class_name in piece_tokenizer.CLASSES:
             return piece_tokenizer.read(settings, class_name, rows)
         tokenizer, roles = _build(settings, class_name)
+        _frame_by_config(tokenizer, folder, config)
         tokenizer.encode_special_tokens = settings.flag("split_special_tokens", False)
         tokenizer.encode(_PROBE)
         about = Imported(
@@ -313,6 +314,26 @@ def _special(tokenizer: Tokenizer, settings: Settings, roles: Roles, config: Map
         found += [i for each in SPECIAL_NAMES[field] if (i := tokenizer.token_to_id(each)) is not None]
         special[field] = found[0] if found else -1
     return special
+
+
+def _frame_by_config(tokenizer: Tokenizer, folder: Path, config: Mapping[str, object]) -> None:
+    """Puts [CLS] and [SEP] around a text where no file of the tokenizer says what stands there, but config.json does.
+
+    `AutoTokenizer` puts nothing there. A model whose config.json has a cls_token_id was trained with the token.
+    """
+    says = (folder / CONFIG).exists() or (folder / ROLES_MAP).exists()
+    if says or tokenizer.num_special_tokens_to_add(is_pair=False):
+        return
+    ids = [config.get("cls_token_id"), config.get("sep_token_id")]
+    found = [_id_of_config(tokenizer, config, role) for role in ("cls_token", "sep_token")]
+    if ids != found or None in found:
+        return
+    cls, sep = (str(tokenizer.id_to_token(index)) for index in found if index is not None)
+    untyped(tokenizer).post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=untyped(list(zip((cls, sep), found, strict=True))),
+    )
 
 
 def _id_of_config(tokenizer: Tokenizer, config: Mapping[str, object], role: str) -> int | None:

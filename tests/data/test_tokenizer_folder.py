@@ -243,3 +243,13 @@ def test_masking_draws_no_token_without_a_piece_or_a_row(folder: Path):
     none = tokenizer_folder.read(folder, rows=4)
     with pytest.raises(InputError, match=r"mask token has the id 4, but .* 4 rows; objective.name=mlm needs it"):
         create_row_format(DataConfig(), ObjectiveConfig(), none.special)
+
+
+def test_config_json_says_what_stands_around_a_text_where_no_file_of_the_tokenizer_does(folder: Path, fast: dict):
+    write(folder, {FAST: {**fast, "post_processor": None}})
+    ids = {"cls_token_id": 2, "sep_token_id": 3}
+    assert tokenizer_folder.read(folder, config=ids).frame(2).ids == ((2,), (3,), (3,))
+    assert tokenizer_folder.read(folder, config={"cls_token_id": 2}).frame(1).ids == ((), ())
+    assert tokenizer_folder.read(folder, config={**ids, "sep_token_id": 99}).frame(1).ids == ((), ())
+    write(folder, {FAST: {**fast, "post_processor": None}, CONFIG: {}})
+    assert tokenizer_folder.read(folder, config=ids).frame(1).ids == ((), ())
