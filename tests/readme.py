@@ -20,6 +20,8 @@ _BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _TINY = "--config.model.num_layers=1 --config.train.steps=2 --config.train.eval_batches=1 --config.checkpoint.keep=1"
 _OWN = f"{_TINY} --config.data.vocab_size=600 --config.data.batch_size=8 --config.data.seq_length=64"
 _TEXT = "--config.data.source=text --config.data.path='corpus/*.txt'"
+_PORT = 8731
+_READY = f"for _ in $(seq 120); do curl -sf localhost:{_PORT}/ready >/dev/null && break; sleep 1; done"
 _POD = "--config.model.num_layers=2 --config.model.d_model=512 --config.model.num_heads=8 --config.model.d_ff=1024"
 
 # Pattern -> replacement, in order. A command that runs several scripts may match several times.
@@ -35,6 +37,8 @@ SHORTENED = [
     (r"^(python launch/plan\.py.*)", f"\\1 {_POD} --config.data.seq_length=128 --config.data.target_length=64"),
     (r"(plan\.py.*--search)", r"\1 --layouts=1"),
     (r"^tail -f ", "head -n 3 "),
+    (r"^(python launch/serve\.py .*)--port=8000", rf"\1--port={_PORT} & trap 'kill %1' EXIT; {_READY}"),
+    (r"localhost:8000", f"localhost:{_PORT}"),
     (r"--from_huggingface=DIR", "--from_huggingface=mine-hf"),
     (r"^docker build .*", r"if command -v docker >/dev/null; then \g<0>; else echo 'no docker here: not built'; fi"),
 ]
