@@ -5,11 +5,9 @@ It prints the last metrics of the runs side by side and the settings in which th
 
 import sys
 
-from absl import flags
-
 from lm import cli
 
-_output = flags.DEFINE_string("output", "compare.png", "File for the picture of the losses.")
+_output = cli.define_path("output", "compare.png", "File for the picture of the losses.")
 
 
 def main() -> None:

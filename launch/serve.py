@@ -14,12 +14,12 @@ from lm.serving.settings import Settings, named_models, read_keys
 
 _D = Settings()
 _checkpoint = flags.DEFINE_string(
-    "checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N, or several models: NAME=PATH,NAME=PATH.", required=True
+    "checkpoint", None, "PATH of a run or its checkpoints/N; several models: NAME=PATH,NAME=PATH.", required=True
 )
 _host = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for every network.")
 _port = flags.DEFINE_integer("port", 8000, "Port; 0 is any free one.", lower_bound=0, upper_bound=65535)
-_keys_file = flags.DEFINE_string("api_keys_file", "", "File with an API key a line; or set LM_API_KEYS, with commas.")
-_cache = flags.DEFINE_string("compilation_cache", "", "Folder for compiled programs, so that a restart is faster.")
+_keys_file = cli.define_path("api_keys_file", "", "File with an API key a line; or set LM_API_KEYS, with commas.")
+_cache = cli.define_path("compilation_cache", "", "Folder for compiled programs, so that a restart is faster.")
 _log = flags.DEFINE_bool("log_requests", False, "Log a line for each request, without its text.")
 _SETTINGS = {
     "tasks": flags.DEFINE_list("tasks", list(_D.tasks), "Tasks to serve; default: all that the model can do."),

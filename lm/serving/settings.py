@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lm.config.paths import expand
 from lm.errors import InputError
 
 # Fields of `lm.inference.options.Extras` that a server can be started with.
@@ -74,10 +75,11 @@ class Settings:
 def named_models(checkpoints: str) -> list[tuple[str, str]]:
     """Returns the name and path of each model of `PATH`, or of `NAME=PATH,NAME=PATH`.
 
-    A model without a name is called by the last part of its path that is no step.
+    A model without a name is called by the last part of its path that is no step. `~` and environment variables in
+    paths are replaced.
 
     Raises:
-        InputError: a name or a path is missing, or two models have one name.
+        InputError: a name or a path is missing or unknown, or two models have one name.
     """
     found: dict[str, str] = {}
     for part in checkpoints.split(","):
@@ -87,6 +89,7 @@ def named_models(checkpoints: str) -> list[tuple[str, str]]:
             name = path.rstrip("/").partition("/checkpoints/")[0].rpartition("/")[2]
         if not name or not path:
             raise InputError(f"--checkpoint has {part!r}; accepted: PATH, or NAME=PATH,NAME=PATH.")
+        path = expand(path)
         if name in found:
             raise InputError(f"--checkpoint has two models named {name!r}; name them apart: NAME=PATH,NAME=PATH.")
         found[name] = path

@@ -80,7 +80,7 @@ def workdirs(tiny_config: Config, tiny_seq2seq: Config, tmp_path_factory: pytest
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # modules of others clear the caches, and the server would compile again
 def running(workdirs: dict[str, str]) -> Iterator[Running]:
     service = make_service([Served(name, path, SETTINGS) for name, path in workdirs.items()], SETTINGS)
     service.engine.start()
