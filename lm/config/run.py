@@ -45,6 +45,7 @@ class Config:
             InputError: naming the field, its value and what is accepted.
         """
         check("", self)
+        _check_text_of_mixture(self)
         for field in dataclasses.fields(self):
             if field.name != "seed":
                 getattr(self, field.name).validate()
@@ -124,13 +125,17 @@ def _check_text(asks: str, objective: str, gives: str, data: DataConfig) -> None
         )
 
 
-def _check_tasks(config: Config) -> None:
+def _check_text_of_mixture(config: Config) -> None:
+    """Refuses a text of the run itself where each task has its own."""
     for name in ("path", "target_field", "languages"):
-        if value := getattr(config.data, name):
+        if config.mixture.tasks and (value := getattr(config.data, name)):
             raise InputError(
                 f"data.{name} is {value!r}, but the run is a mixture; give it to a task, as "
                 f"mixture.tasks.NAME.{name}, and leave this one empty."
             )
+
+
+def _check_tasks(config: Config) -> None:
     for name, task in config.mixture.tasks.items():
         _check_task(config, name, task)
 
