@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from lm.data.sentence_encoder import POOLINGS, SIMILARITIES, Dense, Normalize, SentenceEncoder
 from lm.errors import InputError
+from lm.huggingface.tensors import FLOATS, open_tensors, read_json
 
 MODULES_FILE = "modules.json"
 _SETTINGS_FILE = "config_sentence_transformers.json"
@@ -159,7 +159,7 @@ def described(encoder: SentenceEncoder) -> str:
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """Returns the kind and the path of each module."""
-    entries = _json(folder / MODULES_FILE)
+    entries = read_json(folder, MODULES_FILE)
     if not isinstance(entries, list) or not all(
         isinstance(entry, Mapping) and isinstance(entry.get("type"), str) and isinstance(entry.get("path"), str)
         for entry in entries
@@ -197,13 +197,11 @@ def _read_dense(folder: Path) -> Dense:
     for key in ("module_input_name", "module_output_name"):
         if settings.get(key) not in (None, "sentence_embedding"):
             raise InputError(f"{place} has {key} {settings[key]!r}; accepted: 'sentence_embedding'.")
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise InputError(f"{folder.name} has no model.safetensors; save the model again with sentence-transformers.")
     try:
-        tensors = {key: array.astype(np.float32) for key, array in load_file(file).items()}
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{folder.name}/{file.name} cannot be read as safetensors: {error}.") from None
+        opened = open_tensors(folder)
+        tensors = {key: tensor.read().astype(np.float32) for key, tensor in opened.items() if tensor.kind in FLOATS}
+    except InputError as error:
+        raise InputError(f"{folder.name}: {error}") from None
     shape = (settings.get("out_features"), settings.get("in_features"))
     residual = bool(settings.get("use_residual"))
     wanted = {"linear.weight": shape}
@@ -261,19 +259,10 @@ def _max_length(folder: Path, given: object, longest: int | None) -> int | None:
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:
-    content = _json(folder / name)
+    content = read_json(folder, name)
     if not isinstance(content, dict):
         raise InputError(f"{name} holds {type(content).__name__}; accepted: a JSON object.")
     return content
-
-
-def _json(path: Path) -> Any:  # whatever JSON holds
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.name} does not exist in {path.parent.name}; give the whole folder.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} cannot be read as JSON: {error}.") from None
 
 
 def _write(path: Path, content: object) -> None:

@@ -114,6 +114,13 @@ def test_special_tokens_keep_their_case():
     assert lowered("The [MASK] ÄΣ [SEP]X", ["[SEP]", "[MASK]"]) == "the [MASK] äσ [SEP]x"
 
 
+def test_a_dense_layer_without_weights_is_refused(tmp_path):
+    dense = {"in_features": 4, "out_features": 2}
+    write(tmp_path, {"modules.json": modules("Dense"), "1_Pooling/config.json": {}, "2_Dense/config.json": dense})
+    with pytest.raises(InputError, match="2_Dense: there is no file with weights; accepted: model"):
+        read_sentence_encoder(tmp_path, 64)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
