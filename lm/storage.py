@@ -216,9 +216,12 @@ def reach(path: epath.PathLike) -> None:
     """Waits until the store of a path has answered once. A local path is no store.
 
     Raises:
-        InputError: it does not answer within a minute, or refuses.
+        InputError: it does not answer within a minute, or refuses, or the path names no bucket.
     """
-    if is_remote(path) and _address(str(path)) not in _answered:
+    if not is_remote(path):
+        return
+    kvstore(str(path))  # refuses what is no bucket, whether its store has answered or not
+    if _address(str(path)) not in _answered:
         read_keys(str(path), ["config.json"])
 
 

@@ -16,8 +16,12 @@ FIRST_ORDINARY = 5
 class Vocabulary:
     """What the objective asks of a tokenizer: the ids of padding and of the end, which differ between families."""
 
-    def __init__(self, pad: int, end: int):
+    def __init__(self, pad: int, end: int, size: int):
         self.special = SpecialIds(pad=pad, sep=end)
+        self._size = size
+
+    def starts_word(self) -> np.ndarray:
+        return np.ones(self._size, bool)
 
 
 def make_config(model: ModelConfig, *, rows: int, length: int, target_length: int, max_segments: int) -> Config:
@@ -32,7 +36,7 @@ def make_config(model: ModelConfig, *, rows: int, length: int, target_length: in
 
 
 def make_objective(config: Config, special: SpecialIds) -> Seq2SeqLM:
-    vocabulary: Any = Vocabulary(special.pad, special.sep)
+    vocabulary: Any = Vocabulary(special.pad, special.sep, config.model.vocab_size)
     return Seq2SeqLM.create(config, vocabulary)
 
 

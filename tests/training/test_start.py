@@ -168,6 +168,7 @@ def test_ctrl_c_asks_to_stop_and_a_second_one_ends_at_once(
 ) -> None:
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with distributed.stop_signal() as asked:
         assert not asked(1)
         os.kill(os.getpid(), signal.SIGINT)
@@ -178,4 +179,4 @@ def test_ctrl_c_asks_to_stop_and_a_second_one_ends_at_once(
     said = capfd.readouterr().err
     assert "saving after this step; Ctrl-C again ends at once" in said
     assert "ended without saving" in said
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, inherited) is signal.default_int_handler
