@@ -40,7 +40,7 @@ SHORTENED = [
     (r"^(python launch/serve\.py .*)--port=8000", rf"\1--port={_PORT} & trap 'kill %1' EXIT; {_READY}"),
     (r"localhost:8000", f"localhost:{_PORT}"),
     (r"--from_huggingface=DIR", "--from_huggingface=mine-hf"),
-    (r"^docker build .*", r"if command -v docker >/dev/null; then \g<0>; else echo 'no docker here: not built'; fi"),
+    (r"^docker build .*", r"if docker info >/dev/null 2>&1; then \g<0>; else echo 'no docker here: not built'; fi"),
 ]
 QUICK = re.compile(r"launch/cluster/(gke|slurm|tpu_vm)\.py")
 
