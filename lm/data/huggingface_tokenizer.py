@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.data import words
+from lm.data import imported_ids, words
 from lm.data.frame import Frame
 from lm.data.special_ids import SPECIAL_NAMES, SpecialIds, require
 from lm.errors import InputError
@@ -94,13 +94,16 @@ class HuggingFace:
         return self.about.cuts_left
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self._arrays(list(texts))
+        try:
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"the tokenizer cannot read a text: {error}.") from None
+        for encoding in encodings:
+            imported_ids.check_rows(encoding.ids, self.rows, self.pieces)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_with_masks(self, text: str) -> np.ndarray:
-        if "[MASK]" in text:
-            require(self.special, "mask", use="a text with [MASK]")
-            text = text.replace("[MASK]", self.id_to_piece(self.special.mask))
-        return self._arrays([text])[0]
+        return self.encode([imported_ids.with_mask_token(text, self.special, self.pieces)])[0]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         text = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -118,10 +121,7 @@ class HuggingFace:
     @functools.cached_property
     def pieces(self) -> list[str]:
         """The piece of each id; "" for an id without one."""
-        pieces = [""] * self.vocab_size
-        for piece, index in self._ids.items():
-            pieces[index] = piece
-        return pieces
+        return imported_ids.pieces_by_id(self._ids, self.vocab_size)
 
     def starts_word(self) -> np.ndarray:
         byte_ids = [self._ids.get(f"<0x{byte:02X}>", -1) for byte in range(256)]
@@ -158,7 +158,7 @@ class HuggingFace:
                 tuple(tuple(framed.type_ids[run]) for run in runs),
                 tuple(framed.type_ids[place[0]] for place in places),
             )
-            self._check([index for run in found.ids for index in run])
+            imported_ids.check_rows([index for run in found.ids for index in run], self.rows, self.pieces)
             if found.around([plain] * texts)[0].tolist() == framed.ids:
                 return found
         raise InputError("the tokenizer's post-processor leaves out or moves the text, which is not supported.")
@@ -187,25 +187,8 @@ class HuggingFace:
         first, count = self.special.first_sentinel, self.special.num_sentinels
         named = {getattr(self.special, field) for field in SPECIAL_NAMES} | set(range(first - count + 1, first + 1))
         special = {index for index, token in added.items() if token.special} | named - {-1}
-        unusable = set(range(self.vocab_size)) - set(self._ids.values()) | set(range(self.rows, self.vocab_size))
+        unusable = imported_ids.unusable(self._ids, self.vocab_size, self.rows)
         return np.array(sorted(special | unusable), np.int32)
-
-    def _arrays(self, texts: list[str]) -> list[np.ndarray]:
-        try:
-            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(f"the tokenizer cannot read a text: {error}.") from None
-        for encoding in encodings:
-            self._check(encoding.ids)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
-
-    def _check(self, ids: Sequence[int]) -> None:
-        """Refuses ids that have no row in the model's table."""
-        if self.vocab_size > self.rows and (beyond := [i for i in ids if i >= self.rows]):
-            raise InputError(
-                f"the text holds the token {self.id_to_piece(beyond[0])!r} with the id {beyond[0]}, but the model's "
-                f"table of embeddings has {self.rows} rows; remove it from the text."
-            )
 
 
 def _split(model: bytes) -> tuple[Imported, str]:

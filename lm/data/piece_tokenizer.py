@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import sentencepiece
 
-from lm.data import languages, words
+from lm.data import imported_ids, languages, words
 from lm.data.frame import Frame
 from lm.data.special_ids import SpecialIds, require
 from lm.data.tokenizer_settings import CONFIG, Settings, Token, read_object
@@ -92,7 +92,7 @@ class PieceTokenizer:
         )
         require(self.special, "pad", "unk", "sep", use="every model")
         special = {index for index, flags in contents.added.values() if flags.get("special")} | set(ids.values())
-        unusable = set(range(self.vocab_size)) - set(self._ids.values()) | set(range(self.rows, self.vocab_size))
+        unusable = imported_ids.unusable(self._ids, self.vocab_size, self.rows)
         self.special_ids = np.array(sorted((special | set(self._codes.values()) | unusable) - {-1}), np.int32)
 
     @functools.cached_property
@@ -107,10 +107,7 @@ class PieceTokenizer:
     @functools.cached_property
     def pieces(self) -> list[str]:
         """The piece of each id; "" for an id without one."""
-        pieces = [""] * self.vocab_size
-        for piece, index in self._ids.items():
-            pieces[index] = piece
-        return pieces
+        return imported_ids.pieces_by_id(self._ids, self.vocab_size)
 
     @property
     def longest(self) -> int | None:
@@ -124,15 +121,12 @@ class PieceTokenizer:
         found = []
         for text in texts:
             ids = [self._id(piece) for piece in self._cut(text)]
-            self._check(ids)
+            imported_ids.check_rows(ids, self.rows, self.pieces)
             found.append(np.array(ids, np.int32))
         return found
 
     def encode_with_masks(self, text: str) -> np.ndarray:
-        if "[MASK]" in text:
-            require(self.special, "mask", use="a text with [MASK]")
-            text = text.replace("[MASK]", self.id_to_piece(self.special.mask))
-        return self.encode([text])[0]
+        return self.encode([imported_ids.with_mask_token(text, self.special, self.pieces)])[0]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         special = set(self.special_ids.tolist())
@@ -149,7 +143,7 @@ class PieceTokenizer:
         """Returns the frame: the language's code, the texts, and `</s>`."""
         prefix = (self._ids[self.contents.prefix],) if self.contents.prefix else ()
         ids = [prefix, *[()] * (texts - 1), (self.special.sep,)]
-        self._check([*prefix, self.special.sep])
+        imported_ids.check_rows([*prefix, self.special.sep], self.rows, self.pieces)
         return Frame(tuple(ids), tuple((0,) * len(each) for each in ids), (0,) * texts)
 
     def to_bytes(self) -> bytes:
@@ -193,14 +187,6 @@ class PieceTokenizer:
 
     def _id(self, piece: str) -> int:
         return self._ids.get(piece, self.special.unk)
-
-    def _check(self, ids: Sequence[int]) -> None:
-        """Refuses ids that have no row in the model's table."""
-        if self.vocab_size > self.rows and (beyond := [i for i in ids if i >= self.rows]):
-            raise InputError(
-                f"the text holds the token {self.id_to_piece(beyond[0])!r} with the id {beyond[0]}, but the model's "
-                f"table of embeddings has {self.rows} rows; remove it from the text."
-            )
 
 
 def read(settings: Settings, class_name: str, rows: int | None) -> PieceTokenizer:

@@ -119,8 +119,7 @@ class MaskedLM:
     @classmethod
     def create(cls, config: Config, vocabulary: Vocabulary) -> MaskedLM:
         objective, data = config.objective, config.data
-        starts_word = vocabulary.starts_word()
-        special = np.zeros(len(starts_word), bool)
+        special = np.zeros(vocabulary.vocab_size, bool)
         special[vocabulary.special_ids] = True
         return cls(
             mask_rate=objective.mask_rate,
@@ -128,13 +127,13 @@ class MaskedLM:
             random_token_rate=objective.random_token_rate,
             whole_word=objective.whole_word,
             nsp=objective.nsp,
-            vocab_size=len(starts_word),
+            vocab_size=vocabulary.vocab_size,
             max_segments=data.max_segments,
             max_positions=max_masked(data.seq_length, data.max_segments, objective.mask_rate),
             mask_id=vocabulary.special.mask,
             special_V=special,
             ordinary_ids=np.flatnonzero(~special).astype(np.int32),
-            starts_word_V=starts_word,
+            starts_word_V=vocabulary.starts_word(),
         )
 
     @property

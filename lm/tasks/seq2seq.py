@@ -52,7 +52,7 @@ class Seq2SeqLM:
             max_positions=config.data.target_length if has_source else config.data.seq_length,
             label_smoothing=config.objective.label_smoothing,
             z_loss=config.objective.z_loss,
-            vocab_size=len(vocabulary.starts_word()),
+            vocab_size=vocabulary.vocab_size,
         )
 
     @property

@@ -38,6 +38,7 @@ class Vocabulary(Protocol):
 
     special: SpecialIds
     special_ids: np.ndarray
+    vocab_size: int
 
     def starts_word(self) -> np.ndarray: ...
 
@@ -48,10 +49,10 @@ class UntrainedVocabulary:
     def __init__(self, size: int):
         self.special = SpecialIds()
         self.special_ids = np.arange(self.special.first_sentinel + 1, dtype=np.int32)
-        self._size = size
+        self.vocab_size = size
 
     def starts_word(self) -> np.ndarray:
-        return np.ones(self._size, bool)
+        return np.ones(self.vocab_size, bool)
 
 
 class Objective(Protocol):

@@ -21,10 +21,10 @@ class Vocabulary:
     special_ids = np.arange(FIRST_ORDINARY, dtype=np.int32)
 
     def __init__(self, size: int):
-        self.size = size
+        self.vocab_size = size
 
     def starts_word(self) -> np.ndarray:
-        return np.ones(self.size, bool)
+        return np.ones(self.vocab_size, bool)
 
 
 def make_config(model: ModelConfig, *, nsp: bool, rows: int, length: int, max_segments: int) -> Config:

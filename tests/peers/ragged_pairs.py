@@ -18,10 +18,10 @@ class Vocabulary:
 
     def __init__(self, pad: int, end: int, size: int):
         self.special = SpecialIds(pad=pad, sep=end)
-        self._size = size
+        self.vocab_size = size
 
     def starts_word(self) -> np.ndarray:
-        return np.ones(self._size, bool)
+        return np.ones(self.vocab_size, bool)
 
 
 def make_config(model: ModelConfig, *, rows: int, length: int, target_length: int, max_segments: int) -> Config:
