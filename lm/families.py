@@ -6,7 +6,7 @@ The sizes are arguments. Any other field of `ModelConfig` is changed by keyword:
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 
 from lm.config import ModelConfig
 
@@ -267,42 +267,34 @@ def gpt(
     return dataclasses.replace(config, **different)
 
 
-class Relative:
-    """A family that differs from another in a few fields. It is called like the functions above."""
-
-    def __init__(self, base: Callable[..., ModelConfig], **differs: object):
-        self.base, self.differs = base, differs
-
-    def __call__(self, **given: object) -> ModelConfig:
-        return self.base(**(self.differs | given))
-
+# Families that differ from another in a few fields. They are called like the functions above.
 
 # RoBERTa (Liu et al., 2019) and XLM-R (Conneau et al., 2020): one token type, the exact GELU, no
 # next-sentence head.
-roberta = Relative(bert, norm_eps=1e-5, token_types=1, activation="gelu", head_activation="gelu", pooler=False)
+roberta = functools.partial(bert, norm_eps=1e-5, token_types=1, activation="gelu", head_activation="gelu", pooler=False)
 
 # DistilBERT (Sanh et al., 2019): no token types, no next-sentence head.
-distilbert = Relative(bert, token_types=0, activation="gelu", head_activation="gelu", pooler=False)
+distilbert = functools.partial(bert, token_types=0, activation="gelu", head_activation="gelu", pooler=False)
 
 # ELECTRA (Clark et al., 2020): no next-sentence head. Some sizes have an `embedding_width`.
-electra = Relative(bert, activation="gelu", head_activation="gelu", pooler=False)
+electra = functools.partial(bert, activation="gelu", head_activation="gelu", pooler=False)
 
 # MPNet (Song et al., 2020): its attention also adds T5's relative bias. It has no token types.
-mpnet = Relative(distilbert, norm_eps=1e-5, position="learned-relative")
+mpnet = functools.partial(distilbert, norm_eps=1e-5, position="learned-relative")
 
 # ALBERT (Lan et al., 2020): all layers have the same weights. Its second task asks whether two segments were swapped,
 # where BERT's asks whether they belong together.
-albert = Relative(bert, embedding_width=128, share_layers=True, dropout=0.0, attention_dropout=0.0)
+albert = functools.partial(bert, embedding_width=128, share_layers=True, dropout=0.0, attention_dropout=0.0)
 
 # umT5 (Chung et al., 2023): a T5 1.1 in which every layer has a table of relative positions of its own.
-umt5 = Relative(t5_1_1, relative_shared=False)
+umt5 = functools.partial(t5_1_1, relative_shared=False)
 
 # mBART (Liu et al., 2020): norms before the sublayers and after the last layer; the embeddings are scaled.
-mbart = Relative(bart, norm_position="pre", final_norm=True, scale_embedding=True)
+mbart = functools.partial(bart, norm_position="pre", final_norm=True, scale_embedding=True)
 
 # Marian, the models of OPUS-MT (Tiedemann and Thottingal, 2020): sinusoidal positions; the embeddings are scaled and
 # have no norm. The decoder is given padding first.
-marian = Relative(
+marian = functools.partial(
     bart,
     position="sinusoidal",
     embedding_norm=False,
@@ -312,8 +304,8 @@ marian = Relative(
 )
 
 # PEGASUS (Zhang et al., 2020): as Marian, but with norms before the sublayers and after the last layer.
-pegasus = Relative(marian, norm_position="pre", final_norm=True, activation="relu")
+pegasus = functools.partial(marian, norm_position="pre", final_norm=True, activation="relu")
 
 # M2M-100 (Fan et al., 2021) and NLLB-200 (NLLB Team, 2022): as PEGASUS, but with tensor2tensor's sinusoidal positions,
 # which begin at 2, and logits without a bias. The decoder is given the end of a sequence first.
-m2m100 = Relative(pegasus, position="sinusoidal-t2t", first_position=2, logits_bias=False, decoder_start="sep")
+m2m100 = functools.partial(pegasus, position="sinusoidal-t2t", first_position=2, logits_bias=False, decoder_start="sep")

@@ -204,7 +204,7 @@ def delete_folder(path: str, name: str) -> None:
 
 def _open(path: str, *names: str) -> ts.KvStore:
     spec = kvstore(path, *names)
-    if spec["driver"] == "gcs":
+    if spec["driver"] == "gcs" and _address(path) not in _answered:
         _find_google_credentials()
     return ts.KvStore.open(spec).result()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from lm import storage
 from lm.config import DataConfig
 from lm.config.paths import expand
-from lm.data.characters import is_blank
+from lm.data.characters import is_blank, without_surrogates
 from lm.errors import InputError
 
 
@@ -82,9 +82,9 @@ def decode(line: bytes, path: str, offset: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Strips a text, and replaces lone surrogates, which JSON can encode but UTF-8 cannot.
+    """Strips a text, and replaces halves of surrogate pairs.
 
     A text of nothing but zero-width characters becomes empty.
     """
-    text = text.encode("utf-8", "replace").decode().strip()
+    text = without_surrogates(text).strip()
     return "" if is_blank(text) else text

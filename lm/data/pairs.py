@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lm.data.characters import is_blank
+from lm.data.characters import is_blank, without_surrogates
 from lm.errors import InputError
 
 # Match the prefixes of `translation_source` and `question_source`, so that they can be removed.
@@ -27,11 +27,11 @@ class Pair(NamedTuple):
 
 
 def one_line(text: str) -> str:
-    """Returns the text with each run of whitespace as one space, and without lone surrogates.
+    """Returns the text with each run of whitespace as one space, and without halves of surrogate pairs.
 
     All sources and targets are written so; a request to a trained model should be too.
     """
-    return " ".join(text.encode("utf-8", "replace").decode().split())
+    return " ".join(without_surrogates(text).split())
 
 
 def make_pair(source: str, target: str, where: Callable[[], str]) -> Pair:

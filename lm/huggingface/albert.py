@@ -1,8 +1,8 @@
 """ALBERT (Lan et al., 2020) as transformers writes it."""
 
 from lm import families
-from lm.huggingface.bert import ENCODER_SETTINGS
-from lm.huggingface.family import Family, Setting, Weight, activation, linear, norm, table
+from lm.huggingface.bert import ENCODER_SETTINGS, embedding_weights
+from lm.huggingface.family import Family, Setting, Weight, activation, linear, norm
 
 _EMBEDDINGS = "albert.embeddings"
 _LAYER = "albert.encoder.albert_layer_groups.*.albert_layers.0"
@@ -18,10 +18,7 @@ ALBERT = Family(
     ),
     required={"position_embedding_type": "absolute", "num_hidden_groups": 1, "inner_group_num": 1},
     weights=(
-        *table(f"{_EMBEDDINGS}.word_embeddings", "encoder/embedding/token"),
-        *table(f"{_EMBEDDINGS}.position_embeddings", "encoder/embedding/position"),
-        *table(f"{_EMBEDDINGS}.token_type_embeddings", "encoder/embedding/token_type"),
-        *norm(f"{_EMBEDDINGS}.LayerNorm", "encoder/embedding/norm"),
+        *embedding_weights(_EMBEDDINGS),
         *linear("albert.encoder.embedding_hidden_mapping_in", "encoder/embedding/projection"),
         *linear(f"{_LAYER}.attention.query", "encoder/layers/attention/query"),
         *linear(f"{_LAYER}.attention.key", "encoder/layers/attention/key"),

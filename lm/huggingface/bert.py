@@ -23,6 +23,29 @@ ENCODER_SETTINGS = (
 )
 
 
+def embedding_weights(
+    theirs: str, *, token_types: bool = True, unused_rows: int = 0, after_padding: bool = False
+) -> tuple[Weight, ...]:
+    """Returns the rows of BERT's embeddings, which begin with `theirs`.
+
+    Args:
+        theirs: the beginning of their names.
+        token_types: whether there are embeddings of token types.
+        unused_rows, after_padding: of the table of positions; see `Weight`.
+    """
+    return (
+        *table(f"{theirs}.word_embeddings", "encoder/embedding/token"),
+        *table(
+            f"{theirs}.position_embeddings",
+            "encoder/embedding/position",
+            unused_rows=unused_rows,
+            after_padding=after_padding,
+        ),
+        *(table(f"{theirs}.token_type_embeddings", "encoder/embedding/token_type") if token_types else ()),
+        *norm(f"{theirs}.LayerNorm", "encoder/embedding/norm"),
+    )
+
+
 def encoder_weights(theirs: str) -> tuple[Weight, ...]:
     """Returns the rows of BERT's layers, which begin with `theirs`."""
     return (
@@ -55,10 +78,7 @@ BERT = Family(
     ),
     required={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     weights=(
-        *table(f"{_EMBEDDINGS}.word_embeddings", "encoder/embedding/token"),
-        *table(f"{_EMBEDDINGS}.position_embeddings", "encoder/embedding/position"),
-        *table(f"{_EMBEDDINGS}.token_type_embeddings", "encoder/embedding/token_type"),
-        *norm(f"{_EMBEDDINGS}.LayerNorm", "encoder/embedding/norm"),
+        *embedding_weights(_EMBEDDINGS),
         *encoder_weights("bert.encoder.layer.*"),
         *linear("bert.pooler.dense", "pooler"),
         *linear("cls.seq_relationship", "nsp"),

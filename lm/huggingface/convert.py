@@ -22,7 +22,7 @@ from lm.huggingface.modernbert import MODERNBERT
 from lm.huggingface.mpnet import MPNET
 from lm.huggingface.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from lm.huggingface.t5 import MT5, T5, UMT5
-from lm.huggingface.tensors import FLOATS, Tensor
+from lm.huggingface.tensors import FLOATS, Tensor, read_finite
 from lm.models import Model, Params, build
 from lm.models.positions import sinusoids
 from lm.sharding import path_name
@@ -169,28 +169,11 @@ def from_tensors(settings: Settings, tensors: Mapping[str, Tensor], *, seed: int
         if _head(weight.ours[0]) in fresh:
             continue
         missing = Tensor(weight.shape(ours), "F32", functools.partial(np.zeros, weight.shape(ours), np.float32))
-        layers = [weight.unpack(_read(name, tensors.get(name, missing)), ours) for name in weight.names(config)]
+        layers = [weight.unpack(read_finite(name, tensors.get(name, missing)), ours) for name in weight.names(config)]
         for path, *arrays in zip(weight.ours, *layers, strict=True):
             first = flat[path][: weight.first_layer] if weight.first_layer else ()
             flat[path] = np.stack([*first, *arrays]) if weight.stacked else np.ascontiguousarray(arrays[0])
     return Converted(config, _nest(flat), fresh, dropped)
-
-
-def _read(name: str, tensor: Tensor) -> np.ndarray:
-    """Returns the values of a tensor as float32.
-
-    Raises:
-        InputError: a value is NaN or infinite, or becomes so as float32.
-    """
-    with np.errstate(over="ignore"):
-        values = tensor.read().astype(np.float32)
-    if not np.isfinite(values).all():
-        count = np.count_nonzero(~np.isfinite(values))
-        raise InputError(
-            f"{name} has {count} of {values.size} values that are NaN or infinite; give a checkpoint whose weights are "
-            "finite."
-        )
-    return values
 
 
 def _all_families() -> list[Family]:
@@ -281,7 +264,7 @@ def _without_sinusoids(
         rows, *_ = shape = named[name].shape
         fits = len(shape) == 2 and shape[1] == config.d_model
         if fits:
-            table, positions = _read(name, named.pop(name)), jnp.arange(rows)
+            table, positions = read_finite(name, named.pop(name)), jnp.arange(rows)
             computed = np.array(sinusoids(config, positions[None] - config.first_position))[0]
             # M2M-100 has zeros where padding is. Values that were saved in half precision differ a little.
             close = np.isclose(table, computed, atol=5e-3).all(axis=1) | ((np.arange(rows) == pad) & ~table.any(axis=1))

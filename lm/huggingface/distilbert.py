@@ -1,7 +1,8 @@
 """DistilBERT (Sanh et al., 2019) as transformers writes it."""
 
 from lm import families
-from lm.huggingface.family import Family, Setting, Weight, activation, linear, norm, rate, table
+from lm.huggingface.bert import embedding_weights
+from lm.huggingface.family import Family, Setting, Weight, activation, linear, norm, rate
 
 _EMBEDDINGS = "distilbert.embeddings"
 _LAYER = "distilbert.transformer.layer.*"
@@ -25,9 +26,7 @@ DISTILBERT = Family(
     ),
     required={},
     weights=(
-        *table(f"{_EMBEDDINGS}.word_embeddings", "encoder/embedding/token"),
-        *table(f"{_EMBEDDINGS}.position_embeddings", "encoder/embedding/position"),
-        *norm(f"{_EMBEDDINGS}.LayerNorm", "encoder/embedding/norm"),
+        *embedding_weights(_EMBEDDINGS, token_types=False),
         *linear(f"{_LAYER}.attention.q_lin", "encoder/layers/attention/query"),
         *linear(f"{_LAYER}.attention.k_lin", "encoder/layers/attention/key"),
         *linear(f"{_LAYER}.attention.v_lin", "encoder/layers/attention/value"),

@@ -2,8 +2,8 @@
 
 from lm import families
 from lm.config import ModelConfig
-from lm.huggingface.bert import ENCODER_SETTINGS, encoder_weights
-from lm.huggingface.family import Family, Fields, Setting, Settings, Weight, get, linear, norm, table
+from lm.huggingface.bert import ENCODER_SETTINGS, embedding_weights, encoder_weights
+from lm.huggingface.family import Family, Fields, Setting, Settings, Weight, get, linear, norm
 
 _EMBEDDINGS = "electra.embeddings"
 _WIDTHS = {"embedding_size": 128, "hidden_size": 256}  # where config.json does not say them
@@ -25,10 +25,7 @@ ELECTRA = Family(
     settings=(*ENCODER_SETTINGS, Setting("max_length", "max_position_embeddings")),
     required={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     weights=(
-        *table(f"{_EMBEDDINGS}.word_embeddings", "encoder/embedding/token"),
-        *table(f"{_EMBEDDINGS}.position_embeddings", "encoder/embedding/position"),
-        *table(f"{_EMBEDDINGS}.token_type_embeddings", "encoder/embedding/token_type"),
-        *norm(f"{_EMBEDDINGS}.LayerNorm", "encoder/embedding/norm"),
+        *embedding_weights(_EMBEDDINGS),
         *linear("electra.embeddings_project", "encoder/embedding/projection"),
         *encoder_weights("electra.encoder.layer.*"),
         *linear("generator_predictions.dense", "mlm/dense"),

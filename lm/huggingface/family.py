@@ -232,7 +232,7 @@ def without_effect(config: ModelConfig) -> set[str]:
     return fields | {"head_bias", "head_activation", "pooler"}
 
 
-def table(theirs: str, ours: str, unused_rows: int = 0, *, after_padding: bool = False) -> tuple[Weight]:
+def table(theirs: str, ours: str, *, unused_rows: int = 0, after_padding: bool = False) -> tuple[Weight]:
     """Returns the row of an embedding."""
     return (Weight(f"{theirs}.weight", (ours,), "table", unused_rows=unused_rows, after_padding=after_padding),)
 

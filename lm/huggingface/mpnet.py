@@ -1,7 +1,7 @@
 """MPNet (Song et al., 2020) as transformers writes it. Its positions count from 2, whatever its padding is."""
 
 from lm import families
-from lm.huggingface.bert import ENCODER_SETTINGS
+from lm.huggingface.bert import ENCODER_SETTINGS, embedding_weights
 from lm.huggingface.family import Family, Setting, Weight, linear, norm, table
 
 _EMBEDDINGS = "mpnet.embeddings"
@@ -21,9 +21,7 @@ MPNET = Family(
     ),
     required={"relative_attention_num_buckets": 32},  # transformers computes with 32, whatever the setting says
     weights=(
-        *table(f"{_EMBEDDINGS}.word_embeddings", "encoder/embedding/token"),
-        *table(f"{_EMBEDDINGS}.position_embeddings", "encoder/embedding/position", unused_rows=_UNUSED),
-        *norm(f"{_EMBEDDINGS}.LayerNorm", "encoder/embedding/norm"),
+        *embedding_weights(_EMBEDDINGS, token_types=False, unused_rows=_UNUSED),
         *table("mpnet.encoder.relative_attention_bias", "encoder/relative_bias"),
         *linear(f"{_LAYER}.attention.attn.q", "encoder/layers/attention/query"),
         *linear(f"{_LAYER}.attention.attn.k", "encoder/layers/attention/key"),

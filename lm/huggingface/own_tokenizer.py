@@ -21,7 +21,6 @@ ROLES = {
 # Sentencepiece puts a space before a text. The library normalises the names of special tokens too, where no space may
 # be put. A [MASK] at the beginning takes the place of the first word, with its space.
 _BEGIN = r"\A(?!(?:\[(?:PAD|UNK|CLS|SEP)\]|<extra_id_\d+>)\z)(?! ?\[MASK\])(?=[\s\S])"
-_BYTE = "<0x00>"
 
 
 def to_tokenizer_json(tokenizer: SentencePiece, single: str, pair: str) -> str:

@@ -7,8 +7,8 @@ import dataclasses
 
 from lm import families
 from lm.config import ModelConfig
-from lm.huggingface.bert import ENCODER_SETTINGS, encoder_weights
-from lm.huggingface.family import Family, Fields, Settings, Weight, get, linear, norm, table
+from lm.huggingface.bert import ENCODER_SETTINGS, embedding_weights, encoder_weights
+from lm.huggingface.family import Family, Fields, Settings, Weight, get, linear, norm
 
 _EMBEDDINGS = "roberta.embeddings"
 _ROWS = 512  # max_position_embeddings where config.json does not say it
@@ -44,10 +44,7 @@ ROBERTA = Family(
     settings=ENCODER_SETTINGS,
     required={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     weights=(
-        *table(f"{_EMBEDDINGS}.word_embeddings", "encoder/embedding/token"),
-        *table(f"{_EMBEDDINGS}.position_embeddings", "encoder/embedding/position", after_padding=True),
-        *table(f"{_EMBEDDINGS}.token_type_embeddings", "encoder/embedding/token_type"),
-        *norm(f"{_EMBEDDINGS}.LayerNorm", "encoder/embedding/norm"),
+        *embedding_weights(_EMBEDDINGS, after_padding=True),
         *encoder_weights("roberta.encoder.layer.*"),
         *linear("lm_head.dense", "mlm/dense"),
         *norm("lm_head.layer_norm", "mlm/norm"),

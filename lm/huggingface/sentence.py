@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from lm.data.sentence_encoder import POOLINGS, SIMILARITIES, Dense, Normalize, SentenceEncoder
 from lm.errors import InputError
-from lm.huggingface.tensors import FLOATS, open_tensors, read_json
+from lm.huggingface.tensors import FLOATS, open_tensors, read_finite, read_json
 
 MODULES_FILE = "modules.json"
 _SETTINGS_FILE = "config_sentence_transformers.json"
@@ -194,12 +194,10 @@ def _read_dense(folder: Path) -> Dense:
     if not str(activation).startswith("torch.") or name not in known:
         accepted = ", ".join(_ACTIVATIONS.values())
         raise InputError(f"{place} has activation_function {activation!r}; accepted: {accepted}.")
-    for key in ("module_input_name", "module_output_name"):
-        if settings.get(key) not in (None, "sentence_embedding"):
-            raise InputError(f"{place} has {key} {settings[key]!r}; accepted: 'sentence_embedding'.")
+    _check_names(folder, settings)
     try:
         opened = open_tensors(folder)
-        tensors = {key: tensor.read().astype(np.float32) for key, tensor in opened.items() if tensor.kind in FLOATS}
+        tensors = {key: read_finite(key, tensor) for key, tensor in opened.items() if tensor.kind in FLOATS}
     except InputError as error:
         raise InputError(f"{folder.name}: {error}") from None
     shape = (settings.get("out_features"), settings.get("in_features"))
@@ -209,9 +207,6 @@ def _read_dense(folder: Path) -> Dense:
     wanted |= {"residual.weight": shape} if residual and shape[0] != shape[1] else {}
     if (found := {key: array.shape for key, array in tensors.items()}) != wanted:
         raise InputError(f"{folder.name} holds {found}; its config.json asks for {wanted}.")
-    for key, array in tensors.items():
-        if not np.isfinite(array).all():
-            raise InputError(f"{folder.name}: {key} has a value that is not finite.")
     weight, bias = tensors["linear.weight"], tensors.get("linear.bias")
     return Dense(weight, bias, known[name], residual, tensors.get("residual.weight"))
 
@@ -228,10 +223,15 @@ def _write_dense(folder: Path, dense: Dense) -> None:
 
 def _read_normalize(folder: Path) -> Normalize:
     settings = _object(folder, "config.json") if (folder / "config.json").is_file() else {}
+    _check_names(folder, settings)
+    return Normalize()
+
+
+def _check_names(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses a module that reads or writes something else than the embedding of the text."""
     for key in ("module_input_name", "module_output_name"):
         if settings.get(key) not in (None, "sentence_embedding"):
             raise InputError(f"{folder.name}/config.json has {key} {settings[key]!r}; accepted: 'sentence_embedding'.")
-    return Normalize()
 
 
 def _read_limits(folder: Path) -> Mapping[str, Any]:

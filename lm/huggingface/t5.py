@@ -99,7 +99,7 @@ _T5 = Family(
         Setting("vocab_size", "vocab_size"),
         Setting("d_model", "d_model"),
         Setting("num_layers", "num_layers"),
-        Setting("num_decoder_layers", "num_decoder_layers", int, lambda depth: depth, lambda depth: depth or None),
+        Setting("num_decoder_layers", "num_decoder_layers", int, write=lambda depth: depth or None),
         Setting("num_heads", "num_heads"),
         Setting("head_dim", "d_kv"),
         Setting("d_ff", "d_ff"),

@@ -51,6 +51,23 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_finite(name: str, tensor: Tensor) -> np.ndarray:
+    """Returns the values of a tensor as float32.
+
+    Raises:
+        InputError: a value is NaN or infinite, or becomes so as float32.
+    """
+    with np.errstate(over="ignore"):
+        values = tensor.read().astype(np.float32)
+    if not np.isfinite(values).all():
+        count = np.count_nonzero(~np.isfinite(values))
+        raise InputError(
+            f"{name} has {count} of {values.size} values that are NaN or infinite; give a checkpoint whose weights are "
+            "finite."
+        )
+    return values
+
+
 def read_json(folder: Path, name: str) -> Any:  # an object, or the list in modules.json
     """Returns the content of a JSON file of a folder.
 

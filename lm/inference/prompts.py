@@ -5,6 +5,7 @@ Array names carry their shape: M masked positions, V vocabulary, D model, N beam
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -136,9 +137,12 @@ class Embed:
     def encode(self, found: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of texts, in lower case where the encoder wants it."""
         if self.encoder.lower_case:
-            special = [self.tokenizer.id_to_piece(index) for index in self.tokenizer.special_ids]
-            found = [lowered(text, special) for text in found]
+            found = [lowered(text, self._special) for text in found]
         return readable(self.tokenizer.encode, found)
+
+    @functools.cached_property
+    def _special(self) -> list[str]:
+        return [self.tokenizer.id_to_piece(index) for index in self.tokenizer.special_ids]
 
 
 def texts(request: Request) -> list[str]:

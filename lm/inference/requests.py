@@ -12,7 +12,7 @@ import select
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
-from lm.data.characters import is_blank
+from lm.data.characters import is_blank, without_surrogates
 
 Request = object  # a string or a mapping; anything else is answered with an error
 Answer = dict[str, Any]
@@ -39,7 +39,7 @@ def field(request: Request, name: str, default: str | None = None) -> str:
         raise RequestError(f'the request needs the string "{name}".')
     if value is not default and is_blank(value):
         raise RequestError("the text is empty." if name == "text" else f'"{name}" is empty.')
-    return value.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair; no tokenizer accepts one
+    return without_surrogates(value)
 
 
 def finite(answer: Answer) -> Answer:

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lm.data.characters import without_surrogates
 from lm.data.tokenizer import Tokenizer
 from lm.inference.options import Decoding
 from lm.inference.packed import Row
@@ -23,7 +24,7 @@ from lm.serving.routes import Endpoint, EventStream, answered
 from lm.serving.scheduler import Item
 from lm.serving.schema import JSON, boolean, either, fields, inputs, integer, number, optional, several, text
 from lm.serving.served import Weights
-from lm.serving.service import Service, Waiting, as_list, clean, token_ids
+from lm.serving.service import Service, Waiting, as_list, token_ids
 from lm.serving.text import GrowingText
 
 _NOT_HERE = (0, None, {}, "")  # values of a field that ask for nothing
@@ -122,7 +123,7 @@ class _Writing:
         self.body, self.rows = body, rows
         self.tokenizer = tokenizer = weights.predictor.loaded.tokenizer
         stop = body["stop"] or []
-        self.stop = [clean(each) for each in ([stop] if isinstance(stop, str) else stop)]
+        self.stop = [without_surrogates(each) for each in ([stop] if isinstance(stop, str) else stop)]
         self.wants_logprobs = body.get("logprobs") not in (None, False)
         copies = body["n"] or 1
         seed = secrets.randbits(32) if body["seed"] is None else body["seed"] & 0xFFFFFFFF

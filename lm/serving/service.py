@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from starlette.requests import Request
 
+from lm.data.characters import without_surrogates
 from lm.inference import prompts
 from lm.inference.options import Decoding
 from lm.inference.packed import Row
@@ -330,11 +331,6 @@ def as_list(given: JSON) -> list[JSON]:
     return [given] if is_one else list(given)
 
 
-def clean(text: str) -> str:
-    """Returns the text with lone surrogates replaced, which no tokenizer accepts."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def token_ids(weights: Weights, given: list[int]) -> np.ndarray:
     """Returns a token array without the special tokens at its ends, which are put there again.
 
@@ -355,7 +351,11 @@ def _embedding_row(weights: Weights, prompt: prompts.Embed, given: Given, side: 
     cuts_as_asked = side in ("", "left" if tokenizer.cuts_left else "right")
     if isinstance(given, str) and cuts_as_asked:
         return prompt.row(given)
-    ids = prompt.encode([prompt.prompt + clean(given)])[0] if isinstance(given, str) else token_ids(weights, given)
+    ids = (
+        prompt.encode([prompt.prompt + without_surrogates(given)])[0]
+        if isinstance(given, str)
+        else token_ids(weights, given)
+    )
     room = prompt.longest - tokenizer.frame(1).size
     kept = ids[-room:] if side == "left" else ids[:room]
     row = prompts.assemble(tokenizer, [kept], prompt.longest)

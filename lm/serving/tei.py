@@ -12,12 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lm import sharding
+from lm.data.characters import without_surrogates
 from lm.data.frame import Frame
 from lm.serving.refusals import Refusal
 from lm.serving.routes import Endpoint, answered
 from lm.serving.schema import JSON, boolean, choice, either, fields, inputs, integer, optional, several, text
 from lm.serving.served import Served
-from lm.serving.service import TOKENIZING_THREADS, Given, Service, Times, as_list, clean
+from lm.serving.service import TOKENIZING_THREADS, Given, Service, Times, as_list
 
 _STATUS = {"failed": 424, "unknown": 424}
 _TYPES = {
@@ -129,7 +130,7 @@ async def tokenize(service: Service, request: Request, body: JSON) -> Response:
     del request
     model = service.model(None)
     tokenizer = model.predictor.loaded.tokenizer
-    given = [clean(each) for each in as_list(body["inputs"])]
+    given = [without_surrogates(each) for each in as_list(body["inputs"])]
     service.check_count(given, "inputs")
     ids = await service.in_thread(lambda: tokenizer.encode(given))
     if body["add_special_tokens"]:
