@@ -18,7 +18,7 @@ from absl import flags
 
 from lm import cli
 from lm.cluster import flags as cluster_flags
-from lm.cluster import gke
+from lm.cluster import gke, google
 from lm.errors import InputError
 
 _run = cluster_flags.define_run()
@@ -47,7 +47,7 @@ def main() -> int:
         raise InputError(f"--topology is {topology!r} and --gpu is {_gpu.value!r}; give one of them.")
     if (_quota.value is not None and not _queue.value) or (_borrow.value and not _cohort.value):
         raise InputError("--quota needs a --queue, and --borrow needs a --cohort; give their names.")
-    machines = gke.Tpus(_topology()) if topology else gke.Gpus(_gpu.value, _nodes.value, _gpus.value)
+    machines = google.Tpus(_topology()) if topology else google.Gpus(_gpu.value, _nodes.value, _gpus.value)
     run = _run(machines.devices, machines.groups)
     job = gke.Job(
         name=_name(run),

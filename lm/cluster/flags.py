@@ -88,17 +88,20 @@ def define_name() -> Callable[[Snapshot], str]:
         A function to call in `main` with the run. The default is the last part of the run's workdir.
     """
     name = flags.DEFINE_string("name", None, "What the cluster calls the run; default: the last part of the workdir.")
+    return lambda run: named(name.value, run.workdir)
 
-    def chosen(run: Snapshot) -> str:
-        part = run.workdir.rpartition("/")[2].lower()
-        given = re.sub(r"[^a-z0-9]+", "-", part).strip("-") if name.value is None else name.value
-        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", given):
-            raise InputError(
-                f"--name is {given!r}; accepted: at most 40 lower-case letters, digits and -, a letter first."
-            )
-        return given
 
-    return chosen
+def named(name: str | None, workdir: str) -> str:
+    """Returns a name that clusters accept, by default from the last part of a workdir.
+
+    Raises:
+        InputError: it is none.
+    """
+    part = workdir.rstrip("/").rpartition("/")[2].lower()
+    given = re.sub(r"[^a-z0-9]+", "-", part).strip("-") if name is None else name
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", given):
+        raise InputError(f"--name is {given!r}; accepted: at most 40 lower-case letters, digits and -, a letter first.")
+    return given
 
 
 def config_arguments() -> list[str]:

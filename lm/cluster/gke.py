@@ -2,78 +2,22 @@
 
 Fields: https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2 and
 https://kueue.sigs.k8s.io/docs/reference/kueue.v1beta1
-Node labels: https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
 """
 
 import dataclasses
 import shlex
-from typing import Any
-
-import yaml
 
 from lm import storage
-from lm.accelerators import Topology
 from lm.cli import EXIT_INPUT
-from lm.cluster.actions import Action, Command, Write
+from lm.cluster import manifests
+from lm.cluster.actions import Action, Write
+from lm.cluster.google import SPOT_LABEL, SPOT_TOLERATION, Gpus, Tpus
+from lm.cluster.manifests import SHARED_MEMORY, Manifest
 from lm.cluster.snapshot import Snapshot
 from lm.errors import InputError
 
-Manifest = dict[str, Any]
-
 COORDINATOR_PORT = 8476
 SLICE = "slice"  # the name of the JobSet's only group of jobs
-
-
-@dataclasses.dataclass(frozen=True)
-class Tpus:
-    """TPU slices. JAX finds the processes of a slice by itself."""
-
-    topology: Topology
-
-    resource = "google.com/tpu"
-
-    @property
-    def groups(self) -> int:
-        return self.topology.slices
-
-    @property
-    def devices(self) -> int:
-        return self.topology.devices
-
-    @property
-    def hosts(self) -> int:
-        return self.topology.hosts_per_slice
-
-    @property
-    def per_host(self) -> int:
-        return self.topology.chips_per_host
-
-    @property
-    def labels(self) -> dict[str, str]:
-        return {
-            "cloud.google.com/gke-tpu-accelerator": self.topology.chip.gke,
-            "cloud.google.com/gke-tpu-topology": self.topology.shape_name,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Gpus:
-    """Nodes with GPUs. `kind` is Google's name for the GPU, such as nvidia-h100-80gb or nvidia-h200-141gb."""
-
-    kind: str
-    hosts: int
-    per_host: int
-
-    resource = "nvidia.com/gpu"
-    groups = 1
-
-    @property
-    def devices(self) -> int:
-        return self.hosts * self.per_host
-
-    @property
-    def labels(self) -> dict[str, str]:
-        return {"cloud.google.com/gke-accelerator": self.kind}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,34 +99,26 @@ def jobset(job: Job, run: Snapshot) -> Manifest:
 
 def _pod(job: Job, run: Snapshot) -> Manifest:
     machines = job.machines
-    container: Manifest = {
-        "name": "train",
-        "image": job.image,
-        "command": ["bash", "-c", _start(run)],
-        "resources": {"limits": {machines.resource: machines.per_host}},
-    }
-    pod: Manifest = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": job.grace,
-        "nodeSelector": _node_labels(job),
-        "containers": [container],
-    }
-    if job.service_account:
-        pod["serviceAccountName"] = job.service_account
-    if job.spot:
-        pod["tolerations"] = [
-            {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
-        ]
-    if job.secret:
-        container["envFrom"] = [{"secretRef": {"name": job.secret}}]
-    if isinstance(machines, Gpus):
-        container["env"] = _joining(job, machines)
-        # NCCL needs more shared memory than the 64 MB of a container.
-        container["volumeMounts"] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
-        pod["volumes"] = [
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
-        ]  # NCCL needs more than the default 64 MB
-    return pod
+    has_gpus = isinstance(machines, Gpus)
+    volumes = [SHARED_MEMORY] if has_gpus else []
+    container = manifests.container(
+        "train",
+        job.image,
+        ["bash", "-c", _start(run)],
+        limits={machines.resource: machines.per_host},
+        secret=job.secret,
+        environment=_joining(job, machines) if has_gpus else [],
+        volumes=volumes,
+    )
+    pod = manifests.pod(
+        container,
+        grace=job.grace,
+        node_labels=_node_labels(job),
+        tolerations=[SPOT_TOLERATION] if job.spot else [],
+        service_account=job.service_account,
+        volumes=volumes,
+    )
+    return {"restartPolicy": "Never", **pod}
 
 
 def _start(run: Snapshot) -> str:
@@ -206,7 +142,7 @@ def _joining(job: Job, machines: Gpus) -> list[Manifest]:
 
 
 def _node_labels(job: Job) -> dict[str, str]:
-    return {**job.machines.labels, **({"cloud.google.com/gke-spot": "true"} if job.spot else {})}
+    return {**job.machines.labels, **({SPOT_LABEL: "true"} if job.spot else {})}
 
 
 def queue(job: Job, quota: Quota) -> list[Manifest]:
@@ -237,24 +173,6 @@ def queue(job: Job, quota: Quota) -> list[Manifest]:
     ]
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as a block, and repeats values instead of using YAML references."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text)
-
-
-def to_yaml(manifests: list[Manifest]) -> str:
-    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=120)
-
-
 def actions(job: Job, run: Snapshot, quota: Quota | None, context: str, output: str) -> list[Action]:
     """Returns what launches the job: writes the snapshot, then applies the manifests or writes them to `output`.
 
@@ -265,9 +183,9 @@ def actions(job: Job, run: Snapshot, quota: Quota | None, context: str, output: 
         raise InputError(
             f"--workdir is {run.workdir}, which no pod can see; accepted: gs://BUCKET/... or s3://BUCKET/..."
         )
-    text = to_yaml([*(queue(job, quota) if quota else []), jobset(job, run)])
+    wanted = [*(queue(job, quota) if quota else []), jobset(job, run)]
+    text = manifests.to_yaml(wanted)
     if output:
         return [*run.files, Write(output, text.encode())]
     kept = Write(f"{run.folder}/jobset.yaml", text.encode(), "the manifests below")
-    where = ("--context", context) if context else ()
-    return [*run.files, kept, Command(("kubectl", *where, "apply", "--filename=-"), stdin=text)]
+    return [*run.files, kept, manifests.kubectl(context, "apply", "--filename=-", manifests=wanted)]

@@ -52,7 +52,8 @@ def test_a_dry_run_prints_what_would_be_run(name: str) -> None:
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.iterdir()} == set(COMMANDS)
+    others = {path.stem for path in GOLDEN.glob("serve_*.txt")}  # of test_serving_manifests.py
+    assert {path.stem for path in GOLDEN.iterdir()} - others == set(COMMANDS)
 
 
 @pytest.mark.parametrize(

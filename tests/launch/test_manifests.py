@@ -12,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("gke*.txt"))
+GOLDEN_FOLDER = Path(__file__).parent / "golden"
+GOLDEN = sorted(GOLDEN_FOLDER.glob("gke*.txt"))
 KUBERNETES = "1.33"
 
 
@@ -82,8 +83,8 @@ SCHEMAS = {
 
 
 def manifests(path: Path) -> list[dict[str, Any]]:
-    _, text = path.read_text().split("<<'END_OF_INPUT'\n")
-    return list(yaml.safe_load_all(text.removesuffix("END_OF_INPUT\n")))
+    text = path.read_text().split("<<'END_OF_INPUT'\n")[1].split("END_OF_INPUT\n")[0]
+    return list(yaml.safe_load_all(text))
 
 
 def job(jobset: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""How requests from outside reach the replicas: the Gateway API, carried out by Envoy Gateway.
+
+Each request goes to the replica with the fewest unanswered ones. kube-proxy would choose at random.
+https://gateway.envoyproxy.io/docs/api/extension_types
+"""
+
+import dataclasses
+
+from lm.cluster.kubernetes import DEADLINE, Server
+from lm.cluster.manifests import Manifest
+
+GROUP = "gateway.networking.k8s.io"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gateway:
+    """Where the server is reached.
+
+    Attributes:
+        hostname: its name in DNS.
+        tls_secret: Kubernetes secret with the certificate; empty: HTTP without encryption.
+        gateway_class: the GatewayClass that Envoy Gateway answers to.
+    """
+
+    hostname: str
+    tls_secret: str = ""
+    gateway_class: str = "envoy"
+
+
+def objects(server: Server, gateway: Gateway) -> list[Manifest]:
+    """Returns gateway, route and balancing."""
+    listener: Manifest = {"name": "http", "port": 80, "protocol": "HTTP", "hostname": gateway.hostname}
+    if gateway.tls_secret:
+        listener = {"name": "https", "port": 443, "protocol": "HTTPS", "hostname": gateway.hostname}
+        listener["tls"] = {"mode": "Terminate", "certificateRefs": [{"kind": "Secret", "name": gateway.tls_secret}]}
+    route = {
+        "parentRefs": [{"name": server.name}],
+        "hostnames": [gateway.hostname],
+        "rules": [{"backendRefs": [{"name": server.name, "port": 80}]}],
+    }
+    return [
+        {
+            "apiVersion": f"{GROUP}/v1",
+            "kind": "Gateway",
+            "metadata": server.metadata(),
+            "spec": {"gatewayClassName": gateway.gateway_class, "listeners": [listener]},
+        },
+        {"apiVersion": f"{GROUP}/v1", "kind": "HTTPRoute", "metadata": server.metadata(), "spec": route},
+        _balancing(server),
+    ]
+
+
+def _balancing(server: Server) -> Manifest:
+    """Returns the policy: least requests; a pod that is not ready gets none within two seconds; one retry elsewhere.
+
+    A request changes nothing, so it may be sent again when a connection is lost. 429 is handed on: its Retry-After is
+    for the client.
+    """
+    ready = {"path": "/ready", "method": "GET", "expectedStatuses": [200]}
+    active = {"type": "HTTP", "http": ready, "interval": "1s", "timeout": "1s"}
+    thresholds = {"unhealthyThreshold": 1, "healthyThreshold": 1}
+    return {
+        "apiVersion": "gateway.envoyproxy.io/v1alpha1",
+        "kind": "BackendTrafficPolicy",
+        "metadata": server.metadata(),
+        "spec": {
+            "targetRefs": [{"group": GROUP, "kind": "HTTPRoute", "name": server.name}],
+            "loadBalancer": {"type": "LeastRequest", "slowStart": {"window": "10s"}},
+            "healthCheck": {"active": {**active, **thresholds}, "panicThreshold": 0},
+            "retry": {
+                "numRetries": 1,
+                "retryOn": {"triggers": ["connect-failure", "refused-stream", "reset"], "httpStatusCodes": [503]},
+            },
+            "timeout": {"http": {"requestTimeout": f"{int(max(DEADLINE, server.deadline)) + 5}s"}},
+        },
+    }

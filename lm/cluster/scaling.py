@@ -1,0 +1,153 @@
+"""How many replicas there are: an autoscaler that looks at the tokens that wait and at the slots in use.
+
+A HorizontalPodAutoscaler wants `ceil(sum over the replicas / target)` replicas, and does nothing while that is within a
+tenth of what runs. KEDA asks Prometheus and makes such an autoscaler itself; it can also stop the last replica.
+https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale and https://keda.sh/docs/latest/reference/scaledobject-spec
+"""
+
+import dataclasses
+
+from lm.cluster.kubernetes import Server
+from lm.cluster.manifests import Manifest
+from lm.errors import InputError
+
+UP_WINDOW, DOWN_WINDOW = 0, 300  # seconds: the lowest wish of the one, the highest of the other counts
+POLLING = 15  # seconds between two questions of KEDA
+COOL_DOWN = 300  # seconds without work after which KEDA stops the last replica
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """When replicas come and go.
+
+    Attributes:
+        engine: `keda`, `hpa`, or `none`: `least` replicas, always.
+        least, most: replicas. A `least` of 0 needs KEDA and `wake_query`.
+        queue_tokens: waiting tokens a replica above which another is wanted.
+        slots: slots in use a replica above which another is wanted; 0: the model writes nothing.
+        prometheus: address of the Prometheus that KEDA asks.
+        wake_query: PromQL that is above 0 while somebody asks a server without replicas, such as the gateway's count.
+    """
+
+    engine: str
+    least: int
+    most: int
+    queue_tokens: int
+    slots: int = 0
+    prometheus: str = ""
+    wake_query: str = ""
+
+
+def check(scaling: Scaling) -> None:
+    """Raises InputError if the autoscaler cannot do what is asked of it."""
+    if scaling.most < max(1, scaling.least):
+        raise InputError(
+            f"--max_replicas is {scaling.most} and --min_replicas is {scaling.least}; give a larger --max_replicas."
+        )
+    if not scaling.least and scaling.engine != "keda":
+        raise InputError("--min_replicas is 0, which only --autoscaler=keda can do; use it, or keep one replica.")
+    if not scaling.least and not scaling.wake_query:
+        raise InputError(
+            "--min_replicas is 0, but no pod is left then to say that somebody waits; give --wake_query, such as the "
+            "gateway's rate of requests, or keep one replica."
+        )
+
+
+def objects(server: Server, scaling: Scaling) -> list[Manifest]:
+    """Returns the autoscaler; nothing where the number of replicas is fixed."""
+    if scaling.engine == "none":
+        return []
+    return [scaled_object(server, scaling) if scaling.engine == "keda" else autoscaler(server, scaling)]
+
+
+def _target(server: Server) -> Manifest:
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": server.name}
+
+
+def _behavior() -> Manifest:
+    """Returns the pace: twice as many every 15 s at most; a tenth fewer every minute, after five quiet minutes."""
+    return {
+        "scaleUp": {
+            "stabilizationWindowSeconds": UP_WINDOW,
+            "policies": [
+                {"type": "Percent", "value": 100, "periodSeconds": 15},
+                {"type": "Pods", "value": 4, "periodSeconds": 15},
+            ],
+            "selectPolicy": "Max",
+        },
+        "scaleDown": {
+            "stabilizationWindowSeconds": DOWN_WINDOW,
+            "policies": [
+                {"type": "Percent", "value": 10, "periodSeconds": 60},
+                {"type": "Pods", "value": 1, "periodSeconds": 60},
+            ],
+            "selectPolicy": "Max",
+        },
+    }
+
+
+def _targets(scaling: Scaling) -> dict[str, int]:
+    """Returns the gauges that scale, and what a replica may have of each."""
+    slots = {"lm_slots_in_use": scaling.slots} if scaling.slots else {}
+    return {"lm_queue_tokens": scaling.queue_tokens, **slots}
+
+
+def autoscaler(server: Server, scaling: Scaling) -> Manifest:
+    """Returns a HorizontalPodAutoscaler. prometheus-adapter, or another adapter, has to serve the pods' metrics."""
+    metrics = [
+        {
+            "type": "Pods",
+            "pods": {"metric": {"name": name}, "target": {"type": "AverageValue", "averageValue": str(target)}},
+        }
+        for name, target in _targets(scaling).items()
+    ]
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": server.metadata(),
+        "spec": {
+            "scaleTargetRef": _target(server),
+            "minReplicas": scaling.least,
+            "maxReplicas": scaling.most,
+            "metrics": metrics,
+            "behavior": _behavior(),
+        },
+    }
+
+
+def scaled_object(server: Server, scaling: Scaling) -> Manifest:
+    """Returns KEDA's object. While Prometheus does not answer, the number of replicas stays."""
+    fallback = {"failureThreshold": 3, "replicas": max(1, scaling.least), "behavior": "currentReplicasIfHigher"}
+    pods = f'namespace="{server.namespace}",pod=~"{server.name}-[a-z0-9]+-[a-z0-9]+"'
+    queries = {name: f"sum(avg_over_time({name}{{{pods}}}[1m]))" for name in _targets(scaling)}
+    triggers = [
+        _trigger(scaling, name.replace("_", "-"), queries[name], target) for name, target in _targets(scaling).items()
+    ]
+    if scaling.wake_query:  # it wakes the first replica and asks for no more
+        triggers.append(_trigger(scaling, "wake", scaling.wake_query, 1_000_000_000))
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": server.metadata(),
+        "spec": {
+            "scaleTargetRef": _target(server),
+            "minReplicaCount": scaling.least,
+            "maxReplicaCount": scaling.most,
+            "pollingInterval": POLLING,
+            "cooldownPeriod": COOL_DOWN,
+            "fallback": fallback,
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior()}},
+            "triggers": triggers,
+        },
+    }
+
+
+def _trigger(scaling: Scaling, name: str, query: str, threshold: int) -> Manifest:
+    metadata = {
+        "serverAddress": scaling.prometheus,
+        "query": query,
+        "threshold": str(threshold),
+        "activationThreshold": "0",
+        "ignoreNullValues": "true",
+    }
+    return {"type": "prometheus", "name": name, "metricType": "AverageValue", "metadata": metadata}

@@ -1,0 +1,110 @@
+"""The flags of launch/cluster/kubernetes.py."""
+
+import re
+from collections.abc import Callable
+
+from absl import flags
+
+from lm import cli
+from lm.cluster import google, kubernetes, scaling
+from lm.cluster.flags import named
+from lm.cluster.gateway import Gateway
+from lm.cluster.kubernetes import Server
+from lm.cluster.scaling import Scaling
+from lm.errors import InputError
+
+flags.disclaim_key_flags()  # --help of the launcher lists these flags with its own
+
+_D = Server("", "", "", "")
+
+
+def define_server() -> Callable[[tuple[str, ...]], Server]:
+    """Defines the flags of a replica.
+
+    Returns:
+        A function to call in `main` with further flags of launch/serve.py. It raises InputError for what cannot be.
+    """
+    checkpoint = cli.define_path("checkpoint", None, "What to serve: gs:// or s3://...", required=True)
+    image = flags.DEFINE_string("image", None, "Container image: launch/Dockerfile, target serving.", required=True)
+    name = flags.DEFINE_string("name", None, "Name of everything; default: the last part of the workdir.")
+    namespace = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
+    accelerator = flags.DEFINE_string("accelerator", "cpu", "Of a replica: cpu, l4, a100, h100, h200 or v5e:1x1.")
+    plan = cli.define_path("plan", "", "Plan of launch/plan.py --serve, for the memory of a replica.")
+    cpus = flags.DEFINE_integer("cpus", _D.cpus, "CPU cores of a replica.", lower_bound=1)
+    memory = flags.DEFINE_integer("memory_gib", 8, "Memory of a replica, without --plan.", lower_bound=1)
+    identity = flags.DEFINE_string("identity", "", "Google service account or AWS role whose rights the pods have.")
+    secret = flags.DEFINE_string("secret", "", "Kubernetes secret with LM_API_KEYS, or the keys of an s3:// store.")
+    cloud = flags.DEFINE_enum("cloud", "google", ["google", "other"], "Whose Kubernetes it is.")
+    labels = flags.DEFINE_list("node_labels", [], "Further labels of the machines: KEY=VALUE,KEY=VALUE.")
+    spot = flags.DEFINE_bool("spot", False, "Prefer machines that may be preempted.")
+    drain = flags.DEFINE_integer("drain_seconds", _D.drain_seconds, "How long a leaving pod takes requests.", 0)
+    startup = flags.DEFINE_integer("startup_seconds", _D.startup_seconds, "How long compiling may take.", lower_bound=5)
+    cache = flags.DEFINE_string("cache_class", "", "Storage class (ReadWriteMany) for compiled programs.")
+    size = flags.DEFINE_integer("cache_gib", _D.cache_gib, "Size of that volume.", lower_bound=1)
+    sources = flags.DEFINE_list("allow_from", list(_D.sources), "Namespaces whose pods may ask.")
+    port = flags.DEFINE_integer("store_port", _D.store_port, "TCP port of the object store.", 1, 65535)
+
+    def server(options: tuple[str, ...]) -> Server:
+        first = checkpoint.value.split(",")[0].rpartition("=")[2]
+        made = Server(
+            named(name.value, first.partition("/checkpoints/")[0]),
+            namespace.value,
+            image.value,
+            checkpoint.value,
+            google.one_machine(accelerator.value),
+            options,
+            cpus=cpus.value,
+            memory=kubernetes.planned_memory(plan.value, accelerator.value) if plan.value else memory.value << 30,
+            identity=identity.value,
+            secret=secret.value,
+            on_google=cloud.value == "google",
+            node_labels=_pairs("node_labels", labels.value),
+            spot=spot.value,
+            drain_seconds=drain.value,
+            startup_seconds=startup.value,
+            cache_class=cache.value,
+            cache_gib=size.value,
+            sources=tuple(sources.value),
+            store_port=port.value,
+        )
+        kubernetes.check(made)
+        return made
+
+    return server
+
+
+def define_scaling() -> Callable[[], Scaling]:
+    """Defines the flags of the autoscaler."""
+    engine = flags.DEFINE_enum("autoscaler", "keda", ["keda", "hpa", "none"], "What adds and takes replicas.")
+    least = flags.DEFINE_integer("min_replicas", 2, "Fewest replicas; 0 needs --wake_query.", lower_bound=0)
+    most = flags.DEFINE_integer("max_replicas", 10, "Most replicas.", lower_bound=1)
+    tokens = flags.DEFINE_integer(
+        "queue_tokens", 4096, "Waiting tokens a replica that call for one more.", lower_bound=1
+    )
+    slots = flags.DEFINE_integer("busy_slots", 12, "Slots in use a replica that call for one more; 0: never.", 0)
+    address = flags.DEFINE_string(
+        "prometheus", "http://prometheus-operated.monitoring:9090", "Address of Prometheus, as KEDA reaches it."
+    )
+    wake = flags.DEFINE_string("wake_query", "", "PromQL that is above 0 while somebody asks and no replica runs.")
+
+    def wanted() -> Scaling:
+        made = Scaling(engine.value, least.value, most.value, tokens.value, slots.value, address.value, wake.value)
+        scaling.check(made)
+        return made
+
+    return wanted
+
+
+def define_gateway() -> Callable[[], Gateway | None]:
+    """Defines the flags of the gateway; there is none without a hostname."""
+    hostname = flags.DEFINE_string("hostname", "", "Name in DNS; makes a Gateway with least-request balancing.")
+    secret = flags.DEFINE_string("tls_secret", "", "With --hostname: Kubernetes secret with its certificate.")
+    kind = flags.DEFINE_string("gateway_class", "envoy", "With --hostname: GatewayClass of Envoy Gateway.")
+    return lambda: Gateway(hostname.value, secret.value, kind.value) if hostname.value else None
+
+
+def _pairs(flag: str, given: list[str]) -> dict[str, str]:
+    for each in given:
+        if not re.fullmatch(r"[\w./-]+=[\w.-]*", each):
+            raise InputError(f"--{flag} has {each!r}; accepted: KEY=VALUE,KEY=VALUE.")
+    return dict(each.split("=", 1) for each in given)

@@ -1,0 +1,333 @@
+"""What launch/cluster/kubernetes.py applies: word for word in golden/, and against schemas for every combination.
+
+After a change that is meant, write the golden files anew: python -m tests.launch.test_serving_manifests
+
+The schemas of KEDA, the Gateway API, Envoy Gateway, the Prometheus operator and KubeRay here know the fields that we
+use; tests/cluster/crds.py checks the golden files against all that these projects publish.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import io
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+
+from lm.cluster import actions, google, kubernetes, rollout, scaling
+from lm.cluster.actions import Action
+from lm.cluster.gateway import Gateway
+from lm.cluster.kubernetes import Server
+from lm.cluster.manifests import Manifest
+from lm.cluster.scaling import Scaling
+from lm.errors import InputError
+from tests.launch.test_manifests import (
+    COUNT,
+    GOLDEN_FOLDER,
+    KUBERNETES,
+    LABELS,
+    NAME,
+    TEXT,
+    array,
+    kind,
+    record,
+)
+
+ROOT = Path(__file__).parents[2]
+GATEWAY_API = "gateway.networking.k8s.io/v1"
+POLICY = record(
+    {
+        "stabilizationWindowSeconds": COUNT,
+        "policies": array(record({"type": {"enum": ["Pods", "Percent"]}, "value": COUNT, "periodSeconds": COUNT})),
+        "selectPolicy": {"enum": ["Max", "Min", "Disabled"]},
+    }
+)
+PROMETHEUS = record(
+    {"serverAddress": TEXT, "query": TEXT, "threshold": TEXT, "activationThreshold": TEXT},
+    {"ignoreNullValues": {"enum": ["true", "false"]}},
+)
+TRIGGER = record(
+    {"type": {"const": "prometheus"}, "name": NAME, "metricType": {"enum": ["AverageValue", "Value"]}}
+    | {"metadata": PROMETHEUS}
+)
+SCALED_OBJECT = record(
+    {
+        "scaleTargetRef": record({"apiVersion": TEXT, "kind": TEXT, "name": NAME}),
+        "minReplicaCount": COUNT,
+        "maxReplicaCount": COUNT,
+        "pollingInterval": COUNT,
+        "cooldownPeriod": COUNT,
+        "fallback": record({"failureThreshold": COUNT, "replicas": COUNT}, {"behavior": TEXT}),
+        "advanced": record(
+            {"horizontalPodAutoscalerConfig": record({"behavior": record({"scaleUp": POLICY, "scaleDown": POLICY})})}
+        ),
+        "triggers": array(TRIGGER),
+    }
+)
+REFERENCE = record({"name": NAME}, {"kind": TEXT, "group": TEXT, "port": COUNT})
+LISTENER = record(
+    {"name": NAME, "port": COUNT, "protocol": {"enum": ["HTTP", "HTTPS"]}, "hostname": TEXT},
+    {"tls": record({"mode": {"const": "Terminate"}, "certificateRefs": array(REFERENCE)})},
+)
+CHECKED = record(
+    {"type": {"const": "HTTP"}, "http": record({"path": TEXT, "method": TEXT, "expectedStatuses": array(COUNT)})}
+    | {"interval": TEXT, "timeout": TEXT, "unhealthyThreshold": COUNT, "healthyThreshold": COUNT}
+)
+RETRIED = record({"triggers": array(TEXT), "httpStatusCodes": array(COUNT)})
+TRAFFIC = record(
+    {
+        "targetRefs": array(REFERENCE),
+        "loadBalancer": record({"type": {"const": "LeastRequest"}, "slowStart": record({"window": TEXT})}),
+        "healthCheck": record({"active": CHECKED, "panicThreshold": COUNT}),
+        "retry": record({"numRetries": COUNT, "retryOn": RETRIED}),
+        "timeout": record({"http": record({"requestTimeout": TEXT})}),
+    }
+)
+ROUTE = record(
+    {"parentRefs": array(REFERENCE), "hostnames": array(TEXT)}
+    | {"rules": array(record({"backendRefs": array(REFERENCE)}))}
+)
+MONITOR = record(
+    {
+        "selector": record({"matchLabels": LABELS}),
+        "podMetricsEndpoints": array(record({"port": TEXT, "path": TEXT, "interval": TEXT})),
+    }
+)
+SCHEMAS = {
+    "ScaledObject": kind("ScaledObject", "keda.sh/v1alpha1", SCALED_OBJECT),
+    "Gateway": kind("Gateway", GATEWAY_API, record({"gatewayClassName": NAME, "listeners": array(LISTENER)})),
+    "HTTPRoute": kind("HTTPRoute", GATEWAY_API, ROUTE),
+    "BackendTrafficPolicy": kind("BackendTrafficPolicy", "gateway.envoyproxy.io/v1alpha1", TRAFFIC),
+    "PodMonitor": kind("PodMonitor", "monitoring.coreos.com/v1", MONITOR),
+}
+
+PLAIN = Server("mini", "default", "registry/lm:serve", "gs://bucket/runs/mini")
+WIDE = Scaling("keda", 2, 20, 4096, 12, "http://prometheus:9090")
+Case = tuple[Server, Scaling, Gateway | None]
+CASES: dict[str, Case] = {
+    "serve_cpu_hpa": (PLAIN, dataclasses.replace(WIDE, engine="hpa"), None),
+    "serve_l4_spot_gateway": (
+        dataclasses.replace(
+            PLAIN,
+            machines=google.one_machine("l4"),
+            spot=True,
+            options=("--tasks=embed",),
+            identity="reader@lab.iam.gserviceaccount.com",
+        ),
+        WIDE,
+        Gateway("lm.example.com", "certificate"),
+    ),
+    "serve_tpu_zero_cache": (
+        dataclasses.replace(PLAIN, machines=google.one_machine("v5e:2x2"), cache_class="standard-rwx"),
+        dataclasses.replace(WIDE, least=0, wake_query="sum(rate(requests_total[2m]))"),
+        None,
+    ),
+    "serve_h100_other_cloud": (
+        dataclasses.replace(
+            PLAIN,
+            checkpoint="s3://bucket/runs/mini",
+            machines=google.one_machine("h100"),
+            on_google=False,
+            node_labels={"gpu": "h100"},
+            secret="s3-keys",
+            store_port=9000,
+        ),
+        dataclasses.replace(WIDE, engine="none", least=3),
+        None,
+    ),
+}
+
+
+def printed(wanted: list[Action]) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        actions.show(wanted)
+    return out.getvalue()
+
+
+def applied(case: Case) -> str:
+    return printed(rollout.apply("", case[0], rollout.objects(*case)))
+
+
+def every_case() -> Iterator[Case]:
+    accelerators = [google.one_machine(name) for name in ("cpu", "l4", "h100", "v5e:2x2", "v6e:1x1", "v5p:2x2x1")]
+    scalings = [
+        dataclasses.replace(WIDE, engine=engine, least=least, wake_query="up" if not least else "", slots=slots)
+        for engine, least in (("keda", 0), ("keda", 2), ("hpa", 1), ("none", 2))
+        for slots in (0, 12)
+    ]
+    gateways = (None, Gateway("a.b"), Gateway("a.b", "certificate"))
+    replicas = [
+        *(
+            dataclasses.replace(PLAIN, machines=each, spot=spot, on_google=cloud)
+            for each in accelerators
+            for spot in (True, False)
+            for cloud in (True, False)
+        ),
+        *(
+            dataclasses.replace(PLAIN, **{field: value})
+            for field, value in (("cache_class", "rwx"), ("identity", "arn:aws:iam::1:role/a"), ("secret", "keys"))
+        ),
+    ]
+    yield from itertools.product(replicas, scalings[:1], gateways[:1])  # what differs: the pods
+    yield from itertools.product(replicas[:1], scalings, gateways)
+
+
+def validate(manifest: Manifest) -> None:
+    """Raises an error for a field that the kind does not have."""
+    if schema := SCHEMAS.get(manifest["kind"]):
+        jsonschema.validate(manifest, schema)
+    else:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def with_typo(manifest: Manifest) -> Manifest:
+    """The manifest with an unknown field where its deepest object is."""
+    changed = copy.deepcopy(manifest)
+    place: Any = changed.get("spec", changed)
+    while isinstance(place, dict):
+        inner = [value for key, value in place.items() if isinstance(value, dict) and "abels" not in key]
+        if not inner:
+            break
+        place = inner[0]
+    place["minReplicaz"] = {}
+    return changed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_applied_word_for_word(name: str) -> None:
+    assert applied(CASES[name]) == (GOLDEN_FOLDER / f"{name}.txt").read_text()
+
+
+def test_the_objects_of_every_combination_fit_their_schemas() -> None:
+    distinct = {json.dumps(each): each for case in every_case() for each in rollout.objects(*case)}
+    assert len(distinct) > 40
+    for manifest in distinct.values():
+        validate(manifest)
+
+
+def test_every_schema_refuses_a_typo() -> None:
+    objects = {each["kind"]: each for case in CASES.values() for each in rollout.objects(*case)}
+    assert len(objects) == 12, objects.keys()
+    for manifest in objects.values():
+        validate(manifest)
+        with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+            validate(with_typo(manifest))
+
+
+def test_a_pod_is_given_the_time_that_its_requests_may_take() -> None:
+    """Notice to the balancer, draining, the longest request, and a margin."""
+    for options, deadline in (((), 60), (("--deadline=90.5",), 90)):
+        server = dataclasses.replace(PLAIN, options=options, drain_seconds=20)
+        made = kubernetes.deployment(server)["spec"]["template"]["spec"]
+        (container,) = made["containers"]
+        slept = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert "--drain_seconds=20" in container["command"]
+        assert made["terminationGracePeriodSeconds"] == slept + 20 + deadline + 5
+        probe = container["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= server.startup_seconds
+
+
+def test_the_autoscaler_finds_the_pods_and_what_they_count() -> None:
+    """Its query names the pods of the Deployment, and gauges that the server has."""
+    (scaled,) = scaling.objects(PLAIN, WIDE)
+    queries = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+    assert all('namespace="default"' in query and 'pod=~"mini-' in query for query in queries)
+    source = (ROOT / "lm/serving/server.py").read_text()
+    for query in queries:
+        assert f'"{query.split("(")[2].split("{")[0]}"' in source
+
+
+def test_rolling_takes_back_what_never_becomes_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    new = dataclasses.replace(PLAIN, checkpoint="gs://bucket/runs/mini/checkpoints/9")
+
+    def exit_code(self: actions.Command) -> int:
+        ran.append(" ".join(self.argv))
+        return int("status" in self.argv and fails)
+
+    monkeypatch.setattr(actions.Command, "exit_code", exit_code)
+    fails = False
+    rollout.carry_out_roll("", new)
+    assert ran[0].endswith(f"set env deployment/mini LM_CHECKPOINT={new.checkpoint}")
+    assert [each.split()[-2] for each in ran[1:]] == ["deployment/mini"]
+    fails = True
+    with pytest.raises(InputError, match="the one before it is served on"):
+        rollout.carry_out_roll("", new)
+    assert ran[-1] == "kubectl --namespace default rollout undo deployment/mini"
+
+
+def test_deleting_names_all_that_was_applied() -> None:
+    made = rollout.objects(*CASES["serve_l4_spot_gateway"])
+    (command,) = rollout.delete("pod", made)
+    assert isinstance(command, actions.Command)
+    assert command.argv == ("kubectl", "--context", "pod", "delete", "--ignore-not-found", "--filename=-")
+    assert command.stdin.count("kind: ") == len(made)
+    assert "spec" not in command.stdin
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: kubernetes.check(dataclasses.replace(PLAIN, checkpoint="runs/mini")), "which no pod can see"),
+        (lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--port=1",))), "after -- there is '--port=1'"),
+        (lambda: kubernetes.check(dataclasses.replace(PLAIN, identity="me")), "--identity is 'me'; accepted"),
+        (lambda: dataclasses.replace(PLAIN, options=("--deadline=x",)).grace, "--deadline is 'x'; accepted: a number"),
+        (lambda: google.one_machine("v9"), "--accelerator is 'v9'; accepted: cpu, l4"),
+        (lambda: google.one_machine("v5e:4x4"), "which has several hosts"),
+        (lambda: scaling.check(dataclasses.replace(WIDE, least=30)), "give a larger --max_replicas"),
+        (lambda: scaling.check(dataclasses.replace(WIDE, least=0)), "give --wake_query"),
+        (lambda: scaling.check(dataclasses.replace(WIDE, least=0, engine="hpa")), "which only --autoscaler=keda"),
+    ],
+    ids=range(9),
+)
+def test_what_cannot_be_is_refused(call: Any, words: str) -> None:
+    kubernetes.check(PLAIN)
+    scaling.check(WIDE)
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_a_plan_gives_the_memory(tmp_path: Path) -> None:
+    file, gib = tmp_path / "plan.json", 1 << 30
+    plan = {"parameter_bytes": 2 * gib, "temporary_bytes": gib, "topology": "v5e:1x1", "fits": True}
+    file.write_text(json.dumps(plan))
+    assert kubernetes.planned_memory(str(file), "v5e:1x1") == 7 * gib
+    assert kubernetes.planned_memory(str(file), "cpu") == 8 * gib
+    with pytest.raises(InputError, match=r"which is for v5e:1x1; make one for --topology=v6e:1x1"):
+        kubernetes.planned_memory(str(file), "v6e:1x1")
+    file.write_text(json.dumps({**plan, "fits": False}))
+    with pytest.raises(InputError, match="which does not fit"):
+        kubernetes.planned_memory(str(file), "v5e:1x1")
+    file.write_text("[]")
+    with pytest.raises(InputError, match="which is no plan of"):
+        kubernetes.planned_memory(str(file), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("serve roll --image=i --checkpoint=gs://b/mini/checkpoints/9 --dry_run", 0, "rollout undo deployment/mini"),
+        ("train --image=i --checkpoint=gs://b/mini --dry_run", 2, "accepted: serve, or serve apply|status"),
+    ],
+    ids=["roll", "unknown"],
+)
+def test_the_command(arguments: str, code: int, words: str) -> None:
+    command = [sys.executable, "launch/cluster/kubernetes.py", *arguments.split(), "--", "--tasks=embed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+if __name__ == "__main__":
+    for name, case in CASES.items():
+        (GOLDEN_FOLDER / f"{name}.txt").write_text(applied(case))
