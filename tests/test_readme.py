@@ -25,6 +25,7 @@ GUIDES = (
     "configs/README.md",
     "launch/README.md",
     "lm/serving/README.md",
+    "launch/cluster/monitoring/README.md",
 )
 READING_ORDER = [
     "lm/config/model.py",
@@ -85,7 +86,7 @@ def defined_flags(script: str) -> set[str]:
         return set(re.findall(r"--(\w+)\)", source))  # a case of its arguments
     helpers = {
         node.name: node
-        for path in ("lm/cli.py", "lm/cluster/flags.py")
+        for path in ("lm/cli.py", "lm/cluster/flags.py", "lm/cluster/serving_flags.py")
         for node in ast.parse((ROOT / path).read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("define_")
     }
