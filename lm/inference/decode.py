@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.config import Config
+from lm.data.special_ids import SpecialIds, decoder_start
 from lm.inference import processors, sampling
 from lm.inference.options import (
     NEVER_STOPS_EARLY,
@@ -62,6 +64,12 @@ class TokenIds:
     end: int
     pad: int
     vocab_size: int
+
+    @classmethod
+    def of(cls, config: Config, special: SpecialIds, vocab_size: int) -> "TokenIds":
+        """Returns the ids of a model whose tokenizer has `vocab_size` tokens."""
+        start, size = decoder_start(config, special), min(vocab_size, config.model.vocab_size)
+        return cls(start, special.sep, special.pad, size)
 
 
 class Beams(NamedTuple):

@@ -24,6 +24,7 @@ class Loaded:
         sentence_encoder: how a text is embedded.
         mesh: the devices that hold the parameters; None for one device.
         workdir: the working directory of the run.
+        step: of the checkpoint.
     """
 
     config: Config
@@ -32,6 +33,7 @@ class Loaded:
     sentence_encoder: SentenceEncoder = dataclasses.field(default_factory=SentenceEncoder)
     mesh: jax.sharding.Mesh | None = None
     workdir: epath.PathLike = ""
+    step: int = 0
 
     @property
     def is_encoder(self) -> bool:
@@ -65,6 +67,7 @@ def load(path: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
         sentence_encoder=sentence_encoder.read(str(workdir)) or SentenceEncoder(),
         mesh=mesh,
         workdir=workdir,
+        step=step,
     )
 
 

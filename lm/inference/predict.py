@@ -62,8 +62,7 @@ class Pipeline(Generic[Result]):
                 found[number] = {"error": str(error)}
         results = self.compute(list(read.values()), list(read))
         for (number, row), result in zip(read.items(), results, strict=True):
-            answer = self.prompt.answer(row, result) | ({"truncated": True} if row.truncated else {})
-            found[number] = finite(answer)
+            found[number] = answer(self.prompt, row, result)
         return (found[number] for number, _ in chunk)
 
 
@@ -121,9 +120,9 @@ class Predictor:
         self.loaded = loaded
         self.runner = runner or Runner(loaded)
 
-    def with_params(self, params: Params) -> "Predictor":
-        """Returns a predictor with other weights of the same shapes. The two share their compiled programs."""
-        loaded = dataclasses.replace(self.loaded, params=params)
+    def with_params(self, params: Params, step: int) -> "Predictor":
+        """Returns a predictor with another step's weights of the same shapes. The two share their compiled programs."""
+        loaded = dataclasses.replace(self.loaded, params=params, step=step)
         return Predictor(loaded, self.runner.with_params(params))
 
     # ---- Tasks ------------------------------------------------------------------------------
@@ -290,6 +289,11 @@ class Predictor:
             written = jax.device_get(self.runner.generate(sources, given, decoding, keys))
             found |= dict(zip(together, zip(written.tokens_BNT, written.scores_BN, strict=True), strict=False))
         return [found[i] for i in range(len(read))]
+
+
+def answer(prompt: Prompt[Result], row: Row, result: Result) -> Answer:
+    """Returns the answer to a request: what the prompt makes of the result, and whether the text was cut."""
+    return finite(prompt.answer(row, result) | ({"truncated": True} if row.truncated else {}))
 
 
 def _several(requests: Requests) -> Requests:

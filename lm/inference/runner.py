@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import models, sharding
-from lm.data.special_ids import decoder_start
 from lm.inference import decode, pooling
 from lm.inference.decode import Decoded, Shape, TokenIds
 from lm.inference.load import Loaded
@@ -98,8 +97,7 @@ class Runner:
         )
         if shape not in self._decoders:
             config, tokenizer = self._loaded.config, self._loaded.tokenizer
-            special, size = tokenizer.special, min(tokenizer.vocab_size, config.model.vocab_size)
-            ids = TokenIds(decoder_start(config, special), special.sep, special.pad, size)
+            ids = TokenIds.of(config, tokenizer.special, tokenizer.vocab_size)
             self._decoders[shape] = jax.jit(functools.partial(decode.generate, self._model, ids, shape))
         options = row_options([decoding] * len(prompts.tokens_BP), keys_B)
         return self._run(self._decoders[shape], sources, prompts, options)

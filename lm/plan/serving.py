@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lm import checkpoint, models, sharding
 from lm.accelerators import Topology
 from lm.config import Config, check_divisible
-from lm.data.special_ids import SpecialIds, decoder_start
+from lm.data.special_ids import SpecialIds
 from lm.inference import decode
 from lm.inference.decode import Shape, TokenIds
 from lm.inference.options import Decoding, row_options
@@ -130,8 +130,7 @@ def _writing(
     config: Config, model: models.Model, mesh: jax.sharding.Mesh, batch: int, length: int, decoding: Decoding
 ) -> _Program:
     """Returns the program that decodes."""
-    special, rows = SpecialIds(), sharding.batch_sharding(mesh)
-    ids = TokenIds(decoder_start(config, special), special.sep, special.pad, config.model.vocab_size)
+    ids, rows = TokenIds.of(config, SpecialIds(), config.model.vocab_size), sharding.batch_sharding(mesh)
     has_source = config.model.architecture == "encoder-decoder"
     prompt = int(config.data.begin_with_cls) if has_source else length
     shape = Shape(decoding.num_beams, decoding.max_length, prompt, length if has_source else 0)

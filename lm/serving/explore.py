@@ -117,15 +117,16 @@ def page_files() -> dict[str, Callable[[Request], Awaitable[Response]]]:
     found = {}
     for file in sorted(_FOLDER.glob("*")):
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
-        found[path] = functools.partial(_file, file.read_bytes(), _TYPES[file.suffix])
+        content = file.read_bytes()
+        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        found[path] = functools.partial(_file, content, tag, _TYPES[file.suffix])
     if "/" not in found:
         raise InputError(f"{_FOLDER} has no index.html; install lm again.")
     return found
 
 
-async def _file(content: bytes, kind: str, request: Request) -> Response:
+async def _file(content: bytes, tag: str, kind: str, request: Request) -> Response:
     request.state.route = "/page"
-    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
     headers = {
         "etag": tag,
         "cache-control": "no-cache",

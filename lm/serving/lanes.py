@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from lm import models
-from lm.data.special_ids import decoder_start
 from lm.inference import decode, packed, prompts
 from lm.inference.decode import Decoded, DecodeState, Shape, TokenIds
 from lm.inference.options import Decoding, Extras, row_options
@@ -204,8 +203,7 @@ class Lane(Group):
         first = prompts.first_tokens(config, special, predictor.decoding({}).forced_bos_token_id)
         prompt = max(1, len(first)) if self._has_source else shape.source
         self._decode_shape = Shape(shape.beams, shape.written, prompt, shape.source if self._has_source else 0)
-        size = min(tokenizer.vocab_size, model.vocab_size)
-        self._ids = TokenIds(decoder_start(config, special), special.sep, special.pad, size)
+        self._ids = TokenIds.of(config, special, tokenizer.vocab_size)
         self._lengths = source_lengths(shape.source, shortest)
         self._state: DecodeState | None = None
 

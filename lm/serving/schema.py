@@ -234,9 +234,6 @@ def fields(
     return {"type": "object", "properties": properties, "required": list(required), **closed}
 
 
-TEXT_OR_IDS = either(text(), several(integer(0, (1 << 31) - 1)))
-
-
 def inputs(most: int, least_text: int = 0) -> Schema:
     """Returns the schema of one text or token array, or of a list of them."""
     ids = several(integer(0, (1 << 31) - 1))

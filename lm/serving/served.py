@@ -34,16 +34,19 @@ class Weights:
     A request keeps the weights that it was admitted with. Replaced weights are freed with their last request.
 
     Attributes:
-        step: of the checkpoint.
         predictor: turns requests into rows, and results into answers.
         readers: the groups of an encoder, by the name of their program; `ATTENTION` alone for a model that writes.
         lanes: the groups of a model that writes; shorter sources first.
     """
 
-    step: int
     predictor: Predictor
     readers: Mapping[str, Readers]
     lanes: Sequence[Lane]
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return self.predictor.loaded.step
 
     def reading(self, task: str, options: Options) -> tuple[Reading, Readers]:
         """Returns the prompt and the group of an encoder's task.
@@ -111,24 +114,23 @@ class Served:
         """
         self.name, self.path, self._settings = name, path, settings
         self.loaded_at, self._refused = time.time(), -1
-        _, step = checkpoint.locate(path)
         loaded = _limited(load(path), settings.max_input_tokens)
-        config, self._predictor = loaded.config, Predictor(loaded)
+        config, predictor = loaded.config, Predictor(loaded)
         check_finite(path, loaded.params)
         wanted = settings.tasks or predict.TASKS
         if unknown := sorted(set(wanted) - set(predict.TASKS)):
             raise InputError(f"--tasks has {unknown[0]!r}; accepted: {', '.join(predict.TASKS)}.")
-        self.tasks = tuple(task for task in wanted if self._can(task))
+        self.tasks = tuple(task for task in wanted if _can(predictor, task))
         if not self.tasks:
             raise InputError(f"{path} can do none of {', '.join(wanted)}; --tasks lists what to serve.")
         self.is_encoder = loaded.is_encoder
         self.longest = config.data.seq_length
-        self.longest_written = 0 if self.is_encoder else self._most_written()
-        shapes = [] if self.is_encoder else self._lane_shapes()
+        self.longest_written = 0 if self.is_encoder else self._most_written(predictor)
+        shapes = [] if self.is_encoder else self._lane_shapes(predictor)
         model = models.build(config.model, models.Execution(dtype=config.train.dtype))
         self._shapes = shapes
         self._decoders = make_decoders(model, [shape.slots * shape.beams for _, shape in shapes])
-        self.weights = self._with(self._predictor, step)
+        self.weights = self._with(predictor)
 
     @property
     def predictor(self) -> Predictor:
@@ -156,7 +158,7 @@ class Served:
         params = checkpoint.load_params(workdir, step, abstract)
         check_finite(f"{workdir}/checkpoints/{step}", params)
         self._refused = -1
-        return self._with(self._predictor.with_params(params), step)
+        return self._with(self.predictor.with_params(params, step))
 
     def warm_up(self) -> None:
         """Compiles every program, by running it once."""
@@ -165,29 +167,22 @@ class Served:
         for lane in self.weights.lanes:
             lane.warm_up()
 
-    def _can(self, task: str) -> bool:
-        try:
-            self._predictor.pipeline(task)
-        except InputError:
-            return False
-        return True
-
-    def _most_written(self) -> int:
+    def _most_written(self, predictor: Predictor) -> int:
         """Returns how many tokens a request may write."""
-        config = self._predictor.loaded.config
+        config = predictor.loaded.config
         longest = prompts.longest_output(config)
         if self._settings.max_length > longest:
             raise InputError(
                 f"--max_length is {self._settings.max_length}; {self.path} writes at most {longest} tokens."
             )
-        default = self._predictor.decoding({}).max_length
+        default = predictor.decoding({}).max_length
         return self._settings.max_length or min(longest, max(128, default))
 
-    def _lane_shapes(self) -> list[tuple[int, LaneShape]]:
+    def _lane_shapes(self, predictor: Predictor) -> list[tuple[int, LaneShape]]:
         """Returns the shapes of the lanes, each with the length of the shortest source that belongs to it."""
         widths = [_SHORT_SOURCE, self.longest] if self.longest > 2 * _SHORT_SOURCE else [self.longest]
         found = []
-        for beams in sorted({*self._settings.beams, self._predictor.decoding({}).num_beams}):
+        for beams in sorted({*self._settings.beams, predictor.decoding({}).num_beams}):
             shortest = 1
             for width in widths:
                 slots = max(1, self._settings.slots // beams)
@@ -195,7 +190,7 @@ class Served:
                 shortest = width + 1
         return found
 
-    def _with(self, predictor: Predictor, step: int) -> Weights:
+    def _with(self, predictor: Predictor) -> Weights:
         runner, special = predictor.runner, predictor.loaded.tokenizer.special
         readers: dict[str, Readers] = {}
         lanes: list[Lane] = []
@@ -215,7 +210,15 @@ class Served:
                 extras = Extras.of([predictor.decoding({})])
                 extras = dataclasses.replace(extras, **dict.fromkeys(self._settings.extra_options, True))
                 lanes.append(Lane(predictor, decoder, shape, extras, shortest=shortest, together=together))
-        return Weights(step, predictor, {**readers, ATTENTION: Attending(predictor)}, lanes)
+        return Weights(predictor, {**readers, ATTENTION: Attending(predictor)}, lanes)
+
+
+def _can(predictor: Predictor, task: str) -> bool:
+    try:
+        predictor.pipeline(task)
+    except InputError:
+        return False
+    return True
 
 
 def _limited(loaded: Loaded, tokens: int) -> Loaded:

@@ -16,6 +16,7 @@ import numpy as np
 from starlette.requests import Request
 
 from lm.data.characters import without_surrogates
+from lm.data.sentence_encoder import Normalize
 from lm.inference import prompts
 from lm.inference.options import Decoding
 from lm.inference.packed import Row
@@ -190,8 +191,7 @@ class Service:
             return vectors
         if dimensions > width:
             raise Refusal("invalid", f"dimensions is {dimensions}; the model has {width}.", param="dimensions")
-        cut = [vector_D[:dimensions] for vector_D in vectors]
-        return [vector_D / max(float(np.linalg.norm(vector_D)), 1e-12) for vector_D in cut]
+        return [Normalize()(vector_D[:dimensions]) for vector_D in vectors]
 
     async def vectors(self, request: Request, weights: Weights, rows: Sequence[Row], times: Times) -> list[np.ndarray]:
         """Returns the vectors of all tokens of each row, float32 [n, D].

@@ -7,11 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lm.data.sentence_encoder import POOLINGS
+from lm.inference import predict
 from lm.inference.options import Decoding
 from lm.inference.packed import Row
 from lm.inference.predict import READING, TASKS, Options
 from lm.inference.prompts import Prompt
-from lm.inference.requests import Answer, RequestError, finite
+from lm.inference.requests import Answer, RequestError
 from lm.serving.lanes import Progress, Written
 from lm.serving.openai import error
 from lm.serving.refusals import Refusal
@@ -81,7 +82,7 @@ async def _read(
     rows, answers = await _rows(service, reading.prompt, given)
     outputs = await service.read(request, readers, list(rows.values()), Times())
     for (index, row), output in zip(rows.items(), outputs, strict=True):
-        answers[index] = _answer(reading.prompt, row, output)
+        answers[index] = predict.answer(reading.prompt, row, output)
     return answered({"answers": [answers[index] for index in range(len(given))]})
 
 
@@ -96,7 +97,7 @@ async def _write(
     if not stream:
         results = await service.results(request, items, Times())
         for index, result in zip(numbers, results, strict=True):
-            answers[index] = _answer(prompt, rows[index], (result.tokens_NT, result.scores_N))
+            answers[index] = predict.answer(prompt, rows[index], (result.tokens_NT, result.scores_N))
         return answered({"answers": [answers[index] for index in range(len(given))]})
     tokenizer = weights.predictor.loaded.tokenizer
 
@@ -113,7 +114,7 @@ async def _write(
                 assert isinstance(result, Written)
                 if decoding.num_beams == 1 and (rest := texts[place].finish()):
                     yield {"index": numbers[place], "text": rest}
-                found = _answer(prompt, rows[numbers[place]], (result.tokens_NT, result.scores_N))
+                found = predict.answer(prompt, rows[numbers[place]], (result.tokens_NT, result.scores_N))
                 yield {"index": numbers[place], "answer": found}
 
     return await EventStream.make(events(), error, service.settings.deadline)
@@ -136,10 +137,6 @@ async def _rows(service: Service, prompt: Prompt, given: Sequence[object]) -> tu
         return rows, errors
 
     return await service.in_thread(make)
-
-
-def _answer(prompt: Prompt, row: Row, result: JSON) -> Answer:
-    return finite(prompt.answer(row, result) | ({"truncated": True} if row.truncated else {}))
 
 
 async def reload(service: Service, request: Request, body: JSON) -> Response:
