@@ -19,6 +19,7 @@ from lm.huggingface.folder import Imported, export_folder, import_folder
 from lm.huggingface.generation import write_generation
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from lm.parameters import Params
+from lm.tasks import heads
 
 # The family of an imported model and the ids of its special tokens, for its export.
 SOURCE_FILE = "huggingface.json"
@@ -57,6 +58,7 @@ def import_workdir(
     checkpoint.write_atomically(workdir / tokenizer.file_name, tokenizer.to_bytes())
     if encoder is not None:
         sentence_encoder.write(str(workdir), encoder)
+    heads.write_untrained(str(workdir), imported.fresh)
     checkpoint.write_atomically(workdir / SOURCE_FILE, json.dumps(_source(imported.settings)).encode())
     saved = checkpoint.Checkpoints(workdir, CheckpointConfig(asynchronous=False))
     saved.save(0, {"params": imported.params, "step": np.int32(0)})

@@ -11,6 +11,7 @@ from lm.data import sentence_encoder
 from lm.data import tokenizer as tokenizers
 from lm.data.sentence_encoder import SentenceEncoder
 from lm.data.tokenizer import Tokenizer
+from lm.tasks import heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Loaded:
         mesh: the devices that hold the parameters; None for one device.
         workdir: the working directory of the run.
         step: of the checkpoint.
+        untrained: the heads whose weights are random; see `lm.tasks.heads`.
     """
 
     config: Config
@@ -34,6 +36,7 @@ class Loaded:
     mesh: jax.sharding.Mesh | None = None
     workdir: epath.PathLike = ""
     step: int = 0
+    untrained: tuple[str, ...] = ()
 
     @property
     def is_encoder(self) -> bool:
@@ -68,6 +71,7 @@ def load(path: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
         mesh=mesh,
         workdir=workdir,
         step=step,
+        untrained=heads.read_untrained(str(workdir), step),
     )
 
 

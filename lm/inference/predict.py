@@ -19,6 +19,7 @@ from lm.inference.prompts import Prompt, Written
 from lm.inference.requests import Answer, Request, RequestError, finite
 from lm.inference.runner import Runner
 from lm.models import Params, Prompts, Sources
+from lm.tasks import heads
 
 TOGETHER = 256  # so many requests are sorted by length and computed together
 _WRITTEN_TOGETHER = 16  # rows of a batch in decoding
@@ -186,6 +187,14 @@ class Predictor:
         prompt, decoding = self.writing(task, options)
         return Pipeline(prompt, functools.partial(self._write, decoding=decoding, key=jax.random.key(options.seed)))
 
+    def can(self, task: str) -> bool:
+        """Returns whether the model can do one of `TASKS`."""
+        try:
+            self.pipeline(task)
+        except InputError:
+            return False
+        return True
+
     def reading(self, task: str, options: Options) -> Reading:
         """Returns what answers a task of an encoder, one of `READING`.
 
@@ -194,6 +203,7 @@ class Predictor:
         """
         if not self.loaded.is_encoder:
             raise InputError("this model writes text; use generate, translate or answer.")
+        heads.require_trained(task, self.loaded.untrained)
         config, tokenizer, runner = self.loaded.config, self.loaded.tokenizer, self.runner
         longest = config.data.seq_length
         if task == "fill-mask":

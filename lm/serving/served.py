@@ -120,7 +120,7 @@ class Served:
         wanted = settings.tasks or predict.TASKS
         if unknown := sorted(set(wanted) - set(predict.TASKS)):
             raise InputError(f"--tasks has {unknown[0]!r}; accepted: {', '.join(predict.TASKS)}.")
-        self.tasks = tuple(task for task in wanted if _can(predictor, task))
+        self.tasks = tuple(task for task in wanted if predictor.can(task))
         if not self.tasks:
             raise InputError(f"{path} can do none of {', '.join(wanted)}; --tasks lists what to serve.")
         self.is_encoder = loaded.is_encoder
@@ -211,14 +211,6 @@ class Served:
                 extras = dataclasses.replace(extras, **dict.fromkeys(self._settings.extra_options, True))
                 lanes.append(Lane(predictor, decoder, shape, extras, shortest=shortest, together=together))
         return Weights(predictor, {**readers, ATTENTION: Attending(predictor)}, lanes)
-
-
-def _can(predictor: Predictor, task: str) -> bool:
-    try:
-        predictor.pipeline(task)
-    except InputError:
-        return False
-    return True
 
 
 def _limited(loaded: Loaded, tokens: int) -> Loaded:

@@ -75,6 +75,9 @@ _SIMILARITY = fields(
     {"parameters": optional(fields({}, _CUT, strict=False)), "model": optional(text())},
     strict=False,
 )
+_PAIR = several(text(1), most=2)
+_PREDICT = fields({"inputs": either(text(1), _PAIR, several(_PAIR, most=2048))}, _CUT, strict=False)
+_RERANK = fields({"query": text(1), "texts": several(text(1), most=2048)}, _CUT, strict=False)
 
 
 async def embed(service: Service, request: Request, body: JSON) -> Response:
@@ -111,6 +114,18 @@ async def _rows(service: Service, model: Served, given: list[Given], body: JSON,
     service.check_count(given, "inputs")
     how = {"truncate": body["truncate"], "side": body["truncation_direction"].lower()}
     return await service.embedding_rows(model.weights, given, times, prompt_name=body["prompt_name"], **how)
+
+
+async def predict(service: Service, request: Request, body: JSON) -> Response:
+    """Refuses: no model here has a head that classifies."""
+    del service, request, body
+    raise Refusal("unknown", "model is not a classifier model")
+
+
+async def rerank(service: Service, request: Request, body: JSON) -> Response:
+    """Refuses: no model here has a head that compares a query with a text."""
+    del service, request, body
+    raise Refusal("unknown", "model is not a re-ranker model")
 
 
 # ---- Tokens ---------------------------------------------------------------------------------------
@@ -208,6 +223,8 @@ ENDPOINTS = (
     Endpoint("/embed", embed, error, "Embed texts.", _EMBED, _VECTORS),
     Endpoint("/embed_all", embed_all, error, "Embed every token of texts.", _EMBED_ALL, _LISTS),
     Endpoint("/similarity", similarity, error, "Compare sentences with one sentence.", _SIMILARITY, _NUMBERS),
+    Endpoint("/predict", predict, error, "Classify texts; no model here can.", _PREDICT, _LISTS),
+    Endpoint("/rerank", rerank, error, "Rank texts by a query; no model here can.", _RERANK, _LISTS),
     Endpoint("/tokenize", tokenize, error, "Turn texts into tokens.", _TOKENIZE, _LISTS),
     Endpoint("/decode", decode, error, "Turn token ids into texts.", _DECODE, _LISTS),
     Endpoint("/info", info, error, "Describe the first model and the limits.", answer={"type": "object"}),

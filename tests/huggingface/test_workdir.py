@@ -17,8 +17,11 @@ from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
 from lm.huggingface import export_folder, export_workdir, import_folder, import_workdir
 from lm.huggingface.tokenizer import read_tokenizer
+from lm.inference.load import load
+from lm.inference.predict import READING, Predictor
 from lm.inference.prompts import Embed
 from lm.inference.requests import RequestError
+from lm.tasks import heads
 from tests.weights import random_params
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +144,19 @@ def test_an_export_has_the_family_and_the_ids_of_the_import(folder, tmp_path):
     export_workdir(str(tmp_path / "run"), tmp_path / "back")
     back = json.loads((tmp_path / "back/config.json").read_text())
     assert (back["model_type"], back["eos_token_id"]) == ("electra", 7)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "kept"), [((), ("fill-mask", "next-sentence", "embed")), (("cls.", "bert.pooler."), ("embed",))]
+)
+def test_a_task_needs_a_head_that_was_trained(folder, tmp_path, lacking, kept):
+    weights = load_file(folder / "model.safetensors")
+    named = {name: array for name, array in weights.items() if not name.startswith(lacking)}
+    save_file(named, folder / "model.safetensors")
+    import_workdir(folder, tmp_path / "run")
+    predictor = Predictor(load(str(tmp_path / "run")))
+    assert tuple(task for task in READING if predictor.can(task)) == kept
+    if lacking:
+        with pytest.raises(InputError, match="'mlm', which the imported folder lacks"):
+            predictor.fill_mask(["[MASK]"])
+        assert heads.read_untrained(str(tmp_path / "run"), 1) == ()  # a run has trained them

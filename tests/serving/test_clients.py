@@ -209,6 +209,9 @@ def test_tei_headers(running: Running):
         ("/embed", {"inputs": "tree " * 99, "truncate": False}, 422, "Validation"),
         ("/embed", {"inputs": "a", "dimensions": 33}, 422, "Validation"),
         ("/decode", {"ids": [10**6]}, 422, "Validation"),
+        ("/predict", {"inputs": [["a", "b"]]}, 424, "Backend"),
+        ("/predict", {"inputs": 5}, 422, "Validation"),
+        ("/rerank", {"query": "a", "texts": ["a"]}, 424, "Backend"),
     ],
     ids=str,
 )
