@@ -105,18 +105,22 @@ def _aws_region() -> str | None:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
+class StorageError(InputError):
+    """The storage refused or did not answer. It may do so later: nothing is known about what it holds."""
+
+
 @contextlib.contextmanager
 def errors(path: epath.PathLike) -> Iterator[None]:
     """Turns a storage failure that the user can repair (space, access, credentials, bucket) into one line.
 
     Raises:
-        InputError: names `path` and the remedy. It does not quote the server, whose answer may hold secrets.
+        StorageError: names `path` and the remedy. It does not quote the server, whose answer may hold secrets.
     """
     try:
         yield
     except Exception as error:
         if not isinstance(error, InputError) and (reason := _reason(error)):
-            raise InputError(f"{path}: {reason}.") from error
+            raise StorageError(f"{path}: {reason}.") from error
         raise
 
 

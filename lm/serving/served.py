@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from etils import epath
 
 from lm import checkpoint, models, sharding
 from lm.errors import InputError
@@ -19,6 +20,7 @@ from lm.serving.attending import Attending
 from lm.serving.lanes import Lane, LaneShape, Readers, make_decoders
 from lm.serving.refusals import Refusal
 from lm.serving.settings import Settings
+from lm.storage import StorageError
 
 _SHORT_SOURCE = 128  # tokens; longer sources have a lane of their own, since a step reads the whole width of its lane
 _TOGETHER = {"cpu": 1}  # sources that one call encodes. The number is fixed, so a lone source pays for all
@@ -139,7 +141,7 @@ class Served:
     def load(self, again: bool = True) -> Weights | None:
         """Reads the newest checkpoint beside the present weights; None if it is the present one.
 
-        Without `again`, one that was refused before is not read once more.
+        Without `again`, one that was refused before is not read once more. One that the storage did not give is.
 
         Any thread may call it. The engine then makes the weights the newest ones.
 
@@ -149,16 +151,24 @@ class Served:
         workdir, step = checkpoint.locate(self.path)
         if step == self.weights.step or (step == self._refused and not again):
             return None
-        self._refused = step  # until it is read
+        try:
+            params = self._read(workdir, step)
+        except StorageError:
+            raise
+        except InputError:
+            self._refused = step
+            raise
+        return self._with(self.predictor.with_params(params, step))
+
+    def _read(self, workdir: epath.PathLike, step: int) -> models.Params:
+        """Returns the parameters of a step, placed as those in use."""
         old = self.predictor.loaded
         if checkpoint.read_config(workdir).model != old.config.model:
             raise InputError(f"{workdir} now has another model; start a new server for it.")
         shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)  # noqa: E731
-        abstract = jax.tree.map(shape, old.params)
-        params = checkpoint.load_params(workdir, step, abstract)
+        params = checkpoint.load_params(workdir, step, jax.tree.map(shape, old.params))
         check_finite(f"{workdir}/checkpoints/{step}", params)
-        self._refused = -1
-        return self._with(self.predictor.with_params(params, step))
+        return params
 
     def warm_up(self) -> None:
         """Compiles every program, by running it once."""

@@ -207,7 +207,7 @@ def serve(models: Sequence[tuple[str, str]], settings: Settings, host: str, port
         service = make_service([Served(name, path, settings) for name, path in models], settings)
         server = Server(service, host, port)
         service.engine.start()
-        watching = _Watcher(service) if settings.watch_seconds else None
+        watching = Watcher(service) if settings.watch_seconds else None
         try:
             server.run([listening])
         finally:
@@ -219,7 +219,7 @@ def serve(models: Sequence[tuple[str, str]], settings: Settings, host: str, port
         raise service.engine.fault
 
 
-class _Watcher:
+class Watcher:
     """Looks for new checkpoints from time to time, in a thread of its own."""
 
     def __init__(self, service: Service):
