@@ -43,13 +43,13 @@ _num_beams = flags.DEFINE_integer("num_beams", 1, "With --serve: beams.", lower_
 
 def main() -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the planned devices need not be here
+    config, topologies = _config(), [Topology.parse(name) for name in _topology.value]
+    names = ", ".join(topology.name for topology in topologies)
+    print(f"compiling for {names} on this machine; a large model takes minutes", file=sys.stderr, flush=True)
     from lm.inference.options import Decoding
     from lm.plan import cost, search, serving, step, tables
 
-    config, prices = _config(), cost.read_prices(_prices.value)
-    topologies = [Topology.parse(name) for name in _topology.value]
-    names = ", ".join(topology.name for topology in topologies)
-    print(f"compiling for {names} on this machine; a large model takes minutes", file=sys.stderr, flush=True)
+    prices = cost.read_prices(_prices.value)
     if _serve.value:
         decoding = Decoding(max_length=_max_length.value, num_beams=_num_beams.value)
         length = _length.value or config.data.seq_length
@@ -76,4 +76,4 @@ def _announce(plan) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, interrupted="no plan is written")

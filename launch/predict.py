@@ -57,10 +57,10 @@ def main() -> None:
                     picture = pictures.Picture(_attention.value, _of.value, _layer.value, _head.value)
                     pictures.draw(model, pipeline, asked[0], picture)
                 for answer in pipeline(asked, number):
-                    print(json.dumps(answer, ensure_ascii=False), file=out)
+                    out.write(json.dumps(answer, ensure_ascii=False) + "\n")
                 out.flush()
                 number += len(asked)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, interrupted="each answer that is written is whole")

@@ -4,6 +4,8 @@ DIR is local, gs://... or s3://...; set data.store to it. A mixture gets a store
 killed, the same command continues.
 """
 
+import sys
+
 from absl import flags
 
 from lm import cli
@@ -14,6 +16,7 @@ _workers = flags.DEFINE_integer("workers", None, "Processes; by default one for 
 
 
 def main() -> int:
+    print(f"preparing {_out.value}", file=sys.stderr, flush=True)
     from lm.data import mixture
 
     for made in mixture.prepare_stores(_config(), _out.value, num_workers=_workers.value).values():
@@ -26,4 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, interrupted="run the same command again to go on with what is prepared")

@@ -15,9 +15,6 @@ def main() -> int:
     try:
         with distributed.fail_fast(loop.Preempted, loop.Diverged):
             metrics = loop.train(config, _workdir.value)
-    except KeyboardInterrupt:
-        distributed.say("interrupted between two steps, so nothing is lost; run the same command again to go on")
-        return cli.EXIT_INTERRUPTED
     except loop.Preempted as notice:
         distributed.say(notice)
         return cli.EXIT_PREEMPTED
@@ -31,4 +28,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, interrupted="no step is lost; run the same command again to go on")

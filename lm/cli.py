@@ -31,6 +31,7 @@ from typing import IO, AnyStr, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lm import interrupts
 from lm.accelerators import skip_absent_tpus
 from lm.config import EARLY_STOPPING, Config, reference
 from lm.config.paths import expand
@@ -40,7 +41,7 @@ EXIT_DONE = 0
 EXIT_FAULT = 1  # a bug, a broken machine, a diverged run
 EXIT_INPUT = 2  # the user's input is wrong: change it before running again
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a complete checkpoint is saved, run the same command again
-EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_INTERRUPTED = interrupts.EXIT_INTERRUPTED
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _ACCEPTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
@@ -150,11 +151,11 @@ def opened(
         raise InputError(f"--{flag.name} is {flag.value!r}: {error.strerror}; give {kind}.") from error
 
 
-def run(main: Callable[[], int | None], arguments: str = "") -> NoReturn:
+def run(main: Callable[[], int | None], arguments: str = "", *, interrupted: str = "") -> NoReturn:
     """Parses the command line, calls `main` and exits with the code that it returns; None means 0.
 
     Without `arguments` every word must be a flag. With it, `main` gets the other words from `words()`, and `arguments`
-    says what they are.
+    says what they are. `interrupted` says at Ctrl-C where the work stands; a second Ctrl-C ends the process at once.
 
     A wrong flag, or an `InputError` from `main`, gives one line on stderr and exit code 2. Any other exception is a
     fault and gives a traceback and exit code 1.
@@ -164,6 +165,11 @@ def run(main: Callable[[], int | None], arguments: str = "") -> NoReturn:
     """
     gc.set_threshold(100_000, 20, 100)
     skip_absent_tpus()
+    with interrupts.raised():
+        _run(main, arguments, interrupted)
+
+
+def _run(main: Callable[[], int | None], arguments: str, interrupted: str) -> NoReturn:
     try:
         app.run(lambda _: main(), flags_parser=functools.partial(_parse_flags, arguments))
     except InputError as error:
@@ -176,7 +182,7 @@ def run(main: Callable[[], int | None], arguments: str = "") -> NoReturn:
             raise
         _fail(InputError(f"{error.filename!r} cannot be used: {error.strerror}; give another path."))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        interrupts.say(f"interrupted: {interrupted}" if interrupted else "interrupted")
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_DONE)
 

@@ -26,7 +26,7 @@ import jax
 from jax._src.distributed import global_state  # the key-value store of the coordinator has no public name
 from jax.experimental import multihost_utils
 
-from lm import cli
+from lm import cli, interrupts
 from lm.errors import InputError
 
 _VARIABLES = ("LM_COORDINATOR", "LM_PROCESSES", "LM_PROCESS")
@@ -184,25 +184,26 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
         A function that takes the number of the last step and returns whether to stop after it. After a signal to any
         process it returns True in all processes at the same step, a few steps later.
     """
-    asked, interrupted = threading.Event(), threading.Event()
+    asked = threading.Event()
     several_processes = global_state.client is not None
 
-    def interrupt(*_: object) -> None:
-        if interrupted.is_set():
-            print("interrupted again: ended without saving", file=sys.stderr, flush=True)
-            os._exit(cli.EXIT_INTERRUPTED)
-        interrupted.set()
+    def interrupt() -> None:
         say("interrupted: saving after this step; Ctrl-C again ends at once, without saving")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, interrupt)}
-    if not several_processes:  # otherwise JAX handles SIGTERM
-        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield multihost_utils.reached_preemption_sync_point if several_processes else lambda step: asked.is_set()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def interrupt_again() -> None:
+        interrupts.say("interrupted again: ended without saving")
+        os._exit(cli.EXIT_INTERRUPTED)
+
+    with interrupts.handled(interrupt, interrupt_again):
+        if several_processes:  # JAX handles SIGTERM
+            yield multihost_utils.reached_preemption_sync_point
+            return
+        before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+        try:
+            yield lambda step: asked.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
+from lm import interrupts
 from lm.cli import EXIT_DONE, EXIT_PREEMPTED
 from lm.errors import InputError
 
@@ -140,15 +141,17 @@ def _forward_stop(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[None]
         for process in list(running.values()):
             process.terminate()
 
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("interrupted: the processes save and end; Ctrl-C again ends them at once", file=sys.stderr, flush=True)
+    def interrupt() -> None:
+        interrupts.say("interrupted: the processes save and end; Ctrl-C again ends them at once")
         forward()
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
+    def interrupt_again() -> None:
+        for process in list(running.values()):
+            process.kill()
+
+    before = signal.signal(signal.SIGTERM, forward)
     try:
-        yield
+        with interrupts.handled(interrupt, interrupt_again):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)

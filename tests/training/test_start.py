@@ -5,8 +5,11 @@ import dataclasses
 import io
 import json
 import os
+import queue
 import re
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -163,19 +166,25 @@ def test_only_a_rate_that_rises_is_told() -> None:
     assert not list(start.changed_rate(run_of(100, "constant"), run_of(200, "constant"), 50))
 
 
+def until(reached: Callable[[], bool]) -> bool:
+    """Waits for something that another thread does."""
+    waited = threading.Event()
+    return any(reached() or waited.wait(0.01) for _ in range(6000))
+
+
 def test_ctrl_c_asks_to_stop_and_a_second_one_ends_at_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ended: list[int] = []
-    monkeypatch.setattr(os, "_exit", ended.append)
+    ended: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(os, "_exit", ended.put)
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with distributed.stop_signal() as asked:
         assert not asked(1)
         os.kill(os.getpid(), signal.SIGINT)
-        assert asked(2)
-        assert ended == []
+        assert until(lambda: asked(2))
+        assert ended.empty()
         os.kill(os.getpid(), signal.SIGINT)
-        assert ended == [130]
+        assert ended.get(timeout=60) == 130
     said = capfd.readouterr().err
     assert "saving after this step; Ctrl-C again ends at once" in said
     assert "ended without saving" in said
