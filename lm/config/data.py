@@ -25,7 +25,8 @@ class DataConfig:
         target_field: the JSON or Parquet field that holds a pair's target; empty where records are documents.
         languages: the target languages of `gettext`, named like its folders and separated by commas: `de,zh_CN`.
         store: the folder of the token store; empty means `WORKDIR/store`.
-        tokenizer: an existing sentencepiece model to use; empty means that one is trained on the corpus.
+        tokenizer: an existing tokenizer to use: its file, or a folder with one, such as the WORKDIR of another run.
+            Empty means that one is trained on the corpus.
         tokenizer_kind: the kind of tokenizer to train: `unigram` or `bpe`.
         vocab_size: pieces of the tokenizer to train, special ids and byte pieces included: 400 or more.
         split_digits: whether the tokenizer to train makes each digit a piece of its own; otherwise frequent numbers
@@ -36,8 +37,8 @@ class DataConfig:
         begin_with_cls: whether an encoder-decoder's sources and targets begin with [CLS], as BART's do; T5's only
             end with [SEP]. An encoder's inputs always begin with [CLS].
         batch_size: rows in a global batch, summed over all processes and micro-batches.
-        max_segments: the largest number of examples (NSP pairs, MLM segments) in a row. The larger of 8 and
-            seq_length / 32 kept padding under 1% on every kind of text that we measured.
+        max_segments: the largest number of examples in a row. The larger of 8 and seq_length / 32 kept padding under
+            1% on every kind of text that we measured.
         short_seq_prob: how often an NSP pair gets a random, shorter target length (BERT: 0.1).
     """
 

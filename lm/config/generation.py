@@ -19,21 +19,22 @@ class GenerationConfig:
     Attributes:
         decoder_start_token_id: the first token that a decoder is given. -1: as in training, the token of
             `model.decoder_start`, and with `data.begin_with_cls` [CLS] after it.
-        forced_bos_token_id, forced_eos_token_id: the first token of a text, and its last one at `max_length`. -1 means
-            none.
-        max_length, min_length: most and fewest tokens of a text. A `max_length` of 0 is the length of a target in
-            training.
+        forced_bos_token_id: the first token of every text; -1 means none.
+        forced_eos_token_id: the last token of a text that reaches `max_length`; -1 means none.
+        max_length: most tokens of a text; 0 means the length of a target in training.
+        min_length: fewest tokens of a text.
         num_beams: beams of beam search; 1 is greedy.
         length_penalty: the score of a beam is divided by its length to this power.
-        early_stopping: when beam search ends; a key of `EARLY_STOPPING`.
+        early_stopping: when beam search ends; `lm.inference.options.Decoding` explains the values.
         no_repeat_ngram_size: no n-gram of this size is written twice; 0 means no limit.
         repetition_penalty: above 1, tokens are repeated less.
         bad_words_ids: sequences of tokens that are never written.
-        suppress_tokens, begin_suppress_tokens: tokens that are never written, and that no text begins with.
+        suppress_tokens: tokens that are never written.
+        begin_suppress_tokens: tokens that no text begins with.
         do_sample: whether tokens are sampled, with `temperature`, `top_k` and `top_p`.
         temperature: tokens are sampled from softmax(logits / temperature).
-        top_k, top_p: tokens are sampled from the so many most probable ones, and from the fewest with this probability
-            together. A `top_k` of 0 means all.
+        top_k: tokens are sampled from so many most probable ones; 0 means from all.
+        top_p: tokens are sampled from the fewest that together have this probability; 1 means from all.
     """
 
     decoder_start_token_id: int = setting(-1, within=(-1, _MOST))

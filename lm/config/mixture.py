@@ -15,9 +15,13 @@ class TaskConfig:
     """One task of a mixture: a text, what is asked about it, and how often.
 
     Attributes:
-        source, path, field, target_field, languages: as in `DataConfig`.
+        source: as `data.source`.
+        path: as `data.path`.
+        field: as `data.field`.
+        target_field: as `data.target_field`.
+        languages: as `data.languages`.
         store: an existing token store to read. `source` must then be empty.
-        objective: as `ObjectiveConfig.name`; empty means the run's. All tasks share its other settings.
+        objective: as `objective.name`; empty means that of the run. All tasks share the other settings of `objective`.
         prefix: a text that is put before every source of an encoder-decoder, followed by a space, such as
             `translate English to German:` (Raffel et al., 2020, section 2.4).
         rate: how many rows the task gets, relative to the others.
@@ -43,7 +47,7 @@ class MixtureConfig:
         temperature: T. Above 0, a task's rate is multiplied by min(e, K)^(1/T), where e is the number of rows that
             its text fills (Raffel et al., 2020, section 3.5.2, with rows for examples). At 1 all texts are seen
             equally often; the larger T, the less their sizes count. 0: only the rates count.
-        limit: K; 0 means no limit.
+        limit: K, the largest number of rows that `temperature` counts; 0 means no limit.
     """
 
     tasks: dict[str, TaskConfig] = dataclasses.field(default_factory=dict)

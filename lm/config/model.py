@@ -15,38 +15,45 @@ class ModelConfig:
 
     Attributes:
         architecture: `encoder` (BERT), `encoder-decoder` (T5, BART) or `decoder` (GPT).
-        vocab_size: rows of the token embedding; at least the number of the tokenizer's pieces. 0 means that number,
-            rounded up to a multiple of 128. Rows that only pad never get probability.
-        d_model, num_layers, num_heads, d_ff: width, depth, attention heads and feed-forward width.
-        num_decoder_layers: depth of an encoder-decoder's decoder; 0 means num_layers.
+        vocab_size: rows of the token embedding; at least one for each piece of the tokenizer. 0 means the number of
+            pieces, rounded up to a multiple of 128. The rows above the number of pieces never get probability.
+        d_model: width of the hidden states.
+        num_layers: layers of each stack.
+        num_decoder_layers: layers of an encoder-decoder's decoder, where they are not num_layers; 0 means num_layers.
+        num_heads: attention heads of a layer.
         head_dim: width of a head; 0 means d_model / num_heads.
-        norm: `layernorm` or `rmsnorm`.
-        norm_position: `post` (BERT, BART) or `pre` (ModernBERT, T5).
+        d_ff: width of the feed-forward network.
+        norm: the kind of norm: `layernorm` or `rmsnorm`.
+        norm_position: `post`, after the residual (BERT, BART), or `pre`, before the sublayer (ModernBERT, T5).
         norm_eps: what a norm adds to the variance.
         norm_bias: whether a layernorm has a bias.
         embedding_norm: whether a norm follows the embeddings.
-        first_attention_norm: whether layer 0 normalises around attention (ModernBERT: no).
+        first_attention_norm: whether layer 0 has a norm for its self-attention (ModernBERT: no).
         final_norm: whether a norm follows the last layer, as pre-norm models need.
         final_dropout: whether dropout follows the last layer and its norm (T5).
-        activation: of the feed-forward network: `relu`, `gelu` (with erf), `gelu_tanh` or `silu`.
-        gated: whether the activation is multiplied by a second projection.
-        attention_bias, mlp_bias: whether the linear maps of attention and of the feed-forward network have biases.
-        position: `learned`, `rotary`, `relative` (T5's buckets), `learned-relative` (both, as MPNet), `sinusoidal`
-            (Vaswani et al., 2017, section 3.5), `sinusoidal-t2t` (as tensor2tensor spaces them; M2M100) or `none`.
+        activation: the activation of the feed-forward network: `relu`, `gelu` (with erf), `gelu_tanh` or `silu`.
+        gated: whether the activation is multiplied by a second projection of the input.
+        attention_bias: whether the linear maps of attention have biases.
+        mlp_bias: whether the linear maps of the feed-forward network have biases.
+        position: the kind of positions: `learned`, `rotary`, `relative` (T5's buckets), `learned-relative` (both, as
+            in MPNet), `sinusoidal` (Vaswani et al., 2017, section 3.5), `sinusoidal-t2t` (with the frequencies of
+            tensor2tensor, as in M2M100) or `none`.
         max_length: rows of the table of learned positions.
         first_position: the number of a segment's first position, where positions are sinusoidal (M2M100: 2).
         relative_buckets: rows of a stack's table of relative positions (Raffel et al., 2020, section 2.1).
         relative_max_distance: the distance from which on all distances share the last bucket.
         relative_shared: whether the layers of a stack share one table of relative positions (umT5: no).
         token_types: rows of the token type table; 0 means no table.
-        rope_theta, rope_theta_local: base of the rotary frequencies, in global and in local layers.
-        global_every: layer i attends to the whole row where i % global_every == 0. 1 makes every layer global.
+        rope_theta: base of the rotary frequencies in global layers.
+        rope_theta_local: base of the rotary frequencies in local layers.
+        global_every: layer i is global, and attends to its whole segment, where i % global_every == 0. The others are
+            local. 1 makes every layer global.
         window: how many tokens to either side a local layer attends to.
         attention_scale: whether attention scores are divided by sqrt(head_dim) (T5: no).
         head_bias: whether the dense layer of the MLM head has a bias.
-        head_activation: the activation that follows that dense layer.
-        embedding_width: width of the embeddings where it is not d_model: a linear map follows them (ELECTRA, ALBERT).
-            0 means d_model and no map. The MLM head predicts from this width.
+        head_activation: the activation that follows the dense layer of the MLM head.
+        embedding_width: width of the embeddings of an encoder. A linear map to d_model follows them (ELECTRA, ALBERT),
+            and the MLM head predicts from this width. 0 means d_model and no map.
         scale_embedding: whether the token embeddings are multiplied by sqrt(d_model) (Marian, mBART).
         share_layers: whether all layers of a stack have the same weights (ALBERT).
         tie_embeddings: whether the output projection is the token embedding.
@@ -57,13 +64,15 @@ class ModelConfig:
         dropout: the rate on embeddings and on what a sublayer returns.
         attention_dropout: the rate on attention weights.
         mlp_dropout: the rate on the output of the feed-forward network's activation.
-        init: `normal`: truncated, of standard deviation `init_std`. `megatron` (ModernBERT): the same, but divided by
-            sqrt(2 num_layers) in the linear maps that write to the residual stream, and in the MLM head's dense layer.
-            `fan_in` (T5): 1 / sqrt(inputs) for linear maps and 1 for the token embedding. Where attention scores are
-            not scaled, a query's is also divided by sqrt(head_dim).
+        init: how weights are drawn. `normal`: truncated normal, of standard deviation `init_std`. `megatron`
+            (ModernBERT): the same, but divided by sqrt(2 num_layers) in the linear maps that write to the residual
+            stream, and in the MLM head's dense layer. `fan_in` (T5): normal, of standard deviation 1 / sqrt(inputs)
+            for linear maps and 1 for the token embedding. Where attention scores are not scaled, that of the query
+            map is also divided by sqrt(head_dim).
         init_std: the standard deviation of `normal` and `megatron`.
-        relative_init: of the table of relative positions. `fan_avg` (T5): uniform, of variance 2 / (rows + heads).
-            `init`: as `init` says, and for `fan_in` of standard deviation 1 / sqrt(d_model), as in transformers.
+        relative_init: how the table of relative positions is drawn. `fan_avg` (T5): uniform, of variance
+            2 / (rows + heads). `init`: as `model.init` says; `fan_in` then has standard deviation 1 / sqrt(d_model), as
+            in transformers.
     """
 
     architecture: str = setting("encoder", one_of=("encoder", "encoder-decoder", "decoder"))

@@ -21,7 +21,7 @@ class ObjectiveConfig:
     """What the model is asked to predict.
 
     Attributes:
-        name: a key of `ARCHITECTURES`. For an encoder: `mlm`, the masked language model. For an encoder-decoder:
+        name: the training task. For an encoder: `mlm`, the masked language model. For an encoder-decoder:
             `span_corruption` (T5), `infilling` (BART) or `pairs` of a source and its target. For a decoder:
             `causal_lm`.
         nsp: whether `mlm` adds the next-sentence loss (BERT). Rows then hold sentence pairs; without it they hold
@@ -33,9 +33,9 @@ class ObjectiveConfig:
         mean_span: the mean number of tokens in a hidden span of `span_corruption`, and of words in one of `infilling`.
         join_documents: whether `span_corruption` joins documents into texts that fill a row, before it hides spans
             (T5). Otherwise it hides spans in each document alone: the last token is then always hidden.
-        spans: how `infilling` draws them. `random` (BART's authors): spans of whole words, which may overlap and touch;
-            the number of tokens that are shown varies, so rows have some padding. `fixed`: spans of tokens with a shown
-            token between any two; how many there are depends on the text's length alone, which fills rows better.
+        spans: how `infilling` draws spans. `random` (BART's authors): spans of whole words, which may overlap and
+            touch. The number of shown tokens varies, so rows have some padding. `fixed`: spans of tokens, with a shown
+            token between any two. Their number depends on the text's length alone, which fills rows better.
         permute_sentences: whether `infilling` shows the sentences in random order.
         label_smoothing: the share of a target's probability that is spread evenly over the vocabulary.
         z_loss: the weight of the squared logarithm of the softmax's denominator (T5: 1e-4).

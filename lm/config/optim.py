@@ -20,10 +20,12 @@ class OptimConfig:
             (warmup-stable-decay) or `constant`. See `lm.training.optim.learning_rate`.
         warmup: what the rate does in the warm-up: `linear` rises from 0, `constant` has the peak at once (T5).
         warmup_steps: steps of the warm-up.
-        decay: how `wsd` falls: `sqrt`, as 1 - sqrt of the decay's share that has passed (ModernBERT), or `linear`.
+        decay: how `wsd` falls: `sqrt`, as 1 - sqrt(p) after a share p of the decay (ModernBERT), or `linear`.
         decay_fraction: the share of the run's steps in which `wsd` decays.
-        final_fraction: the last step's learning rate over the largest, for all schedules but `rsqrt` and `constant`.
-        b1, b2, eps: Adam's.
+        final_fraction: the learning rate of the last step, as a share of the largest. `rsqrt` and `constant` ignore it.
+        b1: the decay rate of Adam's first moment.
+        b2: the decay rate of Adam's second moment.
+        eps: what Adam adds to the root of the second moment.
         bias_correction: whether Adam corrects the bias of its moments (BERT's original AdamW does not).
         weight_decay: the decay of all weights but norms and biases.
         clip_norm: the largest global gradient norm; 0 means no clipping.

@@ -14,7 +14,7 @@ from lm.config.bounds import Section
 from lm.config.mixture import TaskConfig
 from lm.config.run import Config
 
-# What users call a setting elsewhere -> our name of it.
+# The name of a setting in other libraries -> its name here.
 _OTHER_NAMES = {
     **dict.fromkeys(("lr", "peak_lr", "max_lr"), "optim.learning_rate"),
     **dict.fromkeys(("max_steps", "num_steps", "train_steps", "epochs", "num_train_epochs"), "train.steps"),
@@ -38,9 +38,9 @@ class Setting:
 
     Attributes:
         name: `section.field`.
-        kind: of its values: `int`, `float`, `bool` or `str`.
+        kind: the type of its values: `int`, `float`, `bool`, `str` or `list`.
         default: its value where none is given.
-        accepted: the bound of its values; empty where every value of the kind is accepted.
+        accepted: which values of the type are accepted; empty where all are.
         text: what it means.
     """
 
@@ -58,16 +58,17 @@ def settings() -> Iterator[Setting]:
         if dataclasses.is_dataclass(section) and not isinstance(section, type):
             yield from _section(field.name, section)
         else:
-            yield _setting(field.name, field, section, "decides initial weights, order of the data, masking, dropout.")
+            meaning = "decides the initial weights, the order of the data, masking and dropout."
+            yield _setting(field.name, field, section, meaning)
     yield from _section("mixture.tasks.NAME", TaskConfig())
 
 
 def called(name: str, flags: Collection[str] = ()) -> list[str]:
-    """Returns the settings that have a name, with or without its section, or that are called so elsewhere.
+    """Returns the settings that a name may mean: with or without its section, or as other libraries call it.
 
     Args:
         name: what a user wrote: `steps`, `train.steps`, `lr`.
-        flags: a name that is nearly one of these means it, and no setting.
+        flags: the flags of the script. A name that is close to one of them is taken for it, not for a setting.
     """
     plain = name.replace("-", "_")
     known = [each.name for each in settings() if "NAME" not in each.name]
@@ -99,14 +100,14 @@ def as_markdown() -> str:
 
 
 def into_guide(guide: str) -> str:
-    """Returns configs/README.md with the tables of now."""
+    """Returns the text of configs/README.md with its tables written anew."""
     before, begin, rest = guide.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     return f"{before}{begin}\n{as_markdown()}\n{end}{after}"
 
 
 def as_text(config: Config) -> str:
-    """Returns the settings of a config, four lines each at most: name and value, default, accepted, meaning."""
+    """Returns the settings of a config, two lines each: value and default, then meaning and accepted values."""
     lines = []
     for each in settings():
         for name, value in _values(config, each.name):

@@ -13,8 +13,8 @@ class TrainConfig:
         steps: the number of the last step.
         accumulation: micro-batches whose gradients a step adds up before it updates the weights.
         dtype: the type of activations: `float32` or `bfloat16`. The master weights are always float32.
-        remat: what the backward pass finds in memory; it computes the rest again. `none`: all activations. `dots`:
-            the matrix products. `full`: each layer's input.
+        remat: which activations are kept for the backward pass, which recomputes the others. `none` recomputes none:
+            all are kept. `dots` keeps the products with weights. `full` keeps each layer's input.
         unroll: layers in one iteration of the scan over layers. 0 writes all layers out without a scan: that is
             faster, but it compiles longer, and the weights gathered for a layer stay in memory for its gradient.
         attention: `plain` keeps the scores of every pair of tokens. `flash` computes them block by block, with our
@@ -22,7 +22,7 @@ class TrainConfig:
             it is possible.
         log_every: steps between metric lines.
         eval_every: steps between evaluations; 0 means only at the end.
-        eval_batches: held-out batches in an evaluation; each is taken once, also where there are fewer.
+        eval_batches: the most held-out batches of an evaluation. Each is taken once.
         max_bad_steps: how many non-finite losses in a row stop the run. Each such step is skipped and counted.
         heartbeat_timeout: seconds of silence after which a process counts as dead and the others end.
         hang_timeout: seconds without a finished step after which a process prints the stack of every thread and ends.
