@@ -1,7 +1,6 @@
 """Fixtures: working directories of small models with random weights."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +17,9 @@ from lm.data.tokenizer import Tokenizer
 from tests.training.conftest import WORDS, changed, tiny_config, tiny_seq2seq  # noqa: F401
 
 
-def make_workdir(folder: epath.PathLike, config: Config, tokenizer: Tokenizer, params: models.Params | None = None) -> str:
+def make_workdir(
+    folder: epath.PathLike, config: Config, tokenizer: Tokenizer, params: models.Params | None = None
+) -> str:
     """What a run leaves behind: the config, the tokenizer and a checkpoint, of random weights if none are given."""
     params = params or jax.jit(models.build(config.model).init)(jax.random.key(0))
     checkpoint.write_atomically(epath.Path(folder) / tokenizer.file_name, tokenizer.to_bytes())
