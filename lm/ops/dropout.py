@@ -59,7 +59,16 @@ def keep_mask(rate: float, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
     places = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):  # the index wraps around after 2^32 entries
         places = places * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    low, high = jax.random.key_data(key).reshape(-1)[-2:]
+    return keep_places(rate, places, *key_words(key))
+
+
+def key_words(key: jax.Array) -> jax.Array:
+    """Returns the two words of a key that the hash takes, uint32 [2]."""
+    return jax.random.key_data(key).reshape(-1)[-2:]
+
+
+def keep_places(rate: float, places: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Returns `keep_mask` of the entries with these indices, uint32, for the two words of a key."""
     return _mix(_mix(places + low) ^ high) >= jnp.uint32(round(rate * 2**32))
 
 

@@ -1,4 +1,4 @@
-"""Flash attention on a TPU: calls the kernels of `lm.ops.flash.kernels` on each device's shards.
+"""Flash attention on a TPU: calls the kernels of `lm.ops.flash.tpu_kernels` on each device's shards.
 
 Array names carry their shape: B batch, L queries, S keys, H heads, K head dim, N distances.
 """
@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lm import sharding
-from lm.ops.flash import kernels
+from lm.ops.flash import tpu_kernels as kernels
+from lm.ops.flash.blocks import padded
 
 BLOCKS = (512, 256, kernels.LANES)
 
@@ -44,12 +45,12 @@ def attend(
         place = jnp.stack([jnp.int32(sharding.shard_start("L", length)), window])
         mixed_BHKL = kernels.attend(
             tiling,
-            _padded(query_BHKL, 0, more),
-            _padded(key_BHKS, 0, more_keys),
-            _padded(value_BHKS, 0, more_keys),
-            _padded(curve_HN, more_keys, more) if biased else curve_HN,
-            _padded(segments_BL, 0, more),
-            _padded(memory_segments_BS, 0, more_keys),
+            padded(query_BHKL, 0, more),
+            padded(key_BHKS, 0, more_keys),
+            padded(value_BHKS, 0, more_keys),
+            padded(curve_HN, more_keys, more) if biased else curve_HN,
+            padded(segments_BL, 0, more),
+            padded(memory_segments_BS, 0, more_keys),
             place,
         )
         return mixed_BHKL[..., :length]
@@ -66,8 +67,3 @@ def attend(
     )
     dims = ("BHKL", "BHKS", "BHKS", "HN", "BL", "BS", "")
     return sharding.map_shards(on_shard, dims, "BHKL")(*operands).transpose(0, 3, 1, 2)
-
-
-def _padded(array: jax.Array, before: int, after: int) -> jax.Array:
-    """Returns the array with so many zeros before and after its last axis."""
-    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(before, after)])

@@ -20,15 +20,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from lm.ops.flash.blocks import HIDDEN, LEAST, NN, NT, TN, bounds, product, seen
+
 LANES, SUBLANES = 128, 8
 Index = jax.Array | int
-
-# A masked score is HIDDEN and a maximum is at least LEAST, so the exponential of a masked score is exactly zero.
-LEAST, HIDDEN = -1e30, -2e30
-
-# Contracted axes of a product of two blocks. N takes an operand as it is, T transposes it.
-NN, NT, TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
-product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +91,7 @@ def _forward(tiling: Tiling, *operands: jax.Array) -> tuple[jax.Array, tuple[jax
         compiler_params=_parallel(3),
         interpret=tiling.interpret,
         name="flash_forward",
-    )(place, bounds(seen(tiling, segments_BL, memory_segments_BS, place)), *_arranged(tiling, operands))
+    )(place, bounds(_seen(tiling, segments_BL, memory_segments_BS, place)), *_arranged(tiling, operands))
     return out_BHKL, (*operands, out_BHKL, log_sum_BH1L)
 
 
@@ -109,7 +104,7 @@ def _backward(
     rows, columns = L // tiling.block, tiling.keys // tiling.block
     mean_BH1L = (out_BHKL.astype(jnp.float32) * gradient_BHKL.astype(jnp.float32)).sum(axis=2, keepdims=True)
     inputs = (*_arranged(tiling, operands), gradient_BHKL, log_sum_BH1L, mean_BH1L)
-    seen_BLS = seen(tiling, segments_BL, memory_segments_BS, place)
+    seen_BLS = _seen(tiling, segments_BL, memory_segments_BS, place)
     partial_sum = pltpu.VMEM((K, tiling.block), jnp.float32)
 
     blocks = _Blocks(tiling, operands)
@@ -156,36 +151,9 @@ attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
 attend.defvjp(_forward, _backward)
 
 
-def seen(tiling: Tiling, segments_BL: jax.Array, memory_segments_BS: jax.Array, place: jax.Array) -> jax.Array:
-    """Returns bool [B, L / block, S / block]: False only for blocks of scores that are masked completely."""
-
-    def ends(segments_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Padding, segment 0, follows the last segment of a row. Here it counts as the highest number.
-        order_BL = jnp.where(segments_BL == 0, jnp.iinfo(jnp.int32).max, segments_BL)
-        order_BLT = order_BL.reshape(len(order_BL), -1, tiling.block)
-        return order_BLT.min(axis=2), order_BLT.max(axis=2)
-
-    (low_BL, high_BL), (low_BS, high_BS) = ends(segments_BL), ends(memory_segments_BS)
-    seen_BLS = (low_BL[:, :, None] <= high_BS[:, None]) & (low_BS[:, None] <= high_BL[:, :, None])
-    starts = lambda blocks: tiling.block * jnp.arange(blocks.shape[1])  # noqa: E731
-    distance_LS = place[0] + starts(low_BL)[:, None] - starts(low_BS)[None]
-    if tiling.causal:
-        seen_BLS &= (distance_LS > -tiling.block)[None]
-    if tiling.windowed:
-        seen_BLS &= (jnp.abs(distance_LS) < tiling.block + place[1])[None]
-    return seen_BLS
-
-
-def bounds(seen_BRC: jax.Array) -> jax.Array:
-    """Returns the first and last unmasked column of blocks in each row of blocks; (0, -1) for none: int32 [B * R * 2].
-
-    Args:
-        seen_BRC: from `seen`, R rows and C columns of blocks.
-    """
-    C = seen_BRC.shape[2]
-    first_BR = seen_BRC.argmax(axis=2)
-    last_BR = jnp.where(seen_BRC.any(axis=2), C - 1 - seen_BRC[:, :, ::-1].argmax(axis=2), -1)
-    return jnp.stack([first_BR, last_BR], axis=2).astype(jnp.int32).reshape(-1)
+def _seen(tiling: Tiling, segments_BL: jax.Array, memory_segments_BS: jax.Array, place: jax.Array) -> jax.Array:
+    window, shape = place[1] if tiling.windowed else None, (tiling.block, tiling.block)
+    return seen(segments_BL, memory_segments_BS, shape, start=place[0], causal=tiling.causal, window=window)
 
 
 def _arranged(tiling: Tiling, operands: Sequence[jax.Array]) -> list[jax.Array]:
