@@ -29,7 +29,7 @@ def get_config() -> Config:
             num_layers=12,
             num_heads=12,
             d_ff=3072,
-            attention_dropout=0.0,  # the paper has 0.1; flash attention has no weights to drop
+            attention_dropout=0.0,  # the paper has 0.1; a TPU's flash attention has no weights to drop
         ),
         optim=OptimConfig(
             learning_rate=1e-4,

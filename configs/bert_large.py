@@ -25,7 +25,7 @@ def get_config() -> Config:
             num_layers=24,
             num_heads=16,
             d_ff=4096,
-            attention_dropout=0.0,  # the paper has 0.1; flash attention has no weights to drop
+            attention_dropout=0.0,  # the paper has 0.1; a TPU's flash attention has no weights to drop
         ),
         optim=OptimConfig(
             learning_rate=1e-4,

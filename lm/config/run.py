@@ -176,11 +176,6 @@ def _check_positions(config: Config) -> None:
 
 
 def _check_step(config: Config) -> None:
-    if config.train.attention == "flash" and config.model.attention_dropout:
-        raise InputError(
-            f"train.attention is 'flash', which has no weights that model.attention_dropout="
-            f"{config.model.attention_dropout} could drop; set one of them to 'auto' or 0."
-        )
     if config.data.batch_size % config.train.accumulation:
         raise InputError(
             f"data.batch_size is {config.data.batch_size}, which train.accumulation={config.train.accumulation} "

@@ -16,6 +16,7 @@ from lm.models.layers import Dense
 from lm.models.positions import rotate
 from lm.ops import attention as ops
 from lm.ops import key_cache
+from lm.ops.dropout import Dropout
 from lm.sharding import constrain
 
 # Keys and values: each [B, S, H, K], or in the layout of `lm.ops.key_cache.store`.
@@ -113,8 +114,8 @@ def attend_flash(
     view: View,
     dropout: OnWeights | None = None,
 ) -> jax.Array:
-    """Computes `attend` with a kernel of `lm.ops.flash`. It has no array of attention weights, so no dropout."""
-    assert dropout is None
+    """Computes `attend` with a kernel of `lm.ops.flash`. It drops weights by the hash of `lm.ops.dropout`."""
+    assert dropout is None or isinstance(dropout, Dropout)
     return flash(
         query_BLHK,
         key_BSHK,
@@ -124,6 +125,7 @@ def attend_flash(
         causal=view.causal,
         window=view.window,
         curve_HN=view.bias,
+        dropout=dropout,
     )
 
 

@@ -97,6 +97,12 @@ class Layer(nnx.Module):
         return normed_BLD if self.config.first_attention_norm else jnp.where(index == 0, hidden_BLD, normed_BLD)
 
 
+def _kernel(setting: str, asked: flash.Asked) -> Kernel | None:
+    """Returns the flash attention of the platform; None where plain attention is used."""
+    chosen = flash.choose(setting, asked)
+    return functools.partial(attend_flash, chosen) if chosen else None
+
+
 def _dropout(key: jax.Array | None, index: jax.Array | int, rate: float, use: int) -> Dropout | None:
     return make_dropout(rate, key, index, use)
 
@@ -160,7 +166,8 @@ class Stack(nnx.Module):
         """
         config, execution = self.config, self.execution
         drops_weights = dropout_key is not None and config.attention_dropout > 0
-        view, memory_view = self.views(segments_BL, positions_BL, memory, needs_weights=drops_weights)
+        attention = execution.attention
+        view, memory_view = self.views(segments_BL, positions_BL, memory, attention, drops_weights=drops_weights)
 
         def run_layer(hidden_BLD: jax.Array, layer_and_index: tuple[Layer, jax.Array | int]) -> tuple[jax.Array, None]:
             layer, index = layer_and_index
@@ -183,17 +190,31 @@ class Stack(nnx.Module):
         return hidden_BLD
 
     def views(
-        self, segments_BL: jax.Array, positions_BL: jax.Array, memory: Memory | None, *, needs_weights: bool
+        self,
+        segments_BL: jax.Array,
+        positions_BL: jax.Array,
+        memory: Memory | None,
+        attention: str,
+        *,
+        drops_weights: bool = False,
     ) -> tuple[View, View | None]:
         """Returns the views of self-attention and of cross-attention over whole sequences.
 
         Args:
-            needs_weights: whether something acts on the attention weights, such as dropout. This rules out a flash
-                kernel, which never writes them.
+            attention: `auto`, `plain` or `flash`; see `TrainConfig`. What reads the attention weights needs `plain`.
+            drops_weights: whether attention weights are dropped out.
         """
         length = segments_BL.shape[1]
-        kernel = functools.partial(self._kernel, length, needs_weights=needs_weights)
-        own = kernel(length, has_bias=self.config.has_relative_bias)
+        asked = flash.Asked(
+            length=length,
+            keys=length,
+            head_dim=self.config.width_per_head,
+            dtype=self.execution.dtype,
+            has_bias=self.config.has_relative_bias,
+            has_window=self.config.global_every > 1,
+            drops_weights=drops_weights,
+        )
+        own = _kernel(attention, asked)
         columns_L = jnp.arange(length)
         # A flash kernel takes the bias of every distance, query column minus key column, ascending from -length.
         distance = length - jnp.arange(2 * length) if own else columns_L[None, :] - columns_L[:, None]
@@ -209,20 +230,9 @@ class Stack(nnx.Module):
         )
         if memory is None:
             return view, None
-        to_memory = kernel(memory.segments_BS.shape[1], has_bias=False)
+        keys = memory.segments_BS.shape[1]
+        to_memory = _kernel(attention, dataclasses.replace(asked, keys=keys, has_bias=False, has_window=False))
         return view, View(segments_BL, memory.segments_BS, memory_BSD=memory.hidden_BSD, kernel=to_memory)
-
-    def _kernel(self, length: int, keys: int, *, has_bias: bool, needs_weights: bool) -> Kernel | None:
-        """Returns the flash attention of the platform; None where plain attention is used."""
-        chosen = flash.choose(
-            self.execution.attention,
-            lengths=(length, keys),
-            head_dim=self.config.width_per_head,
-            dtype=self.execution.dtype,
-            has_bias=has_bias,
-            needs_weights=needs_weights,
-        )
-        return functools.partial(attend_flash, chosen) if chosen else None
 
     def bias(self, distance: jax.Array) -> jax.Array | None:
         """Returns the relative bias that all layers share, float32 [H, ...]; a distance is key minus query."""
@@ -252,7 +262,7 @@ class Stack(nnx.Module):
             float32 [layers, B, H, L, L] of self-attention, and [layers, B, H, L, S] of cross-attention or None.
         """
         own, to_memory = Recorder(), Recorder()
-        view, memory_view = self.views(segments_BL, positions_BL, memory, needs_weights=True)
+        view, memory_view = self.views(segments_BL, positions_BL, memory, "plain")
         view = dataclasses.replace(view, kernel=own)
         memory_view = memory_view and dataclasses.replace(memory_view, kernel=to_memory)
         hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, shared_VD=shared_VD)

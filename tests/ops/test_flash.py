@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from lm import models, sharding
-from lm.config import Config, MeshConfig, ModelConfig, TrainConfig
+from lm.config import MeshConfig
 from lm.errors import InputError
 from lm.models.attention import View, attend
 from lm.ops import flash
-from lm.ops.flash import gpu, tpu
+from lm.ops.flash import cudnn, gpu, tpu
 from tests.models.test_packing import MODERN
 from tests.models.test_packing_seq2seq import RELATIVE
 
 HEADS, WIDTH = 2, 16
 interpreted = functools.partial(tpu.attend, interpret=True)
-by_xla = functools.partial(gpu.attend, implementation="xla")
+by_xla = functools.partial(cudnn.attend, implementation="xla")
 
 
 def plain(query, key, value, *, segments_BL, memory_segments_BS, bias_HLS=None, **fields):
@@ -146,7 +146,7 @@ def test_a_model_computes_the_same_with_flash(config, monkeypatch):
 
     plain = jax.jit(jax.value_and_grad(compute))(params)
     used = []
-    monkeypatch.setattr(flash, "choose", lambda setting, **shapes: used.append(shapes) or interpreted)
+    monkeypatch.setattr(flash, "choose", lambda setting, asked: used.append(asked) or interpreted)
     for one, other in zip(
         jax.tree.leaves(jax.jit(jax.value_and_grad(lambda params: compute(params)))(params)),
         jax.tree.leaves(plain),
@@ -156,54 +156,56 @@ def test_a_model_computes_the_same_with_flash(config, monkeypatch):
     assert used
 
 
-def choose(monkeypatch, platform, setting="auto", **shapes):
+def choose(monkeypatch, platform, setting="auto", **needs):
     monkeypatch.setattr(sharding, "platform", lambda: platform)
-    usual = functools.partial(
-        flash.choose, lengths=(512, 512), head_dim=64, dtype="bfloat16", has_bias=False, needs_weights=False
-    )
-    return usual(setting, **shapes)
+    usual = flash.Asked(length=512, keys=512, head_dim=64, dtype="bfloat16")
+    return flash.choose(setting, dataclasses.replace(usual, **needs))
 
 
 @pytest.mark.parametrize(
-    ("platform", "shapes", "expected"),
+    ("platform", "needs", "expected"),
     [
-        ("tpu", {}, "tpu"),
-        ("tpu", {"has_bias": True}, "tpu"),
-        ("gpu", {}, "gpu"),
+        ("tpu", {}, tpu.attend),
+        ("tpu", {"has_bias": True}, tpu.attend),
+        ("tpu", {"drops_weights": True}, None),
+        ("gpu", {}, cudnn.attend),
+        ("gpu", {"has_bias": True}, gpu.attend),
+        ("gpu", {"has_window": True}, gpu.attend),
+        ("gpu", {"drops_weights": True}, gpu.attend),
+        ("gpu", {"keys": 115}, gpu.attend),
+        ("gpu", {"head_dim": 36}, gpu.attend),
         ("cpu", {}, None),
-        ("tpu", {"needs_weights": True}, None),
         ("tpu", {"setting": "plain"}, None),
-    ],
-)
-def test_the_platform_chooses(monkeypatch, platform, shapes, expected):
-    assert choose(monkeypatch, platform, **shapes) is (
-        {"tpu": tpu.attend, "gpu": gpu.attend}[expected] if expected else None
-    )
-
-
-@pytest.mark.parametrize(
-    ("platform", "shapes", "message"),
-    [
-        ("cpu", {}, "a cpu has no flash attention; accepted there: auto, plain"),
-        ("gpu", {"lengths": (301, 512)}, "rows are 301 long, no multiple of 2; nearest: 300 or 302"),
-        ("gpu", {"lengths": (512, 115)}, "rows are 115 long, no multiple of 2; nearest: 114 or 116"),
-        ("tpu", {"head_dim": 40}, "heads are 40 wide; accepted on a tpu: multiples of 16"),
-        ("gpu", {"dtype": "float32"}, "train.dtype is float32; accepted on a GPU: bfloat16"),
-        ("gpu", {"has_bias": True}, "cuDNN cannot learn model.position=relative"),
     ],
     ids=str,
 )
-def test_what_a_platform_cannot_do_is_plain_or_refused(monkeypatch, platform, shapes, message):
-    assert choose(monkeypatch, platform, **shapes) is None
+def test_the_platform_chooses(monkeypatch, platform, needs, expected):
+    assert choose(monkeypatch, platform, **needs) is expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "needs", "message"),
+    [
+        ("cpu", {}, "a cpu has no flash attention; accepted there: auto, plain"),
+        ("tpu", {"head_dim": 40}, "heads are 40 wide; accepted on a tpu: multiples of 16"),
+        ("tpu", {"drops_weights": True}, "cannot drop attention weights; accepted there: model.attention_dropout=0"),
+        ("gpu", {"head_dim": 136}, "heads are 136 wide; accepted on a gpu: multiples of 1 up to 128"),
+        ("gpu", {"dtype": "float32"}, "train.dtype is float32; accepted on a GPU: bfloat16"),
+    ],
+    ids=str,
+)
+def test_what_a_platform_cannot_do_is_plain_or_refused(monkeypatch, platform, needs, message):
+    assert choose(monkeypatch, platform, **needs) is None
     with pytest.raises(InputError, match=message):
-        choose(monkeypatch, platform, "flash", **shapes)
+        choose(monkeypatch, platform, "flash", **needs)
 
 
-def test_a_row_split_over_devices_has_to_leave_each_an_even_part(monkeypatch):
+def test_a_row_split_over_devices_has_to_leave_each_the_same_part(monkeypatch):
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=1, context=8))):
-        assert choose(monkeypatch, "gpu", lengths=(512, 512)) is gpu.attend
-        with pytest.raises(InputError, match="rows are 520 long, no multiple of 16; nearest: 512 or 528"):
-            choose(monkeypatch, "gpu", "flash", lengths=(520, 512))
+        assert choose(monkeypatch, "gpu") is cudnn.attend
+        assert choose(monkeypatch, "gpu", length=520) is gpu.attend  # 65 each, and cuDNN takes even rows
+        with pytest.raises(InputError, match="rows are 516 long, no multiple of 8; nearest: 512 or 520"):
+            choose(monkeypatch, "gpu", "flash", length=516)
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -224,9 +226,3 @@ def test_rows_of_any_length_are_padded_to_whole_blocks(arrays, biased):
     found, expected = compute(*operands, interpreted), compute(*operands, plain)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-5)
-
-
-def test_dropped_attention_weights_and_flash_exclude_each_other():
-    with pytest.raises(InputError, match=r"model\.attention_dropout=0\.1 could drop"):
-        Config(train=TrainConfig(attention="flash"))
-    Config(train=TrainConfig(attention="flash"), model=ModelConfig(attention_dropout=0.0))

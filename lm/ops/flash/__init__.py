@@ -1,5 +1,5 @@
 """Flash attention on TPUs and GPUs: softmax(Q K^T) V block by block, without an L x S array in memory."""
 
-from lm.ops.flash.choose import Flash, choose
+from lm.ops.flash.choose import Asked, Flash, choose
 
-__all__ = ["Flash", "choose"]
+__all__ = ["Asked", "Flash", "choose"]

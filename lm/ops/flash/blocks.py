@@ -43,7 +43,9 @@ def seen(
     (low_BR, high_BR), (low_BC, high_BC) = ends(segments_BL, block[0]), ends(memory_segments_BS, block[1])
     seen_BRC = (low_BR[:, :, None] <= high_BC[:, None]) & (low_BC[:, None] <= high_BR[:, :, None])
     # The distances of a block's pairs, query column minus key column, lie between these two.
-    corner_RC = start + (block[0] * jnp.arange(low_BR.shape[1]))[:, None] - (block[1] * jnp.arange(low_BC.shape[1]))[None]
+    corner_RC = (
+        start + (block[0] * jnp.arange(low_BR.shape[1]))[:, None] - (block[1] * jnp.arange(low_BC.shape[1]))[None]
+    )
     least_RC, most_RC = corner_RC - (block[1] - 1), corner_RC + (block[0] - 1)
     if causal:
         seen_BRC &= (most_RC >= 0)[None]

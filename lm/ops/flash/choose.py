@@ -1,59 +1,83 @@
-"""Chooses the flash attention of a platform: our kernels on a TPU, cuDNN's kernel on a GPU."""
+"""Chooses the flash attention of a platform: our kernels on a TPU; cuDNN's kernel or ours on a GPU."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 
 import jax
 
 from lm import sharding
 from lm.config import nearest
 from lm.errors import InputError
-from lm.ops.flash.gpu import attend as attend_gpu
-from lm.ops.flash.tpu import attend as attend_tpu
+from lm.ops.flash import cudnn, gpu, tpu
 
 Flash = Callable[..., jax.Array]
 
 
-def choose(
-    setting: str, *, lengths: Sequence[int], head_dim: int, dtype: str, has_bias: bool, needs_weights: bool
-) -> Flash | None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What an attention needs.
+
+    Attributes:
+        length, keys: the numbers of queries and of keys, over all devices.
+        head_dim: K.
+        dtype: the dtype of queries and keys.
+        has_bias: whether a relative bias is added.
+        has_window: whether a window masks keys.
+        drops_weights: whether attention weights are dropped out.
+    """
+
+    length: int
+    keys: int
+    head_dim: int
+    dtype: str
+    has_bias: bool = False
+    has_window: bool = False
+    drops_weights: bool = False
+
+
+def choose(setting: str, asked: Asked) -> Flash | None:
     """Returns the flash attention of the platform that is compiled for; None where plain attention is used.
 
     Args:
         setting: `auto`, `plain` or `flash`; see `TrainConfig`.
-        lengths: the numbers of queries and of keys, over all devices.
-        head_dim: K.
-        dtype: the dtype of queries and keys.
-        has_bias: whether a relative bias is added.
-        needs_weights: whether something acts on the attention weights, such as dropout. Flash attention never writes
-            them, so plain attention is used, even with `flash`.
+        asked: what the attention needs.
 
     Raises:
-        InputError: the setting is `flash`, but the platform has no flash attention for these arguments.
+        InputError: the setting is `flash`, but the platform has no flash attention that does what is asked.
     """
-    if setting == "plain" or needs_weights:
+    if setting == "plain":
         return None
     platform = sharding.platform()
-    refusal = _refusal(platform, lengths, head_dim, dtype, has_bias)
+    refusal = _refusal(platform, asked)
     if not refusal:
-        return attend_tpu if platform == "tpu" else attend_gpu
+        return tpu.attend if platform == "tpu" else _on_gpu(asked)
     if setting == "flash":
         raise InputError(f"train.attention is 'flash', but {refusal}; or set train.attention=auto.")
     return None
 
 
-def _refusal(platform: str, lengths: Sequence[int], head_dim: int, dtype: str, has_bias: bool) -> str:
-    """Returns why a platform has no flash attention for these arguments, and what it accepts; empty if it has one."""
+def _on_gpu(asked: Asked) -> Flash:
+    """Returns cuDNN's kernel where it does what is asked, else ours.
+
+    cuDNN has no gradient for a bias over packed rows, its dropout has another hash, and it computes all that a window
+    masks. It takes heads of a multiple of 8 and even rows.
+    """
+    ours = asked.has_bias or asked.has_window or asked.drops_weights
+    fits = asked.head_dim % 8 == 0 and asked.length % (2 * sharding.ways("L")) == 0 and asked.keys % 2 == 0
+    return cudnn.attend if fits and not ours else gpu.attend
+
+
+def _refusal(platform: str, asked: Asked) -> str:
+    """Returns why a platform has no flash attention for what is asked, and what it accepts; empty if it has one."""
     if platform not in ("gpu", "tpu"):
         return f"a {platform} has no flash attention; accepted there: auto, plain"
-    # cuDNN computes the gradient of a bias only where all rows share the mask. Packed rows do not.
-    if platform == "gpu" and has_bias:
-        return "cuDNN cannot learn model.position=relative over packed rows; accepted there: auto, plain"
-    if platform == "gpu" and dtype != "bfloat16":
-        return f"train.dtype is {dtype}; accepted on a GPU: bfloat16"
-    multiple, widest = (16, 256) if platform == "tpu" else (8, 128)
-    if head_dim % multiple or head_dim > widest:
-        return f"heads are {head_dim} wide; accepted on a {platform}: multiples of {multiple} up to {widest}"
-    for length, step in zip(lengths, (2 * sharding.ways("L"), 2), strict=True):
-        if platform == "gpu" and length % step:
-            return f"rows are {length} long, no multiple of {step}; nearest: {nearest(length, step)}"
+    if platform == "tpu" and asked.drops_weights:
+        return "our kernels for TPUs cannot drop attention weights; accepted there: model.attention_dropout=0"
+    if platform == "gpu" and asked.dtype != "bfloat16":
+        return f"train.dtype is {asked.dtype}; accepted on a GPU: bfloat16"
+    multiple, widest = (16, 256) if platform == "tpu" else (1, 128)
+    if asked.head_dim % multiple or asked.head_dim > widest:
+        return f"heads are {asked.head_dim} wide; accepted on a {platform}: multiples of {multiple} up to {widest}"
+    if asked.length % (ways := sharding.ways("L")):
+        return f"rows are {asked.length} long, no multiple of {ways}; nearest: {nearest(asked.length, ways)}"
     return ""

@@ -23,6 +23,7 @@ def attend(
     causal: bool = False,
     window: jax.Array | int | None = None,
     curve_HN: jax.Array | None = None,
+    dropout: None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Returns softmax(Q K^T + bias) V by our kernels, and zeros for a query whose keys are all masked.
@@ -34,6 +35,7 @@ def attend(
         curve_HN: float32 [H, S + L], the bias of the distances -S to L - 1, query column minus key column.
         interpret: interprets the kernels, on any platform.
     """
+    del dropout  # `choose` admits none
     biased, windowed = curve_HN is not None, window is not None
 
     def on_shard(query_BHKL, key_BHKS, value_BHKS, curve_HN, segments_BL, memory_segments_BS, window) -> jax.Array:
