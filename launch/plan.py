@@ -1,15 +1,16 @@
 """Predicts memory, time and cost of a run on a pod: python launch/plan.py --config=FILE --topology=v5e:16x16.
 
-It compiles the exact training step for the topology on this machine. This needs the TPU compiler but no TPU:
-pip install -e .[plan]. --search varies mesh, rematerialisation, unroll and micro-batches on each given topology, and
-ranks the plans. prices.json holds the price of a chip-hour of each kind of TPU: {"v5e": 1.2}.
+It compiles the exact training step for the topology on this machine, with the TPU compiler (pip install -e .[plan]) and
+no TPU. --search varies mesh, rematerialisation, unroll and micro-batches on each topology, and ranks the plans.
+prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2}.
 
-    python launch/plan.py --config=configs/t5_large.py --topology=v5e:8x8,v5p:2x2x4,v6e:4x4 \\
-        --search --prices=prices.json
+    python launch/plan.py --config=configs/t5_large.py --topology=v5e:8x8,v6e:4x4 --search --prices=prices.json
 
---serve plans one batch of requests instead: decoding with its KV cache, or the forward pass of an encoder.
+--serve plans one batch of requests instead: decoding with its KV cache, or the forward pass of an encoder. --fleet
+simulates replicas that serve a day's requests, with the rule of the autoscaler that adds and takes them:
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:1x1 --serve --batch=32 --num_beams=4
+    python launch/plan.py --fleet --rate=2:20 --tokens_per_second=900 --startup_seconds=90 --picture=day.png
 """
 
 import dataclasses
@@ -20,17 +21,13 @@ from absl import flags
 
 from lm import cli
 from lm.accelerators import Topology
+from lm.plan import fleet_flags
 
-_config = cli.define_config()
-_topology = flags.DEFINE_list("topology", None, "KIND:SHAPE of TPUs, such as v5e:16x16 or 2*v5e:16x16.", required=True)
+_config = cli.define_config(required=False)
+_topology = flags.DEFINE_list("topology", "", "KIND:SHAPE of TPUs, such as v5e:16x16 or 2*v5e:16x16.")
 _output = cli.define_path("output", "", "File for the plan as JSON; with --search for a list of plans, best first.")
 _search = flags.DEFINE_bool("search", False, "Vary mesh, remat, unroll and micro-batches.")
-_layouts = flags.DEFINE_integer(
-    "layouts",
-    3,
-    "Layouts that --search compiles for each topology with a scan over layers; the best one also without a scan.",
-    lower_bound=1,
-)
+_layouts = flags.DEFINE_integer("layouts", 3, "Layouts that --search compiles for each topology.", lower_bound=1)
 _workers = flags.DEFINE_integer("workers", 2, "Compilations at a time.", lower_bound=1)
 _prices = cli.define_path("prices", None, "JSON file with the price of a chip-hour of each kind.")
 _deadline = flags.DEFINE_float("deadline", None, "Hours that the run may take; longer plans rank last.")
@@ -39,11 +36,14 @@ _batch = flags.DEFINE_integer("batch", 32, "With --serve: sequences in a batch."
 _length = flags.DEFINE_integer("length", None, "With --serve: tokens read; default: data.seq_length.", lower_bound=1)
 _max_length = flags.DEFINE_integer("max_length", 128, "With --serve: tokens written.", lower_bound=1)
 _num_beams = flags.DEFINE_integer("num_beams", 1, "With --serve: beams.", lower_bound=1)
+fleet_flags.define_fleet()
 
 
 def main() -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the planned devices need not be here
-    config, topologies = _config(), [Topology.parse(name) for name in _topology.value]
+    if flags.FLAGS.fleet:
+        return fleet_flags.run(_output)
+    config, topologies = _config(), [Topology.parse(name) for name in _topology.value or [""]]
     names = ", ".join(topology.name for topology in topologies)
     print(f"compiling for {names} on this machine; a large model takes minutes", file=sys.stderr, flush=True)
     from lm.inference.options import Decoding

@@ -51,8 +51,11 @@ _CONFIGS = Path(__file__).parents[1] / "configs"
 flags.disclaim_key_flags()  # --help lists the config flag with the script's own
 
 
-def define_config() -> Callable[[], Config]:
+def define_config(required: bool = True) -> Callable[[], Config]:
     """Defines `--config=FILE` and its overrides, `--config.section.field=value`.
+
+    Args:
+        required: whether the flag has to be given; otherwise the function below refuses its absence.
 
     Returns:
         A function to call in `main`; it returns the config of FILE with the overrides applied, validated as a whole.
@@ -63,9 +66,12 @@ def define_config() -> Callable[[], Config]:
         _fail(error)
     flags.FLAGS["config"].parser = _ConfigFileParser()
     flags.DEFINE_bool("help_config", False, "Print every setting of --config with its value and meaning.")
-    flags.mark_flag_as_required("config")
+    if required:
+        flags.mark_flag_as_required("config")
 
     def config() -> Config:
+        if holder.value is None:
+            raise InputError("--config is missing; --help says what it takes.")
         holder.value.validate()
         holder.value.check_vocabulary()
         return holder.value

@@ -43,7 +43,7 @@ ROOMS = {
     "inference": GROUND | MIDDLE | {"tasks"},
     "huggingface": GROUND | MIDDLE | {"families", "tasks"},
     "serving": GROUND | MIDDLE | {"tasks", "inference"},
-    "plan": GROUND | MIDDLE | {"tasks", "training", "inference", "huggingface"},
+    "plan": GROUND | MIDDLE | {"tasks", "training", "inference", "huggingface", "cli", "cluster"},
 }
 NEVER = {"configs", "launch", "tests", "torch", "transformers"}
 # The launchers' table, the host's work ahead of a step, and the wording of requests.
@@ -51,6 +51,7 @@ WITHOUT_JAX = {
     "lm/accelerators.py",
     *(f"lm/data/{name}.py" for name in ("batches", "examples", "flat", "mixture", "packing")),
     *(f"lm/inference/{name}.py" for name in ("languages", "packed", "prompts", "requests")),
+    *(f"lm/plan/{name}.py" for name in ("autoscale", "fleet", "fleet_flags", "traffic")),
     *(f"lm/serving/{name}.py" for name in ("refusals", "scheduler", "schema", "settings", "text")),
 }
 FAMILIES = {

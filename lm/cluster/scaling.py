@@ -11,9 +11,28 @@ from lm.cluster.kubernetes import Server
 from lm.cluster.manifests import Manifest
 from lm.errors import InputError
 
-UP_WINDOW, DOWN_WINDOW = 0, 300  # seconds: the lowest wish of the one, the highest of the other counts
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How fast the number of replicas may change in one direction.
+
+    Attributes:
+        window: seconds; the most cautious wish of the last ones counts.
+        percent, pods: of replicas in a period; the larger change is allowed.
+        period: seconds.
+    """
+
+    window: int
+    percent: int
+    pods: int
+    period: int
+
+
+UP = Pace(window=0, percent=100, pods=4, period=15)
+DOWN = Pace(window=300, percent=10, pods=1, period=60)
 POLLING = 15  # seconds between two questions of KEDA
 COOL_DOWN = 300  # seconds without work after which KEDA stops the last replica
+AVERAGED = 60  # seconds over which KEDA's query averages a gauge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +84,15 @@ def _target(server: Server) -> Manifest:
 
 
 def _behavior() -> Manifest:
-    """Returns the pace: twice as many every 15 s at most; a tenth fewer every minute, after five quiet minutes."""
+    return {"scaleUp": _pace(UP), "scaleDown": _pace(DOWN)}
+
+
+def _pace(pace: Pace) -> Manifest:
+    policies = [("Percent", pace.percent), ("Pods", pace.pods)]
     return {
-        "scaleUp": {
-            "stabilizationWindowSeconds": UP_WINDOW,
-            "policies": [
-                {"type": "Percent", "value": 100, "periodSeconds": 15},
-                {"type": "Pods", "value": 4, "periodSeconds": 15},
-            ],
-            "selectPolicy": "Max",
-        },
-        "scaleDown": {
-            "stabilizationWindowSeconds": DOWN_WINDOW,
-            "policies": [
-                {"type": "Percent", "value": 10, "periodSeconds": 60},
-                {"type": "Pods", "value": 1, "periodSeconds": 60},
-            ],
-            "selectPolicy": "Max",
-        },
+        "stabilizationWindowSeconds": pace.window,
+        "policies": [{"type": kind, "value": value, "periodSeconds": pace.period} for kind, value in policies],
+        "selectPolicy": "Max",
     }
 
 
@@ -119,7 +129,7 @@ def scaled_object(server: Server, scaling: Scaling) -> Manifest:
     """Returns KEDA's object. While Prometheus does not answer, the number of replicas stays."""
     fallback = {"failureThreshold": 3, "replicas": max(1, scaling.least), "behavior": "currentReplicasIfHigher"}
     pods = f'namespace="{server.namespace}",pod=~"{server.name}-[a-z0-9]+-[a-z0-9]+"'
-    queries = {name: f"sum(avg_over_time({name}{{{pods}}}[1m]))" for name in _targets(scaling)}
+    queries = {name: f"sum(avg_over_time({name}{{{pods}}}[{AVERAGED}s]))" for name in _targets(scaling)}
     triggers = [
         _trigger(scaling, name.replace("_", "-"), queries[name], target) for name, target in _targets(scaling).items()
     ]

@@ -24,7 +24,7 @@ def table(runs: Sequence[Run]) -> str:
         f"compiler's cycles, with kernels at {KERNEL_EFFICIENCY:.0%} of the peak and synchronous collectives at "
         f"{LINK_EFFICIENCY:.0%} of the links."
     )
-    return "\n".join([*_aligned([_HEADINGS, *map(_cells, runs)]), *reasons, note])
+    return "\n".join([*aligned([_HEADINGS, *map(_cells, runs)]), *reasons, note])
 
 
 def details(run: Run) -> str:
@@ -74,7 +74,7 @@ def serving_table(plans: Sequence[Serving]) -> str:
         "and of the tokens written. Time and tokens/s are estimates from the compiler's cycles, for a batch in which "
         "at least one row reaches the maximum length."
     )
-    return "\n".join([*_aligned([headings, *map(_serving_cells, plans)]), *reasons, note])
+    return "\n".join([*aligned([headings, *map(_serving_cells, plans)]), *reasons, note])
 
 
 def _serving_cells(plan: Serving) -> tuple[str, ...]:
@@ -87,7 +87,8 @@ def _serving_cells(plan: Serving) -> tuple[str, ...]:
     return (*start, *hbm, *parts, f"{plan.predicted_seconds:.3g} s", f"{plan.predicted_tokens_per_second:,.0f}")
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns the lines of a table whose columns are as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

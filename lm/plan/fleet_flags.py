@@ -1,0 +1,142 @@
+"""launch/plan.py --fleet: its flags, and what they lead to."""
+
+import dataclasses
+import json
+import sys
+
+from absl import flags
+
+from lm import cli
+from lm.errors import InputError
+from lm.plan import traffic
+from lm.plan.autoscale import Delayed, Fixed, Horizontal, Rule
+from lm.plan.fleet import Capacity, Fleet, Outcome, Simulation
+from lm.plan.traffic import Traffic
+
+flags.disclaim_key_flags()  # --help of the launcher lists these flags with its own
+
+_D = Capacity(tokens_per_second=1.0)
+_F = flags.FLAGS
+_TARGETS = (0.25, 0.5, 1.0, 2.0)  # that --search tries, as multiples of --target
+_REFUSED = 0.001  # share of the requests that --search lets a setting refuse
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What may be chosen: the fewest and the most replicas, and what one may have before another is wanted."""
+
+    least: int
+    most: int
+    target: float
+
+
+def define_fleet() -> None:
+    """Defines the flags of a fleet. `run` reads them."""
+    flags.DEFINE_bool("fleet", False, "Simulate replicas that serve a day's requests.")
+    cli.define_path("trace", "", "CSV file: time,tokens of each request, or time,rate.")
+    flags.DEFINE_string("rate", "", "Requests a second, such as 20, or 2:20 for night and day.")
+    flags.DEFINE_integer("tokens", 64, "Mean tokens of a request.", lower_bound=1)
+    flags.DEFINE_float("tokens_per_second", None, "Of a full replica, as measured.", lower_bound=1e-9)
+    cli.define_path("plan", "", "Plan of --serve, instead of --tokens_per_second and --batch_tokens or --slots.")
+    flags.DEFINE_integer("slots", 0, "Sequences written at a time; 0: the model reads.", lower_bound=0)
+    flags.DEFINE_integer("batch_tokens", _D.batch_tokens, "Tokens of a full batch.", lower_bound=1)
+    flags.DEFINE_float("seconds", _D.seconds, "Shortest time of a batch, or until a first token.", lower_bound=0)
+    flags.DEFINE_integer("waiting_tokens", _D.waiting_tokens, "Limit of a replica's queue.", lower_bound=1)
+    flags.DEFINE_float("startup_seconds", _D.startup, "Until a new replica is ready.", lower_bound=0)
+    flags.DEFINE_enum("autoscaler", "keda", ["keda", "hpa", "ray", "none"], "Whose rule.")
+    flags.DEFINE_float("target", 4096, "Waiting tokens, or slots in use, of a replica.", lower_bound=1e-9)
+    flags.DEFINE_integer("min_replicas", 2, "Fewest replicas.", lower_bound=0)
+    flags.DEFINE_integer("max_replicas", 10, "Most replicas.", lower_bound=1)
+    flags.DEFINE_float("upscale_delay", 30.0, "With --autoscaler=ray: seconds.", lower_bound=0)
+    flags.DEFINE_float("downscale_delay", 600.0, "With --autoscaler=ray: seconds.", lower_bound=0)
+    flags.DEFINE_float("preemptions_per_hour", 0.0, "How often a machine is taken away.", lower_bound=0)
+    flags.DEFINE_string("accelerator", "cpu", "Key of --prices: what an hour of a replica costs.")
+    flags.DEFINE_float("target_p99", 1.0, "Seconds that a setting of --search keeps.", lower_bound=0)
+    cli.define_path("picture", "", "PNG file: requests, replicas and p99 over the time.")
+    flags.DEFINE_integer("seed", 0, "Of what is drawn at random.", lower_bound=0)
+
+
+def run(output: flags.FlagHolder[str]) -> int:
+    """Simulates the day that the flags describe, prints the table, writes the files, and returns the exit code.
+
+    Args:
+        output: names the file for JSON; empty: none.
+
+    Raises:
+        InputError: flags do not go together, or a file is not what it should be.
+    """
+    requests, capacity = _traffic(), _capacity()
+    settings = _settings(Setting(_F.min_replicas, _F.max_replicas, _F.target))
+    from lm.plan import cost, fleet_report, tables  # with jax
+
+    price = cost.read_prices(_F.prices).get(_F.accelerator)
+    days = [fleet_report.Day(each, simulate(requests, capacity, each), price) for each in settings]
+    days = fleet_report.ranked(days, _F.target_p99, _REFUSED)
+    print(fleet_report.table(days))
+    if _F.search:
+        is_kept = fleet_report.keeps(days[0], _F.target_p99, _REFUSED)
+        print(f"The first line {'is the cheapest that keeps' if is_kept else 'comes nearest; none keeps'} the target.")
+    if output.value:
+        with cli.opened(output, "w", sys.stdout) as file:
+            file.write(tables.as_json([each.to_dict() for each in days], single=not _F.search))
+    if _F.picture:
+        fleet_report.draw(days[0], requests, _F.picture)
+    return cli.EXIT_DONE
+
+
+def simulate(requests: Traffic, capacity: Capacity, setting: Setting) -> Outcome:
+    """Returns what a setting leads to."""
+    counts = "outstanding" if _F.autoscaler == "ray" else "slots" if capacity.slots else "queue"
+    fleet = Fleet(setting.target, setting.least, _F.preemptions_per_hour, counts=counts)
+    if _F.autoscaler in ("hpa", "ray"):  # prometheus-adapter hands the newest value on; Ray averages over 30 s
+        fleet = dataclasses.replace(fleet, averaged=30.0 if _F.autoscaler == "ray" else 0.0)
+    return Simulation(requests.arrivals, requests.tokens, capacity, fleet, _rule(setting), _F.seed).run()
+
+
+def _rule(setting: Setting) -> Rule:
+    if _F.autoscaler == "none":
+        return Fixed(setting.least)
+    if _F.autoscaler == "ray":
+        return Delayed(setting.least, setting.most, _F.upscale_delay, _F.downscale_delay)
+    return Horizontal(max(1, setting.least), setting.most)
+
+
+def _traffic() -> Traffic:
+    if bool(_F.trace) == bool(_F.rate):
+        raise InputError(f"--trace is {_F.trace!r} and --rate is {_F.rate!r}; give one of them.")
+    read = traffic.read_trace(_F.trace, _F.tokens, _F.seed) if _F.trace else None
+    found = read or traffic.from_rate(_F.rate, _F.tokens, _F.seed)
+    if not len(found.arrivals):
+        raise InputError("there is no request; give a higher rate, or a trace with requests.")
+    return found
+
+
+def _settings(first: Setting) -> list[Setting]:
+    """Returns the settings to try: with --search, other targets and other fewest replicas."""
+    if first.most < max(1, first.least):
+        raise InputError(f"--max_replicas is {first.most} and --min_replicas is {first.least}; give a larger one.")
+    if not first.least and _F.autoscaler != "keda":
+        raise InputError("--min_replicas is 0, which only --autoscaler=keda can do; use it, or keep one replica.")
+    if not _F.search:
+        return [first]
+    fewest = sorted({first.least, *(2**power for power in range(8) if 2**power <= first.most)})
+    targets = (1.0,) if _F.autoscaler == "none" else _TARGETS
+    return [Setting(least, first.most, first.target * factor) for least in fewest for factor in targets]
+
+
+def _capacity() -> Capacity:
+    """Returns a replica's capacity as it was measured, or from a plan of `--serve`."""
+    limits = {"seconds": _F.seconds, "waiting_tokens": _F.waiting_tokens, "startup": _F.startup_seconds}
+    if bool(_F.plan) == (_F.tokens_per_second is not None):
+        raise InputError("give a replica's capacity: --tokens_per_second as measured, or --plan=FILE of --serve.")
+    if not _F.plan:
+        return Capacity(_F.tokens_per_second, _F.batch_tokens, slots=_F.slots, **limits)
+    try:
+        with open(_F.plan) as file:
+            plan = json.load(file)
+        speed, batch, length = plan["predicted_tokens_per_second"], plan["batch"], plan["length"]
+        return Capacity(float(speed), batch * length, slots=batch if plan["max_length"] else 0, **limits)
+    except OSError as error:
+        raise InputError(f"--plan is {_F.plan!r}: {error.strerror}; give a file of launch/plan.py --serve.") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"--plan is {_F.plan!r}, which is no plan of launch/plan.py --serve that fits.") from None

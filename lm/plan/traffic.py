@@ -1,0 +1,80 @@
+"""The requests of a day, from a file or from a rate."""
+
+import csv
+import dataclasses
+import re
+
+import numpy as np
+
+from lm.errors import InputError
+
+DAY = 86400.0
+_STEP = 60.0  # seconds in which a rate is taken as constant
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Requests in the order of their arrival.
+
+    Attributes:
+        arrivals: seconds.
+        tokens: what each request costs: tokens to read, or for a model that writes, to write.
+    """
+
+    arrivals: np.ndarray
+    tokens: np.ndarray
+
+
+def read_trace(path: str, tokens: int, seed: int = 0) -> Traffic:
+    """Reads a CSV file with a header: `time,tokens`, a request a line; or `time,rate`, requests a second from then on.
+
+    Args:
+        tokens: mean of a request's tokens, where the file has none.
+
+    Raises:
+        InputError: there is no such file, or it has other columns, or a line of it has no such numbers.
+    """
+    try:
+        with open(path, newline="") as file:
+            lines = list(csv.reader(file))
+        columns = [name.strip() for name in lines[0]] if lines else []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"--trace is {path!r}, which cannot be read ({error}); give a CSV file.") from None
+    if sorted(columns) not in (["time", "tokens"], ["rate", "time"]):
+        raise InputError(f"--trace is {path!r} with the columns {columns}; accepted: time,tokens or time,rate.")
+    try:
+        values = np.array([[float(cell) for cell in line] for line in lines[1:] if line]).reshape(-1, 2)
+    except ValueError as error:
+        raise InputError(f"--trace is {path!r}, where a line has no two numbers ({error}).") from None
+    times, others = values[:, columns.index("time")], values[:, 1 - columns.index("time")]
+    if not len(times) or not np.isfinite(values).all() or (np.diff(times) < 0).any() or (values < 0).any():
+        raise InputError(f"--trace is {path!r}; accepted: lines with rising times from 0 on, and no number below 0.")
+    if "tokens" in columns:
+        return Traffic(times, np.maximum(1, others).astype(int))
+    if len(times) < 2:
+        raise InputError(f"--trace is {path!r} with one line; the last line of a file of rates says when they end.")
+    return _poisson(times, others, tokens, seed)
+
+
+def from_rate(text: str, tokens: int, seed: int = 0) -> Traffic:
+    """Returns a day of `--rate`: `20` requests a second, or `2:20`, from the quietest to the busiest hour and back.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?", text)):
+        raise InputError(f"--rate is {text!r}; accepted: requests a second, such as 20, or 2:20 for night and day.")
+    low = float(match[1])
+    high = float(match[2] or low)
+    times = np.arange(0.0, DAY + _STEP, _STEP)
+    return _poisson(times, low + (high - low) * 0.5 * (1 - np.cos(2 * np.pi * times / DAY)), tokens, seed)
+
+
+def _poisson(times: np.ndarray, rates: np.ndarray, tokens: int, seed: int) -> Traffic:
+    """Draws arrivals of a Poisson process whose rate changes at given times; tokens are exponential, at least 1."""
+    random = np.random.default_rng(seed)
+    seconds = np.diff(times)
+    counts = random.poisson(rates[:-1] * seconds)
+    arrivals = np.repeat(times[:-1], counts) + np.repeat(seconds, counts) * random.random(counts.sum())
+    arrivals.sort()
+    return Traffic(arrivals, 1 + random.exponential(max(tokens - 1, 1e-9), len(arrivals)).round().astype(int))
