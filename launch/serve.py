@@ -50,6 +50,7 @@ _SETTINGS = {
     "watch_seconds": flags.DEFINE_float(
         "watch_seconds", _D.watch_seconds, "Look for new checkpoints so often; 0: never.", lower_bound=0
     ),
+    "mesh": flags.DEFINE_list("mesh", [], "Devices of each model: tensor=4 splits it, data=2 splits the sequences."),
 }
 
 

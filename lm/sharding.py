@@ -7,6 +7,7 @@ Array names carry their shape: B batch, L length, S memory length, D model, H he
 F feed-forward, V vocabulary, M masked positions, P segments of a row.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -157,6 +158,11 @@ def place_rows(mesh: Mesh, batch_size: int, batch: dict[str, np.ndarray]) -> dic
             name: jax.make_array_from_process_local_data(place, rows, (batch_size, *rows.shape[1:]))
             for name, rows in batch.items()
         }
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
+    """Returns the context in which programs are compiled for a mesh; for None, one that changes nothing."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def is_trivial() -> bool:

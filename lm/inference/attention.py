@@ -66,13 +66,14 @@ def of_row(model: Predictor, row: Row, written_T: np.ndarray | None = None, widt
         width: pad every sequence to this number of tokens, so that all rows share one program; 0 pads nothing.
     """
     runner, tokenizer = model.runner, model.loaded.tokenizer
+    copies = runner.multiple  # a mesh splits the rows of a batch
     if written_T is None:
         types_L = np.pad(row.types, (0, max(0, width - len(row.types))))
-        found_NBHLL = runner.encoder_attention(*_alone(row.tokens, width), types_L[None])
+        found_NBHLL = runner.encoder_attention(*_alone(row.tokens, width, copies), np.tile(types_L, (copies, 1)))
         return _weights_of_encoder(found_NBHLL, labels(tokenizer, row.tokens))
     tokens_T = decoded(model, row, written_T)
     encoder_NBHSS, decoder_NBHTT, cross_NBHTS = runner.writer_attention(
-        _alone(row.tokens, width), _alone(tokens_T[:-1], width)
+        _alone(row.tokens, width, copies), _alone(tokens_T[:-1], width, copies)
     )
     tokens, query = labels(tokenizer, tokens_T), "query: the token to be written"
     found = {}
@@ -110,12 +111,15 @@ def _one(weights_NBHLS: jax.Array, queries: Sequence[str], keys: Sequence[str]) 
     return np.asarray(weights_NBHLS[:, 0], np.float32)[:, :, : len(queries), : len(keys)]
 
 
-def _alone(tokens_L: np.ndarray, width: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the tokens, segments and positions [1, L] of one sequence, padded to a width."""
+def _alone(tokens_L: np.ndarray, width: int, copies: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the tokens, segments and positions [B, L] of copies of one sequence, padded to a width."""
     padding = (0, max(0, width - len(tokens_L)))
     segments_L = np.pad(np.ones(len(tokens_L), np.int32), padding)
     positions_L = np.pad(np.arange(len(tokens_L), dtype=np.int32), padding)
-    return np.pad(tokens_L, padding)[None], segments_L[None], positions_L[None]
+    tokens_BL, segments_BL, positions_BL = (
+        np.tile(each, (copies, 1)) for each in (np.pad(tokens_L, padding), segments_L, positions_L)
+    )
+    return tokens_BL, segments_BL, positions_BL
 
 
 def labels(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:

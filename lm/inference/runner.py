@@ -4,7 +4,6 @@ Array names carry their shape: B rows, L length, S source, T target, D model, H 
 of a row; see `packed`.
 """
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -54,7 +53,7 @@ class Runner:
         self._encoder_attention = self._jit(_encoder_attention_NBHLL)
         self._writer_attention = self._jit(_writer_attention)
         self.multiple = self._mesh.shape["data"] * self._mesh.shape["fsdp"] if self._mesh else 1
-        with self._on_mesh():
+        with sharding.on(self._mesh):
             self.budget = _BUDGETS.get(sharding.platform(), _BUDGET_OF_ACCELERATORS)
 
     def with_params(self, params: models.Params) -> "Runner":
@@ -125,11 +124,8 @@ class Runner:
     def _run(self, compiled: Callable[..., Output], *arrays: object) -> Output:
         if self._mesh is not None:
             arrays = jax.device_put(arrays, sharding.batch_sharding(self._mesh))
-        with self._on_mesh():
+        with sharding.on(self._mesh):
             return compiled(self._loaded.params, *arrays)
-
-    def _on_mesh(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
 
 def _mask_logits_BPV(

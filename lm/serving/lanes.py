@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from lm import models
+from lm import models, sharding
 from lm.inference import decode, packed, prompts
 from lm.inference.decode import Decoded, DecodeState, Shape, TokenIds
 from lm.inference.options import Decoding, Extras, row_options
@@ -22,6 +22,7 @@ from lm.inference.predict import Predictor
 from lm.models import Decoder, Prompts, Sources, make_decoder
 from lm.ops import few_rows
 from lm.serving.scheduler import Group, Item
+from lm.sharding import constrain
 
 _SHORTEST_SOURCE = 32  # tokens; sources are padded to this length or its doubles
 
@@ -154,14 +155,22 @@ class _Step(NamedTuple):
 def _advance(decoder: Decoder, state: DecodeState, steps: jax.Array, runs_B: np.ndarray) -> tuple[DecodeState, _Step]:
     """Takes steps for the rows that run; other rows, whose clients have left, end."""
     state = dataclasses.replace(state, done_B=state.done_B | ~runs_B)
-    state = decode.advance(decoder, state, steps)
+    state = _split(decode.advance(decoder, state, steps))
     lengths_B = state.cache.position_B - state.begin_B
     return state, _Step(decode.read(state), lengths_B, state.scores_BN[:, 0], state.done_B)
 
 
-_insert = jax.jit(decode.insert, donate_argnums=(1,))
+def _split(state: DecodeState) -> DecodeState:
+    """Returns the state split over the mesh in the one way that all programs share: by rows, and caches by heads."""
+    state = jax.tree.map(lambda leaf: constrain(leaf, "B" + "-" * (leaf.ndim - 1)), state)
+    by_heads = lambda leaf: constrain(leaf, "BH" + "-" * (leaf.ndim - 2))  # noqa: E731
+    layers, memory = jax.tree.map(by_heads, (state.cache.layers, state.cache.memory))
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=layers, memory=memory))
+
+
+_insert = jax.jit(lambda *given: _split(decode.insert(*given)), donate_argnums=(1,))
 _take_steps = jax.jit(_advance, donate_argnums=(1,))
-_empty = jax.jit(decode.empty, static_argnums=(1, 2, 3, 4))
+_empty = jax.jit(lambda *given: _split(decode.empty(*given)), static_argnums=(1, 2, 3, 4))
 _keys = jax.jit(jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number)))
 
 
@@ -197,6 +206,7 @@ class Lane(Group):
         special, model = tokenizer.special, config.model
         self.shape, self.slots = shape, shape.slots
         self._decoder, self._together, self._special = decoder, together, special
+        self._mesh = predictor.loaded.mesh
         self._has_source = model.architecture == "encoder-decoder"
         self._extras = extras
         # A decoder's first tokens differ between requests, such as the token of a language: there is room for one.
@@ -247,10 +257,17 @@ class Lane(Group):
         # A slot beyond the state: the unused rows are not inserted.
         places = np.array([*slots, *[self.slots] * unused], np.int32)
         if self.lost:
+            self._state = self._empty()
+        with sharding.on(self._mesh):
+            self._state = _insert(self._decoder, self._state, places, sources, given, options)
+
+    def _empty(self) -> DecodeState:
+        with sharding.on(self._mesh):
             state = _empty(self._decoder, self._ids, self._decode_shape, self.slots, self._extras)
-            # Committed to the device of the weights, as later states are: else `insert` would be compiled twice.
-            self._state = jax.device_put(state, self._decoder.tokens_VD.sharding)
-        self._state = _insert(self._decoder, self._state, places, sources, given, options)
+        if self._mesh is not None:
+            return state
+        # Committed to the device of the weights, as later states are: else `insert` would be compiled twice.
+        return jax.device_put(state, self._decoder.tokens_VD.sharding)
 
     @property
     def lost(self) -> bool:
@@ -263,7 +280,8 @@ class Lane(Group):
         runs_B = np.zeros(self.slots, bool)
         runs_B[list(running)] = True
         steps = 1 if any(item.work.every_step for item in running.values()) else steps
-        self._state, step = _take_steps(self._decoder, self._state, np.int32(steps), runs_B)
+        with sharding.on(self._mesh):
+            self._state, step = _take_steps(self._decoder, self._state, np.int32(steps), runs_B)
         found = jax.device_get(step)
         for slot, item in running.items():
             length = int(found.lengths_B[slot])
@@ -295,11 +313,19 @@ def source_lengths(longest: int, shortest: int = 1) -> list[int]:
     return [length for length in lengths if length >= shortest]
 
 
-def make_decoders(model: models.Model, rows: Sequence[int]) -> Callable[[models.Params], dict[bool, Decoder]]:
+def make_decoders(
+    model: models.Model, rows: Sequence[int], mesh: jax.sharding.Mesh | None
+) -> Callable[[models.Params], dict[bool, Decoder]]:
     """Returns a function that lays out weights for decoding `rows` tokens a call: for few, for many, or for both."""
-    kinds = {few_rows.are_few(count): count for count in rows}
+    with sharding.on(mesh):
+        kinds = {few_rows.are_few(count): count for count in rows}
     lay_out = {
         few: jax.jit(lambda params, count=count: make_decoder(model.merge(params), count))
         for few, count in kinds.items()
     }
-    return lambda params: {few: function(params) for few, function in lay_out.items()}
+
+    def decoders(params: models.Params) -> dict[bool, Decoder]:
+        with sharding.on(mesh):
+            return {few: function(params) for few, function in lay_out.items()}
+
+    return decoders

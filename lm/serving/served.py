@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from lm import checkpoint, models, sharding
+from lm.config import MeshConfig
 from lm.errors import InputError
 from lm.inference import predict, prompts
 from lm.inference.load import Loaded, load
@@ -101,6 +102,7 @@ class Served:
     Attributes:
         name: by which requests ask for it.
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
+        mesh: the devices that hold it; None for one device.
         tasks: what it is asked to do and can do.
         longest: the most tokens of an input.
         longest_written: the most tokens that it writes; 0 for an encoder.
@@ -112,11 +114,12 @@ class Served:
         """Reads the model; compiles nothing.
 
         Raises:
-            InputError: there is no such model, it is damaged, or it can do none of the tasks.
+            InputError: there is no such model, it is damaged, can do none of the tasks, or the mesh does not divide it.
         """
         self.name, self.path, self._settings = name, path, settings
         self.loaded_at, self._refused = time.time(), -1
-        loaded = _limited(load(path), settings.max_input_tokens)
+        self.mesh = _make_mesh(settings.mesh)
+        loaded = _limited(load(path, self.mesh), settings.max_input_tokens)
         config, predictor = loaded.config, Predictor(loaded)
         check_finite(path, loaded.params)
         wanted = settings.tasks or predict.TASKS
@@ -131,7 +134,7 @@ class Served:
         shapes = [] if self.is_encoder else self._lane_shapes(predictor)
         model = models.build(config.model, models.Execution(dtype=config.train.dtype))
         self._shapes = shapes
-        self._decoders = make_decoders(model, [shape.slots * shape.beams for _, shape in shapes])
+        self._decoders = make_decoders(model, [shape.slots * shape.beams for _, shape in shapes], self.mesh)
         self.weights = self._with(predictor)
 
     @property
@@ -195,7 +198,7 @@ class Served:
         for beams in sorted({*self._settings.beams, predictor.decoding({}).num_beams}):
             shortest = 1
             for width in widths:
-                slots = max(1, self._settings.slots // beams)
+                slots = _up(max(1, self._settings.slots // beams), predictor.runner.multiple)
                 found.append((shortest, LaneShape(slots, beams, width, self.longest_written)))
                 shortest = width + 1
         return found
@@ -214,13 +217,27 @@ class Served:
             readers = {name: Readers(program, width, **packing) for name, (program, width) in programs.items()}
         else:
             decoders = self._decoders(predictor.loaded.params)
-            together = _TOGETHER.get(sharding.platform(), _TOGETHER_ON_ACCELERATORS)
+            together = _up(_TOGETHER.get(sharding.platform(), _TOGETHER_ON_ACCELERATORS), runner.multiple)
             for shortest, shape in self._shapes:
-                decoder = decoders[few_rows.are_few(shape.slots * shape.beams)]
+                with sharding.on(self.mesh):
+                    decoder = decoders[few_rows.are_few(shape.slots * shape.beams)]
                 extras = Extras.of([predictor.decoding({})])
                 extras = dataclasses.replace(extras, **dict.fromkeys(self._settings.extra_options, True))
                 lanes.append(Lane(predictor, decoder, shape, extras, shortest=shortest, together=together))
         return Weights(predictor, {**readers, ATTENTION: Attending(predictor)}, lanes)
+
+
+def _make_mesh(config: MeshConfig | None) -> jax.sharding.Mesh | None:
+    """Returns the mesh of a config, over the first devices where it names fewer than there are."""
+    if config is None:
+        return None
+    wanted = config.data * config.tensor
+    return sharding.make_mesh(config, jax.devices()[:wanted] if wanted > 0 else None)
+
+
+def _up(count: int, multiple: int) -> int:
+    """Returns the smallest multiple that is at least a count."""
+    return -(-count // multiple) * multiple
 
 
 def _limited(loaded: Loaded, tokens: int) -> Loaded:

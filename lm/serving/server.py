@@ -37,12 +37,9 @@ log = logging.getLogger("lm.serving")
 
 def make_service(models: Sequence[Served], settings: Settings) -> Service:
     """Returns a service whose engine is not started."""
-    limits = Limits(
-        settings.waiting_items,
-        settings.waiting_tokens,
-        settings.batch_tokens or models[0].predictor.runner.budget,
-        settings.deadline,
-    )
+    runner = models[0].predictor.runner
+    batch_tokens = (settings.batch_tokens or runner.budget) * runner.multiple
+    limits = Limits(settings.waiting_items, settings.waiting_tokens, batch_tokens, settings.deadline)
     scheduler, metrics = Scheduler(limits), Metrics()
     engine = Engine(models, scheduler, metrics)
     metrics.watch("lm_queue_items", "Inputs that wait", lambda: scheduler.items)

@@ -1,15 +1,19 @@
 """The settings of a server, with their defaults. lm/serving/README.md has them as a table."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm.config import MeshConfig
 from lm.config.paths import expand
 from lm.errors import InputError
 
 # Fields of `lm.inference.options.Extras` that a server can be started with.
 EXTRA_OPTIONS = ("early_stopping", "no_repeat_ngram_size", "repetition_penalty", "forced", "forced_eos")
+
+
+MESH_AXES = ("data", "tensor")  # axes of a mesh that serves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Settings:
 
     Attributes:
         tasks: the tasks to serve; empty for all that a model can do. Fewer tasks compile fewer programs.
-        slots: sequences that a model writes at a time, by greedy decoding or sampling.
+        slots: sequences that a model writes at a time, on all devices, by greedy decoding or sampling.
         beams: the numbers of beams that a request may ask for. A lane of `slots / beams` slots is made for each.
         extra_options: options of decoding that requests may use though the model does not by default, such as
             `repetition_penalty`. Each costs every step a little.
@@ -27,7 +31,7 @@ class Settings:
         truncate: whether a longer input is cut, for requests that do not say; otherwise it is refused.
         max_inputs: inputs of a request.
         max_body_bytes: of a request.
-        batch_tokens: tokens of an encoder's batch; 0 for what suits the platform.
+        batch_tokens: tokens of an encoder's batch on a device; 0 for what suits the platform.
         waiting_items, waiting_tokens: limits of the queue.
         deadline: seconds after which a request is given up; a client may ask for fewer.
         drain_seconds: how long a server that was told to stop still takes requests, while `/ready` says 503.
@@ -35,6 +39,7 @@ class Settings:
         api_keys: accepted keys; none means that no key is needed.
         cors_origins: origins that a browser may ask from; none by default.
         watch_seconds: how often the workdir is looked at for a new checkpoint; 0 for never.
+        mesh: the devices that hold each model; None is one device. `tensor` splits the model, `data` the sequences.
     """
 
     tasks: tuple[str, ...] = ()
@@ -55,13 +60,14 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     watch_seconds: float = 0.0
+    mesh: MeshConfig | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], api_keys: tuple[str, ...]) -> "Settings":
         """Returns the settings that flags give.
 
         Raises:
-            InputError: a number of beams is no number, or there is none.
+            InputError: a flag has another value than those that it accepts.
         """
         beams = tuple(int(each) if str(each).isdigit() else 0 for each in given["beams"])
         if not beams or min(beams) < 1:
@@ -69,7 +75,28 @@ class Settings:
         if unknown := sorted(set(given["extra_options"]) - set(EXTRA_OPTIONS)):
             raise InputError(f"--extra_options has {unknown[0]!r}; accepted: {', '.join(EXTRA_OPTIONS)}.")
         lists = {name: tuple(given[name]) for name in ("tasks", "extra_options", "cors_origins")}
-        return cls(**{**given, **lists, "beams": beams, "api_keys": api_keys})
+        mesh = _mesh(given.get("mesh", ()))
+        return cls(**{**given, **lists, "beams": beams, "api_keys": api_keys, "mesh": mesh})
+
+
+def _mesh(axes: Sequence[str]) -> MeshConfig | None:
+    """Returns the mesh of `AXIS=DEVICES` each; None where there is none.
+
+    Raises:
+        InputError: an axis does not exist, or has no number of devices.
+    """
+    sizes = {"data": 1}
+    for part in axes:
+        name, _, size = part.partition("=")
+        if name not in MESH_AXES or not (size == "-1" or size.isdigit()):
+            accepted = " or ".join(MESH_AXES)
+            raise InputError(f"--mesh has {part!r}; accepted: {accepted}, each with its devices: data=2,tensor=4.")
+        sizes[name] = int(size)
+    if not axes:
+        return None
+    config = MeshConfig(**sizes)
+    config.validate()
+    return config
 
 
 def named_models(checkpoints: str) -> list[tuple[str, str]]:
