@@ -39,6 +39,8 @@ class DataConfig:
         batch_size: rows in a global batch, summed over all processes and micro-batches.
         max_segments: the largest number of examples in a row. The larger of 8 and seq_length / 32 kept padding under
             1% on every kind of text that we measured.
+        window_tokens: tokens of text that are planned, packed and shuffled at a time. A process holds two windows in
+            memory. A corpus of at most one and a half times as many tokens is one window.
         short_seq_prob: how often an NSP pair gets a random, shorter target length (BERT: 0.1).
     """
 
@@ -58,6 +60,7 @@ class DataConfig:
     begin_with_cls: bool = False
     batch_size: int = setting(32, at_least=1)
     max_segments: int = setting(8, at_least=1)
+    window_tokens: int = setting(100_000_000, at_least=1)
     short_seq_prob: float = setting(0.1, within=(0.0, 1.0))
 
     @property

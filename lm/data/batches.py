@@ -1,13 +1,15 @@
 """A batch is a pure function of (seed, step).
 
 Three stages make it: a row format plans the examples of an epoch as spans of the corpus, `packing` fits them into rows,
-and the row format writes the rows that a step asks for. Nothing depends on which batches came before or on the number
-of processes, so resuming needs a step number and no more.
+and the row format writes the rows that a step asks for. An epoch of a large corpus is planned window by window, ahead
+of time (`lm.data.windows`). Nothing depends on which batches came before or on the number of processes, so resuming
+needs a step number and no more.
 
 B rows, N examples.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import sys
 import threading
@@ -20,7 +22,8 @@ from lm.config import DataConfig
 from lm.data import packing
 from lm.data.examples import Examples
 from lm.data.flat import make_keys, ranks
-from lm.data.store import Split
+from lm.data.split import Split
+from lm.data.windows import Windows, fill
 from lm.errors import InputError
 
 # The arrays of a batch, or of some of its rows, by name.
@@ -32,7 +35,7 @@ Rows = np.ndarray | slice
 # From a step and a process's part of the batch (None: all of it) to arrays.
 Source = Callable[[int, Rows | None], Arrays]
 
-_PLANS_KEPT = 2  # a batch may lie across the end of an epoch
+_PLANS_KEPT = 2  # a batch may lie across the end of a window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +80,19 @@ class RowFormat(Protocol):
 
 @dataclasses.dataclass
 class Plan:
-    """One epoch: its examples in the order of the rows, row r being `row_offsets[r]:row_offsets[r+1]`."""
+    """One window of an epoch: its examples in the order of the rows, row r being `row_offsets[r]:row_offsets[r+1]`.
 
+    Attributes:
+        split: the window, in which the examples are spans.
+        truncated: how many examples lost tokens.
+        first_row: the number of its first row in the epoch.
+    """
+
+    split: Split
     examples: Examples
     row_offsets: np.ndarray
+    truncated: int
+    first_row: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -91,28 +103,35 @@ class Batches:
     """Batches of packed rows by step; safe to call from several threads.
 
     Attributes:
-        rows_per_epoch: rows of epoch 0. Every other epoch has its own pairs, packing and order, and is
-            cut, or refilled from its own beginning, to as many, so that a step's rows are known at once.
-        truncated: examples of epoch 0 that lost tokens, because a supervised pair did not fit into a row.
+        rows_per_epoch: rows of an epoch. Each epoch has its own pairs, packing and order. Where the split is one
+            window, epoch 0 decides the number, and every other epoch is cut to it or refilled from its own beginning.
+        truncated: examples of epoch 0 that lost tokens, because a supervised pair did not fit into a row; where there
+            are several windows, an estimate.
     """
 
     def __init__(self, split: Split, row_format: RowFormat, data: DataConfig, seed: int):
-        """Plans the first epoch.
+        """Counts the rows of an epoch: plans all of it where it is one window, else a sample.
 
         Args:
             split: where the tokens are.
             row_format: what a row holds, of the task.
-            data: batch size and segments a row.
+            data: batch size, segments a row and tokens a window.
             seed: decides examples, packing, order and what is hidden on the host.
 
         Raises:
-            InputError: the split is empty.
+            InputError: the split is empty, or cannot be read.
         """
         self._split, self._format, self._data, self._seed = split, row_format, data, seed
-        self._plans: collections.OrderedDict[int, Plan] = collections.OrderedDict()
+        self._plans: collections.OrderedDict[tuple[int, int], concurrent.futures.Future[Plan]] = (
+            collections.OrderedDict()
+        )
+        self._planner = concurrent.futures.ThreadPoolExecutor(1, "planner")
         self._lock = threading.Lock()
-        self.truncated = 0
-        self.rows_per_epoch = self._plan(0).num_rows
+        self._windows = Windows(split, data.window_tokens, seed, self._count_rows)
+        self.rows_per_epoch, self.truncated = self._windows.rows_per_epoch, self._windows.truncated
+        if self._windows.count == 1:
+            plan = self._plan(0, 0)
+            self.rows_per_epoch, self.truncated = plan.num_rows, plan.truncated
         if not self.rows_per_epoch:
             raise InputError(
                 "this split of the token store has no document; prepare a larger corpus, or set data.heldout_fraction "
@@ -151,7 +170,8 @@ class Batches:
         Returns:
             As `__call__`.
         """
-        return self._rows(self._plan(0), 0, numbers(index, self._data.batch_size, rows))
+        row = numbers(index, self._data.batch_size, rows)
+        return _joined([self._rows(self._plan(0, window), 0, part) for window, part in self._by_window(0, row)])
 
     def take(self, row: np.ndarray) -> Arrays:
         """Some rows of all epochs, one after the other.
@@ -162,40 +182,91 @@ class Batches:
         Returns:
             As `__call__`.
         """
-        epoch, row = np.divmod(row, self.rows_per_epoch)
+        epochs, row = np.divmod(row, self.rows_per_epoch)
         parts = []
-        for number in np.unique(epoch):
-            plan = self._plan(int(number))
-            parts.append(self._rows(plan, int(number), row[epoch == number] % plan.num_rows))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for epoch in np.unique(epochs).tolist():
+            for window, part in self._by_window(epoch, row[epochs == epoch]):
+                plan = self._plan(epoch, window)
+                if 2 * part.max() >= plan.num_rows:
+                    self._plan_ahead(epoch, window)
+                parts.append(self._rows(plan, epoch, part % plan.num_rows))
+        return _joined(parts)
 
-    def _plan(self, epoch: int) -> Plan:
+    def _by_window(self, epoch: int, row: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields each window that has some of these rows of an epoch, and their numbers in the window."""
+        if self._windows.count == 1:
+            yield 0, row
+            return
+        bounds = self._windows.of_epoch(epoch)[1]
+        windows = np.searchsorted(bounds[1:-1], row, side="right")
+        for window in np.unique(windows).tolist():
+            yield window, row[windows == window] - bounds[window]
+
+    # --- plans
+
+    def _plan(self, epoch: int, window: int) -> Plan:
+        """Returns the plan of a window. A failure ahead of time does not count: what failed is tried again."""
         with self._lock:
-            if epoch not in self._plans:
-                self._plans[epoch] = self._make_plan(epoch)
-                while len(self._plans) > _PLANS_KEPT:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(epoch)
-            return self._plans[epoch]
+            planned = self._plans.get((epoch, window))
+            if planned is None or (planned.done() and planned.exception()):
+                planned = self._start(epoch, window)
+            self._plans.move_to_end((epoch, window))
+        return planned.result()
 
-    def _make_plan(self, epoch: int) -> Plan:
-        rng = np.random.default_rng((self._seed, epoch))
-        examples = self._format.plan(self._split, rng)
-        self.truncated = examples.truncated
+    def _plan_ahead(self, epoch: int, window: int) -> None:
+        """Starts to plan the next window."""
+        after = (epoch, window + 1) if window + 1 < self._windows.count else (epoch + 1, 0)
+        with self._lock:
+            if after not in self._plans:
+                self._start(*after)
+
+    def _start(self, epoch: int, window: int) -> concurrent.futures.Future[Plan]:
+        planned = self._plans[epoch, window] = self._planner.submit(self._make_plan, epoch, window)
+        while len(self._plans) > _PLANS_KEPT:
+            self._plans.popitem(last=False)
+        return planned
+
+    def _make_plan(self, epoch: int, window: int) -> Plan:
+        """Plans a window, and reads its tokens."""
+        if self._windows.count == 1:
+            plan = self._packed(self._split, np.random.default_rng((self._seed, epoch)))
+        else:
+            blocks, bounds = self._windows.of_epoch(epoch)
+            rng = np.random.default_rng((self._seed, epoch, window + 1))
+            plan = self._packed(self._split.window(blocks[window]), rng)
+            first, after = bounds[window : window + 2].tolist()
+            if (lost := plan.num_rows - (after - first)) > 0:
+                print(f"window {window} of epoch {epoch} leaves out {lost:,} rows: more than planned", file=sys.stderr)
+            row_offsets = fill(plan.row_offsets, after - first, rng)
+            plan = dataclasses.replace(plan, row_offsets=row_offsets, first_row=first)
+        plan.split.load()
+        return plan
+
+    def _packed(self, split: Split, rng: np.random.Generator) -> Plan:
+        examples = self._format.plan(split, rng)
         sizes = self._format.sizes(examples)
         order, row_offsets = packing.pack(sizes, self._format.capacities, self._data.max_segments, rng)
-        return Plan(examples[order], row_offsets)
+        return Plan(split, examples[order], row_offsets, examples.truncated)
+
+    def _count_rows(self, split: Split, rng: np.random.Generator) -> tuple[int, int]:
+        plan = self._packed(split, rng)
+        return plan.num_rows, plan.truncated
 
     def _rows(self, plan: Plan, epoch: int, rows: np.ndarray) -> Arrays:
         """Reads some rows of a plan and writes their arrays. Rows after the last one are padding."""
-        planned = np.minimum(rows, plan.num_rows)
-        per_row = np.diff(plan.row_offsets, append=plan.row_offsets[-1])[planned]
-        row = np.repeat(np.arange(len(rows)), per_row)
-        nth = ranks(per_row)
-        examples = plan.examples[plan.row_offsets[planned][row] + nth]
+        bounds = np.minimum(rows[:, None] + [0, 1], plan.num_rows)
+        first, after = plan.row_offsets[bounds].T
+        row = np.repeat(np.arange(len(rows)), after - first)
+        nth = ranks(after - first)
+        examples = plan.examples[first[row] + nth]
         sizes = self._format.sizes(examples)
         place = Placement(len(rows), row, nth, np.zeros_like(sizes)).moved(sizes)
-        return self._format.arrays(self._split, examples, place, make_keys(self._seed, epoch, rows[row], nth))
+        keys = make_keys(self._seed, epoch, plan.first_row + rows[row], nth)
+        return self._format.arrays(plan.split, examples, place, keys)
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def numbers(step: int, batch_size: int, rows: Rows | None) -> np.ndarray:

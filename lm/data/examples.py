@@ -56,7 +56,7 @@ def running_text(split: Split, most: int, overhead: int, rng: np.random.Generato
         overhead: special tokens that another piece in the row brings with it.
         rng: decides the phases.
     """
-    bounds = split.sentence_offsets[split.document_offsets]
+    bounds = split.document_bounds
     starts, sizes = bounds[:-1], np.diff(bounds)
     is_long = sizes > most
     first = rng.integers(1, most + 1, len(sizes))

@@ -7,24 +7,30 @@ from typing import Literal, NotRequired, TypedDict, cast, get_args
 from lm.errors import InputError
 from lm.storage import read_keys
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ = (1, 2)  # format versions
 MANIFEST = "manifest.json"
 SplitName = Literal["train", "heldout"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
+Counts = dict[str, int]  # of documents, sentences and tokens
+
+
 class Marker(TypedDict):
     """What is known of a complete shard.
 
-    `digest` identifies its content, `skipped` counts the records without text, and each split has its counts.
+    `digest` identifies its content, `skipped` counts the records without text, and each split has its counts and the
+    documents, sentences and tokens of each of its blocks.
     """
 
     digest: str
     lowest_hash: int
     highest_hash: int
     skipped: NotRequired[int]  # absent from older shards
-    train: dict[str, int]
-    heldout: dict[str, int]
+    train: Counts
+    heldout: Counts
+    blocks: dict[SplitName, list[list[int]]]
 
 
 class MadeBy(TypedDict):
@@ -44,16 +50,21 @@ class MostFrequent(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What is known of a complete store. Counts are numbers of documents, sentences and tokens."""
+    """What is known of a complete store. Counts are numbers of documents, sentences and tokens.
+
+    `shards` has the tokens of each shard, and `blocks` the blocks of all shards, packed by `lm.data.store`. In format 1
+    `shards` has the counts of each split of a shard, and there are no `blocks`.
+    """
 
     format_version: int
     kind: NotRequired[str]  # absent from the oldest stores, which hold documents
     settings: Mapping[str, object]
     tokenizer: MadeBy
-    splits: dict[SplitName, dict[str, int]]
+    splits: dict[SplitName, Counts]
     most_frequent_token: MostFrequent
     skipped: NotRequired[int]
-    shards: list[dict[SplitName, dict[str, int]]]
+    shards: list[int] | list[dict[SplitName, Counts]]
+    blocks: NotRequired[dict[SplitName, str]]
 
 
 def read_manifest(path: str) -> Manifest | None:
@@ -71,10 +82,10 @@ def read_manifest(path: str) -> Manifest | None:
         manifest = None
     if not isinstance(manifest, dict):
         raise InputError(f"the token store {path!r} is damaged ({MANIFEST} is no JSON object); prepare it again.")
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if manifest.get("format_version") not in _READ:
         raise InputError(
             f"the token store {path!r} has format version {manifest.get('format_version')}; this code reads "
-            f"{FORMAT_VERSION}. Prepare it again in another folder."
+            f"{' and '.join(map(str, _READ))}. Prepare it again in another folder."
         )
     if lost := ", ".join(sorted(Manifest.__required_keys__ - manifest.keys())):
         raise InputError(f"the token store {path!r} is damaged ({MANIFEST} lacks {lost}); prepare it again.")

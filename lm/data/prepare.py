@@ -22,7 +22,7 @@ from lm import lease, storage
 from lm.config import DataConfig
 from lm.data import corpus, store, workers
 from lm.data import tokenizer as tokenizers
-from lm.data.manifest import SPLITS, Marker, SplitName, read_manifest
+from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, SplitName, read_manifest
 from lm.data.pairs import Pair
 from lm.data.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SMALLEST, SentencePiece
 from lm.data.sentences import sentences
@@ -200,7 +200,8 @@ def _write_shards(
     """Tokenises the shards that are not complete yet; returns the markers of all shards, in order."""
     jobs = []
     for index, shard in enumerate(shards):
-        digest = hashlib.sha256(f"{shard.digest()} {tokenizer.fingerprint} {threshold}".encode()).hexdigest()
+        decided_by = f"{FORMAT_VERSION} {shard.digest()} {tokenizer.fingerprint} {threshold}"
+        digest = hashlib.sha256(decided_by.encode()).hexdigest()
         jobs.append(_Job(out, index, shard, digest, threshold, tokenizer.file_name, tokenizer.fingerprint))
     found = store.read_keys(out, [store.marker_name(job.index) for job in jobs])
     complete: dict[int, Marker] = {job.index: json.loads(text) for job, text in zip(jobs, found, strict=True) if text}

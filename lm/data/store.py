@@ -3,80 +3,39 @@
     STORE/manifest.json          written last: a store is complete or absent
     STORE/tokenizer.model        the tokenizer that made the ids
     STORE/shards/00017/complete.json, token_counts
-    STORE/shards/00017/{train,heldout}/{tokens, sentence_lengths, document_lengths}
+    STORE/shards/00017/{train,heldout}/{tokens, sentence_lengths, document_lengths, document_tokens}
 
 One process writes a shard, and a marker when the shard is complete; shards are never merged. `tokens` (uint16, or
-uint32 for a large vocabulary) holds ids without special ids; `sentence_lengths` counts tokens, `document_lengths`
-counts sentences. Arrays are zarr 3 with the sharding codec: few files, and small inner chunks, so that a random read
-decodes little.
+uint32 for a large vocabulary) holds ids without special ids. `sentence_lengths` counts the tokens of a sentence,
+`document_lengths` the sentences of a document, `document_tokens` its tokens.
+
+The manifest lists the blocks of every shard: runs of whole documents of about two million tokens, the unit in which a
+large corpus is shuffled (`lm.data.windows`). Opening a store reads its manifest and its tokenizer. Arrays are opened
+when they are read. Stores of format 1 have neither blocks nor `document_tokens`: a shard of theirs is one block.
 """
 
-import contextlib
+import base64
 import dataclasses
-import functools
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
-import tensorstore as ts
 
+from lm.data import arrays
 from lm.data import tokenizer as tokenizers
-from lm.data.manifest import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, Marker, SplitName, read_manifest
+from lm.data.arrays import Column
+from lm.data.manifest import FORMAT_VERSION, MANIFEST, SPLITS, Counts, Manifest, Marker, SplitName, read_manifest
 from lm.data.pairs import Pair
+from lm.data.split import DOCUMENTS, MEMORY_LIMIT, SENTENCES, TOKENS, Split
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
-from lm.storage import errors, kvstore, read_keys, write_key
+from lm.storage import errors, read_keys, write_key
 
-_INNER_CHUNK = 1 << 13  # elements that a random read decodes
-_OUTER_CHUNK = 1 << 22  # elements in a file
-_MEMORY_LIMIT = 2 << 30  # bytes; the tokens of a larger split are not held in memory
-_CACHE_BYTES = 512 << 20  # of decoded chunks, for splits that are not held in memory
-
-
-# --- arrays
-
-
-def _write_array(path: str, names: Sequence[str], values: np.ndarray) -> ts.WriteFutures:
-    codecs = [
-        {"name": "bytes", "configuration": {"endian": "little"}},
-        {"name": "zstd", "configuration": {"level": 1}},
-        {"name": "crc32c"},  # zstd does not notice most flipped bits
-    ]
-    inner = {"chunk_shape": [_INNER_CHUNK], "codecs": codecs}
-    spec = {
-        "driver": "zarr3",
-        "kvstore": kvstore(path, *names),
-        "store_data_equal_to_fill_value": True,
-        "metadata": {
-            "shape": [len(values)],
-            "data_type": values.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [_OUTER_CHUNK]}},
-            "codecs": [{"name": "sharding_indexed", "configuration": inner}],
-        },
-    }
-    return ts.open(spec, create=True, delete_existing=True).result().write(values)
-
-
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Names the store in the error when it cannot be read.
-
-    Raises:
-        InputError: the storage refuses, or the data is damaged.
-    """
-    try:
-        with errors(path):
-            yield
-    except ValueError as error:  # TensorStore's error for damaged data
-        reason = str(error).partition(" [")[0]
-        raise InputError(f"the token store {path!r} is damaged ({reason}); prepare it again.") from error
-
-
-def _open_arrays(path: str, folders: Sequence[Sequence[str]], context: ts.Context) -> list[ts.TensorStore]:
-    settings = {"driver": "zarr3", "fill_missing_data_reads": False}  # a lost file is an error, not zeros
-    pending = [ts.open({**settings, "kvstore": kvstore(path, *names)}, read=True, context=context) for names in folders]
-    return [future.result() for future in pending]
+BLOCK_TOKENS = 1 << 21  # of a block, about; see `lm.data.windows`
+_SUMMED = 64  # shards whose counts of tokens are added up at a time
 
 
 # --- shards
@@ -97,6 +56,20 @@ class Text:
             "sentences": len(self.sentence_lengths),
             "tokens": len(self.tokens),
         }
+
+    def document_tokens(self) -> np.ndarray:
+        """Returns the tokens of each document, int64 [D]."""
+        bounds = np.append(0, np.cumsum(self.sentence_lengths))[np.append(0, np.cumsum(self.document_lengths))]
+        return np.diff(bounds)
+
+    def blocks(self) -> list[list[int]]:
+        """Returns the documents, sentences and tokens of each block: documents that begin in the same 2 M tokens."""
+        tokens = self.document_tokens()
+        first = np.unique((np.cumsum(tokens) - tokens) // BLOCK_TOKENS, return_index=True)[1]
+        if not len(first):
+            return []
+        sums = [np.add.reduceat(values, first) for values in (np.ones_like(tokens), self.document_lengths, tokens)]
+        return np.stack(sums, axis=1).tolist()
 
 
 def _shard_name(index: int) -> str:
@@ -133,16 +106,17 @@ def write_shard(
     """
     counts = np.bincount(splits["train"].tokens, minlength=vocab_size).astype(np.uint64)
     with errors(path):
-        pending = [_write_array(path, [_shard_name(index), "token_counts"], counts)]
+        pending = [arrays.write(path, [_shard_name(index), "token_counts"], counts)]
         for split, text in splits.items():
             if not len(text.tokens):
                 continue
-            arrays = {
+            found = {
                 "tokens": text.tokens.astype(token_dtype(vocab_size)),
                 "sentence_lengths": text.sentence_lengths.astype(np.uint32),
                 "document_lengths": text.document_lengths.astype(np.uint32),
+                "document_tokens": text.document_tokens().astype(np.uint32),
             }
-            pending += [_write_array(path, [_shard_name(index), split, name], array) for name, array in arrays.items()]
+            pending += [arrays.write(path, [_shard_name(index), split, name], array) for name, array in found.items()]
         for future in pending:
             future.result()
     marker: Marker = {
@@ -152,6 +126,7 @@ def write_shard(
         "skipped": skipped,
         "train": splits["train"].counts(),
         "heldout": splits["heldout"].counts(),
+        "blocks": {split: text.blocks() for split, text in splits.items()},
     }
     write_key(path, marker_name(index), json.dumps(marker).encode())
     return marker
@@ -178,14 +153,10 @@ def finish(
         settings: those that decide the store's content. They are compared when the store is prepared again.
         markers: of every shard, in order.
     """
-    with _reading(path):
-        arrays = _open_arrays(path, [(_shard_name(i), "token_counts") for i in range(len(markers))], ts.Context())
-        pending = [array.read() for array in arrays]
-        counts = np.stack([future.result() for future in pending]).astype(np.int64).sum(axis=0)
+    counts = _token_counts(path, len(markers))
     total = int(counts.sum())
     counts[tokenizer.special_ids] = 0
     most_frequent = int(counts.argmax())
-    shards: list[dict[SplitName, dict[str, int]]] = [{split: marker[split] for split in SPLITS} for marker in markers]
     manifest: Manifest = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -196,7 +167,7 @@ def finish(
             "vocab_size": tokenizer.vocab_size,
         },
         "splits": {
-            split: {count: sum(shard[split][count] for shard in shards) for count in shards[0][split]}
+            split: {count: sum(marker[split][count] for marker in markers) for count in markers[0][split]}
             for split in SPLITS
         },
         "most_frequent_token": {
@@ -205,78 +176,37 @@ def finish(
             "share": counts[most_frequent] / max(total, 1),
         },
         "skipped": sum(marker.get("skipped", 0) for marker in markers),
-        "shards": shards,
+        "shards": [sum(marker[split]["tokens"] for split in SPLITS) for marker in markers],
+        "blocks": {split: _packed([marker["blocks"][split] for marker in markers]) for split in SPLITS},
     }
-    write_key(path, MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+    write_key(path, MANIFEST, (json.dumps(manifest, ensure_ascii=False) + "\n").encode())
+
+
+def _token_counts(path: str, num_shards: int) -> np.ndarray:
+    """Returns how often the shards hold each token, int64 [V]."""
+    total = np.zeros((), np.int64)
+    with arrays.reading(path):
+        for first in range(0, num_shards, _SUMMED):
+            folders = [(_shard_name(i), "token_counts") for i in range(first, min(first + _SUMMED, num_shards))]
+            for future in [array.read() for array in arrays.open_all(path, folders)]:
+                total = total + future.result().astype(np.int64)
+    return total
+
+
+def _packed(blocks: Sequence[Sequence[Sequence[int]]]) -> str:
+    """Returns the blocks of each shard as text: uint32 [4, N], shard, documents, sentences and tokens, compressed."""
+    shards = np.repeat(np.arange(len(blocks)), [len(of_shard) for of_shard in blocks])
+    counts = np.array([block for of_shard in blocks for block in of_shard], np.int64).reshape(-1, 3)
+    columns = np.concatenate([shards[:, None], counts], axis=1).T.astype("<u4")
+    return base64.b64encode(zlib.compress(columns.tobytes())).decode()
+
+
+def _unpacked(text: str) -> np.ndarray:
+    """Returns the blocks of `_packed`, int64 [N, 4]."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4").reshape(4, -1).T.astype(np.int64)
 
 
 # --- reading
-
-
-class Split:
-    """One split of a corpus. Its boundaries are in memory; its tokens are too, or are read on demand.
-
-    Attributes:
-        sentence_offsets: int64 [S+1]; sentence s is tokens `sentence_offsets[s]:sentence_offsets[s+1]`.
-        document_offsets: int64 [D+1]; document d is sentences `document_offsets[d]:document_offsets[d+1]`.
-    """
-
-    def __init__(
-        self,
-        tokens: np.ndarray | ts.TensorStore,
-        sentence_lengths: np.ndarray,
-        document_lengths: np.ndarray,
-        path: str = "",
-        tokenizer: Tokenizer | None = None,
-    ):
-        """Wraps arrays as in `Text`. `tokens` may be a TensorStore below `path`, which is read on demand."""
-        self._tokens = tokens
-        self._path = path
-        self._tokenizer = tokenizer
-        self.sentence_offsets = _offsets(sentence_lengths)
-        self.document_offsets = _offsets(document_lengths)
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.sentence_offsets[-1])
-
-    @property
-    def num_documents(self) -> int:
-        return len(self.document_offsets) - 1
-
-    def starts_word(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns whether each token begins a word, bool, of the shape of `tokens`; without a tokenizer each does."""
-        return np.ones(tokens.shape, bool) if self._tokenizer is None else self._starts_word[tokens]
-
-    @functools.cached_property
-    def _starts_word(self) -> np.ndarray:
-        assert self._tokenizer is not None
-        return self._tokenizer.starts_word()
-
-    def read(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Returns the tokens of some spans, one after the other.
-
-        Args:
-            starts: int [N], first token of each span.
-            lengths: int [N].
-
-        Returns:
-            uint16 or uint32 [sum(lengths)].
-        """
-        lengths = np.asarray(lengths, np.int64)
-        ends = np.cumsum(lengths)
-        shift = np.asarray(starts, np.int64) - (ends - lengths)
-        index = np.repeat(shift, lengths) + np.arange(ends[-1] if len(ends) else 0)
-        if isinstance(self._tokens, np.ndarray):
-            return self._tokens[index]
-        with _reading(self._path):
-            return self._tokens[index].read().result()
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +232,7 @@ class Store:
         return self.manifest.get("kind", "documents")
 
     @classmethod
-    def open(cls, path: str, tokenizer: Tokenizer | None = None, memory_limit: int = _MEMORY_LIMIT) -> "Store":
+    def open(cls, path: str, tokenizer: Tokenizer | None = None, memory_limit: int = MEMORY_LIMIT) -> "Store":
         """Opens a complete store.
 
         Args:
@@ -358,20 +288,38 @@ def read_pairs(store: Store, split: Split, index: Sequence[int] | np.ndarray | N
 
 
 def _open_split(path: str, manifest: Manifest, split: SplitName, memory_limit: int, tokenizer: Tokenizer) -> Split:
-    dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
-    shards = [_shard_name(i) for i, shard in enumerate(manifest["shards"]) if shard[split]["tokens"]]
-    if not shards:
-        return Split(np.zeros(0, dtype), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
-    names = ("tokens", "sentence_lengths", "document_lengths")
-    in_memory = manifest["splits"][split]["tokens"] * dtype.itemsize <= memory_limit
-    with _reading(path):
-        tokens, *lengths = (_open_arrays(path, [(shard, split, name) for shard in shards], context) for name in names)
-        sentence_lengths, document_lengths = (_read_all(arrays) for arrays in lengths)
-        all_tokens = _read_all(tokens) if in_memory else ts.concat(tokens, axis=0)
-    return Split(all_tokens, sentence_lengths, document_lengths, path, tokenizer)
+    """Returns a split of which nothing is read yet."""
+    blocks = _blocks(path, manifest, split)
+    shards, first = np.unique(blocks[:, 0], return_index=True)
+    sizes = np.add.reduceat(blocks[:, 1:], first) if len(shards) else np.zeros((0, 3), np.int64)
+    names = {"document_lengths": DOCUMENTS, "sentence_lengths": SENTENCES, "tokens": TOKENS}
+    if manifest["format_version"] > 1:
+        names["document_tokens"] = DOCUMENTS
+    columns = {
+        name: Column(
+            path,
+            [(_shard_name(shard), split, name) for shard in shards.tolist()],
+            sizes[:, kind],
+            token_dtype(manifest["tokenizer"]["vocab_size"]) if name == "tokens" else np.dtype(np.uint32),
+        )
+        for name, kind in names.items()
+    }
+    return Split(tokenizer=tokenizer, blocks=blocks[:, 1:], memory_limit=memory_limit, **columns)
 
 
-def _read_all(arrays: Sequence[ts.TensorStore]) -> np.ndarray:
-    pending = [array.read() for array in arrays]
-    return np.concatenate([future.result() for future in pending])
+def _blocks(path: str, manifest: Manifest, split: SplitName) -> np.ndarray:
+    """Returns shard, documents, sentences and tokens of the blocks that hold a token, int64 [N, 4].
+
+    Raises:
+        InputError: the manifest is damaged.
+    """
+    try:
+        if "blocks" in manifest:
+            blocks = _unpacked(manifest["blocks"][split])
+        else:  # format 1
+            shards = cast(list[dict[SplitName, Counts]], manifest["shards"])
+            counts = [[shard[split][name] for name in ("documents", "sentences", "tokens")] for shard in shards]
+            blocks = np.array([[index, *found] for index, found in enumerate(counts)], np.int64).reshape(-1, 4)
+    except (ValueError, LookupError, TypeError, zlib.error) as error:
+        raise InputError(f"the token store {path!r} is damaged ({MANIFEST}: no blocks); prepare it again.") from error
+    return blocks[blocks[:, 1 + TOKENS] > 0]
