@@ -5,6 +5,7 @@ N distances between columns.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -29,7 +30,7 @@ Kernel = Callable[[jax.Array, jax.Array, jax.Array, "View", OnWeights | None], j
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The attention mask, the bias, the rotary angles and the KV cache of one attention.
+    """All that one attention depends on besides its inputs and weights: mask, bias, rotary angles, KV cache.
 
     A query attends to the keys of its own segment. `causal`, `window` and `visible_BLS` mask more keys.
 
@@ -153,7 +154,7 @@ class Recorder:
     def __call__(
         self, query_BLHK: jax.Array, key_BSHK: jax.Array, value_BSHK: jax.Array, view: View, dropout: OnWeights | None
     ) -> jax.Array:
-        del dropout
+        del dropout  # a picture shows the weights without it
         return attend(query_BLHK, key_BSHK, value_BSHK, view, self._keep)
 
     def _keep(self, weights_BHLS: jax.Array) -> jax.Array:
@@ -166,21 +167,20 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, heads, depth = config.d_model, config.num_heads, config.width_per_head
-        make = lambda name, shape, **more: Dense(  # noqa: E731
-            config, f"attention/{name}", shape, bias=config.attention_bias, rngs=rngs, **more
-        )
+        dense = functools.partial(Dense, config, bias=config.attention_bias, rngs=rngs)
         # A model without attention_scale, such as T5, has the factor 1 / sqrt(d_k) in its initial query kernel.
-        self.query = make("query", (width, heads, depth), gain=1.0 if config.attention_scale else depth**-0.5)
-        self.key = make("key", (width, heads, depth))
-        self.value = make("value", (width, heads, depth))
-        self.out = make("out", (heads, depth, width), inputs=2, residual=True)
+        gain = 1.0 if config.attention_scale else depth**-0.5
+        self.query = dense("attention/query", (width, heads, depth), gain=gain)
+        self.key = dense("attention/key", (width, heads, depth))
+        self.value = dense("attention/value", (width, heads, depth))
+        self.out = dense("attention/out", (heads, depth, width), inputs=2, residual=True)
         self.scale = depth**-0.5 if config.attention_scale else 1.0
 
     def __call__(
         self, inputs_BLD: jax.Array, view: View, dropout: OnWeights | None = None
     ) -> tuple[jax.Array, KeysValues]:
         """Returns the attention's output [B, L, D], and its keys and values: the updated cache where there is one."""
-        keys_values = view.cache
+        keys_values = view.cache  # complete in the cross-attention of decoding, where `columns_B` is None
         if keys_values is None:
             memory_BSD = inputs_BLD if view.memory_BSD is None else view.memory_BSD
             keys_values = self.keys_values(memory_BSD, view.angles_BLK)

@@ -56,8 +56,11 @@ class Dense(nnx.Module):
     ):
         """Makes the weights.
 
-        `name` is the path in `sharding.PARAMETERS`, and `gain` scales the weights of `fan_in`. For `residual` see
-        `initial`.
+        Args:
+            name: the path of the parameters in `sharding.PARAMETERS`.
+            shape: of the kernel.
+            gain: a factor of the initial weights where `config.init` is `fan_in`.
+            residual: whether the result is added to the residual stream; see `initial`.
         """
         self.kernel = initial(config, rngs, shape, gain * math.prod(shape[:inputs]) ** -0.5, residual=residual)
         self.bias = nnx.Param(jnp.zeros(shape[inputs:])) if bias else None
@@ -94,7 +97,10 @@ class Embedding(nnx.Module):
     def __init__(self, config: ModelConfig, execution: Execution, *, shares_tokens: bool, rngs: nnx.Rngs):
         """Makes the tables. With `shares_tokens` another module owns the token table and passes it to every call."""
         width = config.embedding_width or config.d_model
-        table = lambda rows, std: initial(config, rngs, (rows, width), std)  # noqa: E731
+
+        def table(rows: int, fan_in_std: float) -> nnx.Param:
+            return initial(config, rngs, (rows, width), fan_in_std)
+
         self.token = None if shares_tokens else table(config.vocab_size, 1.0)
         self.position = table(config.max_length, config.d_model**-0.5) if config.has_position_table else None
         self.token_type = table(config.token_types, config.d_model**-0.5) if config.token_types else None
@@ -151,12 +157,10 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width, hidden = config.d_model, config.d_ff
-        make = lambda name, *shape, residual=False: Dense(  # noqa: E731
-            config, f"mlp/{name}", shape, bias=config.mlp_bias, residual=residual, rngs=rngs
-        )
-        self.up = make("up", width, hidden)
-        self.gate = make("gate", width, hidden) if config.gated else None
-        self.down = make("down", hidden, width, residual=True)
+        dense = functools.partial(Dense, config, bias=config.mlp_bias, rngs=rngs)
+        self.up = dense("mlp/up", (width, hidden))
+        self.gate = dense("mlp/gate", (width, hidden)) if config.gated else None
+        self.down = dense("mlp/down", (hidden, width), residual=True)
         self.activation = config.activation
 
     def __call__(self, inputs_BLD: jax.Array, dropout: Dropout | None = None) -> jax.Array:
@@ -181,14 +185,14 @@ class Logits(nnx.Module):
         self.scale = config.d_model**-0.5 if config.scale_logits else 1.0
 
     def weights_DV(self, token_VD: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-        """Returns W in a compute dtype."""
+        """Returns W [D, V] in a dtype. `token_VD` is the token embedding."""
         return (token_VD.T if self.kernel is None else self.kernel[...]).astype(dtype)
 
     def __call__(self, hidden_BLD: jax.Array, weights_DV: jax.Array) -> jax.Array:
-        """Returns float32 logits [B, L, V]; `weights_DV` is from the method of that name."""
+        """Returns float32 logits [B, L, V]. The method `weights_DV` returns the W to pass."""
         logits_BLV = linear(Linear(path=self.path, dtype=jnp.float32), hidden_BLD * self.scale, weights_DV)
         return self.biased(logits_BLV)
 
     def biased(self, logits_BLV: jax.Array) -> jax.Array:
-        """Returns W h + b, given W h."""
+        """Returns the logits W h + b, given W h."""
         return constrain(logits_BLV if self.bias is None else add_bias(logits_BLV, self.bias[...]), "BLV")

@@ -11,14 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.attention import (
-    Attention,
-    Kernel,
-    KeysValues,
-    Recorder,
-    View,
-    attend_flash,
-)
+from lm.models.attention import Attention, Kernel, KeysValues, Recorder, View, attend_flash
 from lm.models.layers import Embedding, Execution, FeedForward, Norm
 from lm.models.positions import angles, initial_bias, relative_bias
 from lm.ops import flash
@@ -67,8 +60,11 @@ class Layer(nnx.Module):
         Returns:
             The output [B, L, D], and the keys and values of the self-attention.
         """
+
+        def dropout(rate: float, use: int) -> Dropout | None:
+            return make_dropout(rate, dropout_key, index, use)
+
         config = self.config
-        dropout = functools.partial(_dropout, dropout_key, index)
         pre_norm = config.norm_position == "pre"
         if self.relative_bias is not None and view.bias_of is not None:
             view = dataclasses.replace(view, bias=view.bias_of(self.relative_bias[...]))
@@ -103,10 +99,6 @@ def _kernel(setting: str, asked: flash.Asked) -> Kernel | None:
     return functools.partial(attend_flash, chosen) if chosen else None
 
 
-def _dropout(key: jax.Array | None, index: jax.Array | int, rate: float, use: int) -> Dropout | None:
-    return make_dropout(rate, key, index, use)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -134,7 +126,10 @@ class Stack(nnx.Module):
         self.embedding = Embedding(config, execution, shares_tokens=shares_tokens, rngs=rngs)
         shared_bias = config.has_relative_bias and config.relative_shared
         self.relative_bias = initial_bias(config, rngs) if shared_bias else None
-        make_layer = lambda key: Layer(config, has_memory=has_memory, rngs=nnx.Rngs(params=key))  # noqa: E731
+
+        def make_layer(key: jax.Array) -> Layer:
+            return Layer(config, has_memory=has_memory, rngs=nnx.Rngs(params=key))
+
         # One module whose parameters carry a leading layer axis.
         stored = 1 if config.share_layers else num_layers
         self.layers = jax.vmap(make_layer)(jax.random.split(rngs.params(), stored))

@@ -26,8 +26,8 @@ def weighted_sums(
     probability evenly over the vocabulary. The z-loss (Chowdhery et al., 2022, section 5) adds `z_loss` log^2 Z. With
     either, the result also has `cross_entropy`, the loss without them.
 
-    `vocab_size` is the number of tokens; logits from there on only pad the vocabulary and get no probability. By
-    default nothing pads.
+    `vocab_size` is the number of tokens. Logits from this one on get no probability: they only pad the vocabulary.
+    None: every logit is a token's.
     """
     import jax
     import jax.numpy as jnp

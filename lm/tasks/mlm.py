@@ -1,6 +1,8 @@
 """Masked language model, with next-sentence prediction where `objective.nsp` is set (Devlin et al., 2019).
 
-B batch, L length, D model, V vocabulary, M masked positions, P segments of a row, N examples.
+Array names carry their shape: B batch, L length, D model, V vocabulary, M masked positions, P segments of a row.
+
+`MaskedLMRows` runs in processes that only read data, so the functions of `MaskedLM` import jax themselves.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ def shapes(config: Config) -> dict[str, ArraySpec]:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM:
-    """Masked language model, with next-sentence prediction where `nsp` is set (Devlin et al., 2019).
+    """Masks a batch, and computes the losses of masked tokens and, where `nsp` is set, of next sentences.
 
     The loss at a masked position is -log P(x_i | X~). The loss of a pair is -y log y^ - (1 - y) log(1 - y^), where y^
     is the probability of class 1 in a softmax over two classes. Each loss is a mean over its predictions. The total
@@ -100,7 +102,7 @@ class MaskedLM:
         special_V: bool, the ids that are never masked.
         ordinary_ids: the ids from which random tokens are drawn.
         starts_word_V: bool, the pieces that begin a word.
-        vocab_size: the number of tokens; what the logits have more only pads. None: nothing pads.
+        vocab_size: the number of tokens. Logits from this one on get no probability. None: every logit is a token's.
     """
 
     mask_rate: float

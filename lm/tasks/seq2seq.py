@@ -30,7 +30,7 @@ class Seq2SeqLM:
         has_source: whether there is an X.
         start_id: the decoder's first input.
         max_positions: T.
-        vocab_size: the number of tokens; what the logits have more only pads. None: nothing pads.
+        vocab_size: the number of tokens. Logits from this one on get no probability. None: every logit is a token's.
         label_smoothing, z_loss: see `ObjectiveConfig`.
     """
 

@@ -32,7 +32,7 @@ class Preempted(Exception):
 
 
 def shared_stores(config: Config, folder: str) -> dict[str, Store]:
-    """Opens the token stores that process 0 has prepared, in another process.
+    """Opens the token stores that process 0 has prepared. The other processes call this.
 
     Raises:
         InputError: this process cannot read them.
@@ -47,9 +47,9 @@ def shared_stores(config: Config, folder: str) -> dict[str, Store]:
 
 
 def rows_needed(stores: dict[str, Store]) -> int:
-    """Returns the rows of embeddings that the ids of the stores need."""
-    tokenizer = next(iter(stores.values())).tokenizer
-    # An imported tokenizer may have more ids than its model has rows: the store holds none of those.
+    """Returns the rows of the token embedding that the ids of the stores need."""
+    tokenizer = next(iter(stores.values())).tokenizer  # all stores have the same one
+    # An imported tokenizer may have more ids than its model has rows. A store holds no id without a row.
     return min(tokenizer.vocab_size, tokenizer.special.rows or tokenizer.vocab_size)
 
 
@@ -81,7 +81,7 @@ def first_step(saved: checkpoint.Checkpoints, workdir: epath.Path) -> int:
         InputError: the working directory is an imported model.
     """
     latest = saved.latest_step()
-    if latest == 0:
+    if latest == 0:  # only an import saves step 0
         raise InputError(
             f"{workdir} is an imported model; choose another --workdir and checkpoint.init_from={workdir}."
         )
@@ -113,10 +113,10 @@ def begin(
 
 
 def heldout_metrics(program: Program, params: models.Params, members: Sequence[Member], count: int) -> dict[str, float]:
-    """Returns mean metrics over the first `count` held-out batches, named `eval/mlm_loss` and so on.
+    """Returns mean metrics over the first `count` held-out batches of each member, named `eval/mlm_loss` and so on.
 
-    Of fewer batches each is taken once. For a mixture it adds the metrics of each member, named `eval/NAME/mlm_loss`
-    and so on. The overall means weight every member by its rate.
+    Each batch is taken once, also where there are fewer than `count`. For a mixture it adds the metrics of each member,
+    named `eval/NAME/mlm_loss` and so on. The overall means weight every member by its rate.
     """
     replicated = NamedSharding(program.mesh, PartitionSpec())
     add = functools.partial(jax.tree.map, jnp.add)
@@ -215,13 +215,14 @@ def take_steps(
             jax.set_mesh(mesh),
             jax.transfer_guard("disallow"),
         ):
-            for step, rows in zip(range(start + 1, last + 1), batches.loader(source, start, program.rows)):  # noqa: B905
+            loader = batches.loader(source, start, program.rows)  # without end
+            for step, rows in zip(range(start + 1, last + 1), loader, strict=False):
                 state, metrics = program.step(state, program.put(rows))
                 report.add(step, metrics, rows)
                 alive()
                 stopping = stop_asked(step)
                 if evaluates and (step == last or (every and step % every == 0)):
-                    jax.block_until_ready(metrics)
+                    jax.block_until_ready(metrics)  # the clock stops when the steps are done
                     with report.off_the_clock():
                         report.extend(heldout_metrics(program, state["params"], members, config.train.eval_batches))
                 if step == last or step % config.checkpoint.every == 0 or stopping:

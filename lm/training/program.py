@@ -98,7 +98,7 @@ class Definition:
 
 
 def define(config: Config, objective: Objective, mesh: Mesh) -> Definition:
-    """Returns the definition of a run. It needs a mesh, but no real devices.
+    """Returns the definition of a run. The devices of the mesh need not exist.
 
     Raises:
         InputError: the mesh does not divide a dimension of the config.
@@ -119,7 +119,10 @@ def define(config: Config, objective: Objective, mesh: Mesh) -> Definition:
 
 
 def compile_program(config: Config, objective: Objective, mesh: Mesh) -> Program:
-    """Builds and compiles the functions of a run ahead of time. So the step is never compiled a second time."""
+    """Builds and compiles the functions of a run.
+
+    Compiled ahead of time, the step accepts these shapes and shardings alone, and is never compiled again.
+    """
     made = define(config, objective, mesh)
     state, replicated = made.state, NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):

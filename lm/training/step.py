@@ -1,5 +1,6 @@
 """The training step: how a state `{params, opt, step, skipped}` is made and updated, compiled for a mesh."""
 
+import functools
 from typing import Any
 
 import jax
@@ -114,7 +115,7 @@ def train_step(
     params = jax.tree.map(lambda param, update: param - rate * update, trained, updates)
 
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
     skipped = state["skipped"] + 1 - finite.astype(jnp.int32)
     params = parameters.merge(keep(params, trained), frozen)
     state = {"params": params, "opt": keep(opt, state["opt"]), "step": step + 1}
