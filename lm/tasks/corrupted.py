@@ -29,7 +29,7 @@ class CorruptedRows(abc.ABC):
         self.capacities = (data.seq_length, data.target_length)
         lengths = np.arange(2, 4 * max(self.capacities))
         fits = np.all(self._ended_sizes(lengths) <= np.array(self.capacities), axis=1)
-        # The longest text such that it and all shorter ones fit: T5's 568 tokens for rows of 512 and 114.
+        # The longest text that fits together with all shorter ones. For rows of 512 and 114 it has T5's 568 tokens.
         self.longest = int(lengths[: fits.argmin()][-1]) if fits[0] else 0
         if self.longest < 4:
             after = f" after a prefix of {len(prefix)} tokens" if len(prefix) else ""
@@ -40,7 +40,7 @@ class CorruptedRows(abc.ABC):
 
     @abc.abstractmethod
     def corrupted_sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the most tokens that source and target can have, int [N] each, given the lengths of N texts."""
+        """Returns the largest sizes of source and target, int [N] each in tokens, given the lengths of N texts."""
 
     @abc.abstractmethod
     def corrupt(self, split: Split, examples: Examples, keys: np.ndarray) -> tuple[Texts, Texts]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from lm.config import Config, DataConfig, ObjectiveConfig
+from lm.config import DataConfig, ObjectiveConfig
 from lm.data.examples import Examples
 from lm.data.flat import choose, ranks, starts, uniform
 from lm.data.special_ids import SpecialIds, require
@@ -23,8 +23,8 @@ class RandomSpans:
     It draws what `add_whole_word_mask` draws in fairseq/data/denoising_dataset.py of facebookresearch/fairseq, with
     `mask_length=span-poisson` and `replace_length=1`. Of W words m = ceil(rate W) are to be hidden: lengths of spans
     come from a Poisson distribution until they add up to m, and the last one is cut. Each span of a length above 0
-    begins at a word of its own, and ends with the text at the latest. Spans may overlap, so fewer words are hidden: a
-    [MASK] that another span covers is hidden with it. Each length of 0 inserts a [MASK] at any place.
+    begins at a word of its own, and ends with the text at the latest. Spans may overlap: then fewer than m words are
+    hidden, and a [MASK] that another span covers is hidden too. Each length of 0 inserts a [MASK] at a random place.
 
     Attributes:
         rate, mean_span: see `ObjectiveConfig`.
@@ -38,8 +38,9 @@ class RandomSpans:
     def sizes(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the most tokens that input and target can have.
 
-        An input is about rate (1 - 1 / mean span) shorter than its text, less by what overlaps. Two thirds of that and
-        eight tokens are six standard deviations from the mean at 500 tokens, and two at 20.
+        An input is shorter than its text by a share of about rate (1 - 1 / mean span), or less where spans overlap. We
+        count on two thirds of that share, less eight tokens. This margin is six standard deviations at 500 tokens, and
+        two at 20.
         """
         shorter = (self.rate * (1 - 1 / self.mean_span) * 2 / 3 * lengths).astype(np.int64)
         return np.minimum(lengths, lengths - shorter + 8), lengths
@@ -199,11 +200,6 @@ class InfillingRows(CorruptedRows):
         return self._spans(shown, lengths, keys, split.starts_word(shown)), (text, lengths)
 
 
-def answers(config: Config) -> tuple[str, ...]:
-    del config
-    return ("generate", "translate", "answer")
-
-
 register(
     Task(
         name="infilling",
@@ -211,7 +207,7 @@ register(
         row_format=InfillingRows,
         shapes=source_and_target_shapes,
         objective=Seq2SeqLM.create,
-        answers=answers,
+        answers=lambda _: ("generate", "translate", "answer"),
         hides="mask",
     )
 )

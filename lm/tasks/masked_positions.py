@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def max_masked(seq_length: int, max_segments: int, mask_rate: float) -> int:
     """Returns M, an upper bound of the tokens masked in a row of up to `max_segments` segments.
 
-    Of n tokens, at least 3, a segment masks max(1, round(rate n)), which is at most max(1, rate n + 1/2).
+    A segment of n >= 3 tokens masks max(1, round(rate n)) of them, which is at most max(1, rate n + 1/2).
     """
     rounding = max_segments * max(0.5, 1 - 3 * mask_rate)
     return min(seq_length, int(mask_rate * seq_length + rounding))
@@ -39,8 +39,8 @@ def choose(
         segments_BL: 1 to P; 0 is padding. Segments are contiguous and ascend in a row.
         positions_BL: 0 where a segment begins.
         special_BL: tokens that are never chosen.
-        starts_BL: pieces that begin a word, if words are chosen whole; None chooses single tokens.
-        mask_rate: the rate.
+        starts_BL: pieces that begin a word, where words are chosen whole; None chooses single tokens.
+        mask_rate: the share of a segment's tokens to choose.
         max_segments: P.
 
     Returns:

@@ -24,7 +24,7 @@ class Member:
     Attributes:
         name: its key in `mixture.tasks`; empty where the run has no mixture.
         store: its token store.
-        rows: how many rows of each period of the quota it gets; see `mixture.quota`.
+        rows: how many rows it gets in each period; see `mixture.quota`.
         train: its training batches.
         heldout: its held-out batches; None where its store holds out nothing.
     """

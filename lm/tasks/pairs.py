@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lm.config import Config, DataConfig, ObjectiveConfig
+from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.examples import Examples, pairs
 from lm.data.special_ids import SpecialIds
@@ -50,11 +50,6 @@ class PairRows:
         return batch
 
 
-def answers(config: Config) -> tuple[str, ...]:
-    del config
-    return ("generate", "translate", "answer")
-
-
 register(
     Task(
         name="pairs",
@@ -62,7 +57,7 @@ register(
         row_format=PairRows,
         shapes=source_and_target_shapes,
         objective=Seq2SeqLM.create,
-        answers=answers,
+        answers=lambda _: ("generate", "translate", "answer"),
         reads="pairs",
     )
 )

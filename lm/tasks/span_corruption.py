@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from lm.config import Config, DataConfig, ObjectiveConfig
+from lm.config import DataConfig, ObjectiveConfig
 from lm.data.examples import Examples, joined_text
 from lm.data.flat import choose, ranks, starts
 from lm.data.special_ids import SpecialIds
@@ -113,11 +113,6 @@ class SpanCorruptionRows(CorruptedRows):
         return (sources, source_sizes), (targets, target_sizes)
 
 
-def answers(config: Config) -> tuple[str, ...]:
-    del config
-    return ("generate", "translate", "answer")
-
-
 register(
     Task(
         name="span_corruption",
@@ -125,7 +120,7 @@ register(
         row_format=SpanCorruptionRows,
         shapes=source_and_target_shapes,
         objective=Seq2SeqLM.create,
-        answers=answers,
+        answers=lambda _: ("generate", "translate", "answer"),
         hides="sentinel",
     )
 )

@@ -113,7 +113,8 @@ class Task:
         objective: makes the objective.
         answers: returns the tasks of launch/predict.py that a model trained on this task can do.
         reads: the kind of token store that it reads, `documents` or `pairs`.
-        hides: what the model has learnt to fill in, `mask` or `sentinel`; empty where [MASK] is text like any other.
+        hides: the token that stands for hidden text in the model's input, `mask` or `sentinel`. Empty where the task
+            hides nothing from a source; in a request [MASK] is then text like any other.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Which parameters a run trains: freezing."""
+"""Splits the parameters of a run into those that it trains and those that `optim.frozen` freezes."""
 
 import re
 

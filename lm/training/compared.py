@@ -12,7 +12,7 @@ from lm.training.metrics import read_metrics
 
 Lines = Sequence[Mapping[str, float]]
 
-_OTHERS = ("gradient_norm", "learning_rate", "skipped_steps", "padding_fraction")  # what says little of a result
+_OTHERS = ("gradient_norm", "learning_rate", "skipped_steps", "padding_fraction")  # not results: left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def table(runs: Runs) -> str:
 
 
 def _order(name: str) -> tuple[bool, bool, str]:
-    """Returns the place of a metric: losses and accuracies first, speed last, held-out beside training."""
+    """Returns the sort key of a metric: losses and accuracies first, speed last, held-out beside training."""
     result = name.endswith(("loss", "accuracy"))
     return not result, name == "loss", f"{name.removeprefix('eval/')} {name}"
 

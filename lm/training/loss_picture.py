@@ -46,9 +46,9 @@ def title(name: str) -> str:
 
 
 def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Returns the mean of the points around each one, as many before it as after it: a straight line stays as it is.
+    """Returns a moving average over a tenth of the curve.
 
-    The window holds a tenth of the curve, and fewer points towards both ends.
+    The window is centred, and shrinks towards both ends. So a straight line stays as it is.
     """
     count = len(values)
     index = np.arange(count)

@@ -23,8 +23,8 @@ _SECONDS_BETWEEN_UPLOADS = 60.0
 class MetricWriter:
     """Writes the metrics of a run, on the process where `enabled` is true; elsewhere its methods do nothing.
 
-    A resumed run continues the files of the workdir. Lines after `start_step`, the step of its checkpoint, are dropped,
-    so that the files equal those of an unbroken run.
+    A resumed run continues the files of the workdir. Lines of steps after its checkpoint are dropped, so that the files
+    equal those of an unbroken run.
 
     Objects in object storage cannot be appended to. For a remote workdir the files are written to a local folder and
     uploaded whole: once a minute, and by `sync` before a checkpoint, so that the checkpoint's lines are never lost.
@@ -35,7 +35,7 @@ class MetricWriter:
 
         Args:
             workdir: the folder of the run, local or remote.
-            start_step: the step that the run begins after.
+            start_step: the step of the checkpoint that the run resumes from; 0 for a new run.
             steps: the number of steps of the whole run.
             enabled: whether this process writes.
         """

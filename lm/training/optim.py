@@ -26,12 +26,11 @@ STACKED = "layers"  # the key of a stack's parameters that have a leading layer 
 def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
     """Returns the learning rate of update number `step` (counted from 0) in a run of `steps`.
 
-    In the `warmup_steps` of the warm-up the rate rises linearly to the peak, or is the peak where `config.warmup` is
-    `constant`. What follows depends on `config.schedule`:
+    In the first `warmup_steps` the rate rises linearly to the peak; where `config.warmup` is `constant`, it is the peak
+    from the start. What follows depends on `config.schedule`:
         linear, cosine: a fall to `final_fraction` of the peak at the last step.
-        linear_from_start: the same line, drawn from the peak at step 0; the warm-up replaces its beginning. So the
-            rate drops when the warm-up ends, by 1% where that is 1% of the run (optimization.py of
-            google-research/bert).
+        linear_from_start: a linear fall that begins at step 0; the warm-up replaces its beginning. So the rate drops
+            at the end of a warm-up, by 1% after a warm-up of 1% of the run (optimization.py of google-research/bert).
         rsqrt: peak * sqrt(warmup / step) (Vaswani et al., 2017). With a constant warm-up of 10,000 steps and a peak of
             0.01 it is T5's 1 / sqrt(max(step, 10,000)) (Raffel et al., 2020, section 3.1.2).
         wsd: the peak, then a fall over the last `decay_fraction` of the run (Hu et al., 2024), as 1 - sqrt
@@ -82,7 +81,7 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
         config: has b1, b2, eps and bias_correction. BERT's AdamW has no bias correction.
         clip_update: computes StableAdamW (Wortsman et al., 2023, algorithm 2; optimi/stableadamw.py of
             warner-benjamin/optimi): adds the weight decay, and divides each tensor's direction, decay included, by
-            max(1, RMS(g / sqrt(v))). There the learning rate is divided, and decay and update are multiplied by it.
+            max(1, RMS(g / sqrt(v))). The paper divides the learning rate of the tensor instead, which is the same.
     """
 
     def init(params: optax.Params) -> AdamState:
@@ -115,10 +114,11 @@ def scale_by_adam(config: OptimConfig, clip_update: bool = False) -> optax.Gradi
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:
-    """Multiplies the direction of each decayed parameter by the ratio of norms |parameter| / |direction|.
+    """Multiplies the direction of each parameter with weight decay by the ratio of norms |parameter| / |direction|.
 
-    The others keep their direction, as `exclude_from_layer_adaptation` does in tensorflow_addons/optimizers/lamb.py of
-    tensorflow/addons, and the authors' own code. A bias that begins at 0 would otherwise have a ratio near 0 for ever.
+    The others keep their direction, as in the authors' code, and as with `exclude_from_layer_adaptation` in
+    tensorflow_addons/optimizers/lamb.py of tensorflow/addons. Otherwise a bias that begins at 0 would keep a ratio near
+    0 for ever.
     """
     every = optax.scale_by_trust_ratio()
 
@@ -166,7 +166,8 @@ def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTra
 def as_matrices(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns a transformation that receives the attention kernels [D, H, K] and [H, K, D] as matrices.
 
-    Adafactor factors the two largest axes. In a kernel with a heads axis these are not inputs and outputs.
+    Adafactor factors the second moment over the two largest axes. In a kernel with a heads axis these are not always
+    the inputs and the outputs.
     """
 
     def flatten(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
@@ -206,7 +207,7 @@ def create(config: OptimConfig) -> optax.GradientTransformation:
             )
             chain = [per_layer(as_matrices(factored)), decay]
         case "stable_adamw":
-            # The state of earlier checkpoints has a place for a decay of its own.
+            # In earlier checkpoints the decay was a transformation of its own, with a state. We keep its place.
             chain = [per_layer(scale_by_adam(config, clip_update=True)), optax.masked(optax.identity(), decays)]
         case _:
             chain = [scale_by_adam(config), decay]

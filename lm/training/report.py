@@ -13,8 +13,7 @@ from lm.config import Config
 from lm.data import batches
 from lm.flops import needed_flops
 from lm.training.metrics import MetricWriter
-
-Metrics = dict[str, jax.Array]
+from lm.training.step import Metrics
 
 
 class Diverged(Exception):
@@ -24,14 +23,7 @@ class Diverged(Exception):
 class Report:
     """Reads the metrics of a step while the next step computes, and writes a line every `train.log_every` steps."""
 
-    def __init__(
-        self,
-        config: Config,
-        mesh: Mesh,
-        rows: int,
-        writer: MetricWriter,
-        skipped: float,
-    ):
+    def __init__(self, config: Config, mesh: Mesh, rows: int, writer: MetricWriter, skipped: float):
         """Starts the clock.
 
         Args:

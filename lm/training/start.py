@@ -35,11 +35,11 @@ def summary(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Memb
     """Returns the block: run, corpus, tokenizer, model, weights, step and devices, a line each.
 
     Args:
-        config: of the run, its vocabulary size known.
+        config: the config of the run, with its vocabulary size.
         root: the working directory.
-        mesh: of all devices.
+        mesh: the mesh of all devices.
         members: the corpora of the run.
-        start: the step that the run goes on from; 0 for a new one.
+        start: the step that the run resumes from; 0 for a new run.
     """
     lines = [("run", f"{root}, {f'resumed after step {start:,}' if start else 'new'}, to step {config.train.steps:,}")]
     for member in members:
