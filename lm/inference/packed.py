@@ -57,12 +57,14 @@ class Packed:
         return self.tokens_BL, self.types_BL, self.segments_BL, self.positions_BL, self.places_BP
 
 
-def pack(rows: Sequence[Row], *, budget: int, tokens_a_place: int, pad_id: int, multiple: int = 1) -> Iterator[Packed]:
+def pack(
+    rows: Sequence[Row], *, budget: int, tokens_a_place: int, pad_id: int, multiple: int = 1, fine: bool = False
+) -> Iterator[Packed]:
     """Packs requests into batches of few shapes, so that few programs are compiled.
 
     A row is 64, 256, 512, 1024, ... tokens long. Requests are placed from the longest to the shortest. Each goes into a
     row with room, or else opens the shortest row that holds it. The shortest, because attention costs each token the
-    length of its row. A batch has 1, 4, 16, ... rows, up to `budget` tokens.
+    length of its row. For the numbers of rows see `counts`.
 
     Args:
         rows: the requests, of at least one token each. Request i is `rows[i]`.
@@ -70,6 +72,7 @@ def pack(rows: Sequence[Row], *, budget: int, tokens_a_place: int, pad_id: int, 
         tokens_a_place: a row of L tokens holds L / tokens_a_place places, or one request with more places.
         pad_id: the id of padding.
         multiple: the number of rows is a multiple of this.
+        fine: see `counts`.
     """
     members: dict[int, list[list[int]]] = {}
     for length, requests in _fit(rows, tokens_a_place):
@@ -78,7 +81,7 @@ def pack(rows: Sequence[Row], *, budget: int, tokens_a_place: int, pad_id: int, 
         full = max(1, budget // length) * multiple
         for start in range(0, len(together), full):
             part = together[start : start + full]
-            size = min(full, power(-(-len(part) // multiple), 4) * multiple)
+            size = next(count * multiple for count in counts(budget // length, fine) if count * multiple >= len(part))
             yield _batch(
                 [[(i, rows[i]) for i in requests] for requests in part], (size, length), tokens_a_place, pad_id
             )
@@ -110,18 +113,24 @@ def packed_length(size: int) -> int:
     return _SHORT if size <= _SHORT else max(_LONG, power(size, 2))
 
 
-def shapes(longest: int, budget: int, multiple: int = 1) -> list[tuple[int, int]]:
+def counts(full: int, fine: bool) -> list[int]:
+    """Returns the numbers of rows that a batch of at most `full` rows may have, ascending.
+
+    Args:
+        full: 0 is taken as 1.
+        fine: 1, 2, 3, 4, 6, 8, 12, ... instead of 1, 4, 16, ...: more programs, less padding.
+    """
+    powers = [2**k for k in range(full.bit_length())]
+    candidates = [*powers, *(3 * power for power in powers)] if fine else powers[::2]
+    return [*sorted(count for count in candidates if count < full), max(1, full)]
+
+
+def shapes(longest: int, budget: int, multiple: int = 1, fine: bool = False) -> list[tuple[int, int]]:
     """Returns the shapes [B, L] of all batches that `pack` makes of requests of up to `longest` tokens."""
     lengths = [_SHORT]
     while lengths[-1] < packed_length(longest):
         lengths.append(packed_length(lengths[-1] + 1))
-    found = []
-    for length in lengths:
-        sizes = [1]
-        while sizes[-1] < (full := max(1, budget // length)):
-            sizes.append(min(full, 4 * sizes[-1]))
-        found += [(size * multiple, length) for size in sizes]
-    return found
+    return [(count * multiple, length) for length in lengths for count in counts(budget // length, fine)]
 
 
 def blank(shape_BL: tuple[int, int], tokens_a_place: int, pad_id: int) -> Packed:

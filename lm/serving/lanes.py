@@ -61,8 +61,11 @@ class Readers(Group):
         multiple: int,
         pad_id: int,
     ):
-        self._program, self.tokens_a_place, self._longest = program, tokens_a_place, longest
-        self._packing = {"budget": budget, "tokens_a_place": tokens_a_place, "pad_id": pad_id, "multiple": multiple}
+        self._program, self.tokens_a_place = program, tokens_a_place
+        # On CPUs the time of a batch is that of its tokens, padding included.
+        sizes = {"budget": budget, "multiple": multiple, "fine": sharding.platform() == "cpu"}
+        self._packing = {**sizes, "tokens_a_place": tokens_a_place, "pad_id": pad_id}
+        self._shapes = packed.shapes(longest, **sizes)
 
     def read(self, items: Sequence[Item]) -> Iterator[Found]:
         """Yields what was found for the items, batch by batch."""
@@ -81,7 +84,7 @@ class Readers(Group):
 
     def warm_up(self) -> None:
         """Runs the program once in each of its shapes."""
-        for shape in packed.shapes(self._longest, self._packing["budget"], self._packing["multiple"]):
+        for shape in self._shapes:
             np.asarray(self._program(packed.blank(shape, self.tokens_a_place, self._packing["pad_id"])))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lm.inference.packed import Row, pack, packed_length, pad
+from lm.inference.packed import Row, counts, pack, packed_length, pad, shapes
 
 PAD = 9
 
@@ -63,6 +63,31 @@ def test_shapes_are_few_and_rows_are_full():
     assert {shape for shape, _ in shapes} <= {(1, 64), (4, 64), (16, 64), (1, 256), (4, 256)}
     assert len(shapes) <= 5
     assert tokens > 0.9 * room
+
+
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_every_batch_has_one_of_the_shapes(fine, multiple):
+    """A server compiles them all before it is ready."""
+    rng, computed, real = np.random.default_rng(3), 0, 0
+    for budget in (300, 1024):
+        known = shapes(600, budget, multiple, fine)
+        for count in (1, 2, 3, 7, 20, 75):
+            sizes = rng.integers(1, 600, count).tolist()
+            for batch in pack(
+                [row(size) for size in sizes], budget=budget, tokens_a_place=8, pad_id=PAD, multiple=multiple, fine=fine
+            ):
+                assert batch.tokens_BL.shape in known
+                computed += batch.tokens_BL.size
+            real += sum(sizes)
+    assert real > (0.75 if fine and multiple == 1 else 0.4) * computed
+
+
+def test_numbers_of_rows():
+    assert counts(16, fine=True) == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert counts(16, fine=False) == [1, 4, 16]
+    assert counts(5, fine=False) == [1, 4, 5]
+    assert counts(0, fine=True) == counts(1, fine=False) == [1]
 
 
 def test_a_row_is_as_long_as_its_longest_request_needs():
