@@ -29,10 +29,10 @@ from lm.errors import InputError
 # The arrays of a batch, or of some of its rows, by name.
 Arrays = dict[str, np.ndarray]
 
-# A process's part of a batch: the numbers of its rows, ascending, or what selects them.
+# A process's part of a batch: the numbers of its rows, ascending, or a slice of them.
 Rows = np.ndarray | slice
 
-# From a step and a process's part of the batch (None: all of it) to arrays.
+# (step, a process's part of the batch; None for the whole batch) -> arrays.
 Source = Callable[[int, Rows | None], Arrays]
 
 _PLANS_KEPT = 2  # a batch may lie across the end of a window
@@ -40,7 +40,14 @@ _PLANS_KEPT = 2  # a batch may lie across the end of a window
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where N examples lie in B rows: their row, number in the row, and offset on each side, int [N] or [N, sides]."""
+    """Where N examples lie in B rows.
+
+    Attributes:
+        rows: B.
+        row: int [N], the row of each example.
+        nth: int [N], the number of each example in its row, from 0.
+        offsets: int [N, sides], the column in which each example begins.
+    """
 
     rows: int
     row: np.ndarray
@@ -48,7 +55,7 @@ class Placement:
     offsets: np.ndarray
 
     def moved(self, sizes: np.ndarray) -> "Placement":
-        """Returns where the examples lie when they have these sizes, int64 [N, sides], and no gaps between them."""
+        """Returns the placement of the same examples with these sizes, int64 [N, sides], without gaps between them."""
         before = np.cumsum(sizes, axis=0) - sizes
         first = np.arange(len(self.row)) - self.nth
         return dataclasses.replace(self, offsets=before - before[first])
@@ -66,15 +73,15 @@ class RowFormat(Protocol):
     capacities: tuple[int, ...]
 
     def plan(self, split: Split, rng: np.random.Generator) -> Examples:
-        """The examples of an epoch, from lengths alone."""
+        """Returns the examples of an epoch, planned from lengths alone."""
         ...
 
     def sizes(self, examples: Examples) -> np.ndarray:
-        """int64 [N, sides], tokens that each example takes."""
+        """Returns the number of tokens that each example takes, int64 [N, sides]."""
         ...
 
     def arrays(self, split: Split, examples: Examples, place: Placement, keys: np.ndarray) -> Arrays:
-        """The arrays of the rows that hold these examples; `keys` [N] decide what is random about them."""
+        """Returns the arrays of the rows that hold these examples. `keys` [N] seed what is random in each."""
         ...
 
 
@@ -100,7 +107,7 @@ class Plan:
 
 
 class Batches:
-    """Batches of packed rows by step; safe to call from several threads.
+    """Batches of packed rows by step. Several threads may call it.
 
     Attributes:
         rows_per_epoch: rows of an epoch. Each epoch has its own pairs, packing and order. Where the split is one
@@ -140,47 +147,38 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which every row of an epoch is seen once."""
+        """The number of steps in which every row of an epoch is seen once."""
         return self.rows_per_epoch / self._data.batch_size
 
     def __call__(self, step: int, rows: Rows | None = None) -> Arrays:
-        """The batch of a step.
+        """Returns the batch of a step: the arrays that the row format writes, of B rows each.
 
         Args:
             step: 0 or more.
             rows: this process's part of the `data.batch_size` rows; by default all of them.
-
-        Returns:
-            The arrays that the row format writes, of B rows each.
         """
         return self.take(numbers(step, self._data.batch_size, rows))
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of batches that `once` shares the rows of epoch 0 among."""
+        """The number of batches of `once`."""
         return -(-self.rows_per_epoch // self._data.batch_size)
 
     def once(self, index: int, rows: Rows | None = None) -> Arrays:
-        """Batch `index` of epoch 0 alone: each example is in one batch. The last batch ends with rows of padding.
+        """Returns one of the batches that show epoch 0 once. The last one may end with rows of padding.
 
         Args:
             index: from 0 to `batches_per_epoch` - 1.
             rows: as in `__call__`.
-
-        Returns:
-            As `__call__`.
         """
         row = numbers(index, self._data.batch_size, rows)
         return _joined([self._rows(self._plan(0, window), 0, part) for window, part in self._by_window(0, row)])
 
     def take(self, row: np.ndarray) -> Arrays:
-        """Some rows of all epochs, one after the other.
+        """Returns rows by their number, counted through all epochs.
 
         Args:
             row: int64 [B], 0 or more, ascending.
-
-        Returns:
-            As `__call__`.
         """
         epochs, row = np.divmod(row, self.rows_per_epoch)
         parts = []
@@ -270,20 +268,20 @@ def _joined(parts: list[Arrays]) -> Arrays:
 
 
 def numbers(step: int, batch_size: int, rows: Rows | None) -> np.ndarray:
-    """The numbers of a step's rows, counted from the first row of step 0."""
+    """Returns the numbers of a step's rows, counted from the first row of step 0."""
     return step * batch_size + np.arange(batch_size)[slice(None) if rows is None else rows]
 
 
 def count_tokens(batch: Arrays) -> tuple[int, int]:
-    """How many places of a batch hold a token, over all its sides, and how many there are."""
+    """Returns how many places of a batch hold a token, and how many places there are, over all sides."""
     sides = [array for name, array in batch.items() if name in ("segments", "target_segments")]
     return sum(int((array > 0).sum()) for array in sides), sum(array.size for array in sides)
 
 
 def example_lengths(batch: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens of each example of a batch on the side of the encoder and of the decoder, int64 [B, P].
+    """Returns the number of tokens of each example, int64 [B, P], for the encoder and for the decoder.
 
-    A side that the batch lacks, and a row with fewer than P examples, has zeros.
+    It is 0 where a row has fewer than P examples, and on a side that the batch lacks.
     """
     sides = [batch[name] for name in ("segments", "target_segments") if name in batch]
     number = 1 + max(int(array.max(initial=0)) for array in sides)
@@ -296,7 +294,7 @@ def example_lengths(batch: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 
 def padding_fraction(batch: Arrays) -> float:
-    """The share of a batch's places that hold no token."""
+    """Returns the share of a batch's places that hold no token."""
     tokens, places = count_tokens(batch)
     return (places - tokens) / places
 
@@ -317,16 +315,16 @@ class _BatchOfStep:
 def loader(
     batches: Source, start_step: int = 0, rows: Rows | None = None, *, num_threads: int = 2, prefetch: int = 4
 ) -> Iterator[Arrays]:
-    """Batches from `start_step` on, without end, made ahead of time by threads.
+    """Returns the batches from `start_step` on, without end. Threads make them ahead of time.
 
     Args:
         batches: what to read.
-        start_step: the first step; any is as quick as 0.
+        start_step: the first step. No step takes longer to start from than another.
         rows: as in `Batches.__call__`.
         num_threads: threads that make batches.
-        prefetch: batches that may wait.
+        prefetch: how many batches are made ahead.
     """
-    import grain  # here, since grain imports jax
+    import grain  # it imports jax, which other users of this module do not need
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(_BatchOfStep(batches, rows))[start_step:].to_iter_dataset(options))

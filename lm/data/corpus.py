@@ -1,4 +1,4 @@
-"""Reads documents or pairs from files.
+"""Reads documents or pairs from files, or makes them from what is installed on this machine.
 
 A corpus is a list of `Shard`s in a fixed order. Every process can read every shard by itself. A document is a `str`;
 the source decides where it ends:
@@ -15,6 +15,7 @@ A supervised corpus consists of `Pair`s. `tsv` has one on each line. Records of 
 
 import ast
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
@@ -53,11 +54,11 @@ class Shard:
 
     Attributes:
         source: as in `DataConfig`.
-        files: read one after the other.
-        start, stop: bytes of a file that is cut into shards. A document (`text`) or a line (`jsonl`, `tsv`) belongs to
-            the part in which it begins. `stop` -1 is the end of the file.
+        files: the files of the shard, in order.
+        start, stop: the bytes of the shard, where a file is cut into several. A document (`text`) or a line (`jsonl`,
+            `tsv`) belongs to the part in which it begins. A `stop` of -1 is the end of the file.
         field, target_field: the JSON or Parquet fields.
-        texts: the documents or pairs themselves, if they do not come from lines or records of files.
+        texts: the documents or pairs themselves, where they are not read from lines or records of files.
         size: bytes to read (characters for `texts`), for the progress bar.
     """
 
@@ -83,7 +84,7 @@ def shards(config: DataConfig, parallel_map: ParallelMap = map) -> list[Shard]:
 
     Args:
         config: `source`, `path`, `field`, `target_field` and `languages` are read.
-        parallel_map: used for sources that are slow to list.
+        parallel_map: computes the texts of sources that are not read from lines or records.
 
     Raises:
         InputError: a path matches nothing, or no file holds text.
@@ -198,7 +199,7 @@ def _read_tsv(path: str, shard: Shard) -> Iterator[Pair]:
                 f"{files.where(path, offset)} has {len(columns)} column{'s' * (len(columns) > 1)}; accepted: 2, source "
                 "and target with a tab between them."
             )
-        yield make_pair(*columns, where=lambda offset=offset: files.where(path, offset))
+        yield make_pair(*columns, where=functools.partial(files.where, path, offset))
 
 
 def _read_jsonl(path: str, shard: Shard) -> Iterator[str | Pair | None]:

@@ -8,9 +8,9 @@ sentence of a description, or a type. The passage is the entry of the name with 
 characters. Lengths of 50 to 100, 100 to 200 and 200 to 400 characters are equally frequent: a model learns to copy from
 short passages much sooner than from long ones, and then can do both.
 
-People did not ask these questions. The form of the section tells where the answer is, so a model learns to find a name
-and to copy what follows. It need not understand, combine or infer, and there always is an answer. We leave out names
-that a docstring describes twice, names described together, answers of more than 200 characters, and entries that
+No person asked these questions. The form of the section tells where the answer is, so a model learns to find a name and
+to copy what follows. It need not understand, combine or infer, and there is always an answer. We leave out names that a
+docstring describes twice, names that it describes together, answers of more than 200 characters, and entries that
 another docstring has too.
 """
 
@@ -128,7 +128,10 @@ def _cuts(lines: list[str], entries: list[_Entry]) -> list[int]:
 
 
 def _passage(lines: list[str], cuts: list[int], entry: _Entry) -> tuple[int, int]:
-    """Returns the lines `start:stop` of a passage: an entry and lines around it, up to a length seeded by its words."""
+    """Returns the lines `start:stop` of a passage: an entry and lines around it, up to a random length.
+
+    The words of the entry seed the random numbers, so the same docstring always gives the same passage.
+    """
     draw = random.Random(f"{entry.name} {entry.answer} {len(lines)}")
     longest = _SHORTEST_CONTEXT * (_LONGEST_CONTEXT / _SHORTEST_CONTEXT) ** draw.random()
     first, last = bisect.bisect_right(cuts, entry.start) - 1, bisect.bisect_left(cuts, entry.stop)

@@ -7,8 +7,8 @@ import numpy as np
 from lm.data.flat import ranks
 from lm.data.store import Split
 
-# A document is simulated in pieces of this many sentences, side by side: a corpus that is one long
-# document takes no longer than one of many.
+# `sentence_pairs` cuts longer documents into lanes of so many sentences, and makes the pairs of all lanes side by side.
+# So a corpus of one long document takes no longer than a corpus of many.
 _LANE_SENTENCES = 512
 
 
@@ -19,8 +19,8 @@ class Examples:
     Attributes:
         starts: int64 [N, K], the first token of each span in its split.
         lengths: int32 [N, K], tokens in each span.
-        labels: [N, ...] of any dtype, what is known of each example beside its tokens: for `sentence_pairs` int8 [N],
-            0 if the second span follows the first and 1 if it is from elsewhere. None where nothing is known.
+        labels: [N, ...] of any dtype, a label of each example. Those of `sentence_pairs` are int8 [N]: 0 where the
+            second span follows the first, 1 where it is from elsewhere. None where examples have no labels.
         truncated: how many examples lost tokens, because a supervised pair did not fit into a row.
     """
 
@@ -43,18 +43,18 @@ class Examples:
 
 
 def running_text(split: Split, most: int, overhead: int, rng: np.random.Generator) -> Examples:
-    """Documents cut into pieces of `most` tokens.
+    """Returns documents, each cut into pieces of at most `most` tokens.
 
-    Each token is in exactly one piece. A longer document is cut at a random phase, so that every epoch
-    cuts it elsewhere. Whole short documents leave gaps in their rows, so as many first pieces as there
-    are such documents get the length that fills a row beside one of them: at L = 128 that left 0.5%
-    padding where uniform phases left 2.4%.
+    Each token is in exactly one piece. The first piece of a long document has a random length, so that every epoch cuts
+    the document elsewhere. A short document stays whole and leaves a gap in its row. So as many first pieces as there
+    are short documents have the length that fills the row of one of them. At L = 128 this leaves 0.5% padding, where
+    uniformly random lengths leave 2.4%.
 
     Args:
         split: the corpus.
-        most: tokens in a piece that has a row for itself.
-        overhead: special tokens that another piece in the row brings with it.
-        rng: decides the phases.
+        most: tokens of a piece that fills a row.
+        overhead: special tokens that each further piece adds to a row.
+        rng: decides the lengths of first pieces.
     """
     bounds = split.document_bounds
     starts, sizes = bounds[:-1], np.diff(bounds)
@@ -74,7 +74,7 @@ def running_text(split: Split, most: int, overhead: int, rng: np.random.Generato
 
 
 def joined_text(split: Split, most: int, rng: np.random.Generator) -> Examples:
-    """All documents, joined in their order and cut into pieces of `most` tokens, as T5's are.
+    """Returns all documents, joined in their order and cut into pieces of `most` tokens, as T5's are.
 
     Each token is in exactly one piece. The first cut is at a random place, so that every epoch cuts elsewhere. T5 joins
     128 documents at a time, without a token between them (`reduce_concat_tokens` and `split_tokens` in
@@ -91,7 +91,7 @@ def joined_text(split: Split, most: int, rng: np.random.Generator) -> Examples:
 
 
 def pairs(split: Split, most: tuple[int, ...]) -> Examples:
-    """Every document of two sentences as its source and target, cut to `most` tokens on each side."""
+    """Returns the pairs of a corpus, cut to `most` tokens on each side. A document is a source and its target."""
     offsets = split.sentence_offsets
     starts = np.stack([offsets[:-1][::2], offsets[:-1][1::2]], axis=1)
     lengths = np.diff(offsets).reshape(-1, 2)
@@ -101,17 +101,16 @@ def pairs(split: Split, most: tuple[int, ...]) -> Examples:
 
 
 def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np.random.Generator) -> Examples:
-    """Next-sentence pairs by BERT's rule, `create_instances_from_document` of google-research/bert.
+    """Returns next-sentence pairs by BERT's rule, `create_instances_from_document` of google-research/bert.
 
-    Sentences of a document are collected until a target length, `seq_length - 3` or, with
-    `short_seq_prob`, a random shorter one for the document. A random prefix of them is the first
-    segment. The rest is the second; or, for half of the chunks and whenever there is no rest, a run of
-    sentences from a random place in another document, and the rest is put back to begin the next chunk.
-    A pair that is too long loses tokens at random from both ends of its longer segment.
+    Sentences of a document are collected into a chunk until they reach a target length. This is `seq_length - 3` or,
+    with the probability `short_seq_prob`, a random shorter length for the whole document. The first segment is a random
+    number of the chunk's first sentences. The second segment is the rest of the chunk. In half of the chunks, and where
+    there is no rest, it is instead a run of sentences from a random place in another document; the rest then begins the
+    next chunk. A pair that is too long loses tokens at random from both ends of its longer segment.
 
-    Every document advances by one chunk at a time, all side by side. Two details differ: the other
-    document is always another one if there is one (BERT tries ten times), and very long documents are
-    cut into lanes of 512 sentences first.
+    Two details differ from BERT. The other document is never the same one, if there is another (BERT tries ten times).
+    Documents of more than 512 sentences are cut into lanes first. All lanes advance by one chunk at a time.
     """
     tokens, documents = split.sentence_offsets, split.document_offsets
     most = seq_length - 3
@@ -150,13 +149,13 @@ def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np
 def _other_document(
     split: Split, document: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token bounds of a run of sentences from a random place in another document.
+    """Returns where runs of sentences from random places in other documents begin and end, int [N] each in tokens.
 
     Args:
         split: the corpus.
-        document: int [N], not to be taken.
-        wanted: int [N], tokens after which the run ends; it has one sentence at least.
-        rng: decides.
+        document: int [N], the documents not to take.
+        wanted: int [N], a run ends with the sentence that reaches so many tokens. It has at least one sentence.
+        rng: decides the documents and the places.
     """
     tokens, documents = split.sentence_offsets, split.document_offsets
     num_documents = len(documents) - 1
@@ -177,11 +176,11 @@ def _truncated(
     most: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and lengths of pairs of at most `most` tokens, as BERT's `truncate_seq_pair` leaves them.
+    """Returns starts and lengths of pairs, cut to `most` tokens as BERT's `truncate_seq_pair` cuts them.
 
-    BERT takes one token at a time from the longer segment, from the second when they are equal, from
-    the front or the back with equal odds. In closed form: first the longer one shrinks until both are
-    equal, then they take turns; of the tokens that a segment loses, a binomial number is its front's.
+    BERT removes one token at a time from the longer segment, or from the second if both are equal: from the front or
+    from the back, with equal probability. We compute the result at once. First the longer segment shrinks until both
+    are equal, then both shrink in turns. Of the tokens that a segment loses, a binomial number are at its front.
     """
     lengths = np.stack([first_end - first_begin, second_end - second_begin], axis=1)
     excess = np.maximum(lengths.sum(1) - most, 0)

@@ -19,7 +19,7 @@ def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
 
     Args:
         config: `path` and `source` are read.
-        suffixes: of the files to take from a folder. A file or a glob is taken whatever its suffix.
+        suffixes: of the files to take from a folder. The files that a name or a glob matches may have any suffix.
 
     Raises:
         InputError: a part matches nothing.
@@ -82,7 +82,7 @@ def decode(line: bytes, path: str, offset: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Strips a text, and replaces halves of surrogate pairs.
+    """Returns a text without surrounding whitespace, with lone surrogates replaced.
 
     A text of nothing but zero-width characters becomes empty.
     """

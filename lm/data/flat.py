@@ -1,20 +1,20 @@
-"""Flat arrays: N sequences one after the other, `counts` [N] long, and random numbers for their places.
+"""Flat arrays: N sequences one after the other, of `counts` [N] places each, and random numbers for the places.
 
-Random numbers come from hashing (key, place), so a sequence gets the same ones whoever computes them and whatever lies
-beside it.
+A random number is the hash of a sequence's key and a place in it. So it does not depend on the other sequences of the
+array, nor on the process that computes it.
 """
 
 import numpy as np
 
 
 def ranks(counts: np.ndarray) -> np.ndarray:
-    """0..c-1 for each count c, one after the other: int64 [sum(counts)]."""
+    """Returns 0, 1, ..., c - 1 for each count c, one after the other, int64 [sum(counts)]."""
     ends = np.cumsum(counts, dtype=np.int64)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
 
 
 def starts(counts: np.ndarray) -> np.ndarray:
-    """Where each sequence begins: int64 [N]."""
+    """Returns where each sequence begins, int64 [N]."""
     return np.cumsum(counts, dtype=np.int64) - counts
 
 
@@ -28,7 +28,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def make_keys(*parts: np.ndarray | int) -> np.ndarray:
-    """A key for each combination of integers, such as seed, row and number in the row; they broadcast."""
+    """Returns a key, uint64, for each combination of integers, such as seed and row. Arrays of them broadcast."""
     key = np.zeros((), np.uint64)
     for part in parts:
         key = mix(key ^ mix(np.asarray(part, np.uint64)))
@@ -36,13 +36,13 @@ def make_keys(*parts: np.ndarray | int) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray, counts: np.ndarray, use: int) -> np.ndarray:
-    """Random numbers of one use: `counts[i]` from key i. float64 [sum(counts)], in [0, 1)."""
+    """Returns `counts[i]` random numbers from key i, float64 [sum(counts)] in [0, 1). Each `use` has its own."""
     places = np.repeat(make_keys(keys, use), counts) ^ mix(ranks(counts).astype(np.uint64))
     return (mix(places) >> np.uint64(11)) * 2.0**-53
 
 
 def choose(keys: np.ndarray, counts: np.ndarray, chosen: np.ndarray, use: int) -> np.ndarray:
-    """Marks `chosen[i]` of `counts[i]` places, every subset being equally likely: bool [sum(counts)]."""
+    """Returns a mask, bool [sum(counts)]: `chosen[i]` of `counts[i]` places. All subsets are equally likely."""
     group = np.repeat(np.arange(len(counts)), counts)
     order = np.lexsort((uniform(keys, counts, use), group))
     marked = np.zeros(len(group), bool)

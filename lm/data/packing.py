@@ -15,9 +15,9 @@ def pack(
     """Fits examples of one or two sides into rows. Examples of equal size, and the rows, are in random order.
 
     Args:
-        sizes: int [N, sides], each between 1 and its capacity.
+        sizes: int [N, sides], each from 1 to the capacity of its side.
         capacities: tokens in a row of each side.
-        max_per_row: maximum number of examples in a row.
+        max_per_row: the largest number of examples in a row.
         rng: decides the random order.
 
     Returns:
@@ -34,10 +34,10 @@ def pack(
 def _pack_one(
     lengths: np.ndarray, capacity: int, max_per_row: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Best-fit decreasing on the histogram of lengths (Krell et al., 2021, arXiv:2107.02027).
+    """Packs one side: best-fit decreasing on the histogram of lengths (Krell et al., 2021, arXiv:2107.02027).
 
-    Rows that hold the same lengths are handled as one group: the work depends on the number of lengths and groups, not
-    of examples.
+    Rows that hold the same lengths are one group. So the work grows with the number of lengths and groups, not with the
+    number of examples.
     """
     counts = np.bincount(lengths, minlength=capacity + 1)
     groups = _fill(counts.tolist(), capacity, max_per_row)
@@ -64,10 +64,11 @@ def _fill(counts: list[int], capacity: int, max_per_row: int) -> list[tuple[tupl
     Args:
         counts: the number of examples of each length.
         capacity: tokens in a row.
-        max_per_row: maximum number of examples in a row.
+        max_per_row: the largest number of examples in a row.
     """
+    # Free tokens of a row -> the groups of such rows, each with the lengths in a row and the number of rows.
     open_groups: dict[int, list[tuple[tuple[int, ...], int]]] = collections.defaultdict(list)
-    rooms: list[int] = []  # the keys of non-empty open_groups, ascending
+    rooms: list[int] = []  # the keys with a group, ascending
     closed: list[tuple[tuple[int, ...], int]] = []
 
     def put(pattern: tuple[int, ...], count: int, room: int) -> None:
@@ -104,16 +105,16 @@ def _fill(counts: list[int], capacity: int, max_per_row: int) -> list[tuple[tupl
 def _pack_two(
     sizes: np.ndarray, capacities: tuple[int, ...], max_per_row: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Best-fit decreasing on both sides: a row begins with the largest example left, then takes the best of the rest.
+    """Packs two sides: a row begins with the largest example that is left, then takes the best of the rest.
 
-    The best example leaves both sides equally full, and among those it fills most. Balance comes first because short
-    and long examples differ in proportion: if early rows use up one kind, later rows cannot be filled. Examples whose
-    sizes fall into one cell of a grid of at most 128 x 128 are handled together: about 8 microseconds an example,
-    whatever their number.
+    The best example leaves both sides equally full; among several such it is the largest. Balance comes first, because
+    the ratio of source and target differs between short and long examples: if early rows use up one kind, later rows
+    cannot be filled. Sizes are rounded up to a grid of at most 128 x 128, and examples of one cell count as equal. So
+    an example takes about 8 microseconds, whatever the number of examples.
     """
     limits = np.array(capacities)
     grid = np.minimum(limits, _GRID)
-    cells = -(-sizes * grid // limits)  # rounded up: if the cell fits, the example fits
+    cells = -(-sizes * grid // limits)  # rounded up: where the cell fits, the example fits
     width = int(grid[1]) + 1
     flat = cells[:, 0] * width + cells[:, 1]
     shuffled = rng.permutation(len(sizes))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lm.data.characters import is_blank, without_surrogates
 from lm.errors import InputError
 
-# Match the prefixes of `translation_source` and `question_source`, so that they can be removed.
+# They match the prefixes that `translation_source` and `question_source` write.
 TRANSLATION = re.compile(r"\Atranslate to (\S+): ")
 QUESTION = re.compile(r"\Aquestion: .*? context: ", re.DOTALL)
 
@@ -18,7 +18,8 @@ class Pair(NamedTuple):
     Attributes:
         source: what the encoder reads.
         target: what the decoder writes.
-        group: pairs of a group are in the same split, training or held-out. Empty: the source is the group.
+        group: all pairs of a group are in the same split, training or held-out. Empty: pairs with the same source are
+            a group.
     """
 
     source: str
@@ -27,9 +28,9 @@ class Pair(NamedTuple):
 
 
 def one_line(text: str) -> str:
-    """Returns the text with each run of whitespace as one space, and without halves of surrogate pairs.
+    """Returns the text with each run of whitespace as one space, and with lone surrogates replaced.
 
-    All sources and targets are written so; a request to a trained model should be too.
+    All sources and targets of a corpus have this form, so requests to a trained model are brought to it too.
     """
     return " ".join(without_surrogates(text).split())
 

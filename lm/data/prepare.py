@@ -1,4 +1,4 @@
-"""Makes a token store from a corpus, over processes: trains the tokenizer, then tokenises.
+"""Makes a token store from a corpus, in several processes: trains the tokenizer, then tokenises.
 
 A document is stored as its sentences; a pair as two sentences, its source and its target.
 
@@ -58,8 +58,8 @@ def prepare(
         num_workers: processes; by default one for each available core.
         progress: show a progress bar on stderr.
         tokenizer: used instead of `config.tokenizer`.
-        share_tokenizer_with: other corpora that will use the tokenizer. One that is trained here learns from equal
-            shares of all.
+        share_tokenizer_with: other corpora that will use the tokenizer. A tokenizer that is trained here learns from
+            equal shares of all corpora.
 
     Returns:
         The complete store.
@@ -283,7 +283,7 @@ def _encode(tokenizer: Tokenizer, documents: list[list[str]]) -> store.Text:
 
 
 def _refuse_halves(tokenizer: Tokenizer, text: store.Text, pairs: list[list[str]]) -> None:
-    """Refuses pairs of which a half has no token, as an imported tokenizer may give."""
+    """Refuses pairs with a half for which the tokenizer has no token. Imported tokenizers may have none."""
     if len(text.sentence_lengths) != 2 * len(pairs):
         source, target = next(pair for pair in pairs if not all(map(len, tokenizer.encode(pair))))
         raise InputError(
@@ -302,16 +302,16 @@ def _concatenate(texts: list[store.Text]) -> store.Text:
 
 
 def _hash(document: str | Pair) -> int:
-    """Returns 64 bits that depend on the text, or on a pair's group, alone: its split does not depend on the shards."""
+    """Returns 64 bits of a text, or of the group of a pair. So its split does not depend on how the corpus is cut."""
     text = document if isinstance(document, str) else document.group or document.source
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _other_threshold(markers: list[Marker], threshold: int, config: DataConfig) -> int:
-    """Returns the threshold below which a document's hash holds it out, moved if it leaves a split empty.
+    """Returns the threshold of the held-out split: a document with a hash below it is held out.
 
-    This happens only to corpora of a few documents. If none was held out, the document with the lowest hash is; if all
-    were, the one with the highest hash is not.
+    It is another one if the given threshold leaves a split empty, which happens to corpora of a few documents. Then one
+    document moves: that with the lowest hash is held out, or that with the highest hash is not.
     """
     documents = {split: sum(marker[split]["documents"] for marker in markers) for split in SPLITS}
     if all(documents.values()):

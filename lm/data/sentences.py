@@ -19,9 +19,10 @@ def sentences(text: str) -> list[str]:
     """Cuts a document into sentence-like segments, the units of next-sentence pairs.
 
     A line break ends a segment, unless the text is hard-wrapped there: the first word of the next line would not have
-    fit into 60 columns, and the next line has the same indent and is no list item. Within joined lines a segment ends
-    after `. ! ?` before a space (not after initials and a few abbreviations), after `。！？……`, both with their closing
-    quotes, and at 1000 characters. Runs of whitespace become one space.
+    fit into 60 columns, and the next line has the same indent and is no list item. Hard-wrapped lines are joined. In
+    them a segment ends after `. ! ?` before a space, but not after initials and a few abbreviations. It also ends after
+    `。！？……`, and at 1000 characters. Closing quotes belong to the segment that they close. Runs of whitespace become
+    one space.
 
     Returns:
         Segments without surrounding whitespace, none empty.
