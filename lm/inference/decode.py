@@ -8,6 +8,7 @@ V vocabulary, C candidates.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,14 +18,7 @@ import numpy as np
 from lm.config import Config
 from lm.data.special_ids import SpecialIds, decoder_start
 from lm.inference import processors, sampling
-from lm.inference.options import (
-    NEVER_STOPS_EARLY,
-    STOPS_WHEN_FULL,
-    Decoding,
-    Extras,
-    RowOptions,
-    row_options,
-)
+from lm.inference.options import NEVER_STOPS_EARLY, STOPS_WHEN_FULL, Decoding, Extras, RowOptions, row_options
 from lm.models import Cache, Decoder, Model, Params, Prompts, Sources, make_decoder
 from lm.ops.vocabulary import largest, log_sum_exp
 from lm.sharding import constrain
@@ -37,13 +31,13 @@ class Shape:
     """The static sizes of a decoding program, besides its number of rows.
 
     Attributes:
-        hypotheses: N, the number of beams.
+        num_beams: N, the number of beams.
         written: T, the most tokens that a row may write.
         prompt: P, the most tokens of a prompt.
         source: the most tokens of a source; 0 for a decoder alone.
     """
 
-    hypotheses: int
+    num_beams: int
     written: int
     prompt: int = 0
     source: int = 0
@@ -131,7 +125,7 @@ def begin(
     decoder: Decoder, ids: TokenIds, shape: Shape, sources: Sources | None, prompts: Prompts, options: RowOptions
 ) -> DecodeState:
     """Returns a state whose cache holds the sources and prompts, and whose rows have written nothing."""
-    rows, hypotheses = len(prompts.tokens_BP), shape.hypotheses
+    rows, beams = len(prompts.tokens_BP), shape.num_beams
     begin_B = jnp.asarray(prompts.lengths_B, jnp.int32)
     # The decoder's first inputs are the start token and the prompt. All but the last go into the cache here.
     given_BP = jnp.pad(jnp.asarray(prompts.tokens_BP, jnp.int32), ((0, 0), (1, 0)), constant_values=ids.start)
@@ -140,21 +134,21 @@ def begin(
         sources,
         Prompts(given_BP[:, :-1], begin_B),
         positions=shape.prompt + shape.written,
-        hypotheses=hypotheses,
+        num_beams=beams,
         source_length=shape.source,
     )
-    tokens_BNT = jnp.full((rows, hypotheses, shape.written), ids.pad, jnp.int32)
+    tokens_BNT = jnp.full((rows, beams, shape.written), ids.pad, jnp.int32)
     # Only beam 0 is alive at the beginning. Equal beams would all choose the same continuations.
-    scores_BN = jnp.broadcast_to(jnp.where(jnp.arange(hypotheses) == 0, 0.0, _NEVER)[None], (rows, hypotheses))
+    scores_BN = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, _NEVER)[None], (rows, beams))
     return DecodeState(
         cache=cache,
         options=jax.tree.map(jnp.asarray, options),
         begin_B=begin_B,
         given_BP=given_BP if options.reads_history else None,
-        last_BN=jnp.broadcast_to(last_B1, (rows, hypotheses)),
+        last_BN=jnp.broadcast_to(last_B1, (rows, beams)),
         tokens_BNT=tokens_BNT,
         scores_BN=scores_BN,
-        beams=Beams(tokens_BNT, jnp.full((rows, hypotheses), _NEVER)) if hypotheses > 1 else None,
+        beams=Beams(tokens_BNT, jnp.full((rows, beams), _NEVER)) if beams > 1 else None,
         done_B=jnp.zeros(rows, bool),
         shape=shape,
         ids=ids,
@@ -169,9 +163,9 @@ def empty(decoder: Decoder, ids: TokenIds, shape: Shape, rows: int, extras: Extr
         rows: B.
         extras: the optional arrays of the options of all rows that will be inserted; None is none.
     """
-    ints = lambda *dims: jnp.zeros(dims, jnp.int32)  # noqa: E731
-    sources = Sources(ints(rows, shape.source), ints(rows, shape.source)) if shape.source else None
-    prompts = Prompts(ints(rows, shape.prompt), ints(rows))
+    zeros = functools.partial(jnp.zeros, dtype=jnp.int32)
+    sources = Sources(zeros((rows, shape.source)), zeros((rows, shape.source))) if shape.source else None
+    prompts = Prompts(zeros((rows, shape.prompt)), zeros(rows))
     keys_B = jnp.broadcast_to(jax.random.key(0), (rows,))
     unused = row_options([Decoding(max_length=1)] * rows, keys_B, extras or Extras())
     shapes = jax.eval_shape(lambda: begin(decoder, ids, shape, sources, prompts, unused))
@@ -197,19 +191,21 @@ def insert(
             arrays of the state's.
     """
     new = begin(decoder, state.ids, state.shape, sources, prompts, options)
-    place = lambda old, new: old.at[jnp.asarray(rows_R)].set(new, mode="drop")  # noqa: E731
-    return jax.tree.map(place, state, new)
+    return jax.tree.map(lambda old, new: old.at[jnp.asarray(rows_R)].set(new, mode="drop"), state, new)
 
 
 def advance(decoder: Decoder, state: DecodeState, steps: jax.Array | int) -> DecodeState:
-    """Takes `steps` steps, or fewer if all rows are done before. A step writes one token for every row."""
+    """Returns the state after `steps` steps, or fewer if all rows are done. A step writes a token for every beam."""
     step = _search_beams if state.beams is not None else _take_one
 
     def body(count_and_state: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         count, state = count_and_state
         return count + 1, step(decoder, state)
 
-    goes_on = lambda count_and_state: (count_and_state[0] < steps) & ~count_and_state[1].done_B.all()  # noqa: E731
+    def goes_on(count_and_state: tuple[jax.Array, DecodeState]) -> jax.Array:
+        count, state = count_and_state
+        return (count < steps) & ~state.done_B.all()
+
     return jax.lax.while_loop(goes_on, body, (jnp.int32(0), state))[1]
 
 
@@ -231,7 +227,7 @@ def generate(
     options: RowOptions,
 ) -> Decoded:
     """Decodes a batch until all rows are done. For jit, bind the first three arguments by `functools.partial`."""
-    decoder = make_decoder(model.merge(params), len(prompts.tokens_BP) * shape.hypotheses)
+    decoder = make_decoder(model.merge(params), len(prompts.tokens_BP) * shape.num_beams)
     return read(advance(decoder, begin(decoder, ids, shape, sources, prompts, options), shape.written))
 
 

@@ -52,7 +52,7 @@ class Runner:
         self._vectors = self._jit(_vectors_BPD)
         self._encoder_attention = self._jit(_encoder_attention_NBHLL)
         self._writer_attention = self._jit(_writer_attention)
-        self.multiple = self._mesh.shape["data"] * self._mesh.shape["fsdp"] if self._mesh else 1
+        self.multiple = sharding.batch_shards(self._mesh) if self._mesh else 1
         with sharding.on(self._mesh):
             self.budget = _BUDGETS.get(sharding.platform(), _BUDGET_OF_ACCELERATORS)
 
@@ -89,7 +89,7 @@ class Runner:
             keys_B: a random key for each row.
         """
         shape = Shape(
-            hypotheses=decoding.num_beams,
+            num_beams=decoding.num_beams,
             written=power(decoding.max_length, 2, least=_SHORTEST_WRITTEN),
             prompt=prompts.tokens_BP.shape[1],
             source=0 if sources is None else sources.tokens_BS.shape[1],

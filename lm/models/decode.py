@@ -115,7 +115,7 @@ class Decoder:
     dtype: str = dataclasses.field(metadata={"static": True})
 
     def begin(
-        self, sources: Sources | None, prompts: Prompts, *, positions: int, hypotheses: int, source_length: int = 0
+        self, sources: Sources | None, prompts: Prompts, *, positions: int, num_beams: int, source_length: int = 0
     ) -> Cache:
         """Returns a KV cache that holds the sources and the prompts. Each takes one forward pass.
 
@@ -123,7 +123,7 @@ class Decoder:
             sources: the encoder's inputs; None for a decoder alone.
             prompts: the decoder's first inputs. The first call of the decoder takes the token after them.
             positions: T, the capacity of the cache in tokens, prompts included.
-            hypotheses: N.
+            num_beams: N.
             source_length: S, the capacity for a source in tokens. Shorter sources are padded to it.
         """
         memory, segments_BS = (), None
@@ -132,20 +132,20 @@ class Decoder:
             more = ((0, 0), (0, max(0, source_length - segments_BS.shape[1])))
             hidden_BSD = jnp.pad(self._encode(sources, segments_BS), (*more, (0, 0)))
             segments_BS = jnp.pad(segments_BS, more)
-            memory = self._memory(hidden_BSD, hypotheses)
+            memory = self._memory(hidden_BSD, num_beams)
         rows, length = prompts.tokens_BP.shape
-        in_block = key_cache.positions_in_block(positions, hypotheses)
+        in_block = key_cache.positions_in_block(positions, num_beams)
         positions = -(-positions // in_block) * in_block
-        slots_BNT = jnp.zeros((rows, hypotheses, positions), jnp.int32)
+        slots_BNT = jnp.zeros((rows, num_beams, positions), jnp.int32)
         cache = Cache((), slots_BNT, jnp.asarray(prompts.lengths_B, jnp.int32), memory, segments_BS)
-        shape_BTNHK = (rows, positions, hypotheses, self.config.num_heads, self.config.width_per_head)
+        shape_BTNHK = (rows, positions, num_beams, self.config.num_heads, self.config.width_per_head)
         empty = jnp.zeros(shape_BTNHK, self.dtype)
         read = self._read_prompts(prompts, cache) if length else [None] * len(self.layers)
         layers = []
         for keys_values in read:
             stored = [empty.at[:, :length, 0].set(new) for new in keys_values] if keys_values else [empty, empty]
             key, value = (array.reshape(rows, -1, *shape_BTNHK[3:]) for array in stored)
-            key, value_BHSK = key_cache.store(key, value, in_block * hypotheses)
+            key, value_BHSK = key_cache.store(key, value, in_block * num_beams)
             layers.append((constrain(key, "BHKS" if key.ndim == 4 else "BHGKC"), constrain(value_BHSK, "BHSK")))
         return dataclasses.replace(cache, layers=tuple(layers))
 
@@ -155,9 +155,9 @@ class Decoder:
         positions_BS = jnp.broadcast_to(jnp.arange(segments_BS.shape[1])[None], segments_BS.shape)
         return self.encoder(jnp.asarray(sources.tokens_BS), segments_BS, positions_BS)
 
-    def _memory(self, hidden_BSD: jax.Array, hypotheses: int) -> tuple[KeysValues, ...]:
+    def _memory(self, hidden_BSD: jax.Array, num_beams: int) -> tuple[KeysValues, ...]:
         """Returns each layer's keys and values of the encoder's output, which the beams of a row share."""
-        block = key_cache.memory_block(hidden_BSD.shape[1], hypotheses)
+        block = key_cache.memory_block(hidden_BSD.shape[1], num_beams)
         attentions = [layer.memory_attention for layer in self.layers]
         return tuple(
             key_cache.store(*attention.keys_values(hidden_BSD), block) for attention in attentions if attention
@@ -184,31 +184,31 @@ class Decoder:
         read: list[KeysValues | None] = []
         for index, layer in enumerate(self.layers):
             own = at_layer(self.config, view, index)
-            hidden_BPD, keys_values = layer(hidden_BPD, index, own, _memory_view(segments_BP, cache, index))
+            hidden_BPD, keys_values = layer(hidden_BPD, index, own, _memory_view(tokens_BP, cache, index))
             read.append(keys_values)
         return read
 
     def __call__(self, tokens_BN: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Returns float32 logits [B, N, V] after one more token of each beam, and the cache with that token."""
-        hypotheses, positions = cache.slots_BNT.shape[1:]
+        num_beams, positions = cache.slots_BNT.shape[1:]
         columns_T = jnp.arange(positions)
         age_BT = cache.position_B[:, None] - columns_T[None]
-        own_N = jnp.arange(hypotheses, dtype=jnp.int32)
+        own_N = jnp.arange(num_beams, dtype=jnp.int32)
         slots_BNT = jnp.where((age_BT == 0)[:, None], own_N[None, :, None], cache.slots_BNT)
 
         def bias_of(table_RH: jax.Array) -> jax.Array:
             bias_HBT = relative_bias(table_RH, -age_BT, self.config, causal=True)
-            return jnp.repeat(bias_HBT.swapaxes(0, 1), hypotheses, axis=2)[:, :, None]
+            return jnp.repeat(bias_HBT.swapaxes(0, 1), num_beams, axis=2)[:, :, None]
 
         positions_BN = jnp.broadcast_to(cache.position_B[:, None], tokens_BN.shape)
         view = View(
             segments_BL=jnp.ones_like(tokens_BN),
-            key_segments_BS=jnp.ones((len(tokens_BN), positions * hypotheses), jnp.int32),
+            key_segments_BS=jnp.ones((len(tokens_BN), positions * num_beams), jnp.int32),
             bias=self._shared(bias_of),
             bias_of=bias_of,
             angles_BLK=angles(self.config, positions_BN, local=False),
             local_angles_BLK=angles(self.config, positions_BN, local=True),
-            columns_B=cache.position_B * hypotheses,
+            columns_B=cache.position_B * num_beams,
             kernel=attend_stored,
         )
         is_own_BNTN = slots_BNT[..., None] == own_N[None, None, None]
@@ -220,7 +220,7 @@ class Decoder:
             visible_BNS = (is_own_BNTN & seen_BT[:, None, :, None]).reshape(*tokens_BN.shape, -1)
             own = at_layer(self.config, view, index)
             own = dataclasses.replace(own, window=None, visible_BLS=visible_BNS, cache=cache.layers[index])
-            memory_view = _memory_view(view.segments_BL, cache, index)
+            memory_view = _memory_view(tokens_BN, cache, index)
             hidden_BND, keys_values = layer(hidden_BND, index, own, memory_view)
             layers.append(keys_values)
         if self.final_norm is not None:
@@ -274,9 +274,8 @@ def _in_columns(layer: Layer, dtype: jax.typing.DTypeLike) -> Layer:
     return jax.tree.map(lay_out, layer, is_leaf=lambda part: isinstance(part, Dense))
 
 
-def _memory_view(segments_BL: jax.Array, cache: Cache, index: int) -> View | None:
-    """Returns the view of a layer's cross-attention; None without an encoder."""
+def _memory_view(tokens_BL: jax.Array, cache: Cache, index: int) -> View | None:
+    """Returns the view of a layer's cross-attention: each token attends to the source. None without an encoder."""
     if not cache.memory or cache.memory_segments_BS is None:
         return None
-    segments_BL = jnp.ones_like(segments_BL)
-    return View(segments_BL, cache.memory_segments_BS, cache=cache.memory[index], kernel=attend_pinned)
+    return View(jnp.ones_like(tokens_BL), cache.memory_segments_BS, cache=cache.memory[index], kernel=attend_pinned)

@@ -140,24 +140,24 @@ def _full_log_p(model, params, source_1S, given_1T):
 
 # Hypotheses beside one another are kept in blocks: here of 21 positions, of which the last block has one too many.
 @pytest.mark.parametrize(
-    ("name", "hypotheses", "length", "longest"),
+    ("name", "num_beams", "length", "longest"),
     [
         *((name, *shape) for name in ("relative", "learned", "alone") for shape in ((1, 12, 11), (3, 41, 64))),
         ("own bias", 3, 12, 11),
         ("sinusoidal", 1, 12, 11),
     ],
 )
-def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name, hypotheses, length, longest):
+def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name, num_beams, length, longest):
     model, params = build(name)
     inputs = None if name == "alone" else sources([5, longest, 8])
-    shape = (3, hypotheses, length)
+    shape = (3, num_beams, length)
     tokens_BNT = np.random.default_rng(1).integers(4, VOCABULARY, shape).astype(np.int32)
 
     @jax.jit
     def stepwise(params, tokens_BNT):
         module = model.merge(params)
-        decoder = make_decoder(module, 3 * hypotheses)
-        cache = decoder.begin(inputs, no_prompts(3), positions=length, hypotheses=hypotheses)
+        decoder = make_decoder(module, 3 * num_beams)
+        cache = decoder.begin(inputs, no_prompts(3), positions=length, num_beams=num_beams)
         given_TBN = jnp.pad(tokens_BNT[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=START).transpose(2, 0, 1)
 
         def body(cache, tokens_BN):
@@ -167,9 +167,9 @@ def test_cached_decoding_equals_the_full_forward_pass_at_every_step(name, hypoth
         return jax.lax.scan(body, cache, given_TBN)[1]
 
     found_TBNV = stepwise(params, tokens_BNT)
-    for row, hypothesis in itertools.product(range(3), range(hypotheses)):
-        expected = full_log_p(name, inputs, row, tokens_BNT[row, hypothesis])
-        np.testing.assert_allclose(found_TBNV[:, row, hypothesis], expected, atol=1e-5)
+    for row, beam in itertools.product(range(3), range(num_beams)):
+        expected = full_log_p(name, inputs, row, tokens_BNT[row, beam])
+        np.testing.assert_allclose(found_TBNV[:, row, beam], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["relative", "learned"])

@@ -34,11 +34,11 @@ EVERY = Extras.of([Decoding(**RULES, early_stopping=True)])
 class Server:
     """A running state, its programs compiled once."""
 
-    def __init__(self, name: str, hypotheses: int, extras: Extras = Extras()):  # noqa: B008 - it is frozen
+    def __init__(self, name: str, num_beams: int, extras: Extras = Extras()):  # noqa: B008 - it is frozen
         model, params = build(name)
         alone = name == "alone"
-        self.shape = Shape(hypotheses, written=12, prompt=6 if alone else 0, source=0 if alone else 16)
-        self.decoder = jax.jit(lambda: make_decoder(model.merge(params), SLOTS * hypotheses))()
+        self.shape = Shape(num_beams, written=12, prompt=6 if alone else 0, source=0 if alone else 16)
+        self.decoder = jax.jit(lambda: make_decoder(model.merge(params), SLOTS * num_beams))()
         self.extras = extras
         self.empty = decode.empty(self.decoder, IDS, self.shape, SLOTS, extras)
         # Functions of their own, so that what they compile is counted apart from other servers' programs.
@@ -90,11 +90,11 @@ CASES = [
 ]  # fmt: skip
 
 
-def others(hypotheses: int) -> list[Decoding]:
+def others(num_beams: int) -> list[Decoding]:
     """Options of the neighbours, each another length and another way to choose."""
-    if hypotheses > 1:
+    if num_beams > 1:
         return [
-            Decoding(max_length=length, num_beams=hypotheses, length_penalty=power)
+            Decoding(max_length=length, num_beams=num_beams, length_penalty=power)
             for length, power in ((3, 1.0), (12, 0.3), (7, 2.0))
         ]
     return [
@@ -104,12 +104,12 @@ def others(hypotheses: int) -> list[Decoding]:
     ]
 
 
-@pytest.mark.parametrize(("name", "hypotheses", "decoding"), CASES, ids=str)
-def test_a_row_writes_the_same_alone_and_among_others(name, hypotheses, decoding):
-    ours = server(name, hypotheses, EVERY if decoding.repetition_penalty != 1 else Extras())
+@pytest.mark.parametrize(("name", "num_beams", "decoding"), CASES, ids=str)
+def test_a_row_writes_the_same_alone_and_among_others(name, num_beams, decoding):
+    ours = server(name, num_beams, EVERY if decoding.repetition_penalty != 1 else Extras())
     (mine,) = ours.requests(seed=7, count=1)
     first, second, third = ours.requests(seed=8, count=3)
-    one, two, three = others(hypotheses)
+    one, two, three = others(num_beams)
     expected = ours.finish(ours.enter(ours.empty, [0], [mine], [decoding]), row=0)
     assert (expected[0][0] != PAD).sum() > 2
 
@@ -128,12 +128,12 @@ def test_a_row_writes_the_same_alone_and_among_others(name, hypotheses, decoding
         np.testing.assert_array_equal(scores, expected[1])
 
 
-@pytest.mark.parametrize(("name", "hypotheses"), [("relative", 1), ("learned", 3)])
-def test_other_options_compile_nothing(name, hypotheses):
-    ours = Server(name, hypotheses)
+@pytest.mark.parametrize(("name", "num_beams"), [("relative", 1), ("learned", 3)])
+def test_other_options_compile_nothing(name, num_beams):
+    ours = Server(name, num_beams)
     texts = ours.requests(seed=9, count=3)
     state = ours.empty
-    for row, (text, decoding) in enumerate(zip(texts, others(hypotheses), strict=True)):
+    for row, (text, decoding) in enumerate(zip(texts, others(num_beams), strict=True)):
         state = ours.advance(ours.decoder, ours.enter(state, [row], [text], [decoding]), row + 1)
     ours.finish(state, 0)
     assert ours.insert._cache_size() == 1
