@@ -1,6 +1,6 @@
 """Dates as 37 locales write them, Chinese among them, to ISO 8601: `2026年11月3日 星期二` -> `2026-11-03`.
 
-    pip install -e .[corpora,metrics]
+    pip install -e '.[corpora,metrics]'
     python launch/train.py --config=configs/dates.py --workdir=runs/dates
     python launch/evaluate.py --checkpoint=runs/dates --metric=exact-match
     echo 'Dienstag, 3. November 2026' | python launch/predict.py --checkpoint=runs/dates --task=generate

@@ -1,6 +1,6 @@
 """One small T5 1.1 for three tasks at once: hidden spans of docstrings, questions about them, and dates to ISO 8601.
 
-    pip install -e .[corpora,metrics]
+    pip install -e '.[corpora,metrics]'
     python launch/train.py --config=configs/mixture.py --workdir=runs/mixture
     python launch/evaluate.py --checkpoint=runs/mixture --metric=exact-match
     echo 'write as ISO 8601: Dienstag, 3. November 2026' | \\

@@ -1,6 +1,6 @@
 """English to German and to Chinese, learned from the message catalogues of translated programs.
 
-    pip install -e .[corpora,metrics]
+    pip install -e '.[corpora,metrics]'
     bash launch/catalogues.sh catalogues
     python launch/train.py --config=configs/translate_catalogues.py --workdir=runs/translate \\
         --config.data.path=catalogues

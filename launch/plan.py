@@ -1,6 +1,6 @@
 """Predicts memory, time and cost of a run on a pod: python launch/plan.py --config=FILE --topology=v5e:16x16.
 
-It compiles the exact training step for the topology on this machine, with the TPU compiler (pip install -e .[plan]) and
+It compiles the exact training step for the topology on this machine, with the TPU compiler (pip install -e '.[plan]') and
 no TPU. --search varies mesh, rematerialisation, unroll and micro-batches on each topology, and ranks the plans.
 prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2}.
 

@@ -34,6 +34,7 @@ _RETRIES: dict[str, str | int] = {"max_retries": 14, "initial_delay": "200ms", "
 # Seconds after which a store that is silent is reported, and after which one that has never answered is given up.
 _SILENCE, _PATIENCE = 4.0, 50.0
 _answered: set[str] = set()  # the addresses that have answered this process: these may be away for longer
+_SILENT = "it takes connections, but sends no answer"
 
 # Pattern of an error's text -> what is wrong, and what to do. The first match counts.
 _REASONS = {
@@ -272,7 +273,7 @@ def _silence(address: str) -> str:
         return "no connection within 2 s"
     except (OSError, ValueError) as error:
         return str(getattr(error, "strerror", None) or error)
-    return "it takes connections, but sends no answer"
+    return _SILENT
 
 
 def _find_google_credentials() -> None:
@@ -286,7 +287,7 @@ def _find_google_credentials() -> None:
     if any(map(os.environ.get, variables)) or os.path.exists(f"{folder}/application_default_credentials.json"):
         return
     host = os.environ.get("GCE_METADATA_ROOT") or "metadata.google.internal"
-    if _silence(f"http://{host}") != "it takes connections, but sends no answer":
+    if _silence(f"http://{host}") != _SILENT:
         raise InputError(
             "gs:// has no credentials; set them with gcloud auth application-default login, or name a key file in "
             "GOOGLE_APPLICATION_CREDENTIALS."
@@ -316,7 +317,7 @@ def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
     try:
         importlib.import_module(package)
     except ImportError as error:
-        raise InputError(f"{scheme}:// needs {package}; pip install 'lm-jax[{extra}]'.") from error
+        raise InputError(f"{scheme}:// needs {package}; pip install -e '.[{extra}]'.") from error
     logging.getLogger(package).setLevel(logging.CRITICAL)  # it logs what it raises, with tracebacks
     # Other processes write there too, so a cached listing may be out of date.
     settings: dict[str, object] = {"use_listings_cache": False}
@@ -333,7 +334,8 @@ def find(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
     """Returns the files on object storage that `pattern` names, sorted.
 
     Args:
-        pattern: a file, a glob, or a folder, of which the files with one of the suffixes are taken.
+        pattern: a file, a glob or a folder.
+        suffixes: of the files to take from a folder.
     """
     scheme = pattern.partition("://")[0]
     with _path_errors(pattern):

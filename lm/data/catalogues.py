@@ -1,8 +1,8 @@
 """Reads gettext's message catalogues: English messages and their translations.
 
-A catalogue is a .mo or .po file. Its language is the name of the folder above LC_MESSAGES; elsewhere a .po file names
-it in its header or by its own name (`de.po`). We read the singular of a message and its first plural form, without
-context, and write whitespace as single spaces.
+A catalogue is a .mo or .po file. Its language is the name of the folder above LC_MESSAGES. Without such a folder it is
+the language in the header of a .po file, or the file's own name (`de.po`). Of a message with
+plural forms we read the singular and its first translation. We ignore contexts, and write whitespace as single spaces.
 
 The data are the texts of programs, from menu entries to paragraphs of help, with `%s` and markup unchanged. They are
 neither prose nor one translator's style. We leave out messages that are untranslated, fuzzy or obsolete; headers;
@@ -177,4 +177,4 @@ def _polib() -> ModuleType:
     try:
         return importlib.import_module("polib")
     except ImportError as error:
-        raise InputError("data.source=gettext needs polib; pip install 'lm[corpora]'.") from error
+        raise InputError("data.source=gettext needs polib; pip install -e '.[corpora]'.") from error

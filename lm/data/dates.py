@@ -43,7 +43,8 @@ def pairs(parallel_map: ParallelMap = map, count: int = NUM_PAIRS) -> list[Pair]
 
     Args:
         parallel_map: applied to the locales.
-        count: pairs to draw, equally many in each locale; duplicates and ambiguous ones are then removed.
+        count: the number of pairs to draw, equally many in each locale. Fewer are returned: duplicates and ambiguous
+            dates are left out.
 
     Returns:
         Pairs whose sources all differ.
@@ -98,4 +99,4 @@ def _babel(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"babel.{module}")
     except ImportError as error:
-        raise InputError("data.source=dates needs Babel; pip install 'lm[corpora]'.") from error
+        raise InputError("data.source=dates needs Babel; pip install -e '.[corpora]'.") from error

@@ -1,10 +1,11 @@
 """Reads the fields of records from JSON lines and Parquet.
 
-A record is its fields' texts, or None where a field is null. With it comes a function that returns the record's place,
-for an error message.
+A record is a list of the texts of its fields, or None where a field is null. A reader also yields a function that
+returns the place of the record, for an error message.
 """
 
 import contextlib
+import functools
 import importlib
 import itertools
 import json
@@ -26,7 +27,7 @@ def jsonl(path: str, start: int, stop: int, fields: Mapping[str, str]) -> Iterat
     """Yields the records of a file, or of the part of it that begins in bytes `start` to `stop` (-1: the end).
 
     Args:
-        fields: the fields to read, by the option of the section `data` that names each.
+        fields: field of the section `data` -> the name that it gives: `{"field": "text"}`.
 
     Raises:
         InputError: a line is not a JSON object with these texts; names file and line.
@@ -36,7 +37,7 @@ def jsonl(path: str, start: int, stop: int, fields: Mapping[str, str]) -> Iterat
             return
         if not line.strip():
             continue
-        place = lambda offset=offset: files.where(path, offset)  # noqa: E731
+        place = functools.partial(files.where, path, offset)
         record = _parsed(files.decode(line, path, offset), place)
         given: Mapping[str, object] = record if isinstance(record, dict) else {}
         values: list[str] = []
@@ -75,8 +76,8 @@ def parquet(path: str, fields: Mapping[str, str]) -> Iterator[Record]:
     """Yields the records of a file. The arguments are those of `jsonl`.
 
     Raises:
-        InputError: pyarrow is not installed, the file cannot be read, or a column is missing, double, or no text; names
-            the file, and the row if one is to blame.
+        InputError: pyarrow is not installed, the file cannot be read, or a column is missing, occurs twice or is no
+            text; names the file, and the row if one is to blame.
     """
     arrow = _arrow()
     with contextlib.ExitStack() as stack:
@@ -133,7 +134,7 @@ def _arrow() -> ModuleType:
         importlib.import_module("pyarrow.parquet")
         return importlib.import_module("pyarrow")
     except ImportError as error:
-        raise InputError("data.source=parquet needs pyarrow; pip install 'lm[parquet]'.") from error
+        raise InputError("data.source=parquet needs pyarrow; pip install -e '.[parquet]'.") from error
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def families(texts: Iterable[str]) -> list[str]:
         if not best or not missing & found[best]:
             shown = " ".join(sorted(missing)[:10])
             raise InputError(
-                f"no font of this machine has {shown}; for Chinese: pip install -e .[fonts], or on Debian "
+                f"no font of this machine has {shown}; for Chinese: pip install -e '.[fonts]', or on Debian "
                 "apt-get install fonts-wqy-microhei; for other scripts install a font that has them."
             )
         chosen.append(best)

@@ -23,7 +23,7 @@ def _library(name: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"this metric needs {install}; pip install 'lm[metrics]'.") from error
+        raise InputError(f"this metric needs {install}; pip install -e '.[metrics]'.") from error
 
 
 def bleu(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:

@@ -218,5 +218,5 @@ def test_without_a_path_it_is_the_catalogues_of_this_machine(tmp_path: Path, mon
 
 def test_without_polib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "polib", None)
-    with pytest.raises(InputError, match=r"data.source=gettext needs polib; pip install 'lm\[corpora\]'"):
+    with pytest.raises(InputError, match=r"data.source=gettext needs polib; pip install -e '.\[corpora\]'"):
         translations(tmp_path)

@@ -62,7 +62,7 @@ def test_parquet_gives_the_column(tmp_path: Path):
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(InputError, match=r"pip install 'lm\[parquet\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[parquet\]'"):
         list(corpus.documents(config("parquet", tmp_path)))
 
 

@@ -105,5 +105,5 @@ def test_the_data_is_the_same_every_time_and_names_20_languages(found: list[Pair
 
 def test_without_babel_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "babel.core", None)
-    with pytest.raises(InputError, match=r"data.source=dates needs Babel; pip install 'lm\[corpora\]'"):
+    with pytest.raises(InputError, match=r"data.source=dates needs Babel; pip install -e '.\[corpora\]'"):
         dates.pairs(count=10)

@@ -71,7 +71,7 @@ def test_a_font_that_has_the_glyphs_is_found(chinese_font):
 
 
 def test_glyphs_that_no_font_has_are_named_with_the_remedy(only_dejavu, tmp_path):
-    with pytest.raises(InputError, match=r"我.*pip install -e .\[fonts\].*apt-get install"):
+    with pytest.raises(InputError, match=r"我.*pip install -e '.\[fonts\]'.*apt-get install"):
         draw_weights(weights_of(list(SENTENCE), list(SENTENCE)), Picture(str(tmp_path / "a.png")))
     assert not list(tmp_path.iterdir())
 
