@@ -1,7 +1,8 @@
 """The mesh, and the tables of how parameters and activations are sharded over it.
 
-Only this file names mesh axes. There are four: `data` splits the batch; `fsdp` splits the batch and the parameters;
-`context` splits rows along their length; `tensor` splits heads, feed-forward and vocabulary.
+Models and tasks name no axis of the mesh: they name the dimensions of their arrays. There are four axes: `data` splits
+the batch; `fsdp` splits the batch and the parameters; `context` splits rows along their length; `tensor` splits heads,
+feed-forward and vocabulary.
 
 Array names carry their shape: B batch, L length, S memory length, D model, H heads, K head dim,
 F feed-forward, V vocabulary, M masked positions, P segments of a row.
@@ -141,6 +142,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Returns the number of shards of a batch's rows."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Returns the rows of the global batch that this process's devices hold, ascending.
 
@@ -171,11 +177,16 @@ def is_trivial() -> bool:
     return mesh.empty or mesh.size == 1
 
 
+def activation_spec(dims: str) -> P:
+    """Returns the spec of an activation from the table, given a letter for each of its dimensions."""
+    return P(*(ACTIVATIONS.get(dim) for dim in dims))
+
+
 def constrain(array: jax.Array, dims: str) -> jax.Array:
     """Constrains the sharding of an activation: `constrain(hidden_BLD, "BLD")`. Does nothing without a mesh."""
     if is_trivial():
         return array
-    return jax.lax.with_sharding_constraint(array, P(*(ACTIVATIONS.get(dim) for dim in dims)))
+    return jax.lax.with_sharding_constraint(array, activation_spec(dims))
 
 
 def platform() -> str:
@@ -198,9 +209,9 @@ def map_shards(function: Callable[..., jax.Array], inputs: Sequence[str], output
     """Returns a function that runs on each device's shards. `inputs` and `output` are dims, as in `constrain`."""
     if is_trivial():
         return function
-    spec = lambda dims: P(*(ACTIVATIONS.get(dim) for dim in dims))  # noqa: E731
+    specs = tuple(map(activation_spec, inputs))
     # JAX cannot check whether a kernel's result is replicated.
-    return jax.shard_map(function, in_specs=tuple(map(spec, inputs)), out_specs=spec(output), check_vma=False)
+    return jax.shard_map(function, in_specs=specs, out_specs=activation_spec(output), check_vma=False)
 
 
 def shard_start(dim: str, size: int) -> jax.Array | int:
@@ -218,7 +229,7 @@ def gathered(path: str, array: jax.Array) -> jax.Array:
 
     Without this constraint the compiler may move activations instead of weights.
     """
-    return _relaid(path, array, whole=True)
+    return _as_stored(path, array, without_fsdp=True)
 
 
 def scattered(path: str, gradient: jax.Array) -> jax.Array:
@@ -226,17 +237,19 @@ def scattered(path: str, gradient: jax.Array) -> jax.Array:
 
     The compiler then uses a reduce-scatter, which takes half the traffic of an all-reduce.
     """
-    return _relaid(path, gradient, whole=False)
+    return _as_stored(path, gradient)
 
 
-def _relaid(path: str, array: jax.Array, *, whole: bool) -> jax.Array:
+def _as_stored(path: str, array: jax.Array, *, without_fsdp: bool = False) -> jax.Array:
+    """Constrains an array to the sharding of a parameter, which `fsdp` splits; others are left to the compiler."""
     if is_trivial() or not path:
         return array
     spec = [_names(axes) for axes in parameter_spec(path, array.ndim)]
     if not any("fsdp" in names for names in spec):
         return array
-    layout = P(*(tuple(name for name in names if name != "fsdp" or not whole) for names in spec))
-    return jax.lax.with_sharding_constraint(array, layout)
+    if without_fsdp:
+        spec = [tuple(name for name in names if name != "fsdp") for names in spec]
+    return jax.lax.with_sharding_constraint(array, P(*spec))
 
 
 def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Comparison:
     Attributes:
         scores: kind of pair -> scores. A kind is a language, or `all`; in a mixture it is `TASK` or `TASK/LANGUAGE`.
         shown: some of the pairs.
-        left_out: what is wrong with each line of the file that holds no pair.
+        left_out: for each line of the file that holds no pair, what is wrong with it.
     """
 
     scores: dict[str, Scores]
@@ -84,10 +84,10 @@ def compare(
         raise InputError(f"{where} to evaluate on; set data.heldout_fraction above 0, or give an --input with pairs.")
     if limit and len(pairs) > limit:
         pairs = [pairs[i] for i in np.sort(np.random.default_rng(0).choice(len(pairs), limit, replace=False))]
-    prefixed = lambda pair: mixture.prefixed(loaded.config, pair.group, pair.source)  # noqa: E731
-    outputs = [
-        answer.get("text", "") for answer in write([pair.source if input_path else prefixed(pair) for pair in pairs])
-    ]
+    sources = [pair.source for pair in pairs]
+    if not input_path:
+        sources = [mixture.prefixed(loaded.config, pair.group, pair.source) for pair in pairs]
+    outputs = [answer.get("text", "") for answer in write(sources)]
     shown = min(shown, len(pairs))
     places = [len(pairs) * number // shown for number in range(shown)]
     return Comparison(
@@ -148,7 +148,7 @@ def read_lines(config: DataConfig) -> tuple[list[Pair], list[str]]:
 
 
 def _until_refused(shard: corpus.Shard) -> tuple[list[Pair], str | None]:
-    """Returns the pairs of a shard up to the first that is refused, and why it is."""
+    """Returns the pairs of a shard up to the first that is refused, and the reason; None where none is refused."""
     found: list[Pair] = []
     try:
         found += (each for each in corpus.read(shard) if isinstance(each, Pair))

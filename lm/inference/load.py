@@ -20,7 +20,7 @@ class Loaded:
 
     Attributes:
         config: the config of the run; `data.seq_length` is the longest input in tokens.
-        params: in the tree of `models.build(config.model).init`.
+        params: the parameters, in the tree that `models.build(config.model).init` returns.
         tokenizer: the tokenizer that the model was trained with.
         sentence_encoder: how a text is embedded.
         mesh: the devices that hold the parameters; None for one device.
@@ -77,9 +77,8 @@ def load(path: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
 
 def _with_rows(config: Config, mesh: jax.sharding.Mesh) -> Config:
     """Returns the config with a batch size that the mesh divides: inference does not use the training batch size."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, batch_size=rows),
+        data=dataclasses.replace(config.data, batch_size=sharding.batch_shards(mesh)),
         train=dataclasses.replace(config.train, accumulation=1),
     )

@@ -130,13 +130,13 @@ def with_defaults(generation: GenerationConfig, max_length: int, given: Mapping[
 class RowOptions(NamedTuple):
     """The fields of `Decoding` for each row, as arrays. So a program is not compiled again for other values.
 
-    An array that is None is an option that no row of the program uses. It costs nothing.
+    None stands for an option that no row of the program uses. It costs nothing.
 
     Attributes:
         key_B2: uint32, the data of each row's random key.
         early_stopping_B: int32, `STOPS_WHEN_FULL`, `NEVER_STOPS_EARLY` or neither.
         forced_B: int32, how many forced first tokens a row's prompt has: 0 or 1.
-        bad_words_BWL: int32. The last token of each is the one to forbid after the others. NONE fills up from the left.
+        bad_words_BWL: int32. The last token of a word is forbidden after its other tokens. NONE fills up from the left.
         suppressed_BS, begin_suppressed_BS: int32; NONE fills up.
     """
 
@@ -184,7 +184,11 @@ class Extras:
     def of(cls, rows: Iterable[Decoding]) -> "Extras":
         """Returns what some rows need. Sizes are rounded up to powers of two, so that few programs are compiled."""
         rows = tuple(rows)
-        size = lambda lists: power(most, 2) if (most := max(map(len, lists), default=0)) else 0  # noqa: E731
+
+        def size(lists: Sequence[Sequence[object]]) -> int:
+            longest = max(map(len, lists), default=0)
+            return power(longest, 2) if longest else 0
+
         words = [row.bad_words_ids for row in rows]
         return cls(
             early_stopping=any(row.early_stopping for row in rows),
