@@ -1,7 +1,7 @@
-"""The accelerators that the project knows, and the TPU slices that they are rented in.
+"""The accelerators that the project knows, and the slices in which TPUs are rented.
 
-Training reads a peak here for its MFU, the planner memory and links, the launchers the names that Google's interfaces
-use. Sources: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and, for Kubernetes,
+Training reads the peak of a chip for its MFU. The planner reads memory and links. The launchers read the names that
+Google's interfaces use. Sources: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and, for Kubernetes,
 https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus; for GPUs, NVIDIA's data sheets.
 """
 
@@ -16,7 +16,8 @@ from lm.errors import InputError
 
 _GIB = 2**30
 _CHIPS_PER_HOST = 4
-# The shapes of slices that are sold. Larger slices of three dimensions have multiples of 4, the smallest first.
+# The shapes of slices that are sold: all of two dimensions, and the small ones of three. In larger ones of three
+# dimensions each size is a multiple of 4, and sizes ascend.
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 _LARGEST = 9216  # chips
@@ -51,10 +52,10 @@ class Tpu(Chip):
         network: bytes/s of a device over the data-centre network.
         devices: JAX devices of a chip.
         megacore: whether the compiler joins a chip's two cores into one device.
-        dimensions: of a slice's shape.
-        gke: value of the node label `cloud.google.com/gke-tpu-accelerator`.
-        vm: prefix of the accelerator type of TPU VMs (`v5litepod` in `v5litepod-256`); empty: not rented as TPU VMs.
-        vm_units: what the number in an accelerator type counts for each chip: cores up to v5p, chips since.
+        dimensions: dimensions of a slice's shape.
+        gke: the value of the node label `cloud.google.com/gke-tpu-accelerator`.
+        vm: the prefix of the accelerator type of TPU VMs (`v5litepod` in `v5litepod-256`); empty where none are rented.
+        vm_units: how much each chip adds to the number in an accelerator type: 2 where it counts cores, 1 where chips.
         vm_runtime: the default software version of TPU VMs.
     """
 
@@ -171,7 +172,7 @@ class Topology:
     Attributes:
         kind: a key of `TPUS`.
         shape: chips along each dimension of a slice.
-        slices: slices, joined over the data-centre network.
+        slices: the number of slices, joined over the data-centre network.
     """
 
     kind: str

@@ -64,8 +64,8 @@ def modernbert(
 ) -> ModelConfig:
     """Returns a ModernBERT (Warner et al., 2024).
 
-    A pre-norm encoder with rotary positions and a gated GELU. Every third layer attends to the whole row, the others
-    to 64 tokens on either side. A norm follows the embeddings, so layer 0 has none before attention. Only the output
+    A pre-norm encoder with rotary positions and a gated GELU. Every third layer attends to all tokens, the others to
+    64 tokens on either side. A norm follows the embeddings, so layer 0 has none before attention. Only the output
     projection has a bias. Weights that write to the residual stream begin smaller.
     """
     config = ModelConfig(

@@ -15,10 +15,10 @@ from lm.config import Config
 
 
 def model_flops(config: Config, predicted: float) -> float:
-    """Returns the FLOPs of the forward and backward pass over one row that one example fills.
+    """Returns the FLOPs of the forward and backward pass over a row that a single example fills.
 
-    In global layers attention counts the whole row, causal or not; in local layers it counts the window. This is what
-    the planner compares programs with. What a batch of several examples a row needs is less: see `needed_flops`.
+    Attention counts all pairs of the row in global layers, causal or not, and those of the window in local layers. The
+    planner compares programs with this number. A row of several examples needs less: see `needed_flops`.
 
     Args:
         config: the config of the run.
@@ -76,9 +76,9 @@ def _flops(
 
     Args:
         config: the config of the run.
-        tokens: of the encoder and of the decoder.
-        pairs: of a query and a key in a global and in a local layer, of the encoder and of the decoder.
-        cross_pairs: of a query of the decoder and a key of the encoder.
+        tokens: the number of tokens of the encoder, and that of the decoder.
+        pairs: for the encoder and for the decoder, the pairs of a query and a key in a global and in a local layer.
+        cross_pairs: the pairs of a query of the decoder and a key of the encoder.
         predicted: the number of positions that reach the vocabulary projection.
     """
     model = config.model

@@ -132,7 +132,10 @@ def read(folder: epath.Path, abstract: T, *, partial: bool = False) -> tuple[T, 
 
 
 def contents(folder: epath.Path) -> tuple[Tree[jax.ShapeDtypeStruct], Sums | None]:
-    """Returns shapes and dtypes of the parameters in a folder, placed on this process's first device; and checksums."""
+    """Returns the shapes and dtypes of the parameters in a folder, and their checksums.
+
+    The sharding places each parameter on the first device of this process.
+    """
     metadata = ocp.PyTreeCheckpointHandler().metadata(folder)
     place = SingleDeviceSharding(jax.local_devices()[0])
     tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), metadata.tree)

@@ -40,7 +40,12 @@ def merge(first: Tree[Leaf], second: Tree[Leaf]) -> Tree[Leaf]:
 
 
 def abridge(paths: Collection[str], among: Collection[str]) -> list[str]:
-    """Returns a short list of names for some paths of a tree: `mlm` if the paths include everything below `mlm/`."""
+    """Returns short names for some paths of a tree: `mlm` stands for all paths below `mlm/`.
+
+    Args:
+        paths: the paths to name.
+        among: all paths of the tree.
+    """
     names = []
     for path in sorted(paths):
         parts = path.split("/")
