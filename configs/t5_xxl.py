@@ -6,8 +6,8 @@
 The corpus is one JSON object a line, with the document under "text". The paper's corpus is C4. As in the authors'
 code, documents are joined and cut into texts of 568 tokens, which make rows of 512 inputs and 114 targets; attention
 crosses from one document to the next. The learning rate, Adafactor, the initial weights and the z-loss are theirs too.
-`objective.join_documents=False` hides spans in each document alone. Fine-tuning sets `dropout`,
-`attention_dropout` and `mlp_dropout` to 0.1.
+`objective.join_documents=False` hides spans in each document alone. Fine-tuning sets `dropout`, `attention_dropout` and
+`mlp_dropout` to 0.1.
 
 Hardware: TPU v5e-256.
 Time:     planned, not yet measured.

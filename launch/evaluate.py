@@ -11,13 +11,14 @@ import sys
 from absl import flags
 
 from lm import cli
+from lm.inference.metrics import METRICS
 
 _checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
 _input = cli.define_path(
     "input", "", "File to evaluate on: text, .jsonl or .tsv with pairs; default: the run's held-out split."
 )
-_METRICS = ["mlm", "perplexity", "bleu", "chrf", "rouge", "exact-match"]
-_metric = flags.DEFINE_enum("metric", "perplexity", _METRICS, "What to measure.")
+_OF_LOSSES = ("mlm", "perplexity")
+_metric = flags.DEFINE_enum("metric", "perplexity", [*_OF_LOSSES, *METRICS], "What to measure.")
 _examples = flags.DEFINE_integer("examples", 1000, "Number of pairs to score, 0 for all.", lower_bound=0)
 _shown = flags.DEFINE_integer("shown", 0, "Number of pairs to print with the model's outputs.", lower_bound=0)
 _num_beams = flags.DEFINE_integer(
@@ -26,7 +27,7 @@ _num_beams = flags.DEFINE_integer(
 
 
 def main() -> None:
-    if _metric.value in ("mlm", "perplexity"):
+    if _metric.value in _OF_LOSSES:
         from lm.training import perplexity
 
         found = perplexity.measure(_checkpoint.value, _input.value)

@@ -127,7 +127,7 @@ def errors(path: epath.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _path_errors(path: epath.PathLike) -> Iterator[None]:
-    """As `errors`, and turns what the operating system says of a path into one line too."""
+    """Does what `errors` does, and also turns an error of the operating system about the path into one line."""
     try:
         with errors(path):
             yield

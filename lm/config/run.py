@@ -50,9 +50,9 @@ class Config:
             if field.name != "seed":
                 getattr(self, field.name).validate()
         _check_objective(self)
-        if self.mixture.tasks:
-            _check_tasks(self)
-        else:
+        for name, task in self.mixture.tasks.items():
+            _check_task(self, name, task)
+        if not self.mixture.tasks:
             _check_text("objective.name", self.objective.name, "data.source", self.data)
         _check_positions(self)
         _check_step(self)
@@ -82,10 +82,10 @@ class Config:
             )
 
     def with_vocabulary(self, pieces: int) -> "Config":
-        """Returns the config with the rows of the token embedding for a tokenizer of so many pieces.
+        """Returns the config with as many rows of the token embedding as a tokenizer of so many pieces needs.
 
         Raises:
-            InputError: `model.vocab_size` is not 0 and smaller.
+            InputError: `model.vocab_size` is smaller, and not 0.
         """
         rows = self.model.vocab_size or -(-pieces // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         if rows < pieces:
@@ -117,7 +117,14 @@ def _check_objective(config: Config) -> None:
 
 
 def _check_text(asks: str, objective: str, gives: str, data: DataConfig) -> None:
-    """Refuses documents where the objective needs pairs, and the reverse; `asks` and `gives` name the fields."""
+    """Refuses documents where the objective needs pairs, and pairs where it needs documents.
+
+    Args:
+        asks: the field of the objective, for the message.
+        objective: the name of the objective.
+        gives: the field of the text, for the message.
+        data: the text.
+    """
     if data.pairs != (objective in OF_PAIRS):
         raise InputError(
             f"{asks} is {objective!r}, but {gives}={data.source} gives "
@@ -133,11 +140,6 @@ def _check_text_of_mixture(config: Config) -> None:
                 f"data.{name} is {value!r}, but the run is a mixture; give it to a task, as "
                 f"mixture.tasks.NAME.{name}, and leave this one empty."
             )
-
-
-def _check_tasks(config: Config) -> None:
-    for name, task in config.mixture.tasks.items():
-        _check_task(config, name, task)
 
 
 def _check_task(config: Config, name: str, task: TaskConfig) -> None:

@@ -1,4 +1,4 @@
-"""Reads requests, one from each line. Nothing here needs jax.
+"""The tasks of a trained model, and their requests, one from each line. Nothing here needs jax.
 
 A request is a string, or a mapping with the fields of its task. Each gets one answer, in order. A request that cannot
 be answered gets `{"error": ...}`; the others are still answered.
@@ -13,6 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from lm.data.characters import is_blank, without_surrogates
+
+# The tasks of launch/predict.py. An encoder does the reading ones.
+READING = ("fill-mask", "next-sentence", "embed")
+TASKS = (*READING, "generate", "translate", "answer")
 
 Request = object  # a string or a mapping; anything else is answered with an error
 Answer = dict[str, Any]

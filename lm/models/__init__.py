@@ -17,21 +17,18 @@ Params = dict[str, Any]
 
 
 class Model:
-    """Splits a Flax module into parameters and pure functions, to which JAX's own jit and grad apply.
-
-    Attributes:
-        init: key -> parameters, a nested dict of arrays.
-        merge: parameters -> the module with these parameters.
-    """
+    """Splits a Flax module into parameters and pure functions, to which JAX's own jit and grad apply."""
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
         self._build = build
         self._graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
 
     def init(self, key: jax.Array) -> Params:
+        """Returns random parameters, a nested dict of arrays."""
         return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(params=key)), nnx.Param))
 
     def merge(self, params: Params) -> Any:
+        """Returns the module with these parameters."""
         return nnx.merge(self._graph, params)
 
 

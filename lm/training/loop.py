@@ -93,6 +93,11 @@ def begin(
 ) -> tuple[Program, int, State]:
     """Compiles the program of a run, and initialises its state or restores the newest undamaged checkpoint.
 
+    Args:
+        saved: the checkpoints of the run.
+        start: the step of the newest checkpoint; 0 for a new run.
+        tokenizer: the tokenizer of the run.
+
     Returns:
         The program, the step of the state, and the state.
 
