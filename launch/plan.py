@@ -1,8 +1,8 @@
 """Predicts memory, time and cost of a run on a pod: python launch/plan.py --config=FILE --topology=v5e:16x16.
 
-It compiles the exact training step for the topology on this machine, with the TPU compiler (pip install -e '.[plan]') and
-no TPU. --search varies mesh, rematerialisation, unroll and micro-batches on each topology, and ranks the plans.
-prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2}.
+It compiles the exact training step for the topology on this machine, with the TPU compiler and no TPU: install it with
+pip install -e '.[plan]'. --search varies mesh, rematerialisation, unroll and micro-batches on each topology, and ranks
+the plans. prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2}.
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:8x8,v6e:4x4 --search --prices=prices.json
 

@@ -177,7 +177,7 @@ def choose(monkeypatch, platform, setting="auto", **needs):
         ("cpu", {}, None),
         ("tpu", {"setting": "plain"}, None),
     ],
-    ids=str,
+    ids=lambda value: value.__module__ if callable(value) else str(value),  # without the address of a function
 )
 def test_the_platform_chooses(monkeypatch, platform, needs, expected):
     assert choose(monkeypatch, platform, **needs) is expected
