@@ -9,30 +9,8 @@ import dataclasses
 
 from lm.cluster.kubernetes import Server
 from lm.cluster.manifests import Manifest
+from lm.cluster.pace import AVERAGED, COOL_DOWN, DOWN, POLLING, UP, Pace
 from lm.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class Pace:
-    """How fast the number of replicas may change in one direction.
-
-    Attributes:
-        window: seconds; the most cautious wish of the last ones counts.
-        percent, pods: of replicas in a period; the larger change is allowed.
-        period: seconds.
-    """
-
-    window: int
-    percent: int
-    pods: int
-    period: int
-
-
-UP = Pace(window=0, percent=100, pods=4, period=15)
-DOWN = Pace(window=300, percent=10, pods=1, period=60)
-POLLING = 15  # seconds between two questions of KEDA
-COOL_DOWN = 300  # seconds without work after which KEDA stops the last replica
-AVERAGED = 60  # seconds over which KEDA's query averages a gauge
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import math
 from collections import deque
 from typing import Protocol
 
-from lm.cluster.scaling import DOWN, UP, Pace
+from lm.cluster.pace import DOWN, UP, Pace
 
 SYNC = 15.0  # seconds between two decisions of a HorizontalPodAutoscaler
 TOLERANCE = 0.1  # it does nothing while the sum is within a tenth of what the replicas may have

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.cluster.scaling import AVERAGED, COOL_DOWN, POLLING
+from lm.cluster.pace import AVERAGED, COOL_DOWN, POLLING
 from lm.plan.autoscale import Rule
 
 SCRAPE = 10.0  # seconds between two looks at the gauges

@@ -136,7 +136,7 @@ def computed(kind: str) -> tuple[Any, Any, list[tuple], Any, Any]:
             mix = lambda query, key, value, *_: jnp.einsum("BHLS,BSHK->BLHK", weights[index], value)  # noqa: E731
             return view and dataclasses.replace(view, kernel=mix)
 
-        view, memory_view = stack.views(*ROW[1:], memory, needs_weights=True)
+        view, memory_view = stack.views(*ROW[1:], memory, "plain")
         hidden = stack.embedding(ROW[0], POSITIONS, shared_VD=shared)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Attention, "__call__", watch)
@@ -239,8 +239,8 @@ def test_a_writer_is_told_over_what_it_wrote(tokenizer, model, kinds, monkeypatc
     @jax.jit
     def expected():
         module = models.build(writer.loaded.config.model).merge(writer.loaded.params)
-        memory = module.encode(*attention._alone(row.tokens)) if "cross" in found else None
-        return module.attention_weights(memory, *attention._alone(tokens[:-1]))
+        memory = module.encode(*attention._alone(row.tokens, 0, 1)) if "cross" in found else None
+        return module.attention_weights(memory, *attention._alone(tokens[:-1], 0, 1))
 
     own_NBHTT, cross_NBHTS = expected()
     np.testing.assert_allclose(own.weights_NHLS, own_NBHTT[:, 0], atol=1e-6)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm.cluster.scaling import Pace
+from lm.cluster.pace import Pace
 from lm.errors import InputError
 from lm.plan import fleet_flags, fleet_report, traffic
 from lm.plan.autoscale import Delayed, Fixed, Horizontal, Rule
