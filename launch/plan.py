@@ -21,14 +21,17 @@ from absl import flags
 
 from lm import cli
 from lm.accelerators import Topology
+from lm.config import Config
+from lm.data import workers
 from lm.plan import fleet_flags
 
 _config = cli.define_config(required=False)
 _topology = flags.DEFINE_list("topology", "", "KIND:SHAPE of TPUs, such as v5e:16x16 or 2*v5e:16x16.")
 _output = cli.define_path("output", "", "File for the plan as JSON; with --search for a list of plans, best first.")
 _search = flags.DEFINE_bool("search", False, "Vary mesh, remat, unroll and micro-batches.")
-_layouts = flags.DEFINE_integer("layouts", 3, "Layouts that --search compiles for each topology.", lower_bound=1)
-_workers = flags.DEFINE_integer("workers", 2, "Compilations at a time.", lower_bound=1)
+_LAYOUTS = "Layouts that --search compiles for each topology with a scan over layers; the best one also without a scan."
+_layouts = flags.DEFINE_integer("layouts", 3, _LAYOUTS, lower_bound=1)
+_compilations = flags.DEFINE_integer("workers", 2, "Compilations at a time.", lower_bound=1)
 _prices = cli.define_path("prices", None, "JSON file with the price of a chip-hour of each kind.")
 _deadline = flags.DEFINE_float("deadline", None, "Hours that the run may take; longer plans rank last.")
 _serve = flags.DEFINE_bool("serve", False, "Plan serving the model instead of training it.")
@@ -39,13 +42,18 @@ _num_beams = flags.DEFINE_integer("num_beams", 1, "With --serve: beams.", lower_
 fleet_flags.define_fleet()
 
 
-def main() -> int:
+def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the planned devices need not be here
     if flags.FLAGS.fleet:
-        return fleet_flags.run(_output)
+        fleet_flags.run(_output)
+        return
     config, topologies = _config(), [Topology.parse(name) for name in _topology.value or [""]]
-    names = ", ".join(topology.name for topology in topologies)
-    print(f"compiling for {names} on this machine; a large model takes minutes", file=sys.stderr, flush=True)
+    what = f"compiling for {', '.join(_topology.value)} on this machine; a large model takes minutes"
+    with workers.announced(what, at_once=True):
+        _plan(config, topologies)
+
+
+def _plan(config: Config, topologies: list[Topology]) -> None:
     from lm.inference.options import Decoding
     from lm.plan import cost, search, serving, step, tables
 
@@ -58,7 +66,7 @@ def main() -> int:
         found = [dataclasses.asdict(each) for each in answers]
     else:
         if _search.value:
-            plans = search.search(config, topologies, _layouts.value, _workers.value, _announce)
+            plans = search.search(config, topologies, _layouts.value, _compilations.value, _announce)
         else:
             plans = [step.plan(config, topology) for topology in topologies]
         runs = cost.ranked([cost.whole_run(plan, config.train.steps, prices) for plan in plans], _deadline.value)
@@ -67,7 +75,6 @@ def main() -> int:
     if _output.value:
         with cli.opened(_output, "w", sys.stdout) as file:
             file.write(tables.as_json(found, single=len(found) == 1 and not _search.value))
-    return cli.EXIT_DONE
 
 
 def _announce(plan) -> None:

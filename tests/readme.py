@@ -22,7 +22,10 @@ _OWN = f"{_TINY} --config.data.vocab_size=600 --config.data.batch_size=8 --confi
 _TEXT = "--config.data.source=text --config.data.path='corpus/*.txt'"
 _PORT = 8731
 _READY = f"for _ in $(seq 120); do curl -sf localhost:{_PORT}/ready >/dev/null && break; sleep 1; done"
-_POD = "--config.model.num_layers=2 --config.model.d_model=512 --config.model.num_heads=8 --config.model.d_ff=1024"
+_POD = (
+    "--config.model.num_layers=1 --config.model.d_model=128 --config.model.num_heads=2 --config.model.d_ff=128 "
+    "--config.data.vocab_size=1024 --config.model.vocab_size=1024"
+)
 
 # Pattern -> replacement, in order. A command that runs several scripts may match several times.
 SHORTENED = [

@@ -26,14 +26,16 @@ sys.meta_path.insert(0, Interrupt())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-# Python's main thread sees no signal, as in a compiler.
+# Goes on after KeyboardInterrupt, as a compiler does, into which Python cannot raise it.
 COMPUTING = """
-import signal, threading
+import contextlib, signal, threading
 from lm import cli
 
 def main():
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    print("computing", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        print("computing", flush=True)
+        threading.Event().wait()
     threading.Event().wait()
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

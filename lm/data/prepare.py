@@ -11,7 +11,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,6 +39,7 @@ _SETTINGS = (
 _IN_PROGRESS = "preparing.json"
 _BATCH_CHARACTERS = 1 << 20  # encoded at once; limits the memory of a worker
 _HASHES = 1 << 64
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def prepare(
@@ -103,15 +106,13 @@ def prepare(
 
 def _refuse_changes(out: str, made_with: Mapping[str, object], wanted: Mapping[str, object]) -> None:
     made_with = {**dataclasses.asdict(DataConfig()), **made_with}  # a setting that is newer than the store: its default
-    changes = [
-        f"data.{name} ({made_with[name]!r} -> {wanted[name]!r})"
-        for name in _SETTINGS
-        if made_with[name] != wanted[name]
-    ]
+    differ = [name for name in _SETTINGS if made_with[name] != wanted[name]]
+    changes = [f"data.{name} ({made_with[name]!r} -> {wanted[name]!r})" for name in differ]
+    back = [shlex.quote(f"--config.data.{name}={made_with[name]}") for name in differ]
     if changes:
         raise InputError(
             f"the token store {out!r} was made with other settings: {', '.join(changes)}; "
-            "change them back, or prepare into another folder."
+            f"change them back with {' '.join(back)}, or prepare into another folder."
         )
 
 
@@ -208,21 +209,26 @@ def _write_shards(
     missing = [job for job in jobs if job.index not in complete or complete[job.index]["digest"] != job.digest]
     total = sum(shard.size for shard in shards)
     initial = total - sum(job.shard.size for job in missing)
+    done, said = initial, time.monotonic()
+    on_terminal = sys.stderr.isatty()  # in a log a bar would be one endless line
     bar = tqdm(
         total=total,
         initial=initial,
         unit="B",
         unit_scale=True,
         desc="tokenise",
-        disable=not progress,
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds
+        disable=not (progress and on_terminal),
     )
-    with bar:
+    with bar, workers.announced(f"tokenising {total:,} bytes", progress and not on_terminal):
         futures = {executor.submit(_write_shard, job): job for job in missing}
         for future in concurrent.futures.as_completed(futures):
             job = futures[future]
             complete[job.index] = future.result()
+            done += job.shard.size
             bar.update(job.shard.size)
+            if progress and not on_terminal and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                print(f"tokenising: {done:,} of {total:,} bytes", file=sys.stderr, flush=True)
+                said = time.monotonic()
     return [complete[job.index] for job in jobs]
 
 

@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
-_ANNOUNCED_AFTER = 0.8  # seconds
 R = TypeVar("R")
+_ANNOUNCED_AFTER, _REPEATED_AFTER = 0.8, 20.0  # seconds
 
 
 class ParallelMap(Protocol):
@@ -37,7 +38,7 @@ def executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
         started: concurrent.futures.Executor = concurrent.futures.ThreadPoolExecutor(1)
     else:
         context = multiprocessing.get_context("spawn")
-        started = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=_start_worker)
+        started = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=start_worker)
     try:
         yield started
     except KeyboardInterrupt:
@@ -51,19 +52,40 @@ def executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
 
 
 @contextlib.contextmanager
-def announced(what: str, enabled: bool = True) -> Iterator[None]:
-    """Says on stderr what is being done, if it takes longer than a second."""
-    timer = threading.Timer(_ANNOUNCED_AFTER, print, [what], {"file": sys.stderr, "flush": True})
-    timer.daemon = True
-    if enabled:
-        timer.start()
+def announced(what: str, enabled: bool = True, *, at_once: bool = False) -> Iterator[None]:
+    """Says on stderr what is being done, if it takes longer than a second, and every 20 s that it goes on.
+
+    Args:
+        what: is being done.
+        enabled: whether it is said.
+        at_once: say it at the start.
+    """
+    if not enabled:
+        yield
+        return
+    if at_once:
+        print(what, file=sys.stderr, flush=True)
+    done = threading.Event()
+    thread = threading.Thread(target=_announce, args=(what, done, at_once), daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
+        thread.join()
 
 
-def _start_worker() -> None:
+def _announce(what: str, done: threading.Event, said: bool) -> None:
+    began = time.monotonic()
+    if not said:
+        if done.wait(_ANNOUNCED_AFTER):
+            return
+        print(what, file=sys.stderr, flush=True)
+    while not done.wait(_REPEATED_AFTER):
+        print(f"{what}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
+
+
+def start_worker() -> None:
     """Keeps a worker to one core, and ends it when its parent is killed, rather than let it write on or wait.
 
     A terminal sends Ctrl-C to the workers too; the parent decides.

@@ -56,8 +56,8 @@ def define_fleet() -> None:
     flags.DEFINE_integer("seed", 0, "Of what is drawn at random.", lower_bound=0)
 
 
-def run(output: flags.FlagHolder[str]) -> int:
-    """Simulates the day that the flags describe, prints the table, writes the files, and returns the exit code.
+def run(output: flags.FlagHolder[str]) -> None:
+    """Simulates the day that the flags describe, prints the table and writes the files.
 
     Args:
         output: names the file for JSON; empty: none.
@@ -81,7 +81,6 @@ def run(output: flags.FlagHolder[str]) -> int:
             file.write(tables.as_json([each.to_dict() for each in days], single=not _F.search))
     if _F.picture:
         fleet_report.draw(days[0], requests, _F.picture)
-    return cli.EXIT_DONE
 
 
 def simulate(requests: Traffic, capacity: Capacity, setting: Setting) -> Outcome:

@@ -17,6 +17,7 @@ import jax
 from lm import models, tasks
 from lm.accelerators import Topology
 from lm.config import Config
+from lm.data.workers import start_worker
 from lm.errors import InputError
 from lm.flops import model_flops
 from lm.plan.step import Plan, plan
@@ -62,7 +63,7 @@ def search(
         )
     # Processes, not threads: the compiler holds the interpreter lock, and a crash ends one layout only.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as executor:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=start_worker) as executor:
 
         def compile_all(jobs: list[tuple[Config, Topology]]) -> list[Plan]:
             futures = [executor.submit(plan, *job) for job in jobs]

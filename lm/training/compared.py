@@ -54,7 +54,7 @@ def table(runs: Runs) -> str:
     rows = [["", *runs.names]]
     rows += [["step", *(f"{values['step']:,}" for values in last)]]
     rows += [[name, *(_number(values.get(name)) for values in last)] for name in names]
-    settings = [[name, *map(str, values)] for name, values in runs.settings.items()]
+    settings = [[name, *(str(value) or "''" for value in values)] for name, values in runs.settings.items()]
     rows += [[], ["settings that differ" if settings else "no setting differs"], *settings]
     widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(len(runs.names) + 1)]
     return "\n".join(
@@ -64,8 +64,8 @@ def table(runs: Runs) -> str:
 
 def _order(name: str) -> tuple[bool, bool, str]:
     """Returns the sort key of a metric: losses and accuracies first, speed last, held-out beside training."""
-    result = name.endswith(("loss", "accuracy"))
-    return not result, name == "loss", f"{name.removeprefix('eval/')} {name}"
+    plain = name.removeprefix("eval/")
+    return not name.endswith(("loss", "accuracy")), plain != "loss", f"{plain} {name}"
 
 
 def _number(value: float | None) -> str:

@@ -50,7 +50,7 @@ def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
         for path, leaf in fresh.items()
         if path in saved.abstract and saved.abstract[path].shape == leaf.shape
     }
-    distributed.say(f"starting from the weights of {path}")
+    distributed.say(f"starting from the weights of {workdir}, step {step:,}")
     if random := parameters.abridge(fresh.keys() - taken.keys(), fresh):
         distributed.say(f"new, with random weights: {', '.join(random)}")
     if dropped := parameters.abridge(saved.abstract.keys() - taken.keys(), saved.abstract):

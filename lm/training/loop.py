@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import checkpoint, distributed, lease, models, sharding, storage, tasks
 from lm.config import Config, check_divisible
-from lm.data import batches, mixture
+from lm.data import batches, mixture, workers
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
@@ -104,8 +104,9 @@ def begin(
     Raises:
         InputError: the checkpoint of `checkpoint.init_from` does not fit the run.
     """
-    distributed.say(f"compiling the training step for {mesh.size} device(s)")
-    with distributed.agreement():  # the first collective would time out while another process still compiles
+    what = f"compiling the training step for {mesh.size} device(s)"
+    # The first collective would time out while another process still compiles.
+    with workers.announced(what, distributed.is_primary(), at_once=True), distributed.agreement():
         program = compile_program(config, objective, mesh)
     if start:
         start, state = saved.restore(program.abstract_state)

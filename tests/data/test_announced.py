@@ -1,22 +1,23 @@
-"""Work that takes long is announced within a second."""
+"""Work that takes long is announced within a second, and again while it goes on."""
 
-import sys
-import threading
+import queue
+import re
 
 import pytest
 
 from lm.data import workers
 
 
-def test_what_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers._ANNOUNCED_AFTER < 1
-    said = threading.Event()
-    monkeypatch.setattr("builtins.print", lambda *words, **_: (sys.stderr.write(words[0]), said.set()))
+    said: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr("builtins.print", lambda *words, **_: said.put(words[0]))
     with workers.announced("quick work"):
         pass
+    with workers.announced("work that is announced at once", at_once=True):
+        assert said.get_nowait() == "work that is announced at once"
     monkeypatch.setattr(workers, "_ANNOUNCED_AFTER", 0.0)
-    with workers.announced("reading the corpus"):
-        assert said.wait(timeout=30)
-    with workers.announced("silent work", enabled=False):
-        pass
-    assert capfd.readouterr().err == "reading the corpus"
+    monkeypatch.setattr(workers, "_REPEATED_AFTER", 0.01)
+    with workers.announced("silent work", enabled=False), workers.announced("reading the corpus"):
+        assert said.get(timeout=30) == "reading the corpus"
+        assert re.fullmatch(r"reading the corpus: \d+ s so far", said.get(timeout=30))

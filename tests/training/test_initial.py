@@ -60,7 +60,7 @@ def test_everything_is_taken_from_the_same_model_and_nothing_else_is_said(save, 
     path = save(tiny_config)
     saved, fresh, found = begin(path, build(tiny_config), tiny_store)
     assert_taken(found, saved, fresh, lambda path: True)
-    assert capfd.readouterr().err == f"starting from the weights of {path}\n"
+    assert capfd.readouterr().err == f"starting from the weights of {path}, step 3\n"
 
 
 def test_a_new_head_is_fresh(save, tiny_config, tiny_store, capfd):
