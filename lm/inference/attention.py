@@ -111,7 +111,7 @@ def _one(weights_NBHLS: jax.Array, queries: Sequence[str], keys: Sequence[str]) 
     return np.asarray(weights_NBHLS[:, 0], np.float32)[:, :, : len(queries), : len(keys)]
 
 
-def _alone(tokens_L: np.ndarray, width: int, copies: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _alone(tokens_L: np.ndarray, width: int = 0, copies: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the tokens, segments and positions [B, L] of copies of one sequence, padded to a width."""
     padding = (0, max(0, width - len(tokens_L)))
     segments_L = np.pad(np.ones(len(tokens_L), np.int32), padding)

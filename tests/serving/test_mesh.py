@@ -41,6 +41,7 @@ def test_the_parameters_and_the_cache_are_split(split: Running):
     kernel = models["reader"].predictor.loaded.params["encoder"]["layers"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 32, 32)
     state = models["writer"].weights.lanes[0]._state
+    assert state is not None
     key = state.cache.layers[0][0]
     assert key.sharding.shard_shape(key.shape)[:2] == (key.shape[0] // 2, key.shape[1] // 2)
     assert len(key.sharding.device_set) == 4
