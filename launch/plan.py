@@ -1,19 +1,17 @@
 """Predicts memory, time and cost of a run on a pod: python launch/plan.py --config=FILE --topology=v5e:16x16.
 
 It compiles the exact training step for the topology on this machine, with the TPU compiler and no TPU: install it with
-pip install -e '.[plan]'. --search varies mesh, rematerialisation, unroll and micro-batches on each topology, and ranks
-the plans. prices.json holds the price of a chip-hour of each kind: {"v5e": 1.2}.
+pip install -e '.[plan]'. --search varies mesh, rematerialisation, unroll and micro-batches, and ranks the plans.
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:8x8,v6e:4x4 --search --prices=prices.json
 
---serve plans one batch of requests instead: decoding with its KV cache, or the forward pass of an encoder. --fleet
-simulates replicas that serve a day's requests, with the rule of the autoscaler that adds and takes them:
+--serve plans one batch of requests instead: decoding with its KV cache, or the forward pass of an encoder. --load says
+what so many requests a second take. --fleet simulates a day's requests, and the autoscaler's replicas that serve them:
 
-    python launch/plan.py --config=configs/t5_large.py --topology=v5e:1x1 --serve --batch=32 --num_beams=4
+    python launch/plan.py --config=configs/t5_large.py --topology=v5e:1x1 --serve --batch=32,128 --load=50
     python launch/plan.py --fleet --rate=2:20 --tokens_per_second=900 --startup_seconds=90 --picture=day.png
 """
 
-import dataclasses
 import os
 import sys
 
@@ -23,7 +21,7 @@ from lm import cli
 from lm.accelerators import Topology
 from lm.config import Config
 from lm.data import workers
-from lm.plan import fleet_flags
+from lm.plan import fleet_flags, serving_flags
 
 _config = cli.define_config(required=False)
 _topology = flags.DEFINE_list("topology", "", "KIND:SHAPE of TPUs, such as v5e:16x16 or 2*v5e:16x16.")
@@ -32,13 +30,9 @@ _search = flags.DEFINE_bool("search", False, "Vary mesh, remat, unroll and micro
 _LAYOUTS = "Layouts that --search compiles for each topology with a scan over layers; the best one also without a scan."
 _layouts = flags.DEFINE_integer("layouts", 3, _LAYOUTS, lower_bound=1)
 _compilations = flags.DEFINE_integer("workers", 2, "Compilations at a time.", lower_bound=1)
-_prices = cli.define_path("prices", None, "JSON file with the price of a chip-hour of each kind.")
+_prices = cli.define_path("prices", None, 'JSON file with the price of a chip-hour of each kind: {"v5e": 1.2}.')
 _deadline = flags.DEFINE_float("deadline", None, "Hours that the run may take; longer plans rank last.")
-_serve = flags.DEFINE_bool("serve", False, "Plan serving the model instead of training it.")
-_batch = flags.DEFINE_integer("batch", 32, "With --serve: sequences in a batch.", lower_bound=1)
-_length = flags.DEFINE_integer("length", None, "With --serve: tokens read; default: data.seq_length.", lower_bound=1)
-_max_length = flags.DEFINE_integer("max_length", 128, "With --serve: tokens written.", lower_bound=1)
-_num_beams = flags.DEFINE_integer("num_beams", 1, "With --serve: beams.", lower_bound=1)
+serving_flags.define_serving()
 fleet_flags.define_fleet()
 
 
@@ -50,31 +44,26 @@ def main() -> None:
     config, topologies = _config(), [Topology.parse(name) for name in _topology.value or [""]]
     what = f"compiling for {', '.join(_topology.value)} on this machine; a large model takes minutes"
     with workers.announced(what, at_once=True):
-        _plan(config, topologies)
-
-
-def _plan(config: Config, topologies: list[Topology]) -> None:
-    from lm.inference.options import Decoding
-    from lm.plan import cost, search, serving, step, tables
-
-    prices = cost.read_prices(_prices.value)
-    if _serve.value:
-        decoding = Decoding(max_length=_max_length.value, num_beams=_num_beams.value)
-        length = _length.value or config.data.seq_length
-        answers = [serving.plan(config, each, _batch.value, length, decoding) for each in topologies]
-        print(tables.serving_table(answers))
-        found = [dataclasses.asdict(each) for each in answers]
-    else:
-        if _search.value:
-            plans = search.search(config, topologies, _layouts.value, _compilations.value, _announce)
-        else:
-            plans = [step.plan(config, topology) for topology in topologies]
-        runs = cost.ranked([cost.whole_run(plan, config.train.steps, prices) for plan in plans], _deadline.value)
-        print(tables.table(runs), tables.details(runs[0]), sep="\n\n")
-        found = [run.to_dict() for run in runs]
+        plan = serving_flags.run if flags.FLAGS.serve else _plan_training
+        found = plan(config, topologies)
     if _output.value:
+        from lm.plan import tables
+
         with cli.opened(_output, "w", sys.stdout) as file:
             file.write(tables.as_json(found, single=len(found) == 1 and not _search.value))
+
+
+def _plan_training(config: Config, topologies: list[Topology]) -> list[dict[str, object]]:
+    from lm.plan import cost, search, step, tables
+
+    prices = cost.read_prices(_prices.value)
+    if _search.value:
+        plans = search.search(config, topologies, _layouts.value, _compilations.value, _announce)
+    else:
+        plans = [step.plan(config, topology) for topology in topologies]
+    runs = cost.ranked([cost.whole_run(plan, config.train.steps, prices) for plan in plans], _deadline.value)
+    print(tables.table(runs), tables.details(runs[0]), sep="\n\n")
+    return [run.to_dict() for run in runs]
 
 
 def _announce(plan) -> None:
