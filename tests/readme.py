@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CHINESE = "## 中文"
 _BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_TINY = "--config.model.num_layers=1 --config.train.steps=2 --config.train.eval_batches=1 --config.checkpoint.keep=1"
+_SHORT = "--config.train.steps=2 --config.train.eval_batches=1 --config.checkpoint.keep=1"
+_TINY = f"--config.model.num_layers=1 {_SHORT}"
 _OWN = f"{_TINY} --config.data.vocab_size=600 --config.data.batch_size=8 --config.data.seq_length=64"
 _TEXT = "--config.data.source=text --config.data.path='corpus/*.txt'"
 _PORT = 8731
@@ -29,7 +30,7 @@ _POD = (
 
 # Pattern -> replacement, in order. A command that runs several scripts may match several times.
 SHORTENED = [
-    (r"^bash launch/quickstart\.sh", f"\\g<0> {_TINY}"),
+    (r"^bash launch/quickstart\.sh", f"\\g<0> {_SHORT}"),  # goes on with the run that has made the environment
     (r"^bash launch/test\.sh", r"\g<0> tests/test_sizes.py"),
     (r"^(python launch/(train|prepare)\.py --config=configs/mini\.py.*)", f"\\1 {_OWN}"),
     (
@@ -43,7 +44,10 @@ SHORTENED = [
     (r"^(python launch/serve\.py .*)--port=8000", rf"\1--port={_PORT} & trap 'kill %1' EXIT; {_READY}"),
     (r"localhost:8000", f"localhost:{_PORT}"),
     (r"--from_huggingface=DIR", "--from_huggingface=mine-hf"),
-    (r"^docker build .*", r"if docker info >/dev/null 2>&1; then \g<0>; else echo 'no docker here: not built'; fi"),
+    (
+        r"^docker build .*",
+        r"if docker info >/dev/null 2>&1; then \g<0>; else echo 'skipped, docker build: no docker daemon answers here'; fi",
+    ),
 ]
 QUICK = re.compile(r"launch/cluster/(gke|slurm|tpu_vm)\.py")
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import re
 import shlex
 import signal
 import socket
@@ -18,6 +19,8 @@ from lm.cli import EXIT_DONE, EXIT_PREEMPTED
 from lm.errors import InputError
 
 GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL
+# What Gloo, which carries collectives between CPUs, says of each group of devices that found all its members.
+_JOINED = re.compile(rb"\[Gloo\] Rank \d+ is connected to (\d+) peer ranks\. Expected number of .* is : (\d+)\s*$")
 
 
 def environment(process: int, processes: int, port: int, devices: int) -> dict[str, str]:
@@ -131,6 +134,8 @@ def _start(
 
 def _forward(number: int, source: IO[bytes], destination: IO[bytes]) -> None:
     for line in source:
+        if (joined := _JOINED.match(line)) and joined[1] == joined[2]:
+            continue
         destination.write(b"[%d] %s\n" % (number, line.rstrip(b"\r\n")))  # one call a line, so that lines never mix
         destination.flush()
 

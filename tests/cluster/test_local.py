@@ -75,6 +75,13 @@ def test_output_keeps_its_stream_and_its_last_line() -> None:
     assert (done.stdout, done.stderr) == ("", "[0] leaving with 0\n[0] and no newline at the end\n")
 
 
+def test_gloos_words_are_left_out_where_all_members_are_found() -> None:
+    gloo = "[Gloo] Rank 0 is connected to {} peer ranks. Expected number of connected peer ranks is : 3"
+    script = f"print({gloo.format(3)!r}); print({gloo.format(2)!r}); print('[Gloo] failed')"
+    done = run("--processes=1", script=script)
+    assert done.stdout == f"[0] {gloo.format(2)}\n[0] [Gloo] failed\n"
+
+
 def test_one_that_does_not_answer_is_killed() -> None:
     command = [sys.executable, "-c", LEAVE, "deaf", "4"]
     code = f"import sys\nfrom lm.cluster import local\nsys.exit(local.run({command!r}, 2, 1, grace=0.2))"
