@@ -60,10 +60,10 @@ class Readers(Group):
         budget: int,
         multiple: int,
         pad_id: int,
+        fine: bool = False,
     ):
         self._program, self.tokens_a_place = program, tokens_a_place
-        # On CPUs the time of a batch is that of its tokens, padding included.
-        sizes = {"budget": budget, "multiple": multiple, "fine": sharding.platform() == "cpu"}
+        sizes = {"budget": budget, "multiple": multiple, "fine": fine}
         self._packing = {**sizes, "tokens_a_place": tokens_a_place, "pad_id": pad_id}
         self._shapes = packed.shapes(longest, **sizes)
 

@@ -23,6 +23,7 @@ _PRIORITY_SECONDS = 5.0  # a request waits as if it had come so much later for e
 # that came a moment before.
 _SECONDS_A_TOKEN = 1e-4
 _MEASURED = 0.5  # seconds over which the pace of the queue is measured
+_FILLED = 0.5  # the queue may take this share of a request's time: its pace varies, and the answer takes time as well
 _LONGEST_RETRY = 60.0  # seconds
 
 
@@ -153,7 +154,7 @@ class Scheduler:
             Refusal: "too large" if it could never be admitted, "overloaded" if it can later.
         """
         with self._changed:
-            self._check_room(job)
+            self._check_room(len(job.items), job.tokens, job.seconds)
             now = self._clock()
             job.arrived = now
             job.due = now + min(job.seconds or self.limits.seconds, self.limits.seconds)
@@ -175,19 +176,25 @@ class Scheduler:
         with self._changed:
             self._end(job)
 
-    def _check_room(self, job: Job) -> None:
-        limits, tokens = self.limits, job.tokens
-        for name, wanted, most in (
-            ("inputs", len(job.items), limits.waiting_items),
-            ("tokens", tokens, limits.waiting_tokens),
-        ):
+    def check_open(self) -> None:
+        """Refuses what even the smallest request would be refused for, before the work of making items.
+
+        Raises:
+            Refusal: "overloaded".
+        """
+        with self._changed:
+            self._check_room(1, 1, None)
+
+    def _check_room(self, items: int, tokens: int, seconds: float | None) -> None:
+        limits = self.limits
+        for name, wanted, most in (("inputs", items, limits.waiting_items), ("tokens", tokens, limits.waiting_tokens)):
             if wanted > most:
                 raise Refusal("too large", f"the request has {wanted} {name}; this server takes at most {most}.")
         wait = self.expected_wait()
-        if self.items + len(job.items) > limits.waiting_items or self.tokens + tokens > limits.waiting_tokens:
+        if self.items + items > limits.waiting_items or self.tokens + tokens > limits.waiting_tokens:
             raise Refusal("overloaded", "the queue is full; try again later.", retry_after=self._retry_after(wait))
-        seconds = min(job.seconds or limits.seconds, limits.seconds)
-        if wait > seconds:
+        seconds = min(seconds or limits.seconds, limits.seconds)
+        if wait > _FILLED * seconds:
             message = f"the queue is {wait:.1f} s long, but the answer is due in {seconds:g} s; try again later."
             raise Refusal("overloaded", message, retry_after=self._retry_after(wait))
 

@@ -214,7 +214,12 @@ class Served:
             if "embed" in self.tasks:
                 programs[VECTORS] = (runner.vectors, 1)
             packing = {"longest": self.longest, "budget": budget, "multiple": runner.multiple, "pad_id": special.pad}
-            readers = {name: Readers(program, width, **packing) for name, (program, width) in programs.items()}
+            # On CPUs a batch costs what its tokens cost, padding included. `VECTORS` is rarely asked for.
+            is_fine = {name: name != VECTORS and sharding.platform() == "cpu" for name in programs}
+            readers = {
+                name: Readers(program, width, fine=is_fine[name], **packing)
+                for name, (program, width) in programs.items()
+            }
         else:
             decoders = self._decoders(predictor.loaded.params)
             together = _up(_TOGETHER.get(sharding.platform(), _TOGETHER_ON_ACCELERATORS), runner.multiple)

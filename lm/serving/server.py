@@ -32,6 +32,10 @@ from lm.serving.settings import Settings
 
 ENDPOINTS = (*openai.ENDPOINTS, *completions.ENDPOINTS, *tei.ENDPOINTS, *tasks.ENDPOINTS, *explore.ENDPOINTS)
 
+# Seconds until an idle connection is closed. Balancers keep theirs for a minute and send again on them. A server that
+# closes earlier loses the request that is on its way.
+_KEEP_ALIVE = 75
+
 log = logging.getLogger("lm.serving")
 
 
@@ -136,6 +140,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             lifespan="off",
+            timeout_keep_alive=_KEEP_ALIVE,
         )
         super().__init__(config)
         self._service = service

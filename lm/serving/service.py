@@ -125,6 +125,15 @@ class Service:
     async def in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
+    async def tokenize(self, make: Callable[[], T]) -> T:
+        """Returns the rows that a tokenizer makes.
+
+        Raises:
+            Refusal: the queue is full. An overloaded server tokenizes nothing that it would refuse.
+        """
+        self.scheduler.check_open()
+        return await self.in_thread(make)
+
     # ---- Requests to items, and results to outputs ------------------------------------------
 
     async def embedding_rows(
@@ -152,7 +161,7 @@ class Service:
         assert isinstance(prompt, prompts.Embed)
         with times.measured("tokenizing"):
             try:
-                rows = await self.in_thread(lambda: [_embedding_row(weights, prompt, each, side) for each in given])
+                rows = await self.tokenize(lambda: [_embedding_row(weights, prompt, each, side) for each in given])
             except RequestError as error:
                 raise Refusal("invalid", str(error), param="inputs") from None
         for number, row in enumerate(rows):
@@ -220,7 +229,7 @@ class Service:
             Refusal: a text cannot be read, or is too long where the server does not cut.
         """
         try:
-            rows = await self.in_thread(make)
+            rows = await self.tokenize(make)
         except RequestError as error:
             raise Refusal("invalid", str(error), param="prompt") from None
         if not self.settings.truncate and any(row.truncated for row in rows):

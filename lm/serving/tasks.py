@@ -136,7 +136,7 @@ async def _rows(service: Service, prompt: Prompt, given: Sequence[object]) -> tu
                 rows.pop(index, None)
         return rows, errors
 
-    return await service.in_thread(make)
+    return await service.tokenize(make)
 
 
 async def reload(service: Service, request: Request, body: JSON) -> Response:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 Bodies = Iterator[tuple[str, dict[str, Any]]]  # path and body of one request after the other
 
+_IDLE = 3.0  # seconds; an older connection may just be closed by its server
+
 
 class Answer(NamedTuple):
     """When a request was sent, first answered and wholly answered, in seconds, and its status."""
@@ -25,10 +27,13 @@ class Client:
     def __init__(self, port: int):
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used = 0.0
         self.content = b""  # of the last answer that was no stream
 
     async def ask(self, path: str, body: dict[str, Any] | None, headers: str = "") -> Answer:
         """Sends a request and reads the answer; a body of None is a GET."""
+        if self._streams is not None and (self._streams[0].at_eof() or time.perf_counter() - self._used > _IDLE):
+            self.close()
         self._streams = self._streams or await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
         content = b"" if body is None else json.dumps(body).encode()
@@ -48,7 +53,8 @@ class Client:
             raise
         if b"connection: close" in head:
             self.close()
-        return Answer(sent, first, time.perf_counter(), int(head[9:12]))
+        self._used = time.perf_counter()
+        return Answer(sent, first, self._used, int(head[9:12]))
 
     async def _read_chunks(self, reader: asyncio.StreamReader, first: float) -> float:
         """Reads a stream, and returns the time of its first event."""

@@ -139,12 +139,18 @@ def transformers(folder: str, batch: int) -> Handler:
                 loop.call_soon_threadsafe(tokens.put_nowait, int(value.reshape(-1)[0]))
 
             def end(self) -> None:
-                loop.call_soon_threadsafe(tokens.put_nowait, None)
+                pass
 
         async def events() -> AsyncIterator[str]:
             async with lock:
                 limits = {"max_new_tokens": body["max_length"], "min_new_tokens": body["min_length"]}
-                run = lambda: model.generate(source, streamer=Streamer(), do_sample=False, **limits)  # noqa: E731
+
+                def run() -> None:
+                    try:
+                        model.generate(source, streamer=Streamer(), do_sample=False, **limits)
+                    finally:
+                        loop.call_soon_threadsafe(tokens.put_nowait, None)
+
                 writing = asyncio.create_task(asyncio.to_thread(run))
                 await tokens.get()  # the start token
                 while (token := await tokens.get()) is not None:

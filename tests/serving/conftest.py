@@ -19,7 +19,7 @@ from lm.serving.settings import Settings
 from tests.inference.conftest import make_workdir
 from tests.training.conftest import WORDS, tiny_config, tiny_seq2seq, tiny_store  # noqa: F401
 
-SETTINGS = Settings(slots=4, beams=(1, 2), max_length=96)
+SETTINGS = Settings(slots=4, beams=(1, 2), max_length=96, batch_tokens=256)  # a small batch has few shapes
 
 
 @dataclasses.dataclass

@@ -71,6 +71,18 @@ def test_a_request_that_can_never_fit_is_too_large_and_one_that_can_later_is_ove
     world.ask(group, 50)
 
 
+def test_a_full_queue_refuses_before_items_are_made():
+    world, group = World(waiting_items=2), Group()
+    world.ask(group, 1)
+    world.scheduler.check_open()
+    world.ask(group, 1)
+    with pytest.raises(Refusal) as refused:
+        world.scheduler.check_open()
+    assert refused.value.kind == "overloaded"
+    world.read()
+    world.scheduler.check_open()
+
+
 def test_an_input_larger_than_the_budget_is_computed_alone():
     world, group = World(batch_tokens=10), Group()
     large, small = world.ask(group, 25), world.ask(group, 3)
@@ -93,7 +105,8 @@ def test_a_request_whose_deadline_the_queue_would_miss_is_refused():
     for _ in range(20):
         world.clock.now += 1.0
         world.read()
-    world.ask(group, 1, seconds=15)
+    assert world.refused(group, 1, seconds=15).kind == "overloaded"  # the queue may take half of a request's time
+    world.ask(group, 1, seconds=25)
 
 
 # ---- Order --------------------------------------------------------------------------------------
