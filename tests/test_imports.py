@@ -49,7 +49,7 @@ NEVER = {"configs", "launch", "tests", "torch", "transformers"}
 # The launchers' table, the host's work ahead of a step, and the wording of requests.
 WITHOUT_JAX = {
     "lm/accelerators.py",
-    *(f"lm/data/{name}.py" for name in ("batches", "examples", "flat", "mixture", "packing", "windows")),
+    *(f"lm/data/{name}.py" for name in ("batches", "examples", "flat", "mixture", "packing", "two_sided", "windows")),
     *(f"lm/inference/{name}.py" for name in ("languages", "packed", "prompts", "requests")),
     *(f"lm/plan/{name}.py" for name in ("autoscale", "fleet", "fleet_flags", "traffic")),
     *(f"lm/serving/{name}.py" for name in ("refusals", "scheduler", "schema", "settings", "text")),

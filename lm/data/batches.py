@@ -35,6 +35,7 @@ Rows = np.ndarray | slice
 # (step, a process's part of the batch; None for the whole batch) -> arrays.
 Source = Callable[[int, Rows | None], Arrays]
 
+_ATTEMPTS = 4  # at packing a window into its rows
 _PLANS_KEPT = 2  # a batch may lie across the end of a window
 
 
@@ -229,16 +230,25 @@ class Batches:
         if self._windows.count == 1:
             plan = self._packed(self._split, np.random.default_rng((self._seed, epoch)))
         else:
-            blocks, bounds = self._windows.of_epoch(epoch)
-            rng = np.random.default_rng((self._seed, epoch, window + 1))
-            plan = self._packed(self._split.window(blocks[window]), rng)
-            first, after = bounds[window : window + 2].tolist()
-            if (lost := plan.num_rows - (after - first)) > 0:
-                print(f"window {window} of epoch {epoch} leaves out {lost:,} rows: more than planned", file=sys.stderr)
-            row_offsets = fill(plan.row_offsets, after - first, rng)
-            plan = dataclasses.replace(plan, row_offsets=row_offsets, first_row=first)
+            plan = self._plan_window(epoch, window)
         plan.split.load()
         return plan
+
+    def _plan_window(self, epoch: int, window: int) -> Plan:
+        blocks, bounds = self._windows.of_epoch(epoch)
+        split = self._split.window(blocks[window])
+        first, after = bounds[window : window + 2].tolist()
+        for attempt in range(_ATTEMPTS):
+            rng = np.random.default_rng((self._seed, epoch, window + 1, attempt))
+            plan = self._packed(split, rng)
+            if plan.num_rows <= after - first:
+                break
+        else:
+            lost = plan.num_rows - (after - first)
+            print(
+                f"window {window} of epoch {epoch} needs more rows than it has; {lost:,} are left out", file=sys.stderr
+            )
+        return dataclasses.replace(plan, row_offsets=fill(plan.row_offsets, after - first, rng), first_row=first)
 
     def _packed(self, split: Split, rng: np.random.Generator) -> Plan:
         examples = self._format.plan(split, rng)

@@ -5,8 +5,7 @@ import collections
 
 import numpy as np
 
-_GRID = 128
-_BALANCE = 8  # weight of the penalty for sides that are unequally full
+from lm.data import two_sided
 
 
 def pack(
@@ -28,7 +27,8 @@ def pack(
         return np.zeros(0, np.int64), np.zeros(1, np.int64)
     if len(capacities) == 1:
         return _pack_one(sizes[:, 0], capacities[0], max_per_row, rng)
-    return _pack_two(sizes, capacities, max_per_row, rng)
+    members, row_sizes = two_sided.pack(sizes, capacities, max_per_row, rng)
+    return _shuffle_rows(members, row_sizes, rng)
 
 
 def _pack_one(
@@ -100,67 +100,6 @@ def _fill(counts: list[int], capacity: int, max_per_row: int) -> list[tuple[tupl
         if left % each:
             put((length,) * (left % each), 1, capacity - left % each * length)
     return closed + [group for room in rooms for group in open_groups[room]]
-
-
-def _pack_two(
-    sizes: np.ndarray, capacities: tuple[int, ...], max_per_row: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Packs two sides: a row begins with the largest example that is left, then takes the best of the rest.
-
-    The best example leaves both sides equally full; among several such it is the largest. Balance comes first, because
-    the ratio of source and target differs between short and long examples: if early rows use up one kind, later rows
-    cannot be filled. Sizes are rounded up to a grid of at most 128 x 128, and examples of one cell count as equal. So
-    an example takes about 8 microseconds, whatever the number of examples.
-    """
-    limits = np.array(capacities)
-    grid = np.minimum(limits, _GRID)
-    cells = -(-sizes * grid // limits)  # rounded up: where the cell fits, the example fits
-    width = int(grid[1]) + 1
-    flat = cells[:, 0] * width + cells[:, 1]
-    shuffled = rng.permutation(len(sizes))
-    by_cell = shuffled[np.argsort(flat[shuffled], kind="stable")].tolist()
-    counts = np.bincount(flat, minlength=(int(grid[0]) + 1) * width)
-    ends, left = np.cumsum(counts).tolist(), counts.tolist()
-
-    share = [np.arange(size + 1) / size for size in grid]
-    filled = (share[0][:, None] + share[1][None, :]).astype(np.float32)
-    skew = (share[0][:, None] - share[1][None, :]).astype(np.float32)
-    closed = np.where(counts > 0, 0.0, -np.inf).astype(np.float32).reshape(filled.shape)
-    largest = np.argsort(-np.maximum.outer(share[0], share[1]).ravel(), kind="stable")
-    largest = iter(largest[counts[largest] > 0].tolist())
-    lengths = sizes.tolist()
-    members: list[int] = []
-    row_sizes: list[int] = []
-
-    def take(cell: int) -> tuple[int, int]:
-        left[cell] -= 1
-        if not left[cell]:
-            closed.flat[cell] = -np.inf
-        members.append(by_cell[ends[cell] - 1 - left[cell]])
-        return lengths[members[-1]]
-
-    cell = next(largest)
-    while len(members) < len(lengths):
-        while not left[cell]:
-            cell = next(largest)
-        before = len(members)
-        first, second = take(cell)
-        room = [capacities[0] - first, capacities[1] - second]
-        while len(members) - before < max_per_row:
-            high, wide = (int(room[side] * grid[side] // limits[side]) for side in (0, 1))
-            if not (high and wide):
-                break
-            part = slice(1, high + 1), slice(1, wide + 1)
-            excess = room[0] / capacities[0] - room[1] / capacities[1]
-            score = filled[part] + closed[part] - _BALANCE * np.abs(excess - skew[part])
-            row, column = divmod(int(score.argmax()), wide)
-            best = (row + 1) * width + column + 1
-            if not left[best]:
-                break
-            first, second = take(best)
-            room = [room[0] - first, room[1] - second]
-        row_sizes.append(len(members) - before)
-    return _shuffle_rows(np.array(members), np.array(row_sizes), rng)
 
 
 def _shuffle_rows(

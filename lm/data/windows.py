@@ -9,12 +9,13 @@ the memory of a process must not grow with the corpus. Both follow from three ru
    shuffled from the lengths of its own documents. A next-sentence pair takes its other document from the same window.
 2. The number of rows of a window is fixed from the counts of its blocks. At the start, twelve samples of blocks, as
    large as a window together, are planned and packed. A least-squares fit gives the rows that a block needs from its
-   numbers of documents, sentences and tokens. A window gets the rows that its blocks need and a margin: 0.1%, and four
-   times the error that the fit would make for a window. Counts and samples depend on the store and the seed alone, so
-   every process finds the same numbers, at the start as after a restart.
+   numbers of documents, sentences and tokens. A window gets the rows that its blocks need and a margin: 0.05%, and
+   three times the error that the fit would make for a window. Counts and samples depend on the store and the seed
+   alone, so every process finds the same numbers, at the start as after a restart.
 3. A window is packed as tightly as it can be. If that takes fewer rows than the window has, some rows are split in
-   two, so each example is in one row still; the cost is padding of the size of the margin. If it takes more, which
-   four standard deviations make very rare, the rows beyond are left out until the next epoch, and a line says so.
+   two, so each example is in one row still; the cost is padding of the size of the margin. If it takes more, the window
+   is planned again with other random numbers. If that fails four times, as it might where one block is unlike all
+   others, the rows beyond are left out until the next epoch, and a line on stderr says so.
 
 A split of at most one and a half windows is one window. Its first epoch has the rows that packing needs; the others
 are cut to as many, or refilled from their own beginning.
@@ -28,8 +29,8 @@ import numpy as np
 from lm.data.split import TOKENS, Split
 
 _SAMPLES = 12
-_LEAST_MARGIN = 0.001
-_DEVIATIONS = 4.0
+_LEAST_MARGIN = 0.0005
+_DEVIATIONS = 3.0
 _FEWEST = 6  # samples that fit three coefficients; fewer fit one, the rows of a token
 _ORDER, _SAMPLE = 1, 2  # uses of random numbers
 

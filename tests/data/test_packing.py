@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lm.data import two_sided
 from lm.data.packing import pack
 
 
@@ -62,6 +63,13 @@ def test_no_example_needs_no_row():
     assert (len(order), offsets.tolist()) == (0, [0])
 
 
+@pytest.fixture(params=["one row at a time", "many"])
+def at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "many":
+        monkeypatch.setattr(two_sided, "_ONE_BY_ONE", 0)
+
+
+@pytest.mark.usefixtures("at_a_time")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("max_per_row", [1, 4, 64])
 def test_rows_of_two_sides_hold_every_example_once_within_the_limits(seed: int, max_per_row: int):
@@ -77,6 +85,7 @@ def test_rows_of_two_sides_hold_every_example_once_within_the_limits(seed: int, 
     assert (np.add.reduceat(sizes[order], offsets[:-1], axis=0) <= capacities).all()
 
 
+@pytest.mark.usefixtures("at_a_time")
 def test_both_sides_of_pairs_are_filled_to_98_percent():
     """Messages as programs have them: many short ones whose target is shorter, few long ones where it is longer."""
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """An epoch in windows: each document once, the same rows for any number of processes, read window by window."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -13,7 +14,7 @@ import pytest
 
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data import arrays, mixture, prepare, store
-from lm.data.batches import Batches, loader, padding_fraction
+from lm.data.batches import Batches, Plan, loader, padding_fraction
 from lm.data.special_ids import SpecialIds
 from lm.data.split import TOKENS, Split
 from lm.data.store import Store, Text
@@ -226,11 +227,27 @@ def test_a_packing_is_filled_up_to_its_rows(rng: np.random.Generator):
     assert np.diff(fill(offsets, 9, rng)).tolist()[-3:] == [0, 0, 0]  # two rows can be split, three are empty
 
 
+def test_a_window_that_needs_more_rows_is_planned_again(monkeypatch: pytest.MonkeyPatch):
+    batches = make("text", make_split(1500, 60))
+    inner, calls = batches._packed, []
+
+    def too_long(split: Split, rng: np.random.Generator) -> Plan:
+        calls.append(split)
+        plan = inner(split, rng)
+        if len(calls) > 1:
+            return plan
+        return dataclasses.replace(plan, row_offsets=np.arange(plan.row_offsets[-1] + 1))
+
+    monkeypatch.setattr(batches, "_packed", too_long)
+    batches(0)
+    assert len(calls) == 2
+
+
 def test_rows_left_out_are_told(capsys: pytest.CaptureFixture[str]):
     batches = make("text", make_split(1500, 60))
     batches._windows.rows_per_epoch = batches.rows_per_epoch = batches.rows_per_epoch * 9 // 10
     batches(0)
-    assert "window 0 of epoch 0 leaves out" in capsys.readouterr().err
+    assert "window 0 of epoch 0 needs more rows than it has" in capsys.readouterr().err
 
 
 # --- stores
