@@ -1,9 +1,9 @@
 """Fits examples with a source and a target into rows: best-fit decreasing on both sides.
 
-A row begins with the largest example left, then takes the best of the rest. The best example leaves both sides equally
-full, and among those it fills most. Balance comes first because short and long examples differ in proportion: if early
-rows use up one kind, later rows cannot be filled. Examples whose sizes fall into one cell of a grid of at most
-128 x 128 are handled together.
+A row begins with the largest example that is left, then takes the best of the rest. The best example leaves both sides
+equally full; among several such it is the largest. Balance comes first, because the ratio of source and target differs
+between short and long examples: if early rows use up one kind, later rows cannot be filled. Sizes are rounded up to a
+grid of at most 128 x 128, and examples of one cell count as equal.
 """
 
 import array
