@@ -1,0 +1,119 @@
+"""The same work by transformers in bfloat16: training steps compiled, T5's `generate` eager and with a static cache.
+
+python -m tests.benchmarks.gpu.peers bert|t5|decoding
+"""
+
+import functools
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tests.benchmarks.gpu import cases, decoding
+from tests.benchmarks.gpu.turn import SMOKE, attempt, record, seconds, turn
+
+DEVICE = "cpu" if SMOKE else "cuda"
+
+
+def settle(_: object) -> None:
+    import torch
+
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def training(name: str) -> None:
+    """A step of forward, backward and fused AdamW, compiled, bfloat16 autocast, with half of our rows."""
+    import torch
+    import transformers
+
+    from lm.huggingface import write_config
+
+    rows = cases.ROWS[name] // 2
+    config = cases.make(name, rows)
+    settings: dict[str, Any] = {key: value for key, value in write_config(config.model).items() if key != "torch_dtype"}
+    kind, make = {
+        "bert": (transformers.BertConfig, transformers.BertForPreTraining),
+        "t5": (transformers.T5Config, transformers.T5ForConditionalGeneration),
+    }[name]
+    model: Any = make(kind(**settings)).to(DEVICE).train()
+    batch = {key: torch.from_numpy(array).long().to(DEVICE) for key, array in cases.batch(config, 1).items()}
+    if name == "bert":
+        labels = torch.where(torch.rand(batch["tokens"].shape, device=DEVICE) < 0.15, batch["tokens"], -100)
+        inputs = {"input_ids": batch["tokens"], "labels": labels, "next_sentence_label": batch["nsp_labels"][:, 0]}
+    else:
+        inputs = {"input_ids": batch["tokens"], "labels": batch["targets"]}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=DEVICE == "cuda")
+    forward = torch.compile(model, backend="eager" if SMOKE else "inductor")
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            loss = forward(**inputs).loss
+        loss.backward()
+        optimizer.step()
+
+    start = time.perf_counter()
+    step()
+    settle(None)
+    compiled = time.perf_counter() - start
+    spent = seconds(step, settle, calls=5, turns=4)
+    gib = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0
+    rows = len(batch["tokens"])
+    record("step", rows=rows, per_s=rows / spent, ms=1e3 * spent, gib=gib, compile_s=compiled)
+
+
+def generate(folder: Path, beams: int, mode: str) -> None:
+    import torch
+    import transformers
+
+    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model = model.to(DEVICE).eval()
+    given = decoding.sources()
+    tokens, mask = (torch.from_numpy(array).long().to(DEVICE) for array in given)
+    static = {"cache_implementation": "static"} if mode == "static" else {}
+    settings = transformers.GenerationConfig(
+        max_new_tokens=decoding.LENGTH,
+        min_new_tokens=decoding.LENGTH - 1,
+        num_beams=beams,
+        do_sample=False,
+        pad_token_id=decoding.PAD,
+        eos_token_id=decoding.END,
+        decoder_start_token_id=decoding.PAD,
+        disable_compile=mode == "eager",
+        **static,
+    )
+
+    def run() -> None:
+        with torch.inference_mode():
+            model.generate(tokens, attention_mask=mask, generation_config=settings)
+
+    start = time.perf_counter()
+    run()
+    settle(None)
+    first = time.perf_counter() - start
+    spent = seconds(run, settle, calls=1, turns=3)
+    what = f"{'greedy' if beams == 1 else f'beams {beams}'} {mode}"
+    record(what, tokens_per_s=decoding.COUNT * decoding.LENGTH / spent, ms=1e3 * spent, first_s=first)
+
+
+def main() -> None:
+    what = sys.argv[1]
+    # JAX is only asked for the weights.
+    jax.config.update("jax_platforms", "cpu")
+    with turn():
+        if what != "decoding":
+            training(what)
+            return
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "model"
+            decoding.export(folder)
+            for beams, mode in ((1, "eager"), (4, "eager"), (1, "static"), (4, "static")):
+                attempt(f"beams {beams} {mode}", functools.partial(generate, folder, beams, mode))
+
+
+if __name__ == "__main__":
+    main()
