@@ -64,17 +64,20 @@ class GenerationConfig:
         check("generation", self)
         for name in ("repetition_penalty", "temperature", "top_p"):
             if not 0 < getattr(self, name) <= (1 if name == "top_p" else 1e9):
-                raise InputError(f"generation.{name} is {getattr(self, name)}; it must be above 0.")
+                most = "at most 1" if name == "top_p" else "finite"
+                raise InputError(f"generation.{name} is {getattr(self, name)}; it must be above 0 and {most}.")
         if not math.isfinite(self.length_penalty):
             raise InputError(f"generation.length_penalty is {self.length_penalty}; give a finite number.")
         if self.max_length and self.min_length > self.max_length:
             raise InputError(
-                f"generation.min_length is {self.min_length}, but max_length {self.max_length}; change one of them."
+                f"generation.min_length is {self.min_length}, but generation.max_length is {self.max_length}; change "
+                "one of them."
             )
         for name in ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"):
             lists = getattr(self, name) if name == "bad_words_ids" else [getattr(self, name) or [0]]
             if not all(isinstance(each, list) and each and all(map(_is_id, each)) for each in lists):
-                raise InputError(f"generation.{name} is {getattr(self, name)!r}; accepted: ids of tokens.")
+                accepted = "lists of token ids" if name == "bad_words_ids" else "token ids"
+                raise InputError(f"generation.{name} is {getattr(self, name)!r}; accepted: {accepted} of 0 or more.")
 
 
 def _is_id(value: object) -> bool:

@@ -87,7 +87,7 @@ def prepare(
             shards = corpus.shards(config, executor.map)
         if not any(True for shard in shards for _ in corpus.read(shard)):
             kind = "pair" if config.pairs else "document"
-            raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no {kind}.")
+            raise InputError(f"{_corpus_of(config)} holds no {kind}; give other files.")
         corpora = [shards, *(corpus.shards(other, executor.map) for other in share_tokenizer_with)]
         tokenizer = _tokenizer(config, out, settings, corpora, tokenizer, progress)
         threshold = round(config.heldout_fraction * _HASHES)
@@ -96,12 +96,16 @@ def prepare(
             threshold = other
             markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
     if not sum(marker["train"]["tokens"] for marker in markers):
-        raise InputError(f"data.path={config.path!r} (data.source={config.source}) holds no token.")
+        raise InputError(f"{_corpus_of(config)} holds no token; give other files, or another data.tokenizer.")
     if skipped := sum(marker.get("skipped", 0) for marker in markers):
         fields = " or ".join(f"data.{name}" for name in ("field", "target_field") if getattr(config, name))
         print(f"left out {skipped:,} records whose {fields} is null", file=sys.stderr, flush=True)
     store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers)
     return store.Store.open(out)
+
+
+def _corpus_of(config: DataConfig) -> str:
+    return f"data.path={config.path!r} (data.source={config.source})"
 
 
 def _refuse_changes(out: str, made_with: Mapping[str, object], wanted: Mapping[str, object]) -> None:

@@ -114,7 +114,8 @@ def _texts(arrow: ModuleType, batch, path: str, first: int, option: str, name: s
         if column.null_count == len(column):
             return [None] * len(column)
         row = next(row for row, value in enumerate(column.is_valid()) if value.as_py())
-        raise InputError(f"{path}, row {first + row}: data.{option}={name!r} is {kind}; it must be text.")
+        where = f"{path}, row {first + row}"
+        raise InputError(f"{where}: data.{option}={name!r} is {kind}; set data.{option} to a column of text.")
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

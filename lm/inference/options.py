@@ -71,24 +71,33 @@ class Decoding:
             if not getattr(self, name) >= least.get(name, 0):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least.get(name, 0)}.")
         if self.min_length > self.max_length:
-            raise InputError(f"min_length is {self.min_length}, but max_length {self.max_length}; raise max_length.")
+            raise InputError(f"min_length is {self.min_length}, but max_length is {self.max_length}; raise max_length.")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
         if not 0 < self.repetition_penalty < np.inf:
-            raise InputError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0; 1 has no effect.")
+            raise InputError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 and finite.")
         if self.early_stopping not in tuple(_STOPPING):
             raise InputError(f"early_stopping is {self.early_stopping!r}; accepted: {', '.join(EARLY_STOPPING)}.")
         if self.num_beams > 1 and self.temperature:
-            raise InputError("temperature is for sampling, num_beams for beam search; give one of them.")
+            raise InputError(
+                f"num_beams is {self.num_beams} and temperature is {self.temperature}, but beam search does not "
+                "sample; give one of them."
+            )
         if (self.top_k or self.top_p < 1) and not self.temperature:
-            raise InputError("top_k and top_p restrict sampling; give a temperature above 0, such as 1, as well.")
+            raise InputError(
+                f"top_k is {self.top_k} and top_p is {self.top_p}, but nothing is sampled at temperature 0; give a "
+                "temperature above 0, such as 1, as well."
+            )
         lists = {"bad_words_ids": tuple(map(tuple, self.bad_words_ids))}
         lists |= {name: tuple(getattr(self, name)) for name in ("suppress_tokens", "begin_suppress_tokens")}
         for name, value in lists.items():
             object.__setattr__(self, name, value)  # so that options can be compared and hashed
-        words = [*self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens]
-        if not all(self.bad_words_ids) or min((token for word in words for token in word), default=0) < 0:
-            raise InputError("bad_words_ids and the suppressed tokens are token ids; give ids of 0 or more.")
+        if not all(self.bad_words_ids):
+            raise InputError("bad_words_ids has an empty list; give each the ids of a sequence.")
+        for name in lists:
+            words = self.bad_words_ids if name == "bad_words_ids" else [getattr(self, name)]
+            if (lowest := min((token for word in words for token in word), default=0)) < 0:
+                raise InputError(f"{name} has the id {lowest}; it must be at least 0.")
 
 
 def with_defaults(generation: GenerationConfig, max_length: int, given: Mapping[str, object]) -> Decoding:

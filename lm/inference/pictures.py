@@ -97,7 +97,7 @@ def draw_weights(weights: Weights, picture: Picture) -> None:
     try:
         figure.savefig(picture.path, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: a kind of file that matplotlib does not write
-        raise InputError(f"the picture cannot be written to {picture.path!r}: {error}") from error
+        raise InputError(f"the picture cannot be written to {picture.path!r}: {error}; give another file.") from error
 
 
 def _label(axis: Axes, weights: Weights, family: list[str], rotation: float) -> None:

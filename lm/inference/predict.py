@@ -199,7 +199,7 @@ class Predictor:
             InputError: the model cannot do the task, or not with these options.
         """
         if not self.loaded.is_encoder:
-            raise InputError("this model writes text; use generate, translate or answer.")
+            raise InputError(f"{task} needs an encoder, but this model writes text; use generate, translate or answer.")
         heads.require_trained(task, self.loaded.untrained)
         config, tokenizer, runner = self.loaded.config, self.loaded.tokenizer, self.runner
         longest = config.data.seq_length

@@ -68,7 +68,7 @@ class FillMask:
         mask = self.tokenizer.special.mask
         wanted = sum(int((part == mask).sum()) for part in parts)
         if not wanted:
-            raise RequestError("the text has no [MASK].")
+            raise RequestError("the text has no [MASK]; write it where a token is to be filled in.")
         row = assemble(self.tokenizer, parts, self.longest)
         places = np.flatnonzero(row.tokens == mask).astype(np.int32)
         if len(places) < wanted:
@@ -342,7 +342,7 @@ def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:
     special = tokenizer.special
     count = text.count(MASK)
     if count > special.num_sentinels:
-        raise RequestError(f"the text has {count} [MASK]; the model knows {special.num_sentinels} sentinels.")
+        raise RequestError(f"the text has {count} [MASK]; the model fills in at most {special.num_sentinels}.")
     sentinels = special.first_sentinel - np.arange(count, dtype=np.int32)
     if count and special.mask >= 0:
         ids = readable(tokenizer.encode_with_masks, text)

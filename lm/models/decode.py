@@ -129,6 +129,7 @@ class Decoder:
         memory, segments_BS = (), None
         if sources is not None:
             segments_BS = (jnp.asarray(sources.segments_BS) > 0).astype(jnp.int32)
+            # Padded after the encoder has read it: a short source costs the encoder less.
             more = ((0, 0), (0, max(0, source_length - segments_BS.shape[1])))
             hidden_BSD = jnp.pad(self._encode(sources, segments_BS), (*more, (0, 0)))
             segments_BS = jnp.pad(segments_BS, more)
@@ -143,6 +144,7 @@ class Decoder:
         read = self._read_prompts(prompts, cache) if length else [None] * len(self.layers)
         layers = []
         for keys_values in read:
+            # All beams read the prompt in slot 0, where `slots_BNT` is 0.
             stored = [empty.at[:, :length, 0].set(new) for new in keys_values] if keys_values else [empty, empty]
             key, value = (array.reshape(rows, -1, *shape_BTNHK[3:]) for array in stored)
             key, value_BHSK = key_cache.store(key, value, in_block * num_beams)

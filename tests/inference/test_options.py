@@ -16,8 +16,11 @@ from lm.inference.options import NONE, Decoding, Extras, row_options, with_defau
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be above 0"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
         ({"early_stopping": "always"}, "early_stopping is 'always'; accepted: false, true, never"),
-        ({"bad_words_ids": [[]]}, "bad_words_ids and the suppressed tokens are token ids"),
-        ({"suppress_tokens": [-2]}, "bad_words_ids and the suppressed tokens are token ids"),
+        ({"bad_words_ids": [[]]}, "bad_words_ids has an empty list"),
+        ({"bad_words_ids": [[5], [6, -2]]}, "bad_words_ids has the id -2; it must be at least 0"),
+        ({"suppress_tokens": [-2]}, "suppress_tokens has the id -2; it must be at least 0"),
+        ({"num_beams": 2, "temperature": 0.5}, "num_beams is 2 and temperature is 0.5"),
+        ({"top_k": 3}, "top_k is 3 and top_p is 1.0, but nothing is sampled at temperature 0"),
         ({"forced_bos_token_id": -2}, "forced_bos_token_id is -2; it must be at least -1"),
     ],
 )
