@@ -211,7 +211,8 @@ class Stack(nnx.Module):
         )
         own = _kernel(attention, asked)
         columns_L = jnp.arange(length)
-        # A flash kernel takes the bias of every distance, query column minus key column, ascending from -length.
+        # A distance is key column minus query column. A flash kernel takes one bias for each, from length down to
+        # 1 - length.
         distance = length - jnp.arange(2 * length) if own else columns_L[None, :] - columns_L[:, None]
         view = View(
             segments_BL=segments_BL,
