@@ -107,7 +107,7 @@ def define_decoding() -> Callable[[], dict[str, object]]:
         "length_penalty": flags.DEFINE_float("length_penalty", None, "Divide scores by length to this power."),
         "early_stopping": flags.DEFINE_enum("early_stopping", None, list(EARLY_STOPPING), "When beam search ends."),
         "temperature": flags.DEFINE_float("temperature", None, "Above 0: sample from softmax(logits / temperature)."),
-        "top_k": flags.DEFINE_integer("top_k", None, "Sample from so many most probable tokens."),
+        "top_k": flags.DEFINE_integer("top_k", None, "Sample from the K most probable tokens."),
         "top_p": flags.DEFINE_float("top_p", None, "Sample from the fewest tokens with this probability together."),
         "no_repeat_ngram_size": flags.DEFINE_integer("no_repeat_ngram_size", None, "No n-gram of this size twice."),
         "repetition_penalty": flags.DEFINE_float("repetition_penalty", None, "Above 1: repeat tokens less."),

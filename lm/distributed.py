@@ -48,7 +48,7 @@ def initialize(heartbeat_timeout: int) -> None:
     """Joins the other processes of this run, if there are any. Call it before any device is used.
 
     Args:
-        heartbeat_timeout: after so many seconds without a heartbeat, a process counts as dead and the others end.
+        heartbeat_timeout: seconds without a heartbeat after which a process counts as dead and the others end.
 
     Raises:
         InputError: the variables are wrong, or incomplete while JAX detects no cluster, or the coordinator cannot

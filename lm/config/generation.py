@@ -33,8 +33,8 @@ class GenerationConfig:
         begin_suppress_tokens: tokens that no text begins with.
         do_sample: whether tokens are sampled, with `temperature`, `top_k` and `top_p`.
         temperature: tokens are sampled from softmax(logits / temperature).
-        top_k: tokens are sampled from so many most probable ones; 0 means from all.
-        top_p: tokens are sampled from the fewest that together have this probability; 1 means from all.
+        top_k: tokens are sampled from the `top_k` most probable ones; 0 means from all.
+        top_p: tokens are sampled from the fewest that together have the probability `top_p`; 1 means from all.
     """
 
     decoder_start_token_id: int = setting(-1, within=(-1, _MOST))

@@ -14,7 +14,7 @@ from lm.config.optim import OptimConfig
 from lm.config.train import TrainConfig
 from lm.errors import InputError
 
-VOCABULARY_MULTIPLE = 128  # what the matrix units of accelerators compute at a time
+VOCABULARY_MULTIPLE = 128  # the width of an accelerator's matrix unit
 
 # Fields that a task of a mixture sets in place of those of the section `data`.
 _FIELDS_OF_A_TASK = ("source", "path", "field", "target_field", "languages", "store")

@@ -7,7 +7,7 @@ import numpy as np
 from lm.data.flat import ranks
 from lm.data.store import Split
 
-# `sentence_pairs` cuts longer documents into lanes of so many sentences, and makes the pairs of all lanes side by side.
+# `sentence_pairs` cuts documents into lanes of at most this many sentences, and makes the pairs of all lanes together.
 # So a corpus of one long document takes no longer than a corpus of many.
 _LANE_SENTENCES = 512
 
@@ -154,7 +154,8 @@ def _other_document(
     Args:
         split: the corpus.
         document: int [N], the documents not to take.
-        wanted: int [N], a run ends with the sentence that reaches so many tokens. It has at least one sentence.
+        wanted: int [N], the number of tokens at which a run ends, with the sentence that reaches it. A run has at least
+            one sentence.
         rng: decides the documents and the places.
     """
     tokens, documents = split.sentence_offsets, split.document_offsets

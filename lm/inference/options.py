@@ -33,8 +33,8 @@ class Decoding:
         num_beams: the beams of beam search; 1 is greedy decoding or sampling.
         length_penalty: the score of a sequence is its log-probability over its length to this power.
         temperature: 0 takes the most probable token. Above 0, tokens are sampled from softmax(logits / temperature).
-        top_k: restricts sampling to so many most probable tokens; 0 is no restriction.
-        top_p: restricts sampling to the fewest tokens with this probability together; 1 is no restriction.
+        top_k: restricts sampling to the `top_k` most probable tokens; 0 is no restriction.
+        top_p: restricts sampling to the fewest tokens that together have the probability `top_p`; 1 is no restriction.
         early_stopping: when beam search ends. True: once there are `num_beams` finished beams. False: once the best
             beam, scored at its present length, is no better than the worst finished one. "never": the same with the
             score that the best beam would have at `max_length`, if longer sequences score better.

@@ -18,7 +18,7 @@ from lm.inference.predict import Pipeline, Predictor
 from lm.inference.requests import Request, RequestError
 
 LONGEST = 64  # tokens on an axis of a picture
-_ANNOTATED = 12  # up to so many tokens, the numbers are written into the picture
+_ANNOTATED = 12  # the most tokens of a picture into which the weights are written as numbers
 _POINTS = 9  # size of the labels
 
 

@@ -21,7 +21,7 @@ from lm.inference.runner import Runner
 from lm.models import Params, Prompts, Sources
 from lm.tasks import heads
 
-TOGETHER = 256  # so many requests are sorted by length and computed together
+TOGETHER = 256  # the most requests that are sorted by length and computed together
 _WRITTEN_TOGETHER = 16  # rows of a batch in decoding
 # Tokens of a packed row for each place; see `packed`. A place of fill-mask costs a vocabulary projection.
 _TOKENS_A_TEXT, _TOKENS_A_MASK = 8, 16
