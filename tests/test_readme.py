@@ -86,7 +86,13 @@ def defined_flags(script: str) -> set[str]:
         return set(re.findall(r"--(\w+)\)", source))  # a case of its arguments
     helpers = {
         node.name: node
-        for path in ("lm/cli.py", "lm/cluster/flags.py", "lm/cluster/serving_flags.py", "lm/plan/fleet_flags.py")
+        for path in (
+            "lm/cli.py",
+            "lm/cluster/flags.py",
+            "lm/cluster/serving_flags.py",
+            "lm/plan/fleet_flags.py",
+            "lm/plan/serving_flags.py",
+        )
         for node in ast.parse((ROOT / path).read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("define_")
     }
