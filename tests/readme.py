@@ -46,7 +46,7 @@ SHORTENED = [
     (r"--from_huggingface=DIR", "--from_huggingface=mine-hf"),
     (
         r"^docker build .*",
-        r"if docker info >/dev/null 2>&1; then \g<0>; else echo 'skipped, docker build: no docker daemon answers here'; fi",
+        r"if docker info >/dev/null 2>&1; then \g<0>; else echo 'skipped docker build: no docker daemon answers'; fi",
     ),
 ]
 QUICK = re.compile(r"launch/cluster/(gke|slurm|tpu_vm)\.py")

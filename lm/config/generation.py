@@ -21,6 +21,7 @@ class GenerationConfig:
             `model.decoder_start`, and with `data.begin_with_cls` [CLS] after it.
         forced_bos_token_id: the first token of every text; -1 means none.
         forced_eos_token_id: the last token of a text that reaches `max_length`; -1 means none.
+        eos_token_id: the tokens that end a text; empty means the tokenizer's.
         max_length: most tokens of a text; 0 means the length of a target in training.
         min_length: fewest tokens of a text.
         num_beams: beams of beam search; 1 is greedy.
@@ -40,6 +41,7 @@ class GenerationConfig:
     decoder_start_token_id: int = setting(-1, within=(-1, _MOST))
     forced_bos_token_id: int = setting(-1, within=(-1, _MOST))
     forced_eos_token_id: int = setting(-1, within=(-1, _MOST))
+    eos_token_id: list[int] = dataclasses.field(default_factory=list)
     max_length: int = setting(0, within=(0, _MOST))
     min_length: int = setting(0, within=(0, _MOST))
     num_beams: int = setting(1, within=(1, _MOST))
@@ -73,7 +75,7 @@ class GenerationConfig:
                 f"generation.min_length is {self.min_length}, but generation.max_length is {self.max_length}; change "
                 "one of them."
             )
-        for name in ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"):
+        for name in ("eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"):
             lists = getattr(self, name) if name == "bad_words_ids" else [getattr(self, name) or [0]]
             if not all(isinstance(each, list) and each and all(map(_is_id, each)) for each in lists):
                 accepted = "lists of token ids" if name == "bad_words_ids" else "token ids"

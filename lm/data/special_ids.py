@@ -68,6 +68,11 @@ def require(special: SpecialIds, *fields: str, use: str) -> None:
             )
 
 
+def end_ids(config: Config, special: SpecialIds) -> tuple[int, ...]:
+    """Returns the ids that end a text which a model writes."""
+    return tuple(config.generation.eos_token_id) or (special.sep,)
+
+
 def decoder_start(config: Config, special: SpecialIds) -> int:
     """Returns the id that a model's decoder is given first."""
     given = config.generation.decoder_start_token_id

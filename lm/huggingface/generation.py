@@ -125,13 +125,13 @@ def read_generation(config: Settings, generation: Settings | None, start: int = 
     return Generation(found, ended, tuple(f"{name} {str(value)[:_MOST_NAMED]}" for name, value in ignored.items()))
 
 
-def write_generation(config: GenerationConfig, ids: Mapping[str, int], longest: int) -> Fields:
+def write_generation(config: GenerationConfig, ids: Fields, longest: int) -> Fields:
     """Returns the content of a `generation_config.json`, the inverse of `read_generation`.
 
     Args:
         config: the defaults of decoding.
-        ids: `pad_token_id`, `bos_token_id`, `eos_token_id`, `decoder_start_token_id` and `forced_bos_token_id`, as far
-            as the model has them.
+        ids: `pad_token_id`, `bos_token_id`, `eos_token_id` (one id or a list), `decoder_start_token_id` and
+            `forced_bos_token_id`, as far as the model has them.
         longest: the default of `max_length`, in our count; 0 leaves it to transformers.
     """
     counted = 1 + ("forced_bos_token_id" in ids)

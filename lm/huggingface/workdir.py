@@ -11,7 +11,7 @@ from lm import checkpoint, parameters, storage
 from lm.config import CheckpointConfig, Config, DataConfig, GenerationConfig, ModelConfig, ObjectiveConfig, to_json
 from lm.data import sentence_encoder
 from lm.data import tokenizer as tokenizers
-from lm.data.special_ids import SpecialIds, decoder_start
+from lm.data.special_ids import SpecialIds, decoder_start, end_ids
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.huggingface.family import Fields, Settings
@@ -52,9 +52,8 @@ def import_workdir(
     longest = (encoder and encoder.max_length) or min(model.max_length, _MAX_LENGTH, tokenizer.longest or _MAX_LENGTH)
     data, objective = _pretraining(model, tokenizer, longest)
     data.vocab_size = min(tokenizer.vocab_size, imported.rows)
-    generation = imported.generation.config if imported.generation else GenerationConfig()
+    generation = _generation_of(imported, tokenizer.special.sep)
     config = Config(seed=seed, data=data, model=model, objective=objective, generation=generation)
-    imported = _check_end(imported, tokenizer.special.sep)
     checkpoint.write_atomically(workdir / tokenizer.file_name, tokenizer.to_bytes())
     if encoder is not None:
         sentence_encoder.write(str(workdir), encoder)
@@ -106,14 +105,13 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
     write_tokenizer(folder, tokenizer, config)
 
 
-def _check_end(imported: Imported, end: int) -> Imported:
-    """Returns what was imported; names the tokens that end a text in the folder if ours ends with another one."""
+def _generation_of(imported: Imported, end: int) -> GenerationConfig:
+    """Returns how a model writes by default. `eos_token_id` is empty if a text ends with the tokenizer's end token."""
     says = imported.generation
-    if says is None or set(says.ends) <= {end}:
-        return imported
-    line = f"eos_token_id {list(says.ends)}: a text ends with {end} alone"
-    says = dataclasses.replace(says, not_done=(*says.not_done, line))
-    return dataclasses.replace(imported, generation=says)
+    if says is None:
+        return GenerationConfig()
+    ends = [index for index in says.ends if index < imported.rows]  # the others are never written
+    return dataclasses.replace(says.config, eos_token_id=[] if set(ends) <= {end} else ends)
 
 
 def _generation(config: Config, special: SpecialIds) -> Fields:
@@ -124,12 +122,13 @@ def _generation(config: Config, special: SpecialIds) -> Fields:
     ids = {
         "pad_token_id": special.pad,
         "bos_token_id": special.cls,
-        "eos_token_id": special.sep,
         "decoder_start_token_id": decoder_start(config, special),
         "forced_bos_token_id": max(own.forced_bos_token_id, as_trained),
     }
     longest = 0 if is_imported else config.data.target_length - config.data.begin_with_cls
-    return write_generation(own, {name: index for name, index in ids.items() if index >= 0}, longest)
+    known: Fields = {name: index for name, index in ids.items() if index >= 0}
+    end, *others = end_ids(config, special)
+    return write_generation(own, {**known, "eos_token_id": [end, *others] if others else end}, longest)
 
 
 def _source(settings: Settings) -> Fields:

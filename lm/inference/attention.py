@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from lm.data.special_ids import decoder_start
+from lm.data.special_ids import decoder_start, end_ids
 from lm.data.tokenizer import Tokenizer
 from lm.inference.packed import Row
 from lm.inference.predict import Pipeline, Predictor
@@ -94,7 +94,7 @@ def decoded(model: Predictor, row: Row, written_T: np.ndarray) -> np.ndarray:
     """
     special, config = model.loaded.tokenizer.special, model.loaded.config
     has_source = config.model.architecture == "encoder-decoder"
-    before_end = len(until_end(written_T, special.sep))
+    before_end = len(until_end(written_T, end_ids(config, special)))
     if before_end == len(written_T):  # cut at its greatest length: padding may follow
         before_end = int(np.flatnonzero(written_T != special.pad).max(initial=-1))
     written_T = written_T[: before_end + 1]

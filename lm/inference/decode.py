@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import Config
-from lm.data.special_ids import SpecialIds, decoder_start
+from lm.data.special_ids import SpecialIds, decoder_start, end_ids
 from lm.inference import processors, sampling
 from lm.inference.options import NEVER_STOPS_EARLY, STOPS_WHEN_FULL, Decoding, Extras, RowOptions, row_options
 from lm.models import Cache, Decoder, Model, Params, Prompts, Sources, make_decoder
@@ -52,18 +52,29 @@ class TokenIds:
         end: ends a sequence.
         pad: fills the rest of a row after its end.
         vocab_size: ids from this one on only pad the vocabulary; they are never chosen.
+        other_ends: more tokens that end a sequence.
     """
 
     start: int
     end: int
     pad: int
     vocab_size: int
+    other_ends: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return self.end, *self.other_ends
+
+    def is_end(self, tokens: jax.Array) -> jax.Array:
+        """Returns which of some tokens end a sequence, bool of the same shape."""
+        return functools.reduce(jnp.logical_or, [tokens == end for end in self.ends])
 
     @classmethod
     def of(cls, config: Config, special: SpecialIds, vocab_size: int) -> "TokenIds":
         """Returns the ids of a model whose tokenizer has `vocab_size` tokens."""
         start, size = decoder_start(config, special), min(vocab_size, config.model.vocab_size)
-        return cls(start, special.sep, special.pad, size)
+        end, *others = end_ids(config, special)
+        return cls(start, end, special.pad, size, tuple(others))
 
 
 class Beams(NamedTuple):
@@ -246,13 +257,14 @@ def _predict(decoder: Decoder, state: DecodeState) -> tuple[jax.Array, jax.Array
     logits_BNV, cache = decoder(state.last_BN, state.cache)
     tokens_11V = jnp.arange(logits_BNV.shape[2])[None, None]
     too_early_B11 = (_count(cache, state) < state.options.min_length_B)[:, None, None]
-    end_BN = logits_BNV[:, :, ids.end]
-    allowed_B1V = (tokens_11V < ids.vocab_size) & ~(too_early_B11 & (tokens_11V == ids.end))
+    ends_BN = [logits_BNV[:, :, end] for end in ids.ends]
+    allowed_B1V = (tokens_11V < ids.vocab_size) & ~(too_early_B11 & ids.is_end(tokens_11V))
     logits_BNV = jnp.where(allowed_B1V, logits_BNV, _NEVER)
     log_z_BN = log_sum_exp(logits_BNV)
-    # Z includes the end token even where it is masked because it comes too early. Adding it here is faster than
+    # Z includes the end tokens even where they are masked because they come too early. Adding them here is faster than
     # writing both the masked and the unmasked logits.
-    log_z_BN = jnp.where(too_early_B11[:, 0], jnp.logaddexp(log_z_BN, end_BN), log_z_BN)
+    for end_BN in ends_BN:
+        log_z_BN = jnp.where(too_early_B11[:, 0], jnp.logaddexp(log_z_BN, end_BN), log_z_BN)
     cache = dataclasses.replace(cache, position_B=jnp.where(state.done_B, state.cache.position_B, cache.position_B))
     return constrain(logits_BNV, "BNV"), log_z_BN, cache
 
@@ -272,7 +284,7 @@ def _process(logits_BNV: jax.Array, log_z_BN: jax.Array | None, state: DecodeSta
     past = None
     if state.given_BP is not None:
         past = processors.history(state.given_BP, state.begin_B, state.tokens_BNT, length_B - 1)
-    return processors.process(logits_BNV, log_z_BN, state.options, past, length_B, state.ids.end, _NEVER)
+    return processors.process(logits_BNV, log_z_BN, state.options, past, length_B, state.ids.ends, _NEVER)
 
 
 def _write(tokens_BXT: jax.Array, column_B: jax.Array, new_BX: jax.Array) -> jax.Array:
@@ -307,7 +319,7 @@ def _take_one(decoder: Decoder, state: DecodeState) -> DecodeState:
         last_BN=next_B1,
         tokens_BNT=_write(state.tokens_BNT, column_B, next_B1),
         scores_BN=state.scores_BN + jnp.where(state.done_B[:, None], 0.0, gained_B1),
-        done_B=state.done_B | (next_B1[:, 0] == ids.end) | (length_B >= options.max_length_B),
+        done_B=state.done_B | ids.is_end(next_B1[:, 0]) | (length_B >= options.max_length_B),
     )
 
 
@@ -317,7 +329,7 @@ def _take_one(decoder: Decoder, state: DecodeState) -> DecodeState:
 def _search_beams(decoder: Decoder, state: DecodeState) -> DecodeState:
     """Returns the state after one more token of each beam.
 
-    Of the 2 N best continuations, those that end and are among the best N become finished beams. The N best of those
+    Of the C best continuations, those that end and are among the best N become finished beams. The N best of those
     that do not end stay alive. A row is done when `early_stopping` says so: by default when its best alive beam, scored
     at its present length, is no better than the worst of its N finished beams.
     """
@@ -325,17 +337,18 @@ def _search_beams(decoder: Decoder, state: DecodeState) -> DecodeState:
     rows, beams = log_z_BN.shape
     options, length_B = state.options, _count(cache, state)
     logits_BNV = _process(logits_BNV, log_z_BN, state, length_B)
-    # Of 2 N candidates at most N are end tokens, one for each beam. So at least N others remain.
-    logits_BNC, tokens_BNC = largest(logits_BNV, 2 * beams)
+    # Of C candidates at most one for each beam and end token is an end. So at least N others remain.
+    candidates = (1 + len(state.ids.ends)) * beams
+    logits_BNC, tokens_BNC = largest(logits_BNV, candidates)
     scores_BNC = logits_BNC - log_z_BN[:, :, None] + state.scores_BN[:, :, None]
-    best_BC, index_BC = jax.lax.top_k(scores_BNC.reshape(rows, -1), 2 * beams)
+    best_BC, index_BC = jax.lax.top_k(scores_BNC.reshape(rows, -1), candidates)
     parent_BC = index_BC // scores_BNC.shape[-1]
     token_BC = jnp.take_along_axis(tokens_BNC.reshape(rows, -1), index_BC, axis=1)
     is_last_B = length_B >= options.max_length_B
-    ends_BC = (token_BC == state.ids.end) | is_last_B[:, None]
+    ends_BC = state.ids.is_end(token_BC) | is_last_B[:, None]
     power_B1 = _power(length_B, options)
 
-    may_finish_BC = ends_BC & (jnp.arange(2 * beams) < beams)[None] & ~state.done_B[:, None]
+    may_finish_BC = ends_BC & (jnp.arange(candidates) < beams)[None] & ~state.done_B[:, None]
     if options.early_stopping_B is not None:  # then the finished beams are counted
         may_finish_BC &= best_BC > _NEVER / 2
     tokens_BCT = jnp.take_along_axis(state.tokens_BNT, parent_BC[:, :, None], axis=1)

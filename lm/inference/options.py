@@ -105,7 +105,8 @@ def with_defaults(generation: GenerationConfig, max_length: int, given: Mapping[
 
     A default that contradicts a given option yields to it: a longer `min_length` than the `max_length` that is given,
     beams when a temperature is given, and sampling when beams are. A given `max_length` cuts a text off, so the
-    model's `forced_eos_token_id` is left out then.
+    model's `forced_eos_token_id` is left out then. The model's lengths allow for a forced first token: without one they
+    are longer by one token, and with one that the model does not force by itself shorter.
 
     Args:
         generation: the defaults of the model.
@@ -122,9 +123,14 @@ def with_defaults(generation: GenerationConfig, max_length: int, given: Mapping[
     default = {name: getattr(generation, name) for name in names}
     default["early_stopping"] = EARLY_STOPPING[generation.early_stopping]
     default["max_length"] = generation.max_length or max(max_length, generation.min_length)
+    forced = given.get("forced_bos_token_id")
+    if isinstance(forced, int) and (more := (forced >= 0) - (generation.forced_bos_token_id >= 0)):
+        if generation.max_length:
+            default["max_length"] = max(1, generation.max_length - more)
+        default["min_length"] = max(0, generation.min_length - more) if generation.min_length else 0
     longest = given.get("max_length")
     if isinstance(longest, int):
-        default["min_length"] = min(generation.min_length, longest)
+        default["min_length"] = min(default["min_length"], longest)
         default["forced_eos_token_id"] = NONE
     if given.get("temperature"):
         default["num_beams"] = 1

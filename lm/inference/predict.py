@@ -181,8 +181,8 @@ class Predictor:
         if task in READING:
             reading = self.reading(task, options)
             return Pipeline(reading.prompt, functools.partial(self._read, reading))
-        prompt, decoding = self.writing(task, options)
-        return Pipeline(prompt, functools.partial(self._write, decoding=decoding, key=jax.random.key(options.seed)))
+        prompt, _ = self.writing(task, options)
+        return Pipeline(prompt, functools.partial(self._write, options=options, key=jax.random.key(options.seed)))
 
     def can(self, task: str) -> bool:
         """Returns whether the model can do one of `TASKS`."""
@@ -268,9 +268,18 @@ class Predictor:
                 raise InputError(f"{name} is {token}; this model has the tokens 0 to {config.model.vocab_size - 1}.")
         return found
 
-    def _write(
-        self, read: Sequence[Row], numbers: Sequence[int], *, decoding: Decoding, key: jax.Array
-    ) -> list[Written]:
+    def decoding_of(self, row: Row, options: Options) -> Decoding:
+        """Returns how a row is written.
+
+        What an imported model's decoder is given after its start token, such as the code of a language, counts as a
+        forced token in its lengths, as in transformers.
+        """
+        given = options.decoding
+        if self.loaded.config.generation.decoder_start_token_id >= 0 and len(row.prompt):
+            given = {**given, "forced_bos_token_id": int(row.prompt[0])}
+        return self.decoding(given)
+
+    def _write(self, read: Sequence[Row], numbers: Sequence[int], *, options: Options, key: jax.Array) -> list[Written]:
         """Returns tokens [N, T] and scores [N] for each row. Rows of similar length are decoded together."""
         config, special = self.loaded.config, self.loaded.tokenizer.special
         found: dict[int, Written] = {}
@@ -293,7 +302,9 @@ class Predictor:
             # A request's random numbers depend on its own number, not on the rows beside it.
             numbered = np.array([numbers[i] for i in together] + [0] * (count - len(together)), np.uint32)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbered)
-            written = jax.device_get(self.runner.generate(sources, given, decoding, keys))
+            decodings = [self.decoding_of(read[i], options) for i in together]
+            decodings += decodings[:1] * (count - len(together))
+            written = jax.device_get(self.runner.generate(sources, given, decodings, keys))
             found |= dict(zip(together, zip(written.tokens_BNT, written.scores_BN, strict=True), strict=False))
         return [found[i] for i in range(len(read))]
 

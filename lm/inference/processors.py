@@ -6,6 +6,7 @@ Array names carry their shape: B rows, N beams of a row, V vocabulary, H tokens 
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def process(
     options: RowOptions,
     past: History | None,
     length_B: jax.Array,
-    end: int,
+    ends: Sequence[int],
     never: float,
 ) -> jax.Array:
     """Returns the logits of the next token as the options change them.
@@ -61,7 +62,7 @@ def process(
         options: of the rows.
         past: see `history`; None where no option reads it.
         length_B: int32, the number of tokens that a row has written with the next one.
-        end: the id of the end token.
+        ends: the ids of the end tokens.
         never: the score of a token that must not be chosen.
     """
     forbidden: list[jax.Array] = []  # int32 [B, N or 1, ...]: tokens that must not come next, NONE for none
@@ -71,7 +72,7 @@ def process(
         if options.no_repeat_ngram_size_B is not None:
             forbidden.append(_repeated(past, jnp.asarray(options.no_repeat_ngram_size_B)))
         if options.bad_words_BWL is not None:
-            forbidden.append(_bad(past, jnp.asarray(options.bad_words_BWL), end))
+            forbidden.append(_bad(past, jnp.asarray(options.bad_words_BWL), ends))
     for tokens_BNX in forbidden:
         scores_BNV = _without(scores_BNV, tokens_BNX, never)
     if options.forced_eos_B is not None:
@@ -138,7 +139,7 @@ def _repeated(past: History, size_B: jax.Array) -> jax.Array:
     return jnp.where(matches_BNH, tokens_BNH, NONE)
 
 
-def _bad(past: History, words_BWL: jax.Array, end: int) -> jax.Array:
+def _bad(past: History, words_BWL: jax.Array, ends: Sequence[int]) -> jax.Array:
     """Returns the last tokens of the bad words whose other tokens are the last tokens, [B, N, W]."""
     before = words_BWL.shape[2] - 1
     final_BW, prefix_BWL = words_BWL[:, :, -1], words_BWL[:, :, :-1]
@@ -147,5 +148,5 @@ def _bad(past: History, words_BWL: jax.Array, end: int) -> jax.Array:
     recent_BNL = jnp.where((place_BL >= 0)[:, None], recent_BNL, NONE - 1)  # nothing is there
     is_equal_BNWL = recent_BNL[:, :, None] == prefix_BWL[:, None]
     matches_BNW = (is_equal_BNWL | (prefix_BWL == NONE)[:, None]).all(axis=3)
-    is_lone_end_BW = (final_BW == end) & (prefix_BWL == NONE).all(axis=2)
+    is_lone_end_BW = jnp.isin(final_BW, jnp.array(ends)) & (prefix_BWL == NONE).all(axis=2)
     return jnp.where(matches_BNW & ~is_lone_end_BW[:, None], final_BW[:, None], NONE)

@@ -15,7 +15,7 @@ from lm import tasks
 from lm.config import Config
 from lm.data.pairs import one_line, question_source
 from lm.data.sentence_encoder import SentenceEncoder, lowered
-from lm.data.special_ids import SpecialIds
+from lm.data.special_ids import SpecialIds, end_ids
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.inference.packed import Row
@@ -209,6 +209,7 @@ class Writing(abc.ABC):
             raise InputError(f"max_length is {max_length}; this model writes at most {longest} tokens.")
         self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
         self.prompt = first_tokens(config, tokenizer.special, forced_bos_token_id)
+        self.ends = end_ids(config, tokenizer.special)
 
     @abc.abstractmethod
     def source(self, request: Request) -> str:
@@ -249,9 +250,8 @@ class Writing(abc.ABC):
         del row
         found: list[Answer] = []
         for tokens_T, score in zip(*result, strict=True):
-            ends = self.tokenizer.special.sep in tokens_T
-            text: Answer = {"text": written_text(self.tokenizer, tokens_T), "score": float(score)}
-            found.append(text if ends else {**text, "cut": True})
+            text: Answer = {"text": written_text(self.tokenizer, tokens_T, self.ends), "score": float(score)}
+            found.append(text if np.isin(tokens_T, self.ends).any() else {**text, "cut": True})
         return found[0] | ({"candidates": found} if len(found) > 1 else {})
 
 
@@ -352,10 +352,19 @@ def encode_with_sentinels(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.concatenate([first, *(part for pair in zip(sentinels[:, None], others, strict=True) for part in pair)])
 
 
-def written_text(tokenizer: Tokenizer, tokens_T: np.ndarray) -> str:
-    """Returns the text of the tokens before the end token. Sentinels appear as `<extra_id_N>`."""
+def written_text(tokenizer: Tokenizer, tokens_T: np.ndarray, ends: Sequence[int] = ()) -> str:
+    """Returns the text of the tokens before the end. Sentinels appear as `<extra_id_N>`.
+
+    An end that is an ordinary token, such as a full stop, belongs to the text.
+
+    Args:
+        tokenizer, tokens_T: of the model, and what it wrote.
+        ends: the tokens that end a text; empty means the tokenizer's end token.
+    """
     special = tokenizer.special
-    tokens_T = until_end(tokens_T, special.sep)
+    before_T = until_end(tokens_T, ends or (special.sep,))
+    end = tokens_T[len(before_T) : len(before_T) + 1]
+    tokens_T = before_T if np.isin(end, [special.sep, *tokenizer.special_ids]).all() else tokens_T[: len(before_T) + 1]
     first, last = special.first_sentinel, special.first_sentinel - special.num_sentinels + 1
     parts, begin = [], 0
     for place in np.flatnonzero((last <= tokens_T) & (tokens_T <= first)) if special.num_sentinels else ():
@@ -365,7 +374,7 @@ def written_text(tokenizer: Tokenizer, tokens_T: np.ndarray) -> str:
     return " ".join(filter(None, [*parts, tokenizer.decode(tokens_T[begin:])])).strip()
 
 
-def until_end(tokens_T: np.ndarray, end_id: int) -> np.ndarray:
-    """Returns the tokens before the end token, or all tokens if there is none."""
-    ended = np.flatnonzero(tokens_T == end_id)
+def until_end(tokens_T: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+    """Returns the tokens before the first end token, or all tokens if there is none."""
+    ended = np.flatnonzero(np.isin(tokens_T, ends))
     return tokens_T[: ended[0]] if len(ended) else tokens_T

@@ -78,19 +78,21 @@ class Runner:
         """Returns float32 [B, P, D]: the vectors of the tokens at the places of a batch."""
         return self._run(self._vectors, *batch.arrays)
 
-    def generate(self, sources: Sources | None, prompts: Prompts, decoding: Decoding, keys_B: jax.Array) -> Decoded:
+    def generate(
+        self, sources: Sources | None, prompts: Prompts, rows: Sequence[Decoding], keys_B: jax.Array
+    ) -> Decoded:
         """Returns what an encoder-decoder or a decoder writes; see `decode.generate`.
 
         Args:
             sources: the encoder's inputs for B rows; None for a decoder alone.
             prompts: the decoder's inputs for B rows.
-            decoding: the options of all rows. Only `num_beams`, `max_length` rounded up, and which options are used
-                (`Extras`) compile a new program.
+            rows: the options of each row, which have one `num_beams`. Only this, the largest `max_length` rounded up,
+                and which options are used (`Extras`) compile a new program.
             keys_B: a random key for each row.
         """
         shape = Shape(
-            num_beams=decoding.num_beams,
-            written=power(decoding.max_length, 2, least=_SHORTEST_WRITTEN),
+            num_beams=rows[0].num_beams,
+            written=power(max(row.max_length for row in rows), 2, least=_SHORTEST_WRITTEN),
             prompt=prompts.tokens_BP.shape[1],
             source=0 if sources is None else sources.tokens_BS.shape[1],
         )
@@ -98,7 +100,7 @@ class Runner:
             config, tokenizer = self._loaded.config, self._loaded.tokenizer
             ids = TokenIds.of(config, tokenizer.special, tokenizer.vocab_size)
             self._decoders[shape] = jax.jit(functools.partial(decode.generate, self._model, ids, shape))
-        options = row_options([decoding] * len(prompts.tokens_BP), keys_B)
+        options = row_options(rows, keys_B)
         return self._run(self._decoders[shape], sources, prompts, options)
 
     def encoder_attention(self, *arrays: np.ndarray) -> jax.Array:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lm.data.characters import without_surrogates
+from lm.data.special_ids import end_ids
 from lm.data.tokenizer import Tokenizer
 from lm.inference.options import Decoding
 from lm.inference.packed import Row
@@ -135,7 +136,8 @@ class _Writing:
             for copy in range(copies)
         ]
         service.check_count(self.items, "n")
-        self.choices = [_Choice(GrowingText(tokenizer, self.stop)) for _ in self.items]
+        ends = end_ids(weights.predictor.loaded.config, tokenizer.special)
+        self.choices = [_Choice(GrowingText(tokenizer, self.stop, ends)) for _ in self.items]
 
     async def events(self) -> AsyncGenerator[tuple[int, str]]:
         """Yields the number of a choice and its new text; the last time with its reason set."""

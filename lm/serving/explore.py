@@ -74,9 +74,11 @@ async def attention(service: Service, request: Request, body: JSON) -> Response:
     if task in READING:
         row = await _row(service, weights.predictor.reading(task, options).prompt, body["input"])
     else:
-        prompt, decoding = weights.predictor.writing(task, options)
+        prompt, _ = weights.predictor.writing(task, options)
         row = await _row(service, prompt, body["input"])
-        item = service.to_write(weights, row, decoding, seed=options.seed & 0xFFFFFFFF)
+        item = service.to_write(
+            weights, row, weights.predictor.decoding_of(row, options), seed=options.seed & 0xFFFFFFFF
+        )
         (written,) = await service.results(request, [item], Times())
         assert isinstance(written, Written)
         written_T = written.tokens_NT[0]

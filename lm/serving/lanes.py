@@ -295,7 +295,7 @@ class Lane(Group):
                 yield item, Progress(new, float(found.sums_B[slot]))
             if found.done_B[slot]:
                 if self.shape.beams > 1:
-                    length = len(prompts.until_end(tokens_NT[0][: item.work.decoding.max_length], self._special.sep))
+                    length = len(prompts.until_end(tokens_NT[0][: item.work.decoding.max_length], self._ids.ends))
                 yield item, Written(tokens_NT, scores_N, length)
 
     def warm_up(self) -> None:

@@ -12,6 +12,7 @@ from lm import checkpoint, models, sharding
 from lm.config import MeshConfig
 from lm.errors import InputError
 from lm.inference import predict, prompts
+from lm.inference.languages import Languages
 from lm.inference.load import Loaded, load
 from lm.inference.options import Decoding, Extras
 from lm.inference.packed import Row
@@ -228,6 +229,8 @@ class Served:
                     decoder = decoders[few_rows.are_few(shape.slots * shape.beams)]
                 extras = Extras.of([predictor.decoding({})])
                 extras = dataclasses.replace(extras, **dict.fromkeys(self._settings.extra_options, True))
+                if Languages.of(predictor.loaded.tokenizer).ids:  # a request's code is a forced first token
+                    extras = dataclasses.replace(extras, forced=True)
                 lanes.append(Lane(predictor, decoder, shape, extras, shortest=shortest, together=together))
         return Weights(predictor, {**readers, ATTENTION: Attending(predictor)}, lanes)
 

@@ -92,7 +92,10 @@ async def _write(
     prompt, decoding = weights.predictor.writing(task, options)
     rows, answers = await _rows(service, prompt, given)
     how = {"seed": options.seed & 0xFFFFFFFF, "streams": stream}
-    items = [service.to_write(weights, row, decoding, number=index, **how) for index, row in rows.items()]
+    items = [
+        service.to_write(weights, row, weights.predictor.decoding_of(row, options), number=index, **how)
+        for index, row in rows.items()
+    ]
     numbers = list(rows)
     if not stream:
         results = await service.results(request, items, Times())
@@ -104,7 +107,7 @@ async def _write(
     async def events() -> AsyncGenerator[object]:
         for index, refusal in answers.items():
             yield {"index": index, "answer": refusal}
-        texts = [GrowingText(tokenizer) for _ in items]
+        texts = [GrowingText(tokenizer, ends=prompt.ends) for _ in items]
         async with Waiting(service, request, items) as waiting:
             async for place, result, _ in waiting.events():
                 if isinstance(result, Progress):

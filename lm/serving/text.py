@@ -22,16 +22,17 @@ class GrowingText:
         stopped: whether a stop string has come.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), ends: Sequence[int] = ()):
         self.text, self.ids, self.stopped = "", np.zeros(0, np.int32), False
         self._tokenizer, self._stop, self._sent = tokenizer, stop, ""
+        self._ends = ends or (tokenizer.special.sep,)
 
     def add(self, tokens: np.ndarray) -> str:
         """Returns the text that is certain after some more tokens, without what was returned before."""
         if self.stopped:
             return ""
         self.ids = np.concatenate([self.ids, tokens])
-        self.text = written_text(self._tokenizer, self.ids)
+        self.text = written_text(self._tokenizer, self.ids, self._ends)
         found = [place for stop in self._stop if (place := self.text.find(stop)) >= 0]
         if found:
             self.stopped, self.text = True, self.text[: min(found)]
@@ -45,7 +46,7 @@ class GrowingText:
     @property
     def ended(self) -> bool:
         """Whether the text ended by itself, and not for its length."""
-        return self.stopped or len(until_end(self.ids, self._tokenizer.special.sep)) < len(self.ids)
+        return self.stopped or len(until_end(self.ids, self._ends)) < len(self.ids)
 
     def _uncertain(self) -> int:
         held = len(self.text) - len(self.text.rstrip(_INCOMPLETE).rstrip())

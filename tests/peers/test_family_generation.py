@@ -1,4 +1,4 @@
-"""Every family that writes: greedy decoding and four beams with the folder's own settings equal transformers' `generate`."""
+"""Every family writes with its folder's own settings, greedily and with four beams, what transformers writes."""
 
 import functools
 import json
@@ -11,14 +11,16 @@ import pytest
 import torch
 import transformers
 
+import lm
 from lm import models
-from lm.huggingface import import_folder
+from lm.huggingface import import_folder, import_workdir
 from lm.huggingface.generation import _LENGTHS, _SAME
+from lm.huggingface.tokenizer import read_tokenizer
 from lm.inference import decode
 from lm.inference.decode import Shape, TokenIds
 from lm.inference.options import row_options, with_defaults
 from lm.models import Prompts, Sources
-from tests.peers import ragged
+from tests.peers import ragged, tokenizer_folders
 from tests.peers.test_families import BART, MARIAN, T5
 
 pytestmark = pytest.mark.peers
@@ -46,7 +48,10 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "umt5": (
         "UMT5",
         {**T5, "feed_forward_proj": "gated-gelu"},
-        {"max_new_tokens": 8, "repetition_penalty": 2.5, "begin_suppress_tokens": [55, 66], "min_new_tokens": 3},
+        {
+            **{"max_new_tokens": 8, "repetition_penalty": 1.5, "begin_suppress_tokens": [55, 66], "min_new_tokens": 3},
+            "eos_token_id": [1, 66, 82],
+        },
     ),
     # As facebook/bart-large-cnn, with shorter texts.
     "bart": (
@@ -121,11 +126,13 @@ class Folder:
             "eos_token_id": config.eos_token_id,
             "pad_token_id": config.pad_token_id,
             "decoder_start_token_id": start,
+            **generation,
         }
-        self.end, self.pad, self.start = ids.values()
+        self.pad, ends = config.pad_token_id, ids["eos_token_id"]
+        self.ends = tuple(ends) if isinstance(ends, list) else (ends,)
         self.theirs.generation_config = transformers.GenerationConfig()
         self.theirs.save_pretrained(folder)
-        (folder / "generation_config.json").write_text(json.dumps({**ids, **generation, "num_beams": BEAMS}))
+        (folder / "generation_config.json").write_text(json.dumps({**ids, "num_beams": BEAMS}))
         self.folder, self.imported = folder, import_folder(folder)
         rng = np.random.default_rng(0)
         lengths = rng.integers(3, LONGEST + 1, ROWS)
@@ -135,12 +142,14 @@ class Folder:
     def ours(self, **given: int) -> tuple[np.ndarray, np.ndarray]:
         """Sequences [B, N, T] and scores [B, N], written as the folder says where nothing is given."""
         says = self.imported.generation
-        assert says is not None and says.not_done == () and says.ends == (self.end,)
+        assert says is not None
+        assert (says.not_done, says.ends) == ((), self.ends)
         decoding = with_defaults(says.config, 1, given)
         forced = decoding.forced_bos_token_id
         prompt = np.full((ROWS, int(forced >= 0)), forced, np.int32)
         model = self.imported.config
-        ids = TokenIds(says.config.decoder_start_token_id, self.end, self.pad, model.vocab_size)
+        end, *others = self.ends
+        ids = TokenIds(says.config.decoder_start_token_id, end, self.pad, model.vocab_size, tuple(others))
         shape = Shape(decoding.num_beams, decoding.max_length, prompt.shape[1], LONGEST)
         options = row_options([decoding] * ROWS, jax.random.split(jax.random.key(0), ROWS))
         generate = jax.jit(functools.partial(decode.generate, models.build(model), ids, shape))
@@ -162,7 +171,7 @@ class Folder:
         begin = 1 + (self.theirs.generation_config.forced_bos_token_id is not None)
         sequences = found.sequences.numpy()[:, begin:]
         sequences = np.pad(sequences, ((0, 0), (0, longest - sequences.shape[1])), constant_values=self.pad)
-        is_end = sequences == self.end
+        is_end = np.isin(sequences, self.ends)
         sequences = np.where(is_end.cumsum(axis=1) - is_end > 0, self.pad, sequences)
         scores = found.sequences_scores.numpy().reshape(ROWS, -1) if "sequences_scores" in found else None
         return sequences.reshape(ROWS, -1, longest), scores
@@ -179,10 +188,53 @@ def test_a_family_writes_what_transformers_writes(family: str, tmp_path: Path) -
     their_greedy, _ = folder.generate(ours.shape[2], num_beams=1)
     np.testing.assert_array_equal(greedy, their_greedy)
     assert len(np.unique(greedy, axis=0)) > ROWS / 3  # the sources are read
-    if family in ENDS:
-        assert 0 < (greedy[:, 0, :-1] == folder.end).any(axis=1).sum() < ROWS
+    if family in ENDS or len(folder.ends) > 1:
+        assert 0 < np.isin(greedy[:, 0, :-1], folder.ends[-1]).any(axis=1).sum() < ROWS
 
 
 def test_every_option_of_a_folder_is_in_a_family() -> None:
     named = {name for _, _, generation in PUBLISHED.values() for name in generation}
     assert named >= {*_SAME, *_LENGTHS, "early_stopping", "forced_eos_token_id"} - BESIDE
+
+
+# ---- A language that the request names ------------------------------------------------------------
+
+# Family of the tokenizer's folder: prefix of the class, and the code of the language to write.
+MULTILINGUAL = {"mbart50": ("MBart", "ro_RO"), "m2m_100": ("M2M100", "fr"), "nllb": ("M2M100", "fra_Latn")}
+
+
+@pytest.mark.parametrize("family", MULTILINGUAL)
+def test_the_code_of_a_language_counts_as_a_forced_token(family: str, tmp_path: Path) -> None:
+    prefix, code = MULTILINGUAL[family]
+    transformers.logging.set_verbosity_error()
+    folder, workdir = tmp_path / "folder", tmp_path / "workdir"
+    tokenizer_folders.write(
+        folder, tokenizer_folders.vocabularies()[family], family, next(tokenizer_folders.folders(family))[1]
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    size = read_tokenizer(folder).vocab_size
+    theirs = make_lively(prefix, {**BART, "vocab_size": size, "decoder_start_token_id": 2})
+    theirs.generation_config = transformers.GenerationConfig()
+    theirs.save_pretrained(folder)
+    ids = {"decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0}
+    settings = {**ids, "max_length": 9, "min_length": 6, "num_beams": BEAMS, "early_stopping": True}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    import_workdir(folder, workdir)
+    texts = [" ".join(line.split()[:2]) for line in tokenizer_folders.LINES[:6]]
+    answers = lm.load(str(workdir)).translate(texts, code)
+
+    theirs.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    with torch.no_grad():
+        found = theirs.generate(
+            **tokenizer(texts, return_tensors="pt", padding=True),
+            forced_bos_token_id=tokenizer.convert_tokens_to_ids(code if family != "m2m_100" else f"__{code}__"),
+            num_return_sequences=BEAMS,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+    scores = [[each["score"] for each in answer["candidates"]] for answer in answers]
+    np.testing.assert_allclose(scores, found.sequences_scores.reshape(-1, BEAMS), atol=1e-4, rtol=1e-4)
+    written = [each["text"] for answer in answers for each in answer["candidates"]]
+    if family != "m2m_100":  # there transformers writes the code of the language before the text
+        assert written == tokenizer.batch_decode(found.sequences, skip_special_tokens=True)
+    assert len(set(written)) > len(written) / 2

@@ -209,6 +209,9 @@ def vocabularies() -> dict[str, Files]:
         "xlm-roberta": {"sentencepiece.bpe.model": fairseq},
         "camembert": {"sentencepiece.bpe.model": spiece("fairseq", normalization_rule_name="identity")},
         "mbart": {"sentencepiece.bpe.model": fairseq},
+        "mbart50": {"sentencepiece.bpe.model": fairseq},
+        "nllb": {"sentencepiece.bpe.model": spiece("fairseq", model_type="bpe")},
+        "gpt2": byte_level(["<|endoftext|>"], ["<hl>"]),
         "m2m_100": {"sentencepiece.bpe.model": fairseq, "vocab.json": m2m100},
         "marian": {"source.spm": fairseq, "target.spm": fairseq, "vocab.json": marian},
     }
@@ -236,8 +239,20 @@ AXES: dict[str, Mapping[str, Sequence[object]]] = {
     "xlm-roberta": PREFIX,
     "camembert": PREFIX,
     "mbart": {"src_lang": [None, "ro_RO"]},
+    "mbart50": {"src_lang": [None, "ro_RO"]},
+    "nllb": {
+        **{"src_lang": [None, "fra_Latn"], "legacy_behaviour": BOTH},
+        "additional_special_tokens": [["eng_Latn", "fra_Latn"]],
+    },
+    "gpt2": {**PREFIX, "add_bos_token": BOTH, "pad_token": ["<|endoftext|>"]},  # by itself it has no padding
     "m2m_100": {"src_lang": [None, "fr"]},
     "marian": {"source_lang": ["en"]},
+}
+# Families of the matrix that are a class of their own beside that of their kind of model: the kind and the class.
+NAMED = {
+    "mbart50": ("mbart", "MBart50Tokenizer"),
+    "nllb": ("m2m_100", "NllbTokenizer"),
+    "gpt2": ("bart", "GPT2Tokenizer"),
 }
 # Settings of old versions, which change no ids in version 5.
 IDLE = {"do_basic_tokenize": False, "never_split": ["the"], "legacy": False, "model_max_length": 64, "use_fast": True}
@@ -278,12 +293,18 @@ def folders(family: str) -> Iterator[tuple[str, dict[str, Settings]]]:
     for number in range(max(len(combinations), len(kinds))):
         chosen, (kind, files) = combinations[number % len(combinations)], kinds[number % len(kinds)]
         config = {**chosen, **files.get("tokenizer_config.json", {})}
+        if family in NAMED:
+            config["tokenizer_class"] = NAMED[family][1]
         yield f"{kind} {chosen}", {**files, "tokenizer_config.json": config}
+
+
+def model_type(family: str) -> str:
+    return NAMED[family][0] if family in NAMED else family
 
 
 def write(folder: Path, vocabulary: Mapping[str, str | bytes], family: str, settings: Mapping[str, Settings]) -> None:
     folder.mkdir(parents=True)
     for name, content in vocabulary.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    for name, values in {"config.json": {"model_type": family}, **settings}.items():
+    for name, values in {"config.json": {"model_type": model_type(family)}, **settings}.items():
         (folder / name).write_text(json.dumps(values))
