@@ -42,7 +42,7 @@ ROOMS = {
     "training": GROUND | MIDDLE | {"tasks", "distributed"},
     "inference": GROUND | MIDDLE | {"tasks"},
     "huggingface": GROUND | MIDDLE | {"families", "tasks"},
-    "serving": GROUND | MIDDLE | {"tasks", "inference"},
+    "serving": GROUND | MIDDLE | {"tasks", "inference", "cluster"},
     "plan": GROUND | MIDDLE | {"tasks", "training", "inference", "huggingface", "cli", "cluster"},
 }
 NEVER = {"configs", "launch", "tests", "torch", "transformers"}

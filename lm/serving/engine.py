@@ -71,13 +71,14 @@ class Engine:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def reload(self, name: str, *, again: bool = True) -> tuple[int, bool]:
+    def reload(self, name: str, *, path: str = "", again: bool = True) -> tuple[int, bool]:
         """Reads the newest checkpoint of a model and uses it for the requests that are admitted from then on.
 
         Running requests finish with the weights that they began with.
 
         Args:
             name: of the model.
+            path: where it is read from now on; empty: where it was.
             again: whether a checkpoint that was refused before is read once more.
 
         Returns:
@@ -88,11 +89,14 @@ class Engine:
         """
         with self._loading:
             model, self._loader = self.models[name], threading.get_ident()
+            before, model.path = model.path, path or model.path
             try:
                 new = model.load(again)
-            except InputError as error:
-                self.metrics.reloads.labels(name, "refused").inc()
-                log.warning("%s keeps step %d: %s", name, model.weights.step, error)
+            except Exception as error:
+                model.path = before
+                if isinstance(error, InputError):
+                    self.metrics.reloads.labels(name, "refused").inc()
+                    log.warning("%s keeps step %d: %s", name, model.weights.step, error)
                 raise
             if new is not None:
                 model.weights = new

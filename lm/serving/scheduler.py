@@ -202,6 +202,11 @@ class Scheduler:
         """Returns how many seconds a new request would wait; 0 as long as nothing was measured."""
         return self.tokens / self._pace if self._pace else 0.0
 
+    def outstanding_tokens(self) -> int:
+        """Returns the tokens of all items that wait or are computed."""
+        with self._changed:
+            return sum(item.tokens for job in self._jobs for item in job.items if not item.ended)
+
     @staticmethod
     def _retry_after(wait: float) -> float:
         return min(max(0.5 * wait, 1.0), _LONGEST_RETRY)

@@ -10,6 +10,7 @@ from etils import epath
 
 from lm import checkpoint, models, sharding
 from lm.config import MeshConfig
+from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
 from lm.inference import predict, prompts
 from lm.inference.languages import Languages
@@ -118,9 +119,11 @@ class Served:
             InputError: there is no such model, it is damaged, can do none of the tasks, or the mesh does not divide it.
         """
         self.name, self.path, self._settings = name, path, settings
-        self.loaded_at, self._refused = time.time(), -1
+        self.loaded_at = time.time()
+        self._refused: tuple[str, int] | None = None
         self.mesh = _make_mesh(settings.mesh)
         loaded = _limited(load(path, self.mesh), settings.max_input_tokens)
+        self._workdir = str(loaded.workdir)
         config, predictor = loaded.config, Predictor(loaded)
         check_finite(path, loaded.params)
         wanted = settings.tasks or predict.TASKS
@@ -153,15 +156,17 @@ class Served:
             InputError: it is damaged, has values that are not finite, or belongs to another model.
         """
         workdir, step = checkpoint.locate(self.path)
-        if step == self.weights.step or (step == self._refused and not again):
+        found = str(workdir), step
+        if found == (self._workdir, self.weights.step) or (found == self._refused and not again):
             return None
         try:
             params = self._read(workdir, step)
         except StorageError:
             raise
         except InputError:
-            self._refused = step
+            self._refused = found
             raise
+        self._workdir = str(workdir)
         return self._with(self.predictor.with_params(params, step))
 
     def _read(self, workdir: epath.PathLike, step: int) -> models.Params:
@@ -169,6 +174,8 @@ class Served:
         old = self.predictor.loaded
         if checkpoint.read_config(workdir).model != old.config.model:
             raise InputError(f"{workdir} now has another model; start a new server for it.")
+        if str(workdir) != self._workdir and load_tokenizer(str(workdir)).fingerprint != old.tokenizer.fingerprint:
+            raise InputError(f"{workdir} has another tokenizer; start a new server for it.")
         shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)  # noqa: E731
         params = checkpoint.load_params(workdir, step, jax.tree.map(shape, old.params))
         check_finite(f"{workdir}/checkpoints/{step}", params)

@@ -1,0 +1,73 @@
+"""Serves a model with Ray Serve: on this machine in one command, or on a cluster.
+
+python launch/cluster/ray_serve.py serve --checkpoint=runs/mine --max_replicas=2 -- --tasks=embed
+python launch/cluster/ray_serve.py serve --checkpoint=gs://BUCKET/runs/mine --address=http://HEAD:8265 --host=0.0.0.0
+
+Without --address it starts Ray here and serves until Ctrl-C. `roll` gives another --checkpoint to the replicas that
+run; give the other flags as before. `status` and `delete` show and end it. Flags of launch/serve.py follow after --.
+
+Ray adds replicas while each has more than --outstanding_tokens that are not answered. A full queue is answered with 429
+and Retry-After. pip install -e '.[ray,serve]' brings Ray; every node needs it, and this checkout.
+"""
+
+import os
+
+from absl import flags
+
+from lm import cli
+from lm.cluster import actions, ray_serve
+from lm.cluster import flags as cluster_flags
+from lm.errors import InputError
+
+_D = ray_serve.Replicas("")
+_checkpoint = cli.define_path("checkpoint", None, "PATH of a run or its checkpoints/N, on every node.", required=True)
+_least = flags.DEFINE_integer("min_replicas", _D.least, "Fewest replicas.", lower_bound=0)
+_most = flags.DEFINE_integer("max_replicas", _D.most, "Most replicas.", lower_bound=1)
+_target = flags.DEFINE_integer("outstanding_tokens", _D.target, "Of a replica, that call for one more.", lower_bound=1)
+_up = flags.DEFINE_float("upscale_delay", _D.up, "Seconds that the wish for more has to last.", lower_bound=0)
+_down = flags.DEFINE_float("downscale_delay", _D.down, "Seconds that the wish for fewer has to last.", lower_bound=0)
+_cpus = flags.DEFINE_float("cpus", _D.cpus, "CPU cores of a replica.", lower_bound=0)
+_gpus = flags.DEFINE_float("gpus", _D.gpus, "GPUs of a replica.", lower_bound=0)
+_tpus = flags.DEFINE_integer("tpus", 0, "TPU chips of a replica.", lower_bound=0)
+_host = flags.DEFINE_string("host", _D.host, "Address to listen on; another than the default: on every node.")
+_port = flags.DEFINE_integer("port", _D.port, "Port.", lower_bound=1, upper_bound=65535)
+_address = flags.DEFINE_string("address", "", "Dashboard of a Ray cluster, such as http://HEAD:8265.")
+_output = cli.define_path("output", "serve_config.yaml", "File for Ray's config.")
+_dry_run = cluster_flags.define_dry_run()
+_options = tuple(cluster_flags.take_command())
+
+
+def main() -> int:
+    if len(cli.words()) != 1 or cli.words()[0] not in ("serve", "roll", "status", "delete"):
+        raise InputError(f"{' '.join(cli.words())!r} is given; accepted: serve, roll, status or delete.")
+    verb = cli.words()[0]
+    here = "://" in _checkpoint.value or "=" in _checkpoint.value
+    wanted = ray_serve.Replicas(
+        _checkpoint.value if here else os.path.abspath(_checkpoint.value),  # replicas have folders of their own
+        _options,
+        least=_least.value,
+        most=_most.value,
+        target=_target.value,
+        up=_up.value,
+        down=_down.value,
+        cpus=_cpus.value,
+        gpus=_gpus.value,
+        resources={"TPU": float(_tpus.value)} if _tpus.value else {},
+        host=_host.value,
+        port=_port.value,
+    )
+    if verb in ("serve", "roll"):
+        make = ray_serve.serve if verb == "serve" else ray_serve.roll
+        made = make(wanted, _output.value, _address.value)
+    else:
+        made = ray_serve.status(_address.value) if verb == "status" else ray_serve.delete(_address.value)
+    if _dry_run.value:
+        actions.show(made)
+        return cli.EXIT_DONE
+    actions.check(made, "")
+    actions.carry_out(made)
+    return cli.EXIT_DONE
+
+
+if __name__ == "__main__":
+    cli.run(main, "serve, roll, status or delete")

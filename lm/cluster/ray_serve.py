@@ -1,0 +1,144 @@
+"""A served model on Ray: the config of Ray Serve, its autoscaling policy, and what applies it.
+
+Fields: https://docs.ray.io/en/latest/serve/production-guide/config.html. Nothing here imports ray or jax: Ray's
+controller reads the policy.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+from lm.cluster.actions import Action, Command, Write
+from lm.cluster.manifests import Manifest, to_yaml
+from lm.errors import InputError
+
+NAME = "lm"  # of the application
+DEPLOYMENT = "Replica"  # the class of lm/serving/ray_serve.py
+OUTSTANDING = "outstanding_tokens"  # what replicas report
+_GRACE = 75  # seconds for the requests of a replica that leaves
+_RETRY = 2  # seconds after which a client that found the queue full may come again
+
+
+@dataclasses.dataclass(frozen=True)
+class Replicas:
+    """What to ask of Ray.
+
+    Attributes:
+        checkpoint: what is served, on a path that every node sees.
+        options: flags of launch/serve.py.
+        least, most: replicas.
+        target: outstanding tokens of a replica above which another is wanted.
+        up, down: seconds that the wish for more, or for fewer, replicas has to last.
+        cpus, gpus: of a replica.
+        resources: further resources of a replica, such as `{"TPU": 4}`.
+        host, port: where Ray's proxies listen.
+    """
+
+    checkpoint: str
+    options: tuple[str, ...] = ()
+    least: int = 1
+    most: int = 4
+    target: int = 4096
+    up: float = 10.0
+    down: float = 300.0
+    cpus: float = 1.0
+    gpus: float = 0.0
+    resources: dict[str, float] = dataclasses.field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+def config(wanted: Replicas) -> Manifest:
+    """Returns the config. The checkpoint stands in `user_config` alone: a new one leaves the replicas running.
+
+    Raises:
+        InputError: there are fewer replicas at most than at least.
+    """
+    if wanted.most < wanted.least:
+        raise InputError(
+            f"--max_replicas is {wanted.most} and --min_replicas is {wanted.least}; give a larger --max_replicas."
+        )
+    actor: Manifest = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus}
+    if wanted.resources:
+        actor["resources"] = wanted.resources
+    scaling = {
+        "min_replicas": wanted.least,
+        "max_replicas": wanted.most,
+        "upscale_delay_s": wanted.up,
+        "downscale_delay_s": wanted.down,
+        "policy": {
+            "policy_function": f"{__name__}:OutstandingTokens",
+            "policy_kwargs": {"target": wanted.target},
+        },
+    }
+    deployment = {
+        "name": DEPLOYMENT,
+        "user_config": {"checkpoint": wanted.checkpoint},
+        "max_ongoing_requests": 1024,  # the engine has a queue of its own, which counts tokens
+        "max_queued_requests": 1024,
+        "backpressure_config": {"status_code": 429, "retry_after_s": _RETRY},
+        "autoscaling_config": scaling,
+        "graceful_shutdown_timeout_s": _GRACE,
+        "health_check_timeout_s": 30,
+        "ray_actor_options": actor,
+    }
+    application = {
+        "name": NAME,
+        "route_prefix": "/",
+        "import_path": "lm.serving.ray_serve:application",
+        "args": {"options": list(wanted.options)},
+        "deployments": [deployment],
+    }
+    location = "EveryNode" if wanted.host != "127.0.0.1" else "HeadOnly"
+    http = {"host": wanted.host, "port": wanted.port}
+    return {"proxy_location": location, "http_options": http, "applications": [application]}
+
+
+class _Context(Protocol):
+    """What Ray tells a policy; of its AutoscalingContext."""
+
+    @property
+    def aggregated_metrics(self) -> dict[str, dict[Any, float]] | None: ...
+
+    @property
+    def current_num_replicas(self) -> int: ...
+
+
+class OutstandingTokens:
+    """Ray's autoscaling policy: as many replicas as the outstanding tokens need. Ray adds its bounds and delays."""
+
+    def __init__(self, target: float):
+        self._target = target
+
+    def __call__(self, context: _Context) -> tuple[float, dict[str, object]]:
+        reported = (context.aggregated_metrics or {}).get(OUTSTANDING)
+        if not reported:  # no replica has reported yet
+            return context.current_num_replicas, {}
+        return sum(reported.values()) / self._target, {}
+
+
+def serve(wanted: Replicas, file: str, address: str) -> list[Action]:
+    """Returns what serves on this machine until Ctrl-C, or with an address on that cluster.
+
+    The same call with another checkpoint gives it to the replicas that run.
+
+    Args:
+        file: for the config.
+        address: the dashboard of a Ray cluster, such as http://HEAD:8265; empty: start Ray here.
+    """
+    write = Write(file, to_yaml([config(wanted)]).encode())
+    if address:
+        return [write, Command(("serve", "deploy", f"--address={address}", file))]
+    return [write, Command(("serve", "run", file))]
+
+
+def roll(wanted: Replicas, file: str, address: str) -> list[Action]:
+    """Returns what gives another checkpoint to the replicas that run."""
+    return serve(wanted, file, address or "http://127.0.0.1:8265")
+
+
+def status(address: str) -> list[Action]:
+    return [Command(("serve", "status", f"--address={address or 'http://127.0.0.1:8265'}"))]
+
+
+def delete(address: str) -> list[Action]:
+    return [Command(("serve", "shutdown", "--yes", f"--address={address or 'http://127.0.0.1:8265'}"))]

@@ -1,0 +1,116 @@
+"""The engine as a deployment of Ray Serve, whose proxies are its HTTP server. lm/cluster/ray_serve.py has the config.
+
+Ray imports `application` on every node. Each replica is one process with one engine; its routes are those of
+launch/serve.py. `/metrics` is that of the replica which answers.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from lm.cluster.ray_serve import DEPLOYMENT, OUTSTANDING
+from lm.errors import InputError
+from lm.serving.served import Served
+from lm.serving.server import make_app, make_service
+from lm.serving.settings import Settings, named_models
+
+log = logging.getLogger("lm.serving")
+
+
+class Replica:
+    """One server without a socket: Ray calls it with requests."""
+
+    def __init__(self, options: Sequence[str] = ()):
+        """Reads the settings. `reconfigure` names the checkpoint, and Ray calls it before any request.
+
+        Raises:
+            InputError: an option is none of launch/serve.py's settings.
+        """
+        self._settings = settings(options)
+        self._service = self._app = None
+
+    def __serve_build_asgi_app__(self):
+        return self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self._app is not None
+        await self._app(scope, receive, send)
+
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """Serves a checkpoint. The first one is compiled for; a later one replaces the weights under load.
+
+        Raises:
+            InputError: the first one cannot be served, so the replica does not start. A later one that cannot be
+                served changes nothing; the log has the reason.
+        """
+        models = named_models(user_config["checkpoint"])
+        if self._service is None:
+            await asyncio.to_thread(self._begin, models)
+            return
+        engine = self._service.engine
+        for name, path in zip(engine.models, (path for _, path in models), strict=False):
+            try:
+                await asyncio.to_thread(engine.reload, name, path=path)
+            except InputError as error:
+                log.error("%s is not served: %s", path, error)
+
+    def _begin(self, models: Sequence[tuple[str, str]]) -> None:
+        service = make_service([Served(name, path, self._settings) for name, path in models], self._settings)
+        service.engine.start()
+        while not service.engine.is_ready:
+            if service.engine.fault is not None:
+                raise service.engine.fault
+            time.sleep(0.02)
+        self._service, self._app = service, make_app(service)
+
+    def check_health(self) -> None:
+        """Raises what ended the engine, so that Ray replaces the replica."""
+        if self._service is not None and self._service.engine.fault is not None:
+            raise self._service.engine.fault
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Returns what the autoscaling policy adds up."""
+        return {OUTSTANDING: float(self._service.scheduler.outstanding_tokens()) if self._service else 0.0}
+
+
+def application(arguments: dict[str, Any]) -> object:
+    """Returns the application of a Ray Serve config.
+
+    Args:
+        arguments: `options`: flags of launch/serve.py that are settings of a server.
+    """
+    from ray import serve  # pyright: ignore[reportMissingImports]  # of the extra [ray]
+
+    deployment = serve.deployment(serve.ingress()(Replica))
+    return deployment.options(name=DEPLOYMENT).bind(list(arguments.get("options", ())))
+
+
+def settings(options: Sequence[str]) -> Settings:
+    """Returns the settings that `--NAME=VALUE` flags give.
+
+    Raises:
+        InputError: there is no such setting, or the value is of another kind.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(Settings) if field.name != "api_keys"}
+    given: dict[str, Any] = {}
+    for option in options:
+        name, equals, text = option.removeprefix("--").partition("=")
+        if name not in fields or not equals:
+            raise InputError(f"{option!r} is no setting of a server; accepted: --NAME=VALUE of {', '.join(fields)}.")
+        default = fields[name]
+        try:
+            if isinstance(default, bool):
+                given[name] = {"true": True, "false": False}[text.lower()]
+            elif isinstance(default, tuple):
+                given[name] = text.split(",") if text else []
+            else:
+                given[name] = type(default)(text)
+        except (KeyError, ValueError):
+            raise InputError(f"{option!r} has a value of another kind; the default is {default!r}.") from None
+    lists = {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
+    return Settings.of({**lists, "beams": [str(n) for n in Settings().beams], **given}, ())

@@ -1,0 +1,170 @@
+"""The deployment of Ray Serve without Ray: its config, its policy, and a replica under an ASGI client.
+
+tests/faults/ray_serve.sh runs it on Ray, by hand.
+"""
+
+import asyncio
+import dataclasses
+import shutil
+import types
+from pathlib import Path
+
+import httpx
+import jsonschema
+import pytest
+
+from lm.cluster import ray_serve
+from lm.cluster.ray_serve import OutstandingTokens, Replicas
+from lm.errors import InputError
+from lm.serving import ray_serve as deployment
+from lm.serving.scheduler import Group, Item, Job, Limits, Scheduler
+from lm.serving.settings import Settings
+
+# The fields of Ray's ServeDeploySchema that we use.
+TEXT, NUMBER, COUNT = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+
+
+def record(**fields: dict) -> dict:
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+POLICY = record(policy_function=TEXT, policy_kwargs=record(target=NUMBER))
+SCALING = record(
+    min_replicas=COUNT, max_replicas=COUNT, upscale_delay_s=NUMBER, downscale_delay_s=NUMBER, policy=POLICY
+)
+ACTOR = record(num_cpus=NUMBER, num_gpus=NUMBER)
+DEPLOYMENT = record(
+    name=TEXT,
+    user_config=record(checkpoint=TEXT),
+    max_ongoing_requests=COUNT,
+    max_queued_requests=COUNT,
+    backpressure_config=record(status_code={"enum": [503, 429]}, retry_after_s=NUMBER),
+    autoscaling_config=SCALING,
+    graceful_shutdown_timeout_s=NUMBER,
+    health_check_timeout_s=NUMBER,
+    ray_actor_options=ACTOR,
+)
+APPLICATION = record(
+    name=TEXT,
+    route_prefix=TEXT,
+    import_path={"const": "lm.serving.ray_serve:application"},
+    args=record(options={"type": "array", "items": TEXT}),
+    deployments={"type": "array", "items": DEPLOYMENT},
+)
+CONFIG = record(
+    proxy_location={"enum": ["EveryNode", "HeadOnly"]},
+    http_options=record(host=TEXT, port=COUNT),
+    applications={"type": "array", "items": APPLICATION},
+)
+
+
+def test_the_config_has_rays_fields() -> None:
+    made = ray_serve.config(Replicas("runs/mine", ("--tasks=embed",)))
+    jsonschema.validate(made, CONFIG)
+    made["applications"][0]["deployments"][0]["min_replica"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(made, CONFIG)
+    with pytest.raises(InputError, match="give a larger --max_replicas"):
+        ray_serve.config(Replicas("runs/mine", least=9))
+
+
+def test_another_checkpoint_changes_the_user_config_alone() -> None:
+    """Ray keeps replicas whose `user_config` changes, and replaces them for any other change."""
+    old, new = (ray_serve.config(Replicas(name)) for name in ("a", "b"))
+    assert new["applications"][0]["deployments"][0].pop("user_config") == {"checkpoint": "b"}
+    assert old["applications"][0]["deployments"][0].pop("user_config") == {"checkpoint": "a"}
+    assert old == new
+
+
+def test_the_policy_asks_for_what_the_tokens_need() -> None:
+    def context(reported):
+        return types.SimpleNamespace(aggregated_metrics=reported, current_num_replicas=3)
+
+    policy = OutstandingTokens(target=100)
+    assert policy(context({"outstanding_tokens": {"a": 150.0, "b": 120.0}})) == (2.7, {})
+    assert policy(context({"outstanding_tokens": {"a": 0.0}})) == (0.0, {})
+    assert policy(context(None)) == policy(context({})) == (3, {})
+
+
+def test_outstanding_tokens_are_those_that_nobody_has_answered() -> None:
+    scheduler = Scheduler(Limits(batch_tokens=10))
+    group = Group()
+    jobs = [Job([Item(group, 10), Item(group, 5)], lambda item, result: None) for _ in range(2)]
+    for job in jobs:
+        scheduler.submit(job)
+    assert scheduler.outstanding_tokens() == 30
+    (first,) = scheduler.next_batch()
+    assert (scheduler.outstanding_tokens(), scheduler.tokens) == (30, 20)
+    scheduler.finish(first, None)
+    assert scheduler.outstanding_tokens() == 20
+    scheduler.cancel(jobs[1])
+    assert scheduler.outstanding_tokens() == 5
+
+
+def test_options_are_settings() -> None:
+    assert deployment.settings([]) == Settings()
+    given = ["--tasks=embed,rerank", "--slots=8", "--beams=1,2", "--truncate=false", "--deadline=2"]
+    expected = Settings(tasks=("embed", "rerank"), slots=8, beams=(1, 2), truncate=False, deadline=2.0)
+    assert deployment.settings(given) == expected
+    for wrong in ("--port=1", "--slots", "--slots=x", "--truncate=perhaps", "--api_keys=a"):
+        with pytest.raises(InputError, match=wrong):
+            deployment.settings([wrong])
+
+
+async def ask(replica: deployment.Replica) -> list[float]:
+    transport = httpx.ASGITransport(replica.__serve_build_asgi_app__())
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        response = await client.post("/embed", json={"inputs": ["one text"]})
+        assert response.status_code == 200, response.text
+        return response.json()[0]
+
+
+def test_a_replica_serves_its_checkpoint_and_keeps_it_if_the_next_is_damaged(workdirs, tmp_path: Path) -> None:
+    """A damaged checkpoint never gets a request: not at the start, and not later."""
+    good, damaged = workdirs["reader"], tmp_path / "damaged"
+    shutil.copytree(good, damaged)
+    for file in (damaged / "checkpoints").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:-100])
+    same = tmp_path / "same"
+    shutil.copytree(good, same)
+
+    async def life() -> None:
+        replica = deployment.Replica(["--tasks=embed"])
+        assert replica.record_autoscaling_stats() == {"outstanding_tokens": 0.0}
+        with pytest.raises(InputError):
+            await replica.reconfigure({"checkpoint": str(damaged)})
+        await replica.reconfigure({"checkpoint": good})
+        assert replica._service is not None
+        service = replica._service
+        (model,) = service.engine.models.values()
+        before = await ask(replica)
+        await replica.reconfigure({"checkpoint": str(damaged)})
+        assert (model.path, await ask(replica)) == (good, before)
+        weights = model.weights
+        await replica.reconfigure({"checkpoint": str(same)})
+        assert (model.path, await ask(replica)) == (str(same), before)
+        assert model.weights is not weights
+        assert service.engine.compilations == 0
+        replica.check_health()
+        service.engine.fault = RuntimeError("the engine stopped")
+        with pytest.raises(RuntimeError, match="the engine stopped"):
+            replica.check_health()
+        service.engine.close()
+        service.close()
+
+    asyncio.run(life())
+
+
+def test_another_tokenizer_is_refused(running, workdirs, tmp_path: Path) -> None:
+    model = running.service.engine.models["reader"]
+    other = tmp_path / "other"
+    shutil.copytree(workdirs["reader"], other)
+    present = model._workdir
+    changed = dataclasses.replace(model.predictor.loaded, tokenizer=types.SimpleNamespace(fingerprint="another"))
+    (other / "tokenizer.model").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.predictor, "loaded", changed)
+        with pytest.raises(InputError, match="has another tokenizer; start a new server"):
+            running.service.engine.reload("reader", path=str(other))
+    assert (model._workdir, model.path) == (present, workdirs["reader"])
