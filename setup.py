@@ -62,6 +62,7 @@ setup(
             "uvicorn>=0.40",  # the HTTP server
             "uvloop>=0.22",  # its fast event loop
         ],
+        "ray": ["ray[serve]>=2.60,<3"],  # launch/cluster/ray_serve.py: replicas on several machines
         "metrics": [
             "rouge-score>=0.1.2",  # ROUGE
             "sacrebleu>=2.4",  # BLEU and chrF as others report them

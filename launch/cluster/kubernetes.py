@@ -40,6 +40,8 @@ def main() -> int:
         raise InputError(f"{' '.join(words)!r} is given; accepted: serve, or serve {'|'.join(rollout.VERBS)}.")
     context, server = _context.value, _server(_options)
     made = rollout.objects(server, _scaling(), _gateway())
+    if verb == "roll" and server.on_ray:  # a change of the RayService that leaves its pods running
+        verb = "apply"
     if verb == "apply" and _output.value:
         wanted: list[actions.Action] = [actions.Write(_output.value, to_yaml(made).encode())]
     elif verb == "apply":

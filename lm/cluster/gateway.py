@@ -33,10 +33,11 @@ def objects(server: Server, gateway: Gateway) -> list[Manifest]:
     if gateway.tls_secret:
         listener = {"name": "https", "port": 443, "protocol": "HTTPS", "hostname": gateway.hostname}
         listener["tls"] = {"mode": "Terminate", "certificateRefs": [{"kind": "Secret", "name": gateway.tls_secret}]}
+    service, port = server.backend
     route = {
         "parentRefs": [{"name": server.name}],
         "hostnames": [gateway.hostname],
-        "rules": [{"backendRefs": [{"name": server.name, "port": 80}]}],
+        "rules": [{"backendRefs": [{"name": service, "port": port}]}],
     }
     return [
         {
@@ -56,7 +57,8 @@ def _balancing(server: Server) -> Manifest:
     A request changes nothing, so it may be sent again when a connection is lost. 429 is handed on: its Retry-After is
     for the client.
     """
-    ready = {"path": "/ready", "method": "GET", "expectedStatuses": [200]}
+    # Ray's proxies answer this one; they leave a replica out that is not healthy.
+    ready = {"path": "/-/healthz" if server.on_ray else "/ready", "method": "GET", "expectedStatuses": [200]}
     active = {"type": "HTTP", "http": ready, "interval": "1s", "timeout": "1s"}
     thresholds = {"unhealthyThreshold": 1, "healthyThreshold": 1}
     return {

@@ -17,10 +17,23 @@ PORT = 8000
 DEADLINE = 60  # seconds: --deadline of launch/serve.py, unless the options say another
 PRE_STOP = 5  # seconds until balancers that watch the pods have heard that one leaves
 _PROBE = 5  # seconds between two probes of a pod that starts
-_CACHE = "/cache"
+CACHE = "/cache"
 CHECKPOINT = "LM_CHECKPOINT"
 _PROGRAM = 3 << 30  # bytes of Python, JAX, the compiler and the tokenizers
 _USER = 1000  # of launch/Dockerfile
+CONFINED: Manifest = {  # what a container may do
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+AS_USER: Manifest = {  # as whom a pod runs
+    "runAsNonRoot": True,
+    "runAsUser": _USER,
+    "runAsGroup": _USER,
+    "fsGroup": _USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +60,7 @@ class Server:
         cache_gib: size of the shared volume.
         sources: namespaces whose pods may ask, beside its own: the gateway's, the monitoring's.
         store_port: TCP port of the object store.
+        on_ray: run the replicas in a Ray cluster, which KubeRay manages; the image needs the extra [ray].
     """
 
     name: str
@@ -68,6 +82,7 @@ class Server:
     cache_gib: int = 10
     sources: tuple[str, ...] = ("envoy-gateway-system", "monitoring")
     store_port: int = 443
+    on_ray: bool = False
 
     @property
     def path(self) -> str:
@@ -96,6 +111,11 @@ class Server:
     def grace(self) -> int:
         """Seconds between the notice and the end of a pod: every request that was admitted can be answered."""
         return PRE_STOP + self.drain_seconds + int(self.deadline) + 5
+
+    @property
+    def backend(self) -> tuple[str, int]:
+        """The name and the port of the Service that reaches the replicas."""
+        return (f"{self.name}-serve-svc", PORT) if self.on_ray else (self.name, 80)
 
     def metadata(self, suffix: str = "") -> Manifest:
         return {"name": f"{self.name}{suffix}", "namespace": self.namespace, "labels": self.labels}
@@ -163,7 +183,7 @@ def volumes(server: Server) -> list[Volume]:
     cache: Manifest = {"emptyDir": {}}
     if server.cache_class:
         cache = {"persistentVolumeClaim": {"claimName": f"{server.name}-cache"}}
-    found = [Volume("temporary", "/tmp", {"emptyDir": {}}), Volume("cache", _CACHE, cache)]
+    found = [Volume("temporary", "/tmp", {"emptyDir": {}}), Volume("cache", CACHE, cache)]
     return [*found, SHARED_MEMORY] if isinstance(server.machines, google.Gpus) else found
 
 
@@ -183,11 +203,7 @@ def container(server: Server, command: Sequence[str], environment: Sequence[Mani
         environment=[*environment, {"name": "HOME", "value": "/tmp"}],
         volumes=volumes(server),
     )
-    made["securityContext"] = {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
+    made["securityContext"] = CONFINED
     return made
 
 
@@ -208,14 +224,7 @@ def pod(server: Server, made: Manifest) -> Manifest:
         volumes=volumes(server),
     )
     spec["automountServiceAccountToken"] = False
-    spec["securityContext"] = {
-        "runAsNonRoot": True,
-        "runAsUser": _USER,
-        "runAsGroup": _USER,
-        "fsGroup": _USER,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
+    spec["securityContext"] = AS_USER
     if server.spot and server.on_google:
         spec["affinity"] = google.prefer_spot()
     return spec
@@ -228,7 +237,7 @@ def deployment(server: Server) -> Manifest:
     """
     command = [
         *("python", "launch/serve.py", f"--checkpoint=$({CHECKPOINT})", "--host=0.0.0.0", f"--port={PORT}"),
-        *(f"--drain_seconds={server.drain_seconds}", f"--compilation_cache={_CACHE}", *server.options),
+        *(f"--drain_seconds={server.drain_seconds}", f"--compilation_cache={CACHE}", *server.options),
     ]
     made = container(server, command, [{"name": CHECKPOINT, "value": server.checkpoint}])
     made["ports"] = [{"name": "http", "containerPort": PORT}]

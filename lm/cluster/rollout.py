@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from lm.cluster import gateway, kubernetes, scaling
+from lm.cluster import gateway, kubernetes, rayservice, scaling
 from lm.cluster.actions import Action, Command
 from lm.cluster.gateway import Gateway
 from lm.cluster.kubernetes import Server
@@ -15,10 +15,13 @@ VERBS = ("apply", "status", "roll", "delete")
 
 def objects(server: Server, wanted: Scaling, reached: Gateway | None) -> list[Manifest]:
     """Returns all objects of a server. The Deployment comes after what it needs, the autoscaler after it."""
+    routes = gateway.objects(server, reached) if reached else []
+    if server.on_ray:
+        return [*rayservice.objects(server, wanted), *routes]
     found = kubernetes.objects(server)
     if wanted.engine == "none":
         found[-1]["spec"] = {"replicas": wanted.least, **found[-1]["spec"]}
-    return [*found, *scaling.objects(server, wanted), *(gateway.objects(server, reached) if reached else [])]
+    return [*found, *scaling.objects(server, wanted), *routes]
 
 
 def apply(context: str, server: Server, made: Sequence[Manifest]) -> list[Action]:
@@ -32,7 +35,7 @@ def status(context: str, server: Server, made: Sequence[Manifest]) -> list[Actio
     return [
         kubectl(context, "get", "--filename=-", manifests=_names(made)),
         kubectl(context, *_within(server), "get", "pods", pods, "--output=wide"),
-        kubectl(context, *_within(server), "describe", "deployment", server.name),
+        kubectl(context, *_within(server), "describe", "rayservice" if server.on_ray else "deployment", server.name),
     ]
 
 
@@ -79,6 +82,8 @@ def carry_out_roll(context: str, server: Server) -> None:
 
 def _wait(context: str, server: Server) -> Command:
     limit = f"--timeout={server.startup_seconds + 120}s"
+    if server.on_ray:
+        return kubectl(context, *_within(server), "wait", "--for=condition=Ready", f"rayservice/{server.name}", limit)
     return kubectl(context, *_within(server), "rollout", "status", f"deployment/{server.name}", limit)
 
 

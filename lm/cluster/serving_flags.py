@@ -44,6 +44,8 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     sources = flags.DEFINE_list("allow_from", list(_D.sources), "Namespaces whose pods may ask.")
     port = flags.DEFINE_integer("store_port", _D.store_port, "TCP port of the object store.", 1, 65535)
 
+    ray = flags.DEFINE_bool("ray", False, "A RayService (KubeRay) instead of a Deployment; `roll` is then `apply`.")
+
     def server(options: tuple[str, ...]) -> Server:
         first = checkpoint.value.split(",")[0].rpartition("=")[2]
         made = Server(
@@ -66,6 +68,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
             cache_gib=size.value,
             sources=tuple(sources.value),
             store_port=port.value,
+            on_ray=ray.value,
         )
         kubernetes.check(made)
         return made

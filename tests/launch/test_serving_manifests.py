@@ -21,6 +21,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 
 from lm.cluster import actions, google, kubernetes, rollout, scaling
 from lm.cluster.actions import Action
@@ -31,10 +32,12 @@ from lm.cluster.scaling import Scaling
 from lm.errors import InputError
 from tests.launch.test_manifests import (
     COUNT,
+    FLAG,
     GOLDEN_FOLDER,
     KUBERNETES,
     LABELS,
     NAME,
+    OBJECT,
     TEXT,
     array,
     kind,
@@ -101,7 +104,17 @@ MONITOR = record(
         "podMetricsEndpoints": array(record({"port": TEXT, "path": TEXT, "interval": TEXT})),
     }
 )
+TEMPLATE = record({"metadata": OBJECT, "spec": OBJECT})
+GROUP = record(
+    {"groupName": NAME, "replicas": COUNT, "minReplicas": COUNT, "maxReplicas": COUNT}
+    | {"rayStartParams": LABELS, "template": TEMPLATE}
+)
+RAY = record(
+    {"enableInTreeAutoscaling": FLAG, "headGroupSpec": record({"rayStartParams": LABELS, "template": TEMPLATE})}
+    | {"workerGroupSpecs": array(GROUP)}
+)
 SCHEMAS = {
+    "RayService": kind("RayService", "ray.io/v1", record({"serveConfigV2": TEXT, "rayClusterConfig": RAY})),
     "ScaledObject": kind("ScaledObject", "keda.sh/v1alpha1", SCALED_OBJECT),
     "Gateway": kind("Gateway", GATEWAY_API, record({"gatewayClassName": NAME, "listeners": array(LISTENER)})),
     "HTTPRoute": kind("HTTPRoute", GATEWAY_API, ROUTE),
@@ -146,6 +159,13 @@ CASES: dict[str, Case] = {
 }
 
 
+CASES["serve_l4_ray"] = (
+    dataclasses.replace(PLAIN, machines=google.one_machine("l4"), options=("--tasks=embed",), on_ray=True),
+    WIDE,
+    Gateway("lm.example.com"),
+)
+
+
 def printed(wanted: list[Action]) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -179,12 +199,26 @@ def every_case() -> Iterator[Case]:
     ]
     yield from itertools.product(replicas, scalings[:1], gateways[:1])  # what differs: the pods
     yield from itertools.product(replicas[:1], scalings, gateways)
+    on_ray = [dataclasses.replace(each, on_ray=True) for each in replicas]
+    yield from itertools.product(on_ray, scalings[1:2], gateways[:1])
+
+
+def ray_pods(manifest: Manifest) -> list[Manifest]:
+    """The pods that KubeRay makes of a RayService."""
+    if manifest["kind"] != "RayService":
+        return []
+    cluster = manifest["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    metadata = {"name": "pod"}
+    return [{"apiVersion": "v1", "kind": "Pod", **group["template"], "metadata": metadata} for group in groups]
 
 
 def validate(manifest: Manifest) -> None:
     """Raises an error for a field that the kind does not have."""
     if schema := SCHEMAS.get(manifest["kind"]):
         jsonschema.validate(manifest, schema)
+        for pod in ray_pods(manifest):
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
     else:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
@@ -216,7 +250,7 @@ def test_the_objects_of_every_combination_fit_their_schemas() -> None:
 
 def test_every_schema_refuses_a_typo() -> None:
     objects = {each["kind"]: each for case in CASES.values() for each in rollout.objects(*case)}
-    assert len(objects) == 12, objects.keys()
+    assert len(objects) == 13, objects.keys()
     for manifest in objects.values():
         validate(manifest)
         with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
@@ -263,6 +297,21 @@ def test_rolling_takes_back_what_never_becomes_ready(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="the one before it is served on"):
         rollout.carry_out_roll("", new)
     assert ran[-1] == "kubectl --namespace default rollout undo deployment/mini"
+
+
+def test_ray_gets_the_machine_of_its_pod() -> None:
+    """The Serve config asks for what a worker's pod has, and names the checkpoint in its user_config alone."""
+    for name, asked in (("cpu", {}), ("l4", {"num_gpus": 1}), ("v5e:2x2", {"resources": {"TPU": 4.0}})):
+        server = dataclasses.replace(PLAIN, machines=google.one_machine(name), on_ray=True)
+        service = rollout.objects(server, WIDE, None)[-1]
+        (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+        (deployment,) = application["deployments"]
+        assert deployment["ray_actor_options"] == {"num_cpus": 4, "num_gpus": 0} | asked
+        assert deployment["user_config"] == {"checkpoint": PLAIN.checkpoint}
+        assert (deployment["autoscaling_config"]["min_replicas"], deployment["autoscaling_config"]["max_replicas"]) == (
+            2,
+            20,
+        )
 
 
 def test_deleting_names_all_that_was_applied() -> None:

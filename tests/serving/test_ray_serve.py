@@ -8,6 +8,7 @@ import dataclasses
 import shutil
 import types
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jsonschema
@@ -77,7 +78,7 @@ def test_another_checkpoint_changes_the_user_config_alone() -> None:
 
 
 def test_the_policy_asks_for_what_the_tokens_need() -> None:
-    def context(reported):
+    def context(reported) -> Any:
         return types.SimpleNamespace(aggregated_metrics=reported, current_num_replicas=3)
 
     policy = OutstandingTokens(target=100)
