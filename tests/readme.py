@@ -37,8 +37,14 @@ SHORTENED = [
         r"^(python launch/cluster/local\.py.*)",
         f"\\1 {_OWN} --config.data.source=text --config.data.path='corpus/*.txt'",
     ),
-    (r"^(python launch/cluster/(gke|slurm|tpu_vm)\.py) (--dry_run )?", r"\1 --dry_run "),
-    (r"^(python launch/plan\.py.*)", f"\\1 {_POD} --config.data.seq_length=128 --config.data.target_length=64"),
+    (r"^(python launch/cluster/(gke|kubernetes|ray_serve|slurm|tpu_vm)\.py) (--dry_run )?", r"\1 --dry_run "),
+    (r"^(python launch/plan\.py --fleet.*)--rate=2:20", r"\1--rate=0.2:2"),
+    (r"^gcloud .*", r"echo 'not run: \g<0>'"),
+    (r"^docker build --push ", "docker build "),
+    (
+        r"^(python launch/plan\.py --config.*)",
+        f"\\1 {_POD} --config.data.seq_length=128 --config.data.target_length=64",
+    ),
     (r"(plan\.py.*--search)", r"\1 --layouts=1"),
     (r"^tail -f ", "head -n 3 "),
     (r"^(python launch/serve\.py .*)--port=8000", rf"\1--port={_PORT} & trap 'kill %1' EXIT; {_READY}"),
@@ -49,7 +55,7 @@ SHORTENED = [
         r"if docker info >/dev/null 2>&1; then \g<0>; else echo 'skipped docker build: no docker daemon answers'; fi",
     ),
 ]
-QUICK = re.compile(r"launch/cluster/(gke|slurm|tpu_vm)\.py")
+QUICK = re.compile(r"launch/cluster/(gke|kubernetes|ray_serve|slurm|tpu_vm)\.py")
 
 
 def sections() -> dict[str, str]:

@@ -253,7 +253,7 @@ def test_the_launchers_of_the_guide_run_dry() -> None:
     """The quick commands of tests/readme.sh."""
     commands = {readme.shortened(each) for block in readme.blocks(readme.sections()["English"]) for each in block}
     quick = sorted(each for each in commands if readme.QUICK.search(each))
-    assert len(quick) == 3
+    assert len(quick) == 5
     for command in quick:
         words = [sys.executable, *shlex.split(command)[1:]]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
