@@ -90,6 +90,14 @@ class Server:
         return self.checkpoint.split(",")[0].rpartition("=")[2]
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """The options, and a mesh over all devices of the machine if the options name none."""
+        devices = self.machines.devices if self.machines else 1
+        if devices == 1 or any(option.startswith("--mesh=") for option in self.options):
+            return self.options
+        return (*self.options, f"--mesh=data={devices}")
+
+    @property
     def labels(self) -> dict[str, str]:
         """The labels that select its pods."""
         return {"app.kubernetes.io/name": "lm", "app.kubernetes.io/instance": self.name}
@@ -237,7 +245,7 @@ def deployment(server: Server) -> Manifest:
     """
     command = [
         *("python", "launch/serve.py", f"--checkpoint=$({CHECKPOINT})", "--host=0.0.0.0", f"--port={PORT}"),
-        *(f"--drain_seconds={server.drain_seconds}", f"--compilation_cache={CACHE}", *server.options),
+        *(f"--drain_seconds={server.drain_seconds}", f"--compilation_cache={CACHE}", *server.flags),
     ]
     made = container(server, command, [{"name": CHECKPOINT, "value": server.checkpoint}])
     made["ports"] = [{"name": "http", "containerPort": PORT}]

@@ -54,7 +54,7 @@ def _config(server: Server, scaling: Scaling) -> Manifest:
     return ray_serve.config(
         ray_serve.Replicas(
             server.checkpoint,
-            server.options,
+            server.flags,
             least=scaling.least,
             most=scaling.most,
             target=scaling.queue_tokens,

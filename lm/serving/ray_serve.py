@@ -102,7 +102,7 @@ def settings(options: Sequence[str]) -> Settings:
         name, equals, text = option.removeprefix("--").partition("=")
         if name not in fields or not equals:
             raise InputError(f"{option!r} is no setting of a server; accepted: --NAME=VALUE of {', '.join(fields)}.")
-        default = fields[name]
+        default = () if name == "mesh" else fields[name]  # as its flag
         try:
             if isinstance(default, bool):
                 given[name] = {"true": True, "false": False}[text.lower()]

@@ -16,6 +16,7 @@ import pytest
 
 from lm.cluster import ray_serve
 from lm.cluster.ray_serve import OutstandingTokens, Replicas
+from lm.config import MeshConfig
 from lm.errors import InputError
 from lm.serving import ray_serve as deployment
 from lm.serving.scheduler import Group, Item, Job, Limits, Scheduler
@@ -104,8 +105,9 @@ def test_outstanding_tokens_are_those_that_nobody_has_answered() -> None:
 
 def test_options_are_settings() -> None:
     assert deployment.settings([]) == Settings()
-    given = ["--tasks=embed,rerank", "--slots=8", "--beams=1,2", "--truncate=false", "--deadline=2"]
+    given = ["--tasks=embed,rerank", "--slots=8", "--beams=1,2", "--truncate=false", "--deadline=2", "--mesh=data=2"]
     expected = Settings(tasks=("embed", "rerank"), slots=8, beams=(1, 2), truncate=False, deadline=2.0)
+    expected = dataclasses.replace(expected, mesh=MeshConfig(data=2))
     assert deployment.settings(given) == expected
     for wrong in ("--port=1", "--slots", "--slots=x", "--truncate=perhaps", "--api_keys=a"):
         with pytest.raises(InputError, match=wrong):
