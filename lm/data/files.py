@@ -13,6 +13,8 @@ from lm.config.paths import expand
 from lm.data.characters import is_blank, without_surrogates
 from lm.errors import InputError
 
+_GZIP = b"\x1f\x8b"  # how a file compressed with gzip begins
+
 
 def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
     """Returns the files that `data.path` names, sorted within each of its parts.
@@ -76,6 +78,8 @@ def decode(line: bytes, path: str, offset: int) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
+        if offset == 0 and line.startswith(_GZIP):
+            raise InputError(f"{path} is compressed with gzip; give it a name that ends with .gz.") from error
         raise InputError(
             f"{where(path, offset)} is not UTF-8 (byte 0x{line[error.start]:02x}); convert the file, e.g. with iconv."
         ) from error

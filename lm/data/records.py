@@ -45,6 +45,10 @@ def jsonl(path: str, start: int, stop: int, fields: Mapping[str, str]) -> Iterat
             value = given.get(name, 0)
             if isinstance(value, str):
                 values.append(value)
+            elif name in given and value is not None:
+                raise InputError(
+                    f"{place()}: data.{option}={name!r} is a JSON {type(value).__name__}; it must be text."
+                )
             elif value is not None:
                 found = _listed(given) if isinstance(record, dict) else type(record).__name__
                 raise InputError(
