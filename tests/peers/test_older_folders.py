@@ -14,8 +14,9 @@ import torch
 import transformers
 
 from lm import models
-from lm.huggingface import import_folder
+from lm.huggingface import family, import_folder
 from lm.huggingface.tokenizer import read_tokenizer
+from lm.models.layers import ACTIVATIONS
 from tests.peers import ragged
 from tests.peers.test_families import BART, ENCODER, MARIAN, T5
 from tests.peers.tokenizer_folders import LINES, hard_texts, model_type, vocabularies, write
@@ -125,10 +126,10 @@ def make_folder(family: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(content | settings))
 
 
-@pytest.mark.parametrize("family", FOLDERS)
-def test_a_folder_of_version_4_is_read(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_of_version_4_is_read(name: str, tmp_path: Path) -> None:
     transformers.logging.set_verbosity_error()
-    make_folder(family, tmp_path / "folder")
+    make_folder(name, tmp_path / "folder")
     folder = tmp_path / "folder"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Marian's asks for a package that normalises punctuation
@@ -180,3 +181,10 @@ def assert_settings(ours: Any, theirs: Any) -> None:
         assert ours.min_length == theirs.min_length - forced
     bad = [word for word in theirs.bad_words_ids or [] if word != [theirs.eos_token_id]]
     assert ours.bad_words_ids == bad
+
+
+def test_every_name_of_an_activation_has_its_meaning() -> None:
+    values = np.linspace(-6, 6, 97, dtype=np.float32)
+    for name, ours in family._ACTIVATIONS.items():
+        expected = transformers.activations.ACT2FN[name](torch.tensor(values)).numpy()
+        np.testing.assert_allclose(ACTIVATIONS[ours](values), expected, atol=2e-6, rtol=0, err_msg=name)
