@@ -19,7 +19,7 @@ from absl import flags
 
 from lm import cli
 from lm.accelerators import Topology
-from lm.config import Config
+from lm.config import Config, mesh_sizes
 from lm.data import workers
 from lm.plan import fleet_flags, serving_flags
 
@@ -42,6 +42,9 @@ def main() -> None:
         fleet_flags.run(_output)
         return
     config, topologies = _config(), [Topology.parse(name) for name in _topology.value or [""]]
+    if not (_search.value or flags.FLAGS.serve):  # these choose the mesh
+        for each in topologies:
+            mesh_sizes(config.mesh, each.devices, each.slices)
     what = f"compiling for {', '.join(_topology.value)} on this machine; a large model takes minutes"
     with workers.announced(what, at_once=True):
         plan = serving_flags.run if flags.FLAGS.serve else _plan_training

@@ -65,6 +65,17 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
+def check_scheme(path: str) -> None:
+    """Refuses a path on a kind of storage that we do not know.
+
+    Raises:
+        InputError: the path has another scheme than gs:// and s3://.
+    """
+    scheme, separator, _ = path.partition("://")
+    if separator and scheme not in _PACKAGES:
+        raise InputError(f"{path!r} has an unknown scheme; accepted: a local path, gs://... or s3://....")
+
+
 def kvstore(path: str, *names: str) -> Spec:
     """Returns the TensorStore key-value spec of a folder below `path`, which is local, gs://... or s3://...
 
@@ -74,6 +85,7 @@ def kvstore(path: str, *names: str) -> Spec:
     Raises:
         InputError: another scheme.
     """
+    check_scheme(path)
     scheme, separator, rest = path.partition("://")
     if not separator:
         return {"driver": "file", "path": "/".join([os.path.abspath(os.path.expanduser(path)), *names]) + "/"}
@@ -86,16 +98,14 @@ def kvstore(path: str, *names: str) -> Spec:
     folder = "/".join(filter(None, [prefix.strip("/"), *names])) + "/"
     if scheme == "gs":
         return {"driver": "gcs", "bucket": bucket, "path": folder, "gcs_request_retries": _RETRIES}
-    if scheme == "s3":
-        spec: Spec = {"driver": "s3", "bucket": bucket, "path": folder, "s3_request_retries": _RETRIES}
-        if endpoint := _endpoint():
-            spec["endpoint"] = endpoint
-        if region := _aws_region():
-            spec["aws_region"] = region
-        if "AWS_ACCESS_KEY_ID" in os.environ:  # else TensorStore warns of each missing ~/.aws file at every open
-            spec["aws_credentials"] = {"type": "environment"}
-        return spec
-    raise InputError(f"{path!r} has an unknown scheme; accepted: a local path, gs://... or s3://....")
+    spec: Spec = {"driver": "s3", "bucket": bucket, "path": folder, "s3_request_retries": _RETRIES}
+    if endpoint := _endpoint():
+        spec["endpoint"] = endpoint
+    if region := _aws_region():
+        spec["aws_region"] = region
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # else TensorStore warns of each missing ~/.aws file at every open
+        spec["aws_credentials"] = {"type": "environment"}
+    return spec
 
 
 def _endpoint() -> str | None:

@@ -1,6 +1,6 @@
-"""Runs the commands of README.md, shortened: python -m tests.readme [--quick].
+"""Runs the commands of README.md, shortened: python -m tests.readme --quick|--all.
 
-In a clean clone tests/readme.sh does it.
+--all installs packages and writes into this checkout. tests/readme.sh runs it in a clean clone.
 
 Each block of commands runs in one shell, as a reader would type it. What would take long, reach a cloud or never end is
 shortened by flags. The two languages' sections have the same commands, so each command runs twice: the second time with
@@ -42,7 +42,7 @@ SHORTENED = [
     (r"^gcloud .*", r"echo 'not run: \g<0>'"),
     (r"^docker build --push ", "docker build "),
     (r"^(python launch/plan\.py --c.*)", f"\\1 {_POD} --config.data.seq_length=128 --config.data.target_length=64"),
-    (r"(plan\.py.*--search)", r"\1 --layouts=1"),
+    (r"(plan\.py.*)--topology=\S+,\S+ --search", r"\1--topology=v5e:2x2,v6e:2x2 --search --layouts=1"),
     (r"^tail -f ", "head -n 3 "),
     (r"^(python launch/serve\.py .*)--port=8000", rf"\1--port={_PORT} & trap 'kill %1' EXIT; {_READY}"),
     (r"localhost:8000", f"localhost:{_PORT}"),
@@ -86,6 +86,9 @@ def write_inputs() -> None:
 
 
 def main() -> int:
+    if sys.argv[1:] not in (["--quick"], ["--all"]):
+        print("error: give --quick or --all; bash tests/readme.sh runs --all in a clean clone.", file=sys.stderr)
+        return 2
     quick, failed = "--quick" in sys.argv, 0
     os.chdir(ROOT)
     write_inputs()

@@ -17,4 +17,4 @@ trap 'rm -rf "$work"' EXIT
 git clone --quiet "$root" "$work/lm"
 cd "$work/lm"
 bash launch/quickstart.sh --config.train.steps=2 --config.train.eval_batches=1 # makes the environment
-PATH="$work/lm/.venv/bin:$PATH" python -m tests.readme
+PATH="$work/lm/.venv/bin:$PATH" python -m tests.readme --all

@@ -9,7 +9,7 @@ from typing import Protocol
 from absl import flags
 from ml_collections import config_flags
 
-from lm import cli
+from lm import cli, storage
 from lm.accelerators import Topology
 from lm.cluster import actions, snapshot
 from lm.cluster.actions import Action
@@ -46,6 +46,7 @@ def define_run() -> Run:
     workdir = cli.define_path("workdir", None, "Folder of the run: gs://, s3:// or shared.", required=True)
 
     def run(devices: int, slices: int = 1) -> Snapshot:
+        storage.check_scheme(workdir.value)
         checked = config()
         check_divisible(mesh_sizes(checked.mesh, devices, slices), checked)
         taken = snapshot.take(checked, config_arguments(), workdir.value)

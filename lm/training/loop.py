@@ -162,7 +162,9 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     """
     if not workdir:
         raise InputError("--workdir is empty; give the folder of the run.")
-    root, primary = storage.as_path(workdir), distributed.is_primary()
+    with distributed.agreement():
+        root = storage.as_path(workdir)
+    primary = distributed.is_primary()
     folder = checkpoint.store_path(config, root)
     with contextlib.ExitStack() as held:
         with distributed.agreement():
