@@ -270,6 +270,9 @@ def _illegal_value(message: str) -> str:
     """Returns a message that says what a flag accepts. Absl only repeats Python's conversion error."""
     if missing := re.search(r"Flag --(\w+) must have a value other than None", message):
         return f"--{missing[1]} is missing; --help says what it takes."
+    if choice := re.match(r"flag --([\w.]+)=(.*): value should be one of <(.*)>$", message, re.DOTALL):
+        name, value, accepted = choice.groups()
+        return f"--{name} is {value!r}; accepted: {', '.join(accepted.split('|'))}."
     conversion = r"flag --([\w.]+)=(.*): (?:invalid literal|could not convert|\('Non-boolean)"
     if not (match := re.match(conversion, message, re.DOTALL)):
         return message

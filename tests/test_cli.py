@@ -16,6 +16,7 @@ from lm import cli, config, errors
 
 _config = cli.define_config()
 _workdir = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
+_kind = flags.DEFINE_enum("kind", "one", ["one", "two"], "Which.")
 _port = flags.DEFINE_integer("port", 80, "Where to listen.", lower_bound=1)
 
 def main():
@@ -88,6 +89,7 @@ def test_overrides_reach_the_config(folder: Path, command: str, steps: int, gate
         ("--workdir=x", "--config is missing"),
         ("--workdri=x --config=good.py", "unknown flag --workdri; did you mean --workdir?"),
         ("--workdir=x --config=good.py --port=many", "--port is 'many'; accepted: a whole number."),
+        ("--workdir=x --config=good.py --kind=three", "--kind is 'three'; accepted: one, two."),
         ("--workdir=x --config=good.py --port=0", "--port=0: 0 is not a positive integer"),
         ("--workdir=x --config=good.py --port", "Missing value for flag --port"),
         ("--workdir=x stray --config=good.py", "unexpected argument 'stray'"),

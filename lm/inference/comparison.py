@@ -14,7 +14,7 @@ from scipy import sparse  # comes with jax
 
 from lm import checkpoint
 from lm.config import DataConfig
-from lm.data import corpus, files, mixture
+from lm.data import corpus, files, mixture, workers
 from lm.data.pairs import QUESTION, TRANSLATION, Pair
 from lm.data.store import Store, read_pairs
 from lm.errors import InputError
@@ -87,7 +87,8 @@ def compare(
     sources = [pair.source for pair in pairs]
     if not input_path:
         sources = [mixture.prefixed(loaded.config, pair.group, pair.source) for pair in pairs]
-    outputs = [answer.get("text", "") for answer in write(sources)]
+    with workers.announced(f"writing {len(sources):,} texts with {path}"):
+        outputs = [answer.get("text", "") for answer in write(sources)]
     shown = min(shown, len(pairs))
     places = [len(pairs) * number // shown for number in range(shown)]
     return Comparison(

@@ -11,7 +11,7 @@ from etils import epath
 
 from lm import checkpoint, models, tasks
 from lm.config import Config, DataConfig
-from lm.data import mixture, prepare
+from lm.data import mixture, prepare, workers
 from lm.data import tokenizer as tokenizers
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
@@ -53,7 +53,8 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
         return sums, weights, objective.baseline_hits(prepared, most_frequent)
 
     metrics: dict[str, float] = {"step": step}
-    with _stores(config, workdir, tokenizer, input_path) as stores:
+    what = f"evaluating {path}, step {step:,}, on {input_path or 'the held-out split'}"
+    with workers.announced(what), _stores(config, workdir, tokenizer, input_path) as stores:
         for name, store in stores.items():
             source = members.batches(config, name, store, store.train if input_path else store.heldout)
             most_frequent = jnp.int32(store.manifest["most_frequent_token"]["id"])
