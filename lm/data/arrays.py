@@ -16,7 +16,7 @@ from lm.storage import errors, kvstore
 
 _INNER_CHUNK = 1 << 13  # elements that a random read decodes
 _OUTER_CHUNK = 1 << 26  # elements in a file, at most
-_CACHE_BYTES = 64 << 20  # of decoded chunks and of files' indices, for each column
+_CACHE_BYTES = 16 << 20  # of decoded chunks and of files' indices, for each column
 _WAVE = 1 << 24  # elements that are asked for at a time: bounds what is decoded beside the result
 _OPENED = 512  # parts that a column keeps open
 

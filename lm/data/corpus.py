@@ -41,7 +41,7 @@ _SUFFIXES = {
 # Bytes. A shard is the unit of parallel work and of resuming: small enough to spread a small corpus over some cores,
 # large enough that a terabyte does not become a million folders.
 _SMALLEST_SHARD = 1 << 20
-_LARGEST_SHARD = 64 << 20
+_LARGEST_SHARD = 256 << 20
 _SHARDS_WANTED = 256
 
 _SHORTEST_DOCSTRING = 200  # characters; shorter ones say little more than a name

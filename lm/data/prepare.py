@@ -286,7 +286,7 @@ def _encode(tokenizer: Tokenizer, documents: list[list[str]]) -> store.Text:
     document_of = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
     document_lengths = np.bincount(document_of[lengths > 0], minlength=len(documents))
     return store.Text(
-        np.concatenate(ids) if ids else np.zeros(0, np.int32),
+        np.concatenate(ids or [np.zeros(0, np.int32)]).astype(store.token_dtype(tokenizer.vocab_size)),
         lengths[lengths > 0],
         document_lengths[document_lengths > 0],
     )

@@ -35,6 +35,7 @@ from lm.errors import InputError
 from lm.storage import errors, read_keys, write_key
 
 BLOCK_TOKENS = 1 << 21  # of a block, about; see `lm.data.windows`
+_COUNTED = 1 << 22  # tokens that are counted at a time: numpy makes int64 of them first
 _SUMMED = 64  # shards whose counts of tokens are added up at a time
 
 
@@ -104,7 +105,8 @@ def write_shard(
     Returns:
         The marker.
     """
-    counts = np.bincount(splits["train"].tokens, minlength=vocab_size).astype(np.uint64)
+    parts = np.array_split(splits["train"].tokens, 1 + len(splits["train"].tokens) // _COUNTED)
+    counts = np.sum([np.bincount(part, minlength=vocab_size) for part in parts], axis=0).astype(np.uint64)
     with errors(path):
         pending = [arrays.write(path, [_shard_name(index), "token_counts"], counts)]
         for split, text in splits.items():
