@@ -39,8 +39,8 @@ class DataConfig:
         batch_size: rows in a global batch, summed over all processes and micro-batches.
         max_segments: the largest number of examples in a row. The larger of 8 and seq_length / 32 kept padding under
             1% on every kind of text that we measured.
-        window_tokens: tokens of text that are planned, packed and shuffled at a time. A process holds two windows in
-            memory. A corpus of at most one and a half times as many tokens is one window.
+        window_tokens: tokens of text that are planned, packed and shuffled at a time. A process holds two windows of
+            each text in memory. A corpus of at most one and a half times as many tokens is one window.
         short_seq_prob: how often an NSP pair gets a random, shorter target length (BERT: 0.1).
     """
 

@@ -109,8 +109,9 @@ def sentence_pairs(split: Split, seq_length: int, short_seq_prob: float, rng: np
     there is no rest, it is instead a run of sentences from a random place in another document; the rest then begins the
     next chunk. A pair that is too long loses tokens at random from both ends of its longer segment.
 
-    Two details differ from BERT. The other document is never the same one, if there is another (BERT tries ten times).
-    Documents of more than 512 sentences are cut into lanes first. All lanes advance by one chunk at a time.
+    Two details differ from BERT. The other document is never the same one, if there is another (BERT tries ten times);
+    in a large corpus it is of the same window. Documents of more than 512 sentences are cut into lanes first. All lanes
+    advance by one chunk at a time.
     """
     tokens, documents = split.sentence_offsets, split.document_offsets
     most = seq_length - 3

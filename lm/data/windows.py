@@ -75,6 +75,8 @@ class Windows:
         ]
         rows, truncated = np.array(found).T
         counts = np.stack([blocks[group].sum(axis=0) for group in groups])
+        if not rows.sum():
+            return
         self.truncated = round(truncated.sum() * self._split.num_tokens / counts[:, TOKENS].sum())
 
         features = slice(None) if len(groups) >= _FEWEST else slice(TOKENS, None)

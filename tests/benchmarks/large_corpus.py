@@ -15,6 +15,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from lm.data.manifest import Marker
 from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.store import Store, Text
 
-_folder = flags.DEFINE_string("folder", None, "Where the stores are made; about 1 GB. They are left there.")
+_folder = flags.DEFINE_string("folder", None, "Where the stores are made, 1 GB; by default a temporary folder.")
 _billions = flags.DEFINE_list("billions", ["0.5", "1", "2", "20", "156", "1700"], "Tokens of the stores.")
 _kinds = flags.DEFINE_list("kinds", ["nsp", "text", "spans"], "What to measure, at 2 billion tokens.")
 _picture = flags.DEFINE_string("picture", "", "Where to draw memory and times of NSP pairs against the size.")
@@ -153,7 +154,7 @@ def main() -> None:
         path, kind, epochs = _measure.value.split()
         print(json.dumps(measure(path, kind, float(epochs))), flush=True)
         return
-    folder = Path(_folder.value)
+    folder = Path(_folder.value or tempfile.mkdtemp())
     tokenizer = SentencePiece.train(["a few words for a tokenizer that is never asked"] * 50, vocab_size=400)
     markers = make_shards(folder / "shared", tokenizer)
     found = []

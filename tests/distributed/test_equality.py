@@ -23,7 +23,8 @@ CASES = [("encoder", "fsdp"), ("encoder-decoder", "tensor")]
 def configs(tiny_config: Config, tiny_seq2seq: Config) -> dict[tuple[str, str], Config]:  # noqa: F811
     encoder = changed(tiny_config, model={"d_model": 64, "num_heads": 8, "d_ff": 128})
     bases = {"encoder": encoder, "encoder-decoder": tiny_seq2seq}
-    return {(kind, mesh): changed(bases[kind], mesh=MESHES[mesh]) for kind, mesh in CASES}
+    windows = {"window_tokens": 800}  # several an epoch
+    return {(kind, mesh): changed(bases[kind], mesh=MESHES[mesh], data=windows) for kind, mesh in CASES}
 
 
 @pytest.fixture(scope="module")

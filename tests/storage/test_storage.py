@@ -10,9 +10,11 @@ import pytest
 from lm import storage
 from lm.config import DataConfig
 from lm.data import corpus, manifest, prepare, store
+from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.errors import InputError
 from tests.training.conftest import make_corpus
 
+from .proxy import PASS, running
 from .servers import BUCKET
 
 
@@ -134,6 +136,30 @@ def test_preparing_on_object_storage_goes_on_where_it_was_stopped(url: str, tmp_
     assert "store/lease" not in storage.list_keys(url)
     whole = [(np.array([0]), np.array([split.num_tokens])) for split in (made.train, expected.train)]
     assert (made.train.read(*whole[0]) == expected.train.read(*whole[1])).all()
+
+
+def test_a_window_is_read_in_one_range_for_each_run_of_blocks(
+    s3_url: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "BLOCK_TOKENS", 40_000)
+    lengths = np.full(4_000, 50)
+    text = store.Text(np.random.default_rng(0).integers(10, 400, lengths.sum()), lengths, np.full(400, 10))
+    nothing = store.Text(*[np.zeros(0, np.int64)] * 3)
+    tokenizer = SentencePiece.train(["a few words"], vocab_size=400)
+    storage.write_key(s3_url, tokenizer.file_name, tokenizer.to_bytes())
+    marker = store.write_shard(s3_url, 0, {"train": text, "heldout": nothing}, 400, "", (0, 0))
+    store.finish(s3_url, tokenizer, "documents", {}, [marker])
+    requests: list[bytes] = []
+    with running(s3_port, lambda head: requests.append(head) or PASS) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        split = store.Store.open(s3_url).train
+        assert [head.split()[1].rsplit(b"/", 1)[1] for head in requests] == [b"manifest.json", b"tokenizer.model"]
+        requests.clear()
+        window = split.window(np.array([0, 1, 2, 4]))
+        found = window.read(np.array([0]), np.array([window.num_tokens]))
+    assert (len(split.blocks), len(requests)) == (5, 4)  # the array, its index, and two runs of blocks
+    ends = np.cumsum(split.blocks[:, 2])
+    np.testing.assert_array_equal(found, np.concatenate([text.tokens[: ends[2]], text.tokens[ends[3] :]]))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")

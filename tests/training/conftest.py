@@ -8,7 +8,7 @@ import pytest
 
 from lm import families
 from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
-from lm.data import prepare
+from lm.data import prepare, store
 from lm.data.store import Store
 
 WORDS = ["the", "tree", "river", "stone", "walks", "sings", "under", "over", "quickly", "slowly", "green", "old"]
@@ -41,7 +41,9 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         max_segments=4,
         heldout_fraction=0.1,
     )
-    prepare.prepare(data, data.store, num_workers=1, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "BLOCK_TOKENS", 200)  # so that a run may cut it into windows
+        prepare.prepare(data, data.store, num_workers=1, progress=False)
     return Config(
         data=data,
         model=ModelConfig(vocab_size=448, d_model=32, num_layers=2, num_heads=4, d_ff=64, max_length=32),

@@ -25,9 +25,10 @@ TWO_DEVICES = {"XLA_FLAGS": re.sub(r"(device_count)=\d+", r"\1=2", os.environ["X
 
 
 def make_command(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
-    """The training command of a config file, for a workdir."""
+    """The training command of a config file, for a workdir. An epoch has several windows."""
     schedule = {"schedule": "constant"}  # so that a longer run begins as a shorter one
-    config = changed(config, train={"steps": STEPS}, optim=schedule, checkpoint={"every": 5, "keep": 2})
+    data = {"window_tokens": 800}
+    config = changed(config, data=data, train={"steps": STEPS}, optim=schedule, checkpoint={"every": 5, "keep": 2})
     file = tmp_path_factory.mktemp("config") / "tiny.py"
     values = json.loads(config_lib.to_json(config))
     file.write_text(f"from lm import config\n\ndef get_config():\n    return config.from_dict({values!r})\n")
