@@ -12,7 +12,9 @@ class TrainConfig:
     Attributes:
         steps: the number of the last step.
         accumulation: micro-batches whose gradients a step adds up before it updates the weights.
-        dtype: the type of activations: `float32` or `bfloat16`. The master weights are always float32.
+        dtype: the type of activations: `float32` or `bfloat16`. `float8` is `bfloat16`, but in training the linear
+            maps of the layers multiply 8-bit floats, each operand scaled by its largest value; GPUs since NVIDIA's
+            Hopper are faster with it. The master weights are always float32.
         remat: which activations are kept for the backward pass, which recomputes the others. `none` recomputes none:
             all are kept. `dots` keeps the products with weights. `full` keeps each layer's input.
         unroll: layers in one iteration of the scan over layers. 0 writes all layers out without a scan: that is
@@ -31,7 +33,7 @@ class TrainConfig:
 
     steps: int = setting(1000, at_least=1)
     accumulation: int = setting(1, at_least=1)
-    dtype: str = setting("float32", one_of=("float32", "bfloat16"))
+    dtype: str = setting("float32", one_of=("float32", "bfloat16", "float8"))
     remat: str = setting("none", one_of=("none", "dots", "full"))
     unroll: int = setting(1, at_least=0)
     attention: str = setting("auto", one_of=("auto", "plain", "flash"))
@@ -41,6 +43,11 @@ class TrainConfig:
     max_bad_steps: int = setting(10, at_least=1)
     heartbeat_timeout: int = setting(30, at_least=5)
     hang_timeout: int = setting(3600, at_least=0)
+
+    @property
+    def activations(self) -> str:
+        """The dtype of activations: `float32` or `bfloat16`."""
+        return "bfloat16" if self.dtype == "float8" else self.dtype
 
     def validate(self) -> None:
         """Checks every field.

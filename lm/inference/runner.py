@@ -44,7 +44,7 @@ class Runner:
     def __init__(self, loaded: Loaded):
         config, self._mesh = loaded.config, loaded.mesh
         self._loaded = loaded
-        self._model = models.build(config.model, models.Execution(dtype=config.train.dtype))
+        self._model = models.build(config.model, models.Execution(dtype=config.train.activations))
         self._decoders: dict[Shape, Callable[..., Decoded]] = {}
         self._mask_logits = self._jit(_mask_logits_BPV)
         self._next_probability = self._jit(_next_probability_BP)

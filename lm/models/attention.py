@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.layers import Dense
+from lm.models.layers import Dense, Execution
 from lm.models.positions import rotate
 from lm.ops import attention as ops
 from lm.ops import key_cache
@@ -165,9 +165,9 @@ class Recorder:
 class Attention(nnx.Module):
     """Projects to heads, attends, concatenates the heads and projects back (Vaswani et al., 2017, section 3.2.2)."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs):
         width, heads, depth = config.d_model, config.num_heads, config.width_per_head
-        dense = functools.partial(Dense, config, bias=config.attention_bias, rngs=rngs)
+        dense = functools.partial(Dense, config, bias=config.attention_bias, float8=execution.float8, rngs=rngs)
         # A model without attention_scale, such as T5, has the factor 1 / sqrt(d_k) in its initial query kernel.
         gain = 1.0 if config.attention_scale else depth**-0.5
         self.query = dense("attention/query", (width, heads, depth), gain=gain)

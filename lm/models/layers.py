@@ -15,6 +15,7 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.models.initial import initial
 from lm.models.positions import sinusoids
+from lm.ops import float8
 from lm.ops.dropout import Dropout, drop
 from lm.ops.linear import Linear, add_bias, linear
 from lm.ops.norm import normalize
@@ -31,12 +32,14 @@ class Execution:
         remat: `none`, `dots` or `full`; see `TrainConfig`.
         unroll: layers in one iteration of the scan over layers; 0 uses no scan; see `TrainConfig`.
         attention: `auto`, `plain` or `flash`; see `TrainConfig`.
+        float8: whether the linear maps of the layers multiply 8-bit floats; see `lm.ops.float8`.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
     attention: str = "auto"
+    float8: bool = False
 
 
 class Dense(nnx.Module):
@@ -52,6 +55,7 @@ class Dense(nnx.Module):
         bias: bool,
         gain: float = 1.0,
         residual: bool = False,
+        float8: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes the weights.
@@ -61,14 +65,16 @@ class Dense(nnx.Module):
             shape: of the kernel.
             gain: a factor of the initial weights where `config.init` is `fan_in`.
             residual: whether the result is added to the residual stream; see `initial`.
+            float8: see `Execution`.
         """
         self.kernel = initial(config, rngs, shape, gain * math.prod(shape[:inputs]) ** -0.5, residual=residual)
         self.bias = nnx.Param(jnp.zeros(shape[inputs:])) if bias else None
-        self.inputs, self.name = inputs, name
+        self.inputs, self.name, self.float8 = inputs, name, float8
 
     def __call__(self, array: jax.Array, scale: float = 1.0) -> jax.Array:
         """Returns scale * (x W + b)."""
-        out = linear(Linear(self.inputs, scale, f"{self.name}/kernel"), array, self.kernel[...])
+        product = float8.linear if self.float8 else linear
+        out = product(Linear(self.inputs, scale, f"{self.name}/kernel"), array, self.kernel[...])
         return out if self.bias is None else add_bias(out, self.bias[...] * scale)
 
 
@@ -155,9 +161,9 @@ def activate(name: str, array: jax.Array) -> jax.Array:
 class FeedForward(nnx.Module):
     """Computes f(x W1 + b1) W2 + b2 (Vaswani et al., 2017, equation 2), or gated (f(x W1) * (x W3)) W2."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs):
         width, hidden = config.d_model, config.d_ff
-        dense = functools.partial(Dense, config, bias=config.mlp_bias, rngs=rngs)
+        dense = functools.partial(Dense, config, bias=config.mlp_bias, float8=execution.float8, rngs=rngs)
         self.up = dense("mlp/up", (width, hidden))
         self.gate = dense("mlp/gate", (width, hidden)) if config.gated else None
         self.down = dense("mlp/down", (hidden, width), residual=True)

@@ -29,12 +29,12 @@ class Layer(nnx.Module):
     x + Sublayer(Norm(x)) (Xiong et al., 2020).
     """
 
-    def __init__(self, config: ModelConfig, *, has_memory: bool, rngs: nnx.Rngs):
-        self.attention = Attention(config, rngs=rngs)
+    def __init__(self, config: ModelConfig, execution: Execution, *, has_memory: bool, rngs: nnx.Rngs):
+        self.attention = Attention(config, execution, rngs=rngs)
         self.attention_norm = Norm(config)
-        self.memory_attention = Attention(config, rngs=rngs) if has_memory else None
+        self.memory_attention = Attention(config, execution, rngs=rngs) if has_memory else None
         self.memory_attention_norm = Norm(config) if has_memory else None
-        self.mlp = FeedForward(config, rngs=rngs)
+        self.mlp = FeedForward(config, execution, rngs=rngs)
         self.mlp_norm = Norm(config)
         own_bias = config.has_relative_bias and not config.relative_shared
         self.relative_bias = initial_bias(config, rngs) if own_bias else None
@@ -128,7 +128,7 @@ class Stack(nnx.Module):
         self.relative_bias = initial_bias(config, rngs) if shared_bias else None
 
         def make_layer(key: jax.Array) -> Layer:
-            return Layer(config, has_memory=has_memory, rngs=nnx.Rngs(params=key))
+            return Layer(config, execution, has_memory=has_memory, rngs=nnx.Rngs(params=key))
 
         # One module whose parameters carry a leading layer axis.
         stored = 1 if config.share_layers else num_layers

@@ -86,7 +86,7 @@ def plan(config: Config, topology: Topology, batch: int, length: int, decoding: 
     mesh = described_mesh(config.mesh, topology)
     check_divisible(mesh.shape, config)
     writes = config.model.architecture != "encoder"
-    model = models.build(config.model, models.Execution(config.train.dtype, attention=config.train.attention))
+    model = models.build(config.model, models.Execution(config.train.activations, attention=config.train.attention))
     with jax.set_mesh(mesh):
         shapes = {"params": jax.eval_shape(lambda: model.init(jax.random.key(0)))}
     params = checkpoint.abstract_like(shapes, sharding.state_shardings(mesh, shapes))["params"]
@@ -160,5 +160,5 @@ def _cache_bytes(config: Config, mesh: jax.sharding.Mesh, batch: int, length: in
     written = decoding.max_length + (int(config.data.begin_with_cls) if has_source else length)
     columns = batch * (decoding.num_beams * written + (length if has_source else 0))
     width = model.num_heads * model.width_per_head
-    size = 2 * model.decoder_depth * columns * width * jnp.dtype(config.train.dtype).itemsize
+    size = 2 * model.decoder_depth * columns * width * jnp.dtype(config.train.activations).itemsize
     return size / (mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["tensor"])

@@ -136,7 +136,7 @@ class Served:
         self.longest = config.data.seq_length
         self.longest_written = 0 if self.is_encoder else self._most_written(predictor)
         shapes = [] if self.is_encoder else self._lane_shapes(predictor)
-        model = models.build(config.model, models.Execution(dtype=config.train.dtype))
+        model = models.build(config.model, models.Execution(dtype=config.train.activations))
         self._shapes = shapes
         self._decoders = make_decoders(model, [shape.slots * shape.beams for _, shape in shapes], self.mesh)
         self.weights = self._with(predictor)

@@ -186,7 +186,7 @@ async def info(service: Service, request: Request, body: object) -> Response:
         {
             "model_id": model.path,
             "model_sha": None,
-            "model_dtype": loaded.config.train.dtype,
+            "model_dtype": loaded.config.train.activations,
             "served_model_name": model.name,
             "model_type": kind,
             "max_concurrent_requests": settings.waiting_items,

@@ -42,7 +42,7 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
     config = checkpoint.read_config(workdir)
     tokenizer = tokenizers.load_tokenizer(str(workdir))
     objective = tasks.create_objective(config, tokenizer)
-    model = models.build(config.model, models.Execution(config.train.dtype))
+    model = models.build(config.model, models.Execution(config.train.activations))
     params = checkpoint.load_params(workdir, step)
 
     @jax.jit

@@ -104,7 +104,10 @@ def define(config: Config, objective: Objective, mesh: Mesh) -> Definition:
         InputError: the mesh does not divide a dimension of the config.
     """
     check_divisible(mesh.shape, config)
-    execution = models.Execution(config.train.dtype, config.train.remat, config.train.unroll, config.train.attention)
+    train = config.train
+    execution = models.Execution(
+        train.activations, train.remat, train.unroll, train.attention, float8=train.dtype == "float8"
+    )
     model = models.build(config.model, execution)
     optimizer = optim.create(config.optim)
     with jax.set_mesh(mesh):

@@ -42,6 +42,7 @@ PARTS = {
     "modernbert": Part("training", "modernbert", 100),
     "decoding": Part("decoding", "", 90),
     "inference": Part("inference", "", 70),
+    "bert-float8": Part("training", "bert-float8", 110),
     "transformers-decoding": Part("peers", "decoding", 100),
     "transformers-bert": Part("peers", "bert", 130),
     "transformers-t5": Part("peers", "t5", 150),
