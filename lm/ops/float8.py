@@ -28,8 +28,10 @@ def scaled(array: jax.Array, dtype: jax.typing.DTypeLike) -> Scaled:
     """
     wide, most = array.astype(jnp.float32), float(jnp.finfo(dtype).max)
     largest = jnp.abs(wide).max()
-    scale = jnp.where(largest > 0, largest / most, 1.0)
-    return Scaled(jnp.clip(wide / scale, -most, most).astype(dtype), scale)
+    # Below this, most / largest would overflow: such an array becomes zeros.
+    is_zero = largest <= most * jnp.finfo(jnp.float32).tiny
+    enlarged = wide * jnp.where(is_zero, 1.0, most / largest)
+    return Scaled(jnp.clip(enlarged, -most, most).astype(dtype), jnp.where(is_zero, 1.0, largest / most))
 
 
 def _product(left: Scaled, right: Scaled, axes: tuple[tuple[int, ...], tuple[int, ...]], dtype) -> jax.Array:

@@ -47,4 +47,5 @@ def test_what_is_not_finite_stays_so():
     for bad in (jnp.nan, jnp.inf):
         out = float8.linear(Linear(), jnp.ones((4, 8)).at[1, 2].set(bad), jnp.ones((8, 4)))
         assert not jnp.isfinite(out[1]).any()
-    np.testing.assert_array_equal(float8.linear(Linear(), jnp.zeros((4, 8)), jnp.ones((8, 4))), 0.0)
+    for small in (0.0, 1e-37):
+        np.testing.assert_array_equal(float8.linear(Linear(), jnp.full((4, 8), small), jnp.ones((8, 4))), 0.0)
