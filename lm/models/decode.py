@@ -19,7 +19,8 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.models.attention import KeysValues, View, attend_pinned, attend_stored
-from lm.models.layers import Dense, Embedding, Logits, Norm
+from lm.models.layers import Dense, Embedding, Norm
+from lm.models.logits import Logits
 from lm.models.positions import angles, relative_bias
 from lm.models.seq2seq import Seq2Seq
 from lm.models.transformer import Layer, Stack, at_layer
@@ -237,7 +238,7 @@ class Decoder:
     def _project(self, hidden_BND: jax.Array) -> jax.Array:
         """Returns float32 logits [B, N, V], by the vocabulary projection."""
         if self.weights.ndim == 2:
-            return self.logits(hidden_BND, self.weights)
+            return self.logits(hidden_BND, self.weights).logits()
         return self.logits.biased(few_rows.by_columns(hidden_BND * self.logits.scale, self.weights, jnp.float32))
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.models.heads import MaskedLMHead
 from lm.models.layers import Dense, Execution
+from lm.models.logits import Projection
 from lm.models.transformer import Stack
 from lm.sharding import constrain
 
@@ -38,6 +39,10 @@ class Encoder(nnx.Module):
 
     def mlm_logits(self, hidden_BLD: jax.Array, positions_BM: jax.Array) -> jax.Array:
         """Returns float32 logits [B, M, V] of the tokens at `positions_BM` alone."""
+        return self.mlm_projection(hidden_BLD, positions_BM).logits()
+
+    def mlm_projection(self, hidden_BLD: jax.Array, positions_BM: jax.Array) -> Projection:
+        """Returns the logits of `mlm_logits` before they are computed."""
         hidden_BMD = constrain(jnp.take_along_axis(hidden_BLD, positions_BM[:, :, None], axis=1), "BMD")
         token = self.encoder.embedding.token
         assert token is not None

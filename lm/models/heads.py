@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.layers import Dense, Logits, Norm, activate
+from lm.models.layers import Dense, Norm, activate
+from lm.models.logits import Logits, Projection
 
 
 class MaskedLMHead(nnx.Module):
@@ -26,6 +27,6 @@ class MaskedLMHead(nnx.Module):
         self.logits = Logits(config, rngs=rngs)
         self.activation = config.head_activation
 
-    def __call__(self, hidden_BMD: jax.Array, token_embedding_VD: jax.Array) -> jax.Array:
+    def __call__(self, hidden_BMD: jax.Array, token_embedding_VD: jax.Array) -> Projection:
         hidden_BMD = self.norm(activate(self.activation, self.dense(hidden_BMD)))
         return self.logits(hidden_BMD, self.logits.weights_DV(token_embedding_VD, hidden_BMD.dtype))

@@ -174,31 +174,3 @@ class FeedForward(nnx.Module):
         if self.gate is not None:
             hidden_BLF = hidden_BLF * constrain(self.gate(inputs_BLD), "BLF")
         return constrain(self.down(drop(hidden_BLF, dropout)), "BLD")
-
-
-class Logits(nnx.Module):
-    """Computes the logits W h + b in float32: the vocabulary projection.
-
-    W is the token embedding where embeddings are tied, else a kernel of its own.
-    """
-
-    path = "logits/kernel"  # the path of W in `sharding.PARAMETERS`
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        shape = (config.embedding_width or config.d_model, config.vocab_size)
-        self.kernel = None if config.tie_embeddings else Dense(config, "logits", shape, bias=False, rngs=rngs).kernel
-        self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if config.logits_bias else None
-        self.scale = config.d_model**-0.5 if config.scale_logits else 1.0
-
-    def weights_DV(self, token_VD: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-        """Returns W [D, V] in a dtype. `token_VD` is the token embedding."""
-        return (token_VD.T if self.kernel is None else self.kernel[...]).astype(dtype)
-
-    def __call__(self, hidden_BLD: jax.Array, weights_DV: jax.Array) -> jax.Array:
-        """Returns float32 logits [B, L, V]. The method `weights_DV` returns the W to pass."""
-        logits_BLV = linear(Linear(path=self.path, dtype=jnp.float32), hidden_BLD * self.scale, weights_DV)
-        return self.biased(logits_BLV)
-
-    def biased(self, logits_BLV: jax.Array) -> jax.Array:
-        """Returns the logits W h + b, given W h."""
-        return constrain(logits_BLV if self.bias is None else add_bias(logits_BLV, self.bias[...]), "BLV")

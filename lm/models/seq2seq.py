@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.layers import Execution, Logits
+from lm.models.layers import Execution
+from lm.models.logits import Logits, Projection
 from lm.models.transformer import Memory, Stack
 
 ENCODER, DECODER = range(2)  # folded into the dropout key of each stack
@@ -77,4 +78,8 @@ class Seq2Seq(nnx.Module):
 
     def predict(self, hidden_BTD: jax.Array) -> jax.Array:
         """Returns float32 logits [B, T, V] of the next token."""
+        return self.projection(hidden_BTD).logits()
+
+    def projection(self, hidden_BTD: jax.Array) -> Projection:
+        """Returns the logits of `predict` before they are computed."""
         return self.logits(hidden_BTD, self.logits.weights_DV(self.tokens_VD, hidden_BTD.dtype))

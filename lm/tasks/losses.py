@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from lm.tasks.task import Sums
 
 if TYPE_CHECKING:
     import jax
+
+    from lm.models.logits import Projection
+
+PART = 2**28  # bytes of logits that a loss on a GPU computes at once
 
 _NEVER = -1e30  # the logit of a token that cannot be; finite, so that no product of it is NaN
 
@@ -58,6 +63,45 @@ def weighted_sums(
     if label_smoothing or z_loss:
         sums["cross_entropy"] = (cross_entropy_BN * weights_BN).sum()
     return sums
+
+
+def projected_sums(
+    projection: Projection,
+    labels_BN: jax.Array,
+    weights_BN: jax.Array,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    vocab_size: int | None = None,
+) -> dict[str, jax.Array]:
+    """Returns `weighted_sums` of the logits of a projection.
+
+    On one GPU the logits of a large batch are computed part by part, so that they and their gradients do not exist at
+    once. Over several devices each part would add up the gradient of the weights over them.
+    """
+    from lm.ops import parts
+    from lm.sharding import is_trivial, platform
+
+    options = (label_smoothing, z_loss, vocab_size)
+    size = 4 * labels_BN.size * projection.weights_DV.shape[1]
+    count = min(labels_BN.shape[1], -(-size // PART)) if platform() == "gpu" and is_trivial() else 1
+    if count == 1:
+        return weighted_sums(projection.logits(), labels_BN, weights_BN, *options)
+    shared = (projection.weights_DV, projection.bias_V)
+    function = functools.partial(_sums_of_part, projection.scale, options)
+    return parts.sums(function, count, shared, projection.hidden_BLD, labels_BN, weights_BN)
+
+
+def _sums_of_part(
+    scale: float,
+    options: tuple[float, float, int | None],
+    shared: tuple[jax.Array, jax.Array | None],
+    hidden_BND: jax.Array,
+    labels_BN: jax.Array,
+    weights_BN: jax.Array,
+) -> dict[str, jax.Array]:
+    from lm.models.logits import project
+
+    return weighted_sums(project(scale, shared, hidden_BND), labels_BN, weights_BN, *options)
 
 
 def total_loss(sums: Sums, weights: dict[str, jax.Array]) -> jax.Array:

@@ -203,11 +203,11 @@ class MaskedLM:
     def sums(self, model: Encoder, batch: Batch, key: jax.Array | None) -> Sums:
         import jax.numpy as jnp
 
-        from lm.tasks.losses import weighted_sums
+        from lm.tasks.losses import projected_sums, weighted_sums
 
         hidden_BLD = model(batch["tokens"], batch["segments"], batch["positions"], batch["token_types"], key)
-        logits_BMV = model.mlm_logits(hidden_BLD, batch["masked_positions"])
-        sums = {"mlm": weighted_sums(logits_BMV, batch["labels"], batch["mlm_weights"], vocab_size=self.vocab_size)}
+        projection = model.mlm_projection(hidden_BLD, batch["masked_positions"])
+        sums = {"mlm": projected_sums(projection, batch["labels"], batch["mlm_weights"], vocab_size=self.vocab_size)}
         if self.nsp:
             present_BP = (batch["nsp_labels"] >= 0).astype(jnp.float32)
             logits_BPC = model.nsp_logits(hidden_BLD, batch["cls_positions"])

@@ -74,15 +74,17 @@ class Seq2SeqLM:
         return {self.name: (batch["target_segments"] > 0).sum().astype("float32")}
 
     def sums(self, model: Seq2Seq, batch: Batch, key: jax.Array | None) -> Sums:
-        from lm.tasks.losses import weighted_sums
+        from lm.tasks.losses import projected_sums
 
         memory = None
         if self.has_source:
             memory = model.encode(batch["tokens"], batch["segments"], batch["positions"], key)
         hidden_BTD = model(memory, batch["decoder_inputs"], batch["target_segments"], batch["target_positions"], key)
-        logits_BTV = model.predict(hidden_BTD)
+        projection = model.projection(hidden_BTD)
         real_BT = (batch["target_segments"] > 0).astype("float32")
-        found = weighted_sums(logits_BTV, batch["targets"], real_BT, self.label_smoothing, self.z_loss, self.vocab_size)
+        found = projected_sums(
+            projection, batch["targets"], real_BT, self.label_smoothing, self.z_loss, self.vocab_size
+        )
         return {self.name: found}
 
     def baseline_hits(self, batch: Batch, most_frequent: jax.Array) -> dict[str, jax.Array]:
