@@ -26,6 +26,9 @@ _SETTINGS = {
     "slots": flags.DEFINE_integer("slots", _D.slots, "Sequences written at a time.", lower_bound=1),
     "beams": flags.DEFINE_list("beams", [str(n) for n in _D.beams], "Numbers of beams that a request may ask for."),
     "extra_options": flags.DEFINE_list("extra_options", [], "Options of decoding to add; see the guide."),
+    "top_logprobs": flags.DEFINE_integer(
+        "top_logprobs", 0, "Tokens whose log-probabilities a request may ask for.", lower_bound=0, upper_bound=20
+    ),
     "max_length": flags.DEFINE_integer(
         "max_length", _D.max_length, "Most tokens to write; 0: the model's.", lower_bound=0
     ),

@@ -9,127 +9,17 @@ V vocabulary, C candidates.
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.config import Config
-from lm.data.special_ids import SpecialIds, decoder_start, end_ids
 from lm.inference import processors, sampling
+from lm.inference.decode_state import NEVER, Beams, Decoded, DecodeState, Shape, TokenIds, Tops
 from lm.inference.options import NEVER_STOPS_EARLY, STOPS_WHEN_FULL, Decoding, Extras, RowOptions, row_options
 from lm.models import Cache, Decoder, Model, Params, Prompts, Sources, make_decoder
 from lm.ops.vocabulary import largest, log_sum_exp
 from lm.sharding import constrain
-
-_NEVER = -1.0e9  # the score of a token or beam that must not be chosen; finite, so that sums stay ordered
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """The static sizes of a decoding program, besides its number of rows.
-
-    Attributes:
-        num_beams: N, the number of beams.
-        written: T, the most tokens that a row may write.
-        prompt: P, the most tokens of a prompt.
-        source: the most tokens of a source; 0 for a decoder alone.
-    """
-
-    num_beams: int
-    written: int
-    prompt: int = 0
-    source: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenIds:
-    """The ids of special tokens.
-
-    Attributes:
-        start: the decoder's first input.
-        end: ends a sequence.
-        pad: fills the rest of a row after its end.
-        vocab_size: ids from this one on only pad the vocabulary; they are never chosen.
-        other_ends: more tokens that end a sequence.
-    """
-
-    start: int
-    end: int
-    pad: int
-    vocab_size: int
-    other_ends: tuple[int, ...] = ()
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        return self.end, *self.other_ends
-
-    def is_end(self, tokens: jax.Array) -> jax.Array:
-        """Returns which of some tokens end a sequence, bool of the same shape."""
-        return functools.reduce(jnp.logical_or, [tokens == end for end in self.ends])
-
-    @classmethod
-    def of(cls, config: Config, special: SpecialIds, vocab_size: int) -> "TokenIds":
-        """Returns the ids of a model whose tokenizer has `vocab_size` tokens."""
-        start, size = decoder_start(config, special), min(vocab_size, config.model.vocab_size)
-        end, *others = end_ids(config, special)
-        return cls(start, end, special.pad, size, tuple(others))
-
-
-class Beams(NamedTuple):
-    """The finished beams of each row.
-
-    Attributes:
-        tokens_BNT: as in `DecodeState`.
-        scores_BN: log-probability over length to the power of `length_penalty`, descending; _NEVER for an empty place.
-    """
-
-    tokens_BNT: jax.Array
-    scores_BN: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DecodeState:
-    """The state of decoding. The first axis of every array is the row.
-
-    Attributes:
-        cache: the KV cache, without the last token of each beam.
-        options: the decoding options of each row.
-        begin_B: int32, the position of the first token that a row writes.
-        given_BP: int32, the decoder's first inputs, start token and prompt; None where no option reads them.
-        last_BN: int32, the last token of each beam, the decoder's next input.
-        tokens_BNT: int32, the tokens that each beam has written; padding follows.
-        scores_BN: float32, the log-probability of these tokens. Beams are in descending order.
-        beams: the finished beams; None where N is 1.
-        done_B: bool, True for a row that has ended or was never filled.
-        shape, ids: see `Shape` and `TokenIds`.
-    """
-
-    cache: Cache
-    options: RowOptions
-    begin_B: jax.Array
-    given_BP: jax.Array | None
-    last_BN: jax.Array
-    tokens_BNT: jax.Array
-    scores_BN: jax.Array
-    beams: Beams | None
-    done_B: jax.Array
-    shape: Shape = dataclasses.field(metadata={"static": True})
-    ids: TokenIds = dataclasses.field(metadata={"static": True})
-
-
-class Decoded(NamedTuple):
-    """The N best sequences of each row, the best one first.
-
-    Attributes:
-        tokens_BNT: int32, without the prompt; padding follows the end of the sequence.
-        scores_BN: float32, log-probability over length to the power of `length_penalty`.
-    """
-
-    tokens_BNT: jax.Array
-    scores_BN: jax.Array
 
 
 def begin(
@@ -150,7 +40,7 @@ def begin(
     )
     tokens_BNT = jnp.full((rows, beams, shape.written), ids.pad, jnp.int32)
     # Only beam 0 is alive at the beginning. Equal beams would all choose the same continuations.
-    scores_BN = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, _NEVER)[None], (rows, beams))
+    scores_BN = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)[None], (rows, beams))
     return DecodeState(
         cache=cache,
         options=jax.tree.map(jnp.asarray, options),
@@ -159,7 +49,8 @@ def begin(
         last_BN=jnp.broadcast_to(last_B1, (rows, beams)),
         tokens_BNT=tokens_BNT,
         scores_BN=scores_BN,
-        beams=Beams(tokens_BNT, jnp.full((rows, beams), _NEVER)) if beams > 1 else None,
+        beams=Beams(tokens_BNT, jnp.full((rows, beams), NEVER)) if beams > 1 else None,
+        tops=Tops(jnp.zeros((rows, shape.tops), jnp.int32), jnp.zeros((rows, shape.tops))) if shape.tops else None,
         done_B=jnp.zeros(rows, bool),
         shape=shape,
         ids=ids,
@@ -259,7 +150,7 @@ def _predict(decoder: Decoder, state: DecodeState) -> tuple[jax.Array, jax.Array
     too_early_B11 = (_count(cache, state) < state.options.min_length_B)[:, None, None]
     ends_BN = [logits_BNV[:, :, end] for end in ids.ends]
     allowed_B1V = (tokens_11V < ids.vocab_size) & ~(too_early_B11 & ids.is_end(tokens_11V))
-    logits_BNV = jnp.where(allowed_B1V, logits_BNV, _NEVER)
+    logits_BNV = jnp.where(allowed_B1V, logits_BNV, NEVER)
     log_z_BN = log_sum_exp(logits_BNV)
     # Z includes the end tokens even where they are masked because they come too early. Adding them here is faster than
     # writing both the masked and the unmasked logits.
@@ -284,7 +175,7 @@ def _process(logits_BNV: jax.Array, log_z_BN: jax.Array | None, state: DecodeSta
     past = None
     if state.given_BP is not None:
         past = processors.history(state.given_BP, state.begin_B, state.tokens_BNT, length_B - 1)
-    return processors.process(logits_BNV, log_z_BN, state.options, past, length_B, state.ids.ends, _NEVER)
+    return processors.process(logits_BNV, log_z_BN, state.options, past, length_B, state.ids.ends, NEVER)
 
 
 def _write(tokens_BXT: jax.Array, column_B: jax.Array, new_BX: jax.Array) -> jax.Array:
@@ -316,11 +207,19 @@ def _take_one(decoder: Decoder, state: DecodeState) -> DecodeState:
     return dataclasses.replace(
         state,
         cache=cache,
+        tops=_find_tops(logits_B1V, log_z_B1, state.shape.tops),
         last_BN=next_B1,
         tokens_BNT=_write(state.tokens_BNT, column_B, next_B1),
         scores_BN=state.scores_BN + jnp.where(state.done_B[:, None], 0.0, gained_B1),
         done_B=state.done_B | ids.is_end(next_B1[:, 0]) | (length_B >= options.max_length_B),
     )
+
+
+def _find_tops(logits_B1V: jax.Array, log_z_B1: jax.Array, count: int) -> Tops | None:
+    if not count:
+        return None
+    best_B1C, tokens_B1C = largest(logits_B1V, count)
+    return Tops(tokens_B1C[:, 0], best_B1C[:, 0] - log_z_B1)
 
 
 # ---- Beam search ----------------------------------------------------------------------------
@@ -350,12 +249,12 @@ def _search_beams(decoder: Decoder, state: DecodeState) -> DecodeState:
 
     may_finish_BC = ends_BC & (jnp.arange(candidates) < beams)[None] & ~state.done_B[:, None]
     if options.early_stopping_B is not None:  # then the finished beams are counted
-        may_finish_BC &= best_BC > _NEVER / 2
+        may_finish_BC &= best_BC > NEVER / 2
     tokens_BCT = jnp.take_along_axis(state.tokens_BNT, parent_BC[:, :, None], axis=1)
     tokens_BCT = _write(tokens_BCT, length_B - 1, token_BC)
-    finished = _finish(state, tokens_BCT, jnp.where(may_finish_BC, best_BC / power_B1, _NEVER))
+    finished = _finish(state, tokens_BCT, jnp.where(may_finish_BC, best_BC / power_B1, NEVER))
 
-    alive_BN, kept_BN = jax.lax.top_k(jnp.where(ends_BC, best_BC + _NEVER, best_BC), beams)
+    alive_BN, kept_BN = jax.lax.top_k(jnp.where(ends_BC, best_BC + NEVER, best_BC), beams)
     parent_BN = jnp.take_along_axis(parent_BC, kept_BN, axis=1)
     last_BN = jnp.take_along_axis(token_BC, kept_BN, axis=1)
     tokens_BNT = jnp.take_along_axis(state.tokens_BNT, parent_BN[:, :, None], axis=1)
@@ -386,14 +285,14 @@ def _may_improve(state: DecodeState, best_B: jax.Array, power_B: jax.Array, wors
         state: its options.
         best_B: the log-probability of the best beam that is alive.
         power_B: what it is divided by at its present length.
-        worst_B: the score of the worst finished beam; _NEVER where fewer than N are finished.
+        worst_B: the score of the worst finished beam; NEVER where fewer than N are finished.
     """
     options = state.options
     if options.early_stopping_B is None:
         return best_B / power_B > worst_B
     waits_B = (options.early_stopping_B == NEVER_STOPS_EARLY) & (options.length_penalty_B > 0)
     longest_B = _power(jnp.asarray(options.max_length_B), options)[:, 0]
-    is_full_B = (options.early_stopping_B == STOPS_WHEN_FULL) & (worst_B > _NEVER)
+    is_full_B = (options.early_stopping_B == STOPS_WHEN_FULL) & (worst_B > NEVER)
     return (best_B / jnp.where(waits_B, longest_B, power_B) > worst_B) & ~is_full_B
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm import models, sharding
 from lm.inference import decode, pooling
-from lm.inference.decode import Decoded, Shape, TokenIds
+from lm.inference.decode_state import Decoded, Shape, TokenIds
 from lm.inference.load import Loaded
 from lm.inference.options import Decoding, row_options
 from lm.inference.packed import Packed, power

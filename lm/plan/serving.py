@@ -17,7 +17,7 @@ from lm.accelerators import Topology
 from lm.config import Config, check_divisible
 from lm.data.special_ids import SpecialIds
 from lm.inference import decode
-from lm.inference.decode import Shape, TokenIds
+from lm.inference.decode_state import Shape, TokenIds
 from lm.inference.options import Decoding, row_options
 from lm.models import Prompts, Sources
 from lm.plan import compiled, memory

@@ -8,6 +8,7 @@ import dataclasses
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -72,6 +73,18 @@ _CHAT = fields(
 )
 
 
+class _Scored(NamedTuple):
+    """A written token: its piece, its log-probability, its place in the text, and the best tokens for its place.
+
+    `tops` is None where the lane does not find them.
+    """
+
+    piece: str
+    score: float
+    offset: int
+    tops: Sequence[tuple[str, float]] | None
+
+
 @dataclasses.dataclass
 class _Choice:
     """One choice of an answer while it is written, with what its log-probabilities need."""
@@ -79,6 +92,7 @@ class _Choice:
     text: GrowingText
     sums: list[float] = dataclasses.field(default_factory=list)
     offsets: list[int] = dataclasses.field(default_factory=list)
+    tops: list[Sequence[tuple[int, float]] | None] = dataclasses.field(default_factory=list)
     reason: str | None = None
     scored: int = 0  # tokens whose log-probability was told
 
@@ -89,6 +103,7 @@ class _Choice:
             new = self.text.add(result.tokens)
             self.sums += [result.log_probability] * len(result.tokens)
             self.offsets += [before] * len(result.tokens)
+            self.tops += [result.tops] * len(result.tokens)
             if self.text.stopped:
                 self.reason = "stop"
             return new
@@ -98,14 +113,17 @@ class _Choice:
         self.reason = "stop" if self.text.ended else "length"
         return new + self.text.finish()
 
-    def scores(self, tokenizer: Tokenizer) -> list[tuple[str, float, int]]:
-        """Returns the piece, log-probability and place in the text of each token since the last call."""
-        new = range(self.scored, len(self.sums))
+    def scores(self, tokenizer: Tokenizer) -> list[_Scored]:
+        """Returns the tokens since the last call, with their log-probabilities."""
+        piece = lambda token: tokenizer.id_to_piece(int(token)).replace("▁", " ").replace("Ġ", " ")  # noqa: E731
+        found = []
+        for i in range(self.scored, len(self.sums)):
+            gained = self.sums[i] - (self.sums[i - 1] if i else 0.0)
+            best = self.tops[i]
+            tops = None if best is None else [(piece(token), score) for token, score in best]
+            found.append(_Scored(piece(self.text.ids[i]), gained, self.offsets[i], tops))
         self.scored = len(self.sums)
-        pieces = [tokenizer.id_to_piece(int(self.text.ids[i])).replace("▁", " ").replace("Ġ", " ") for i in new]
-        before = [self.sums[i - 1] if i else 0.0 for i in new]
-        gained = [self.sums[i] - sum_before for i, sum_before in zip(new, before, strict=True)]
-        return list(zip(pieces, gained, [self.offsets[i] for i in new], strict=True))
+        return found
 
 
 class _Writing:
@@ -165,7 +183,7 @@ def decoding_options(body: JSON, weights: Weights) -> Options:
     Raises:
         Refusal: no model here has one of them.
     """
-    refuse_unsupported(body)
+    refuse_unsupported(body, max(1, *(lane.shape.tops for lane in weights.lanes)))
     beams = body["num_beams"] or 1
     asked = body.get("max_completion_tokens") or body["max_tokens"]
     most = weights.lanes[0].shape.written
@@ -179,15 +197,19 @@ def decoding_options(body: JSON, weights: Weights) -> Options:
     return Options(decoding=given)
 
 
-def refuse_unsupported(body: JSON) -> None:
-    """Refuses what no model here can do, by name."""
+def refuse_unsupported(body: JSON, most_tops: int) -> None:
+    """Refuses what no model here can do, by name. `most_tops`: of how many best tokens the scores can be told."""
     for name in ("frequency_penalty", "presence_penalty", "logit_bias", "suffix", "echo"):
         if body.get(name) not in (*_NOT_HERE, False):
             raise Refusal("invalid", f"{name} is not supported; leave it out.", param=name)
     if body.get("best_of") not in (None, body["n"] or 1):
         raise Refusal("invalid", "best_of is supported only where it equals n; use num_beams.", param="best_of")
-    if (body.get("logprobs") or 0) > 1 or (body.get("top_logprobs") or 0) > 1:
-        raise Refusal("invalid", "only the written tokens have a log-probability; ask for 1.", param="logprobs")
+    param = "top_logprobs" if "messages" in body else "logprobs"
+    if _asked(body) > most_tops:
+        message = f"{param} is {_asked(body)}; this server finds {most_tops}. --top_logprobs, at its start, adds some."
+        raise Refusal("invalid", message, param=param)
+    if body.get("top_logprobs") and not body["logprobs"]:
+        raise Refusal("invalid", "top_logprobs needs logprobs; set it to true.", param="top_logprobs")
     beams = body["num_beams"] or 1
     if beams > 1 and body.get("logprobs") not in (None, False):
         raise Refusal("invalid", "logprobs are known without beams only; leave out num_beams.", param="logprobs")
@@ -275,26 +297,44 @@ async def _stream(
         yield {**head, "choices": [], "usage": writing.usage}
 
 
+def _asked(body: JSON) -> int:
+    """Returns for how many of the most probable tokens a request asks."""
+    return (body["top_logprobs"] if "messages" in body else body["logprobs"]) or 0
+
+
+def _tops(writing: _Writing, scored: _Scored) -> list[tuple[str, float]] | None:
+    """Returns the best tokens that a request asks for; None where they are unknown. Greedy decoding writes the best."""
+    if scored.tops is not None:
+        return list(scored.tops[: _asked(writing.body)])
+    is_greedy = not writing.items[0].work.decoding.temperature
+    return [(scored.piece, scored.score)][: _asked(writing.body)] if is_greedy else None
+
+
 def _logprobs(writing: _Writing, number: int) -> dict[str, object] | None:
-    """Returns the log-probabilities of a choice's new tokens. The chosen token is the top one in greedy decoding."""
+    """Returns the log-probabilities of a choice's new tokens. The written token is among the best that are told."""
     if not writing.wants_logprobs:
         return None
     scores = writing.choices[number].scores(writing.tokenizer)
-    knows_top = writing.body["logprobs"] and not writing.items[0].work.decoding.temperature
+    tops = [_tops(writing, each) for each in scores]
+    knows = _asked(writing.body) and None not in tops
+    told = [dict(best or ()) | {each.piece: each.score} for each, best in zip(scores, tops, strict=True)]
     return {
-        "tokens": [piece for piece, _, _ in scores],
-        "token_logprobs": [score for _, score, _ in scores],
-        "top_logprobs": [{piece: score} for piece, score, _ in scores] if knows_top else None,
-        "text_offset": [offset for _, _, offset in scores],
+        "tokens": [each.piece for each in scores],
+        "token_logprobs": [each.score for each in scores],
+        "top_logprobs": told if knows else None,
+        "text_offset": [each.offset for each in scores],
     }
 
 
 def _chat_logprobs(writing: _Writing, number: int) -> dict[str, object] | None:
     if not writing.wants_logprobs:
         return None
-    scores = writing.choices[number].scores(writing.tokenizer)
-    one = lambda piece, score: {"token": piece, "logprob": score, "bytes": list(piece.encode()), "top_logprobs": []}  # noqa: E731
-    return {"content": [one(piece, score) for piece, score, _ in scores], "refusal": None}
+    one = lambda piece, score: {"token": piece, "logprob": score, "bytes": list(piece.encode())}  # noqa: E731
+    content = [
+        one(each.piece, each.score) | {"top_logprobs": [one(*top) for top in _tops(writing, each) or ()]}
+        for each in writing.choices[number].scores(writing.tokenizer)
+    ]
+    return {"content": content, "refusal": None}
 
 
 _WRITTEN = fields(

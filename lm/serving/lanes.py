@@ -15,7 +15,7 @@ import numpy as np
 
 from lm import models, sharding
 from lm.inference import decode, packed, prompts
-from lm.inference.decode import Decoded, DecodeState, Shape, TokenIds
+from lm.inference.decode_state import Decoded, DecodeState, Shape, TokenIds, Tops
 from lm.inference.options import Decoding, Extras, row_options
 from lm.inference.packed import Packed, Row
 from lm.inference.predict import Predictor
@@ -115,10 +115,14 @@ class ToWrite:
 
 
 class Progress(NamedTuple):
-    """New tokens of a sequence, and the log-probability of all its tokens so far."""
+    """New tokens of a sequence, the log-probability of all its tokens so far, and the best tokens for the last place.
+
+    `tops` has their ids and log-probabilities; it is None where the lane does not find them.
+    """
 
     tokens: np.ndarray
     log_probability: float
+    tops: Sequence[tuple[int, float]] | None = None
 
 
 class Written(NamedTuple):
@@ -138,21 +142,24 @@ class LaneShape:
         beams: beams of each; 1 is greedy decoding or sampling.
         source: the longest source, or prompt of a decoder alone, in tokens.
         written: the most tokens that a sequence may write.
+        tops: how many of the most probable tokens a step finds for each place; only without beams.
     """
 
     slots: int
     beams: int
     source: int
     written: int
+    tops: int = 0
 
 
 class _Step(NamedTuple):
-    """What the host reads after some steps; see `decode.Decoded`. `sums_B` is the best beam's log-probability."""
+    """What the host reads after some steps; see `Decoded`. `sums_B` is the best beam's log-probability."""
 
     decoded: Decoded
     lengths_B: jax.Array
     sums_B: jax.Array
     done_B: jax.Array
+    tops: Tops | None
 
 
 def _advance(decoder: Decoder, state: DecodeState, steps: jax.Array, runs_B: np.ndarray) -> tuple[DecodeState, _Step]:
@@ -160,7 +167,7 @@ def _advance(decoder: Decoder, state: DecodeState, steps: jax.Array, runs_B: np.
     state = dataclasses.replace(state, done_B=state.done_B | ~runs_B)
     state = _split(decode.advance(decoder, state, steps))
     lengths_B = state.cache.position_B - state.begin_B
-    return state, _Step(decode.read(state), lengths_B, state.scores_BN[:, 0], state.done_B)
+    return state, _Step(decode.read(state), lengths_B, state.scores_BN[:, 0], state.done_B, state.tops)
 
 
 def _split(state: DecodeState) -> DecodeState:
@@ -215,7 +222,8 @@ class Lane(Group):
         # A decoder's first tokens differ between requests, such as the token of a language: there is room for one.
         first = prompts.first_tokens(config, special, predictor.decoding({}).forced_bos_token_id)
         prompt = max(1, len(first)) if self._has_source else shape.source
-        self._decode_shape = Shape(shape.beams, shape.written, prompt, shape.source if self._has_source else 0)
+        source, tops = shape.source if self._has_source else 0, min(shape.tops, model.vocab_size)
+        self._decode_shape = Shape(shape.beams, shape.written, prompt, source, tops)
         self._ids = TokenIds.of(config, special, tokenizer.vocab_size)
         self._lengths = source_lengths(shape.source, shortest)
         self._state: DecodeState | None = None
@@ -292,7 +300,7 @@ class Lane(Group):
             if self.shape.beams == 1:
                 new = tokens_NT[0, item.work.told : length]
                 item.work.told = length
-                yield item, Progress(new, float(found.sums_B[slot]))
+                yield item, Progress(new, float(found.sums_B[slot]), _best(found.tops, slot))
             if found.done_B[slot]:
                 if self.shape.beams > 1:
                     length = len(prompts.until_end(tokens_NT[0][: item.work.decoding.max_length], self._ids.ends))
@@ -305,6 +313,13 @@ class Lane(Group):
             self._insert([ToWrite(row, Decoding(1))], [0], length)
         item = Item(self, 0, ToWrite(row, Decoding(1)))
         list(self.advance({0: item}, 1))
+
+
+def _best(tops: Tops | None, slot: int) -> list[tuple[int, float]] | None:
+    """Returns the best tokens of a slot, with their log-probabilities."""
+    if tops is None:
+        return None
+    return list(zip(tops.tokens_BC[slot].tolist(), tops.scores_BC[slot].tolist(), strict=True))
 
 
 def source_lengths(longest: int, shortest: int = 1) -> list[int]:

@@ -204,10 +204,10 @@ class Served:
         widths = [_SHORT_SOURCE, self.longest] if self.longest > 2 * _SHORT_SOURCE else [self.longest]
         found = []
         for beams in sorted({*self._settings.beams, predictor.decoding({}).num_beams}):
-            shortest = 1
+            shortest, tops = 1, self._settings.top_logprobs if beams == 1 else 0
             for width in widths:
                 slots = _up(max(1, self._settings.slots // beams), predictor.runner.multiple)
-                found.append((shortest, LaneShape(slots, beams, width, self.longest_written)))
+                found.append((shortest, LaneShape(slots, beams, width, self.longest_written, tops)))
                 shortest = width + 1
         return found
 

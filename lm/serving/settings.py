@@ -26,6 +26,8 @@ class Settings:
         beams: the numbers of beams that a request may ask for. A lane of `slots / beams` slots is made for each.
         extra_options: options of decoding that requests may use though the model does not by default, such as
             `repetition_penalty`. Each costs every step a little.
+        top_logprobs: of how many of the most probable tokens a request may ask the log-probabilities, beside the
+            written one's. Above 1, every step costs a little more.
         max_length: the most tokens that a request may write; 0 for the larger of 128 and the run's own default.
         max_input_tokens: the most tokens of an input; 0 for what the model reads.
         truncate: whether a longer input is cut, for requests that do not say; otherwise it is refused.
@@ -46,6 +48,7 @@ class Settings:
     slots: int = 16
     beams: tuple[int, ...] = (1, 4)
     extra_options: tuple[str, ...] = ()
+    top_logprobs: int = 0
     max_length: int = 0
     max_input_tokens: int = 0
     truncate: bool = True

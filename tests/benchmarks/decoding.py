@@ -28,7 +28,7 @@ from absl import app, flags
 from lm import families, huggingface, models
 from lm.data.workers import available_cores
 from lm.inference import decode
-from lm.inference.decode import Shape, TokenIds
+from lm.inference.decode_state import Shape, TokenIds
 from lm.inference.options import Decoding, row_options
 from lm.models import Prompts, Sources
 from tests.benchmarks import machine

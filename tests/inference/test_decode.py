@@ -13,7 +13,7 @@ from lm import models, sharding
 from lm.config import MeshConfig, ModelConfig
 from lm.errors import InputError
 from lm.inference import decode as decode_lib
-from lm.inference.decode import Shape, TokenIds
+from lm.inference.decode_state import Shape, TokenIds
 from lm.inference.options import Decoding, row_options
 from lm.models import Decoder, Prompts, Sources, make_decoder
 from tests.weights import random_params

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm.inference import decode
-from lm.inference.decode import Shape, TokenIds
+from lm.inference.decode_state import Shape, TokenIds
 from lm.inference.options import Decoding, Extras, row_options
 from lm.models import Prompts, Sources, make_decoder
 from tests.inference.test_decode import END, PAD, START, VOCABULARY, build

@@ -17,7 +17,7 @@ from lm.huggingface import import_folder, import_workdir
 from lm.huggingface.generation import _LENGTHS, _SAME
 from lm.huggingface.tokenizer import read_tokenizer
 from lm.inference import decode
-from lm.inference.decode import Shape, TokenIds
+from lm.inference.decode_state import Shape, TokenIds
 from lm.inference.options import row_options, with_defaults
 from lm.models import Prompts, Sources
 from tests.peers import ragged, tokenizer_folders

@@ -15,7 +15,7 @@ from lm import models
 from lm.data.special_ids import SpecialIds
 from lm.huggingface import generation, import_folder
 from lm.inference import decode
-from lm.inference.decode import Decoded, Shape, TokenIds
+from lm.inference.decode_state import Decoded, Shape, TokenIds
 from lm.inference.options import Decoding, Extras, row_options, with_defaults
 from lm.models import Prompts, Sources
 from tests.peers import ragged

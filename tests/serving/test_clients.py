@@ -1,11 +1,16 @@
 """Real clients of OpenAI and Hugging Face, and the contract of text-embeddings-inference field by field."""
 
 import huggingface_hub
+import jax
 import numpy as np
 import openai
 import pytest
 from huggingface_hub import InferenceClient
 
+from lm import models
+from lm.data.special_ids import decoder_start
+from lm.inference import attention
+from lm.inference.predict import Options
 from lm.serving.scheduler import Scheduler
 from tests.serving.conftest import Running, limited, until
 
@@ -44,6 +49,7 @@ def test_openai_embeddings(running: Running, client):
         {"seed": 3, "temperature": 1.2, "top_p": 0.9, "n": 3},
         {"temperature": 0, "stop": ["o", "e"]},
         {"temperature": 0, "logprobs": 1},
+        {"temperature": 1, "seed": 2, "logprobs": 3},
     ],
     ids=str,
 )
@@ -105,8 +111,39 @@ def test_openai_chat(client):
     assert chunks[-1].finish_reason == choice.finish_reason == "length"
 
 
+def test_openai_top_logprobs_are_those_of_the_model(running: Running, client):
+    predictor = running.service.engine.models["writer"].predictor
+    tokenizer, config = predictor.loaded.tokenizer, predictor.loaded.config
+    pieces = [tokenizer.id_to_piece(i).replace("▁", " ").replace("Ġ", " ") for i in range(tokenizer.vocab_size)]
+    asked = {"model": "writer", "temperature": 1, "max_tokens": 8, "seed": 4}
+    found = client.completions.create(prompt=TEXTS[0], logprobs=4, **asked).choices[0].logprobs
+    row = predictor.writing("generate", Options())[0].row(TEXTS[0])
+    written = [pieces.index(piece) for piece in found.tokens]
+
+    @jax.jit
+    def log_probabilities_TV(params):
+        module = models.build(config.model).merge(params)
+        given = np.array([decoder_start(config, tokenizer.special), *row.prompt, *written[:-1]], np.int32)
+        hidden_1TD = module(module.encode(*attention._alone(row.tokens)), *attention._alone(given))
+        return jax.nn.log_softmax(module.predict(hidden_1TD)[0, len(row.prompt) :, : tokenizer.vocab_size])
+
+    log_p_TV = np.asarray(log_probabilities_TV(predictor.loaded.params))
+    for place, (token, log_p_V) in enumerate(zip(written, log_p_TV, strict=True)):
+        best = np.argsort(-log_p_V)[:4]
+        expected = {pieces[i]: log_p_V[i] for i in (*best, token)}
+        assert found.top_logprobs[place] == pytest.approx(expected, abs=1e-4)
+        assert found.token_logprobs[place] == pytest.approx(log_p_V[token], abs=1e-4)
+    messages = [{"role": "user", "content": TEXTS[0]}]
+    chat = client.chat.completions.create(messages=messages, logprobs=True, top_logprobs=4, **asked)
+    for place, told in enumerate(chat.choices[0].logprobs.content):
+        assert [each.token for each in told.top_logprobs] == list(found.top_logprobs[place])[:4]
+    for wrong in ({"top_logprobs": 2}, {"top_logprobs": 6, "logprobs": True}):
+        with pytest.raises(openai.BadRequestError, match="top_logprobs"):
+            client.chat.completions.create(messages=messages, **asked, **wrong)
+
+
 def test_openai_errors(client):
-    for wrong in ({"max_tokens": 10**6}, {"logit_bias": {"1": 1}}, {"temperature": 3}, {"logprobs": 5}, {"best_of": 3}):
+    for wrong in ({"max_tokens": 10**6}, {"logit_bias": {"1": 1}}, {"temperature": 3}, {"logprobs": 6}, {"best_of": 3}):
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model="writer", prompt="a", **wrong)
         assert caught.value.type == "invalid_request_error"

@@ -17,7 +17,7 @@ from tests.serving.conftest import SETTINGS, Running, start, stop
 
 # Four devices: two halves of the model, and two shares of the sequences. Few programs: they are split by the compiler.
 SPLIT = dataclasses.replace(SETTINGS, mesh=MeshConfig(data=2, tensor=2), beams=(2,), tasks=("embed", "generate"))
-SPLIT = dataclasses.replace(SPLIT, batch_tokens=64)
+SPLIT = dataclasses.replace(SPLIT, batch_tokens=64, top_logprobs=0)
 WRITTEN = [
     {"prompt": "the tree", "max_tokens": 20, "temperature": 0},
     {"prompt": ["stone", "the river sings of the tree"], "max_tokens": 24, "temperature": 1, "seed": 3, "n": 2},

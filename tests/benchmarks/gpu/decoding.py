@@ -11,7 +11,7 @@ import numpy as np
 from lm import families, models
 from lm.config import ModelConfig
 from lm.inference import decode
-from lm.inference.decode import Shape, TokenIds
+from lm.inference.decode_state import Shape, TokenIds
 from lm.inference.options import Decoding, row_options
 from lm.models import Prompts, Sources
 from lm.models.layers import Execution
