@@ -83,9 +83,10 @@ class Readers(Group):
         return [dataclasses.replace(row, places=row.places[begin : begin + most]) for begin in parts]
 
     def warm_up(self) -> None:
-        """Runs the program once in each of its shapes."""
-        for shape in self._shapes:
-            np.asarray(self._program(packed.blank(shape, self.tokens_a_place, self._packing["pad_id"])))
+        """Runs the program once in each of its shapes. One shape is compiled while the one before it runs."""
+        pad = self._packing["pad_id"]
+        blanks = (packed.blank(shape, self.tokens_a_place, pad) for shape in self._shapes)
+        jax.block_until_ready([self._program(blank) for blank in blanks])
 
 
 # ---- Writing ------------------------------------------------------------------------------------
