@@ -243,11 +243,12 @@ class Served:
 
 
 def _make_mesh(config: MeshConfig | None) -> jax.sharding.Mesh | None:
-    """Returns the mesh of a config, over the first devices where it names fewer than there are."""
+    """Returns the mesh of a config, over the first devices where it names fewer than there are; None for one device."""
     if config is None:
         return None
     wanted = config.data * config.tensor
-    return sharding.make_mesh(config, jax.devices()[:wanted] if wanted > 0 else None)
+    mesh = sharding.make_mesh(config, jax.devices()[:wanted] if wanted > 0 else None)
+    return mesh if mesh.size > 1 else None
 
 
 def _up(count: int, multiple: int) -> int:
