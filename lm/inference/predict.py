@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import jax
 import numpy as np
 
+from lm import tasks
 from lm.errors import InputError
 from lm.inference import packed, prompts
 from lm.inference.languages import Translate
@@ -207,7 +208,7 @@ class Predictor:
             fill = prompts.FillMask(tokenizer, longest, options.top)
             return Reading("mask logits", fill, runner.mask_logits, _TOKENS_A_MASK)
         if task == "next-sentence":
-            if not config.model.pooler:
+            if not config.model.pooler or task not in tasks.of_run(config).answers(config):
                 raise InputError("this model has no next-sentence head; use one trained with objective.nsp=True.")
             follows = prompts.NextSentence(tokenizer, longest)
             return Reading("next probability", follows, runner.next_probability, _TOKENS_A_TEXT)

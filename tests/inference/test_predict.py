@@ -269,9 +269,10 @@ def test_a_task_of_another_architecture_is_refused(writer, predictor, decoder_wo
         decoder.answer([{"question": "what?", "context": "a tree"}])
 
 
-def test_a_model_without_the_head_is_refused(predictor):
+@pytest.mark.parametrize("has_head", [False, True])
+def test_a_model_without_a_trained_head_is_refused(predictor, has_head):
     loaded = predictor.loaded
-    config = changed(loaded.config, model={"pooler": False}, objective={"nsp": False})
+    config = changed(loaded.config, model={"pooler": has_head}, objective={"nsp": False})
     other = Predictor(dataclasses.replace(loaded, config=config))
     with pytest.raises(InputError, match="no next-sentence head"):
         other.next_sentence(["x"])
