@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 Handler = Callable[[Request], Any]
 _WAITING = 64  # requests that are sorted at once
+END = 1  # the token after a source
 
 
 class Batches:
@@ -131,7 +132,7 @@ def transformers(folder: str, batch: int) -> Handler:
 
     async def generate(request: Request) -> Response:
         body = await request.json()
-        source = torch.tensor([[*tokenizer.encode(body["inputs"][0]), tokenizer.eos_id()]])
+        source = torch.tensor([[*tokenizer.encode(body["inputs"][0]), END]])
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue()
 
         class Streamer(BaseStreamer):
@@ -152,9 +153,11 @@ def transformers(folder: str, batch: int) -> Handler:
                         loop.call_soon_threadsafe(tokens.put_nowait, None)
 
                 writing = asyncio.create_task(asyncio.to_thread(run))
-                await tokens.get()  # the start token
+                is_start = True
                 while (token := await tokens.get()) is not None:
-                    yield f"data: {json.dumps({'index': 0, 'text': tokenizer.id_to_piece(token % 4096)})}\n\n"
+                    if not is_start:
+                        yield f"data: {json.dumps({'index': 0, 'text': f' t{token}'})}\n\n"
+                    is_start = False
                 await writing
 
         return StreamingResponse(events(), media_type="text/event-stream")
