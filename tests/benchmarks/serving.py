@@ -28,6 +28,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ class Running:
                 time.sleep(0.2)
         raise SystemExit(f"the server {self.name} did not start")
 
+    def cpu_seconds(self) -> float:
+        """The time that it has computed so far, over all its threads."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -126,19 +132,25 @@ def measure(server: Running, bodies: serving_load.Bodies) -> Turn:
     """Returns one turn of a server: what it reached under each load."""
     found = {}
     for clients in map(int, _clients.value):
-        answers = asyncio.run(serving_load.closed_loop(server.port, bodies, clients, _seconds.value))
-        found[f"{clients} clients"] = _checked(server, answers)
+        found[f"{clients} clients"] = figures(
+            server, lambda clients=clients: serving_load.closed_loop(server.port, bodies, clients, _seconds.value)
+        )
     if _poisson.value:
         rate = _poisson.value * found[f"{_clients.value[-1]} clients"]["per_second"]
-        answers = asyncio.run(serving_load.poisson(server.port, bodies, rate, _seconds.value))
-        found[f"Poisson at {_poisson.value:.0%}"] = _checked(server, answers)
+        found[f"Poisson at {_poisson.value:.0%}"] = figures(
+            server, lambda: serving_load.poisson(server.port, bodies, rate, _seconds.value)
+        )
     return found
 
 
-def _checked(server: Running, answers: list[serving_load.Answer]) -> dict[str, float]:
+def figures(server: Running, load: Callable[[], Coroutine[Any, Any, list[serving_load.Answer]]]) -> dict[str, float]:
+    """Returns the summary of a load, and the milliseconds of a core that an answer took."""
+    before = server.cpu_seconds()
+    answers = asyncio.run(load())
     if wrong := [answer.status for answer in answers if answer.status != 200]:
         raise SystemExit(f"{server.name} answered {wrong[0]}")
-    return serving_load.summary(answers)
+    core_ms = 1000 * (server.cpu_seconds() - before) / len(answers)
+    return {**serving_load.summary(answers), "core_ms": round(core_ms, 2)}
 
 
 def compare(turns: dict[str, list[Turn]]) -> None:
@@ -151,7 +163,7 @@ def compare(turns: dict[str, list[Turn]]) -> None:
                 key: statistics.median(
                     mine[load][key] / theirs[load][key] for mine, theirs in zip(ours, rounds, strict=True)
                 )
-                for key in ("per_second", "p99_ms", "first_p50_ms")
+                for key in ("per_second", "p99_ms", "first_p50_ms", "core_ms")
             }
             line: dict[str, Any] = {"load": load, "server": name, **median}
             line |= {f"first server over it: {key}": round(value, 2) for key, value in ratio.items()}
