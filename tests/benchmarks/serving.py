@@ -44,6 +44,7 @@ _clients = flags.DEFINE_list("clients", ["16"], "Clients of the closed loops.")
 _seconds = flags.DEFINE_float("seconds", 8.0, "Of each measurement.")
 _rounds = flags.DEFINE_integer("rounds", 3, "Turns of each server.")
 _length = flags.DEFINE_integer("length", 64, "Tokens to write.")
+_rate = flags.DEFINE_float("rate", 0.0, "Poisson at this rate for every server, instead of a share of its own.")
 _poisson = flags.DEFINE_float("poisson", 0.8, "Share of the closed loop's rate; 0 for no such measurement.")
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,7 +60,7 @@ class Running:
         kind, _, batch = name.partition(":")
         kind, _, checkout = kind.partition("@")
         python = dict(each.split("=", 1) for each in _python.value).get(kind, sys.executable)
-        source = folder / (f"{what}-onnx" if kind == "onnxruntime" else f"{what}-hf")
+        source = folder / (f"{what}-onnx" if kind.startswith("onnxruntime") else f"{what}-hf")
         if kind == "lm":
             command = [python, "launch/serve.py", f"--checkpoint={what}={folder / what}", "--port=0", "--beams=1"]
             command += [f"--tasks={what}", "--drain_seconds=0", f"--compilation_cache={folder / 'cache'}"]
@@ -136,10 +137,11 @@ def measure(server: Running, bodies: serving_load.Bodies) -> Turn:
             server, lambda clients=clients: serving_load.closed_loop(server.port, bodies, clients, _seconds.value)
         )
     if _poisson.value:
-        rate = _poisson.value * found[f"{_clients.value[-1]} clients"]["per_second"]
-        found[f"Poisson at {_poisson.value:.0%}"] = figures(
-            server, lambda: serving_load.poisson(server.port, bodies, rate, _seconds.value)
+        own = _poisson.value * found[f"{_clients.value[-1]} clients"]["per_second"]
+        rate, load = (
+            (_rate.value, f"Poisson at {_rate.value:g}/s") if _rate.value else (own, f"Poisson at {_poisson.value:.0%}")
         )
+        found[load] = figures(server, lambda: serving_load.poisson(server.port, bodies, rate, _seconds.value))
     return found
 
 
