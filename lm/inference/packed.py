@@ -64,7 +64,7 @@ def pack(
 
     A row is 64, 256, 512, 1024, ... tokens long. Requests are placed from the longest to the shortest. Each goes into a
     row with room, or else opens the shortest row that holds it. The shortest, because attention costs each token the
-    length of its row. For the numbers of rows see `counts`.
+    length of its row. For the numbers of rows see `counts`. With `fine`, a lone row that is half empty is cut to half.
 
     Args:
         rows: the requests, of at least one token each. Request i is `rows[i]`.
@@ -72,7 +72,7 @@ def pack(
         tokens_a_place: a row of L tokens holds L / tokens_a_place places, or one request with more places.
         pad_id: the id of padding.
         multiple: the number of rows is a multiple of this.
-        fine: see `counts`.
+        fine: whether there are more shapes, for less padding.
     """
     members: dict[int, list[list[int]]] = {}
     for length, requests in _fit(rows, tokens_a_place):
@@ -82,9 +82,15 @@ def pack(
         for start in range(0, len(together), full):
             part = together[start : start + full]
             size = next(count * multiple for count in counts(budget // length, fine) if count * multiple >= len(part))
-            yield _batch(
-                [[(i, rows[i]) for i in requests] for requests in part], (size, length), tokens_a_place, pad_id
-            )
+            requests = [[(i, rows[i]) for i in each] for each in part]
+            is_half_empty = fine and len(part) == 1 and _fits(requests[0], length // 2, tokens_a_place)
+            yield _batch(requests, (size, length // 2 if is_half_empty else length), tokens_a_place, pad_id)
+
+
+def _fits(requests: Sequence[tuple[int, Row]], length: int, tokens_a_place: int) -> bool:
+    """Returns whether a row of some length holds the requests."""
+    tokens, places = sum(len(row.tokens) for _, row in requests), sum(len(row.places) for _, row in requests)
+    return tokens <= length and places <= length // tokens_a_place
 
 
 def _fit(rows: Sequence[Row], tokens_a_place: int) -> list[tuple[int, list[int]]]:
@@ -130,7 +136,9 @@ def shapes(longest: int, budget: int, multiple: int = 1, fine: bool = False) -> 
     lengths = [_SHORT]
     while lengths[-1] < packed_length(longest):
         lengths.append(packed_length(lengths[-1] + 1))
-    return [(count * multiple, length) for length in lengths for count in counts(budget // length, fine)]
+    found = [(count * multiple, length) for length in lengths for count in counts(budget // length, fine)]
+    halves = [(multiple, length // 2) for length in lengths] if fine else []
+    return list(dict.fromkeys([*found, *halves]))
 
 
 def blank(shape_BL: tuple[int, int], tokens_a_place: int, pad_id: int) -> Packed:

@@ -78,9 +78,24 @@ def test_every_batch_has_one_of_the_shapes(fine, multiple):
                 [row(size) for size in sizes], budget=budget, tokens_a_place=8, pad_id=PAD, multiple=multiple, fine=fine
             ):
                 assert batch.tokens_BL.shape in known
+                assert batch.places_BP.shape[1] == batch.tokens_BL.shape[1] // 8
                 computed += batch.tokens_BL.size
             real += sum(sizes)
     assert real > (0.75 if fine and multiple == 1 else 0.4) * computed
+
+
+def test_a_lone_row_that_is_half_empty_is_cut():
+    def shape(*rows: Row, fine: bool = True) -> tuple[int, ...]:
+        (batch,) = pack(rows, budget=1024, tokens_a_place=8, pad_id=PAD, fine=fine)
+        return batch.tokens_BL.shape
+
+    assert [shape(row(size)) for size in (9, 32, 33, 65, 128, 129)] == [(1, 32)] * 2 + [(1, 64)] + [(1, 128)] * 2 + [
+        (1, 256)
+    ]
+    assert shape(row(9), fine=False) == (1, 64)
+    assert shape(*[row(3)] * 4) == (1, 32)
+    assert shape(*[row(3)] * 5) == (1, 64)  # five places, and a row of 32 has four
+    assert shape(*[row(40)] * 2) == (2, 64)
 
 
 def test_numbers_of_rows():
