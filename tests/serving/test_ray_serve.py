@@ -1,6 +1,6 @@
 """The deployment of Ray Serve without Ray: its config, its policy, and a replica under an ASGI client.
 
-tests/faults/ray_serve.sh runs it on Ray, by hand.
+python -m tests.faults.ray_serve asks it on Ray, by hand.
 """
 
 import asyncio
