@@ -87,7 +87,7 @@ def raw_bodies(server: Server) -> str:
 
     @settings(
         max_examples=_bodies.value, deadline=None, database=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     @given(st.sampled_from(paths), bodies)
     def ask(path: str, body: bytes) -> None:

@@ -6,7 +6,7 @@ from lm.config import GenerationConfig
 from lm.errors import InputError
 from lm.huggingface.generation import read_generation, write_generation
 
-IDS = {"decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0}
+IDS: dict[str, object] = {"decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0}
 
 
 def read(**settings):

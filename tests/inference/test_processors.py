@@ -55,7 +55,7 @@ def test_every_option_equals_its_definition(is_beam_search):
     def process(scores_BNV, log_z_BN, written_B):
         past = processors.history(jnp.asarray(given_BP), jnp.asarray(begin_B), jnp.asarray(tokens_BNT), written_B)
         return processors.process(
-            scores_BNV, log_z_BN if is_beam_search else None, options, past, written_B + 1, END, NEVER
+            scores_BNV, log_z_BN if is_beam_search else None, options, past, written_B + 1, [END], NEVER
         )
 
     changed = 0

@@ -183,6 +183,7 @@ def test_a_family_writes_what_transformers_writes(family: str, tmp_path: Path) -
     ours, scores = folder.ours()
     theirs, their_scores = folder.generate(ours.shape[2], num_return_sequences=BEAMS)
     np.testing.assert_array_equal(ours, theirs)
+    assert their_scores is not None
     np.testing.assert_allclose(scores, their_scores, atol=1e-4, rtol=1e-4)
     greedy, _ = folder.ours(num_beams=1)
     their_greedy, _ = folder.generate(ours.shape[2], num_beams=1)

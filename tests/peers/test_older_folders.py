@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.activations import ACT2FN
 
 from lm import models
 from lm.huggingface import family, import_folder
@@ -186,5 +187,5 @@ def assert_settings(ours: Any, theirs: Any) -> None:
 def test_every_name_of_an_activation_has_its_meaning() -> None:
     values = np.linspace(-6, 6, 97, dtype=np.float32)
     for name, ours in family._ACTIVATIONS.items():
-        expected = transformers.activations.ACT2FN[name](torch.tensor(values)).numpy()
-        np.testing.assert_allclose(ACTIVATIONS[ours](values), expected, atol=2e-6, rtol=0, err_msg=name)
+        expected = ACT2FN[name](torch.tensor(values)).numpy()
+        np.testing.assert_allclose(ACTIVATIONS[ours](jnp.asarray(values)), expected, atol=2e-6, rtol=0, err_msg=name)
