@@ -21,7 +21,7 @@ class TrainConfig:
             faster, but it compiles longer, and the weights gathered for a layer stay in memory for its gradient.
         attention: `plain` keeps the scores of every pair of tokens. `flash` computes them block by block, with our
             kernels on a TPU, and cuDNN's or ours on a GPU; on a TPU it cannot drop out attention weights. `auto` takes
-            `flash` wherever it is possible.
+            `flash` wherever it is possible, except that it leaves out our kernels for GPUs, which no GPU has run yet.
         log_every: steps between metric lines.
         eval_every: steps between evaluations; 0 means only at the end.
         eval_batches: the most held-out batches of an evaluation. Each is taken once.

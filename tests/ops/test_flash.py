@@ -169,11 +169,14 @@ def choose(monkeypatch, platform, setting="auto", **needs):
         ("tpu", {"has_bias": True}, tpu.attend),
         ("tpu", {"drops_weights": True}, None),
         ("gpu", {}, cudnn.attend),
-        ("gpu", {"has_bias": True}, gpu.attend),
-        ("gpu", {"has_window": True}, gpu.attend),
-        ("gpu", {"drops_weights": True}, gpu.attend),
-        ("gpu", {"keys": 115}, gpu.attend),
-        ("gpu", {"head_dim": 36}, gpu.attend),
+        ("gpu", {"has_window": True}, cudnn.attend),
+        ("gpu", {"has_bias": True}, None),
+        ("gpu", {"setting": "flash"}, cudnn.attend),
+        ("gpu", {"setting": "flash", "has_bias": True}, gpu.attend),
+        ("gpu", {"setting": "flash", "has_window": True}, gpu.attend),
+        ("gpu", {"setting": "flash", "drops_weights": True}, gpu.attend),
+        ("gpu", {"setting": "flash", "keys": 115}, gpu.attend),
+        ("gpu", {"setting": "flash", "head_dim": 36}, gpu.attend),
         ("cpu", {}, None),
         ("tpu", {"setting": "plain"}, None),
     ],
@@ -203,7 +206,7 @@ def test_what_a_platform_cannot_do_is_plain_or_refused(monkeypatch, platform, ne
 def test_a_row_split_over_devices_has_to_leave_each_the_same_part(monkeypatch):
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=1, context=8))):
         assert choose(monkeypatch, "gpu") is cudnn.attend
-        assert choose(monkeypatch, "gpu", length=520) is gpu.attend  # 65 each, and cuDNN takes even rows
+        assert choose(monkeypatch, "gpu", "flash", length=520) is gpu.attend  # 65 each, and cuDNN takes even rows
         with pytest.raises(InputError, match="rows are 516 long, no multiple of 8; nearest: 512 or 520"):
             choose(monkeypatch, "gpu", "flash", length=516)
 

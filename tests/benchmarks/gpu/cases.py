@@ -21,6 +21,7 @@ def make(name: str, rows: int | None = None) -> Config:
     data = dataclasses.replace(data, batch_size=2 if SMOKE else rows or ROWS[name], vocab_size=model.vocab_size)
     config = Config(model=model, data=data, objective=objective, optim=optim)
     config.train.dtype, config.train.unroll = "bfloat16", 0
+    config.train.attention = "auto" if SMOKE else "flash"  # a CPU has no flash attention
     return config
 
 
