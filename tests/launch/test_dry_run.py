@@ -63,6 +63,10 @@ def test_no_golden_file_is_left_over() -> None:
         (f"gke.py --image=i --topology=v5e:4x4 --quota=8 {BUCKET}", "--quota needs a --queue, and --borrow"),
         (f"gke.py --image=i --topology=v5e:4x4 {RUN} --workdir=/runs", "--workdir is /runs, which no pod can see"),
         (
+            f"gke.py --image=i --topology=v5e:4x4 {RUN} --workdir=foo://b/r",
+            "'foo://b/r' has an unknown scheme; accepted",
+        ),
+        (
             f"tpu_vm.py --zone=us-east5-a --topology=v5e:4x4 {RUN} --workdir=s3://b/r",
             "which TPU VMs do not share; accepted: gs:",
         ),

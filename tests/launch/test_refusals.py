@@ -1,7 +1,9 @@
 """Launchers look for what they need before they do anything, and refuse what cannot be."""
 
 import dataclasses
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from lm.cluster.snapshot import Snapshot
 from lm.config import Config, MeshConfig, check_divisible, mesh_sizes
 from lm.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 RUN = Snapshot("gs://bucket/run/launch/abc", (), ("launch/train.py",), ())
 
 
@@ -64,6 +67,13 @@ def test_a_turn_is_longer_than_its_notice() -> None:
 def test_a_topology_has_a_shape_that_is_sold(text: str, accepted: str) -> None:
     with pytest.raises(InputError, match=f"--topology is {text!r}, but no .* slice has the shape .*{accepted}"):
         Topology.parse(text)
+
+
+def test_a_plan_of_a_mesh_that_does_not_fit_is_refused_before_any_work() -> None:
+    command = [sys.executable, "launch/plan.py", "--config=configs/bert_large.py", "--topology=v5e:4x4"]
+    done = subprocess.run([*command, "--config.mesh.fsdp=3"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: mesh is {'data': -1, 'fsdp': 3")
 
 
 def test_a_mesh_fits_its_devices_without_any_device() -> None:
