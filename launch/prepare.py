@@ -16,10 +16,11 @@ _workers = flags.DEFINE_integer("workers", None, "Processes; by default one for 
 
 
 def main() -> int:
+    config = _config()
     print(f"preparing {_out.value}", file=sys.stderr, flush=True)
     from lm.data import mixture
 
-    for made in mixture.prepare_stores(_config(), _out.value, num_workers=_workers.value).values():
+    for made in mixture.prepare_stores(config, _out.value, num_workers=_workers.value).values():
         splits = ", ".join(
             f"{name} {counts['tokens']:,} tokens of {counts['documents']:,} documents"
             for name, counts in made.manifest["splits"].items()

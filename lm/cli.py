@@ -45,7 +45,7 @@ EXIT_INTERRUPTED = interrupts.EXIT_INTERRUPTED
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _ACCEPTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-
+_EXTRAS = dict.fromkeys(("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop"), "serve")  # of setup.py
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 flags.disclaim_key_flags()  # --help lists the config flag with the script's own
@@ -180,6 +180,10 @@ def _run(main: Callable[[], int | None], arguments: str, interrupted: str) -> No
         app.run(lambda _: main(), flags_parser=functools.partial(_parse_flags, arguments))
     except InputError as error:
         _fail(error)
+    except ModuleNotFoundError as error:
+        if not (extra := _EXTRAS.get(error.name or "")):
+            raise
+        _fail(InputError(f"this needs {error.name}; pip install -e '.[{extra}]'."))
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_BROKEN_PIPE)
@@ -273,6 +277,8 @@ def _illegal_value(message: str) -> str:
     if choice := re.match(r"flag --([\w.]+)=(.*): value should be one of <(.*)>$", message, re.DOTALL):
         name, value, accepted = choice.groups()
         return f"--{name} is {value!r}; accepted: {', '.join(accepted.split('|'))}."
+    if bound := re.match(r"flag --([\w.]+)=(.*): \S+ is not (an? .*)$", message, re.DOTALL):
+        return f"--{bound[1]} is {bound[2]}; accepted: {bound[3]}."
     conversion = r"flag --([\w.]+)=(.*): (?:invalid literal|could not convert|\('Non-boolean)"
     if not (match := re.match(conversion, message, re.DOTALL)):
         return message

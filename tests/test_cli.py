@@ -90,7 +90,7 @@ def test_overrides_reach_the_config(folder: Path, command: str, steps: int, gate
         ("--workdri=x --config=good.py", "unknown flag --workdri; did you mean --workdir?"),
         ("--workdir=x --config=good.py --port=many", "--port is 'many'; accepted: a whole number."),
         ("--workdir=x --config=good.py --kind=three", "--kind is 'three'; accepted: one, two."),
-        ("--workdir=x --config=good.py --port=0", "--port=0: 0 is not a positive integer"),
+        ("--workdir=x --config=good.py --port=0", "--port is 0; accepted: a positive integer."),
         ("--workdir=x --config=good.py --port", "Missing value for flag --port"),
         ("--workdir=x stray --config=good.py", "unexpected argument 'stray'"),
         ("--workdir=x --flagfile=none.txt", "Unable to open flagfile"),

@@ -1,6 +1,7 @@
 """The mesh of a TPU slice that is not here, for which programs can be compiled."""
 
 import os
+import re
 
 from jax.sharding import Mesh
 
@@ -32,8 +33,8 @@ def described_mesh(config: MeshConfig, topology: Topology) -> Mesh:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.slice_name, **options)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        if "libtpu" in reason.lower() and "open" in reason.lower():
-            raise InputError("planning for TPUs needs their compiler; pip install -e .[plan].") from error
+        if re.search("libtpu.*open|open.*libtpu|support not installed", reason, re.IGNORECASE):
+            raise InputError("planning for TPUs needs their compiler; pip install -e '.[plan]'.") from error
         raise InputError(
             f"--topology is {topology.name!r}, which libtpu does not know ({reason[:160]}); accepted: sizes that are "
             "sold, such as v4:2x2x2, v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8, tpu7x:2x2x2."
