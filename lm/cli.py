@@ -45,7 +45,8 @@ EXIT_INTERRUPTED = interrupts.EXIT_INTERRUPTED
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _ACCEPTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-_EXTRAS = dict.fromkeys(("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop"), "serve")  # of setup.py
+_SERVING = ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop")
+_EXTRAS: dict[str, str] = {package: "serve" for package in _SERVING}  # of setup.py
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 flags.disclaim_key_flags()  # --help lists the config flag with the script's own

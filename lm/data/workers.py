@@ -29,16 +29,16 @@ def available_cores() -> int:
 
 
 @contextlib.contextmanager
-def executor(num_workers: int) -> Iterator[concurrent.futures.Executor]:
-    """Starts worker processes; for one worker, a thread.
+def executor(num_workers: int, *, thread: bool = True) -> Iterator[concurrent.futures.Executor]:
+    """Starts worker processes; for one worker a thread, unless `thread` is false. Ctrl-C ends the processes.
 
     Processes are spawned, never forked: the parent may hold JAX's threads or an accelerator.
     """
-    if num_workers == 1:
+    if num_workers == 1 and thread:
         started: concurrent.futures.Executor = concurrent.futures.ThreadPoolExecutor(1)
     else:
         context = multiprocessing.get_context("spawn")
-        started = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=start_worker)
+        started = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=_start_worker)
     try:
         yield started
     except KeyboardInterrupt:
@@ -85,7 +85,7 @@ def _announce(what: str, done: threading.Event, said: bool) -> None:
         print(f"{what}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
 
 
-def start_worker() -> None:
+def _start_worker() -> None:
     """Keeps a worker to one core, and ends it when its parent is killed, rather than let it write on or wait.
 
     A terminal sends Ctrl-C to the workers too; the parent decides.

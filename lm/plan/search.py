@@ -9,7 +9,6 @@ import concurrent.futures
 import dataclasses
 import itertools
 import math
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -17,7 +16,7 @@ import jax
 from lm import models, tasks
 from lm.accelerators import Topology
 from lm.config import Config
-from lm.data.workers import start_worker
+from lm.data.workers import executor
 from lm.errors import InputError
 from lm.flops import model_flops
 from lm.plan.step import Plan, plan
@@ -62,11 +61,10 @@ def search(
             f"{config.data.batch_size} and the model's dimensions; change the batch, or take another topology."
         )
     # Processes, not threads: the compiler holds the interpreter lock, and a crash ends one layout only.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=start_worker) as executor:
+    with executor(workers, thread=False) as processes:
 
         def compile_all(jobs: list[tuple[Config, Topology]]) -> list[Plan]:
-            futures = [executor.submit(plan, *job) for job in jobs]
+            futures = [processes.submit(plan, *job) for job in jobs]
             for future in concurrent.futures.as_completed(futures):
                 announce(future.result())
             return [future.result() for future in futures]
