@@ -28,7 +28,7 @@ from tests.faults.served import ROOT, Server, report
 _folder = flags.DEFINE_string("folder", None, "The models and texts of tests.benchmarks.serving.", required=True)
 _only = flags.DEFINE_list("only", ["rolling", "swap"], "What to do.")
 _rounds = flags.DEFINE_integer("rounds", 1, "How often both servers are restarted.")
-_swaps = flags.DEFINE_integer("swaps", 10, "How often weights are replaced.")
+_swaps = flags.DEFINE_integer("swaps", 6, "How often weights are replaced.")
 
 READERS, WRITERS = 4, 2  # clients that embed, and clients that read streams
 DRAIN = 4.0  # seconds

@@ -1,5 +1,6 @@
 """A server of launch/serve.py in a process of its own, which the campaigns of this folder load, strike and watch."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ class Server:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as the server
         command = [sys.executable, "launch/serve.py", f"--checkpoint={checkpoint}", f"--port={port}", *flags]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        atexit.register(self.process.kill)  # a campaign that fails leaves no server behind
         assert self.process.stdout is not None
         line = next((line for line in self.process.stdout if line.startswith("serving on ")), "")
         if not line:
