@@ -101,7 +101,7 @@ def _on_shard(
 def _launches(length: int, keys: int, width: int) -> Launches:
     """Returns the launches of the kernels for rows of so many queries and keys, and heads of that width.
 
-    With these sizes Triton's compiler spills at most a few registers for an H100, and two programs fit a processor.
+    With these sizes Triton's compiler spills at most a few registers for an H100; see tests/benchmarks/RESULTS.md.
     """
     queries, columns = (next(size for size in BLOCKS if rows % size == 0) for rows in (length, keys))
     small, warps = BLOCKS[-1], 4 if width <= 64 else 8
