@@ -119,7 +119,7 @@ def place(tmp_path: Path, source: str, **fields) -> str:
         (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "too many digits"),
         (b"[" * 200_000, "nested too deeply"),
         (b'{"text": ' + b'{"a":' * 200_000, "nested too deeply"),
-        (b'{"text": 1, "' + b"k" * 10_000 + b'": 2}', "no text under data.field='text'"),
+        (b'{"text": 1, "' + b"k" * 10_000 + b'": 2}', "data.field='text' is a JSON int; it must be text"),
     ],
 )
 def test_a_hostile_line_is_named(tmp_path: Path, line: bytes, reason: str):

@@ -173,7 +173,7 @@ def test_settings_left_out_take_the_defaults_of_transformers():
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2'; accepted: bert, modernbert, t5, bart, roberta"),
         ({"model_type": None}, "model_type None; accepted"),
-        ({"hidden_act": "gelu_fast"}, "hidden_act with the activation 'gelu_fast'; accepted: gelu, gelu_new"),
+        ({"hidden_act": "mish"}, "hidden_act with the activation 'mish'; accepted: gelu, gelu_new"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'; accepted: 'absolute'"),
         ({"num_hidden_layers": 4}, r"lacks bert.encoder.layer.3.* and 13 more"),
         ({"num_hidden_layers": 2}, r"has the unexpected bert.encoder.layer.2.*accepted: the 2 layers"),

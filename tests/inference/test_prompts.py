@@ -167,7 +167,7 @@ def test_a_tokenizer_without_a_mask_puts_sentinels_between_the_parts(tmp_path):
     assert ids.tolist() == [first, *old, first - 1, *sings, first - 2]
     assert encode_with_sentinels(tokenizer, "old <extra_id_0>").min() < first - 100  # a sentinel's name is text
     assert len(encode_with_sentinels(tokenizer, "[MASK]" * 100)) == 100
-    with pytest.raises(RequestError, match=r"101 \[MASK\]; the model knows 100"):
+    with pytest.raises(RequestError, match=r"101 \[MASK\]; the model fills in at most 100"):
         encode_with_sentinels(tokenizer, "[MASK]" * 101)
 
 
@@ -184,7 +184,7 @@ def test_a_mask_is_what_the_objective_hides_text_behind(pairs_config, tiny_seq2s
     infilling = changed(tiny_seq2seq, objective={"name": "infilling"})
     assert read(text, infilling) == [*the, special.mask, *river, special.mask, special.sep]
     assert read(text, pairs_config) == [*tokenizer.encode([text])[0], special.sep]
-    with pytest.raises(RequestError, match="100 sentinels"):
+    with pytest.raises(RequestError, match="fills in at most 100"):
         read("[MASK]" * 101, tiny_seq2seq)
 
 
