@@ -38,8 +38,22 @@ class Replica:
         return self._answer
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self._app is not None
-        await self._app(scope, receive, send)
+        if scope["type"] == "lifespan":  # Ray's, around the life of the replica: before there is a checkpoint
+            await self._live(receive, send)
+        else:
+            assert self._app is not None
+            await self._app(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Answers the startup, and stops the engine at the shutdown."""
+        while True:
+            event = (await receive())["type"]
+            if event == "lifespan.shutdown" and self._service is not None:
+                await asyncio.to_thread(self._service.engine.close)
+                self._service.close()
+            await send({"type": f"{event}.complete"})
+            if event == "lifespan.shutdown":
+                return
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Serves a checkpoint. The first one is compiled for; a later one replaces the weights under load.

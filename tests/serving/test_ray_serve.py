@@ -134,6 +134,10 @@ def test_a_replica_serves_its_checkpoint_and_keeps_it_if_the_next_is_damaged(wor
 
     async def life() -> None:
         replica = deployment.Replica(["--tasks=embed"])
+        events, sent = asyncio.Queue(), asyncio.Queue()
+        living = asyncio.create_task(replica.__serve_build_asgi_app__()({"type": "lifespan"}, events.get, sent.put))
+        events.put_nowait({"type": "lifespan.startup"})  # Ray waits for its answer before it names the checkpoint
+        assert await sent.get() == {"type": "lifespan.startup.complete"}
         assert replica.record_autoscaling_stats() == {"outstanding_tokens": 0.0}
         with pytest.raises(InputError):
             await replica.reconfigure({"checkpoint": str(damaged)})
@@ -153,8 +157,10 @@ def test_a_replica_serves_its_checkpoint_and_keeps_it_if_the_next_is_damaged(wor
         service.engine.fault = RuntimeError("the engine stopped")
         with pytest.raises(RuntimeError, match="the engine stopped"):
             replica.check_health()
-        service.engine.close()
-        service.close()
+        events.put_nowait({"type": "lifespan.shutdown"})
+        assert await sent.get() == {"type": "lifespan.shutdown.complete"}
+        await living
+        assert not service.engine.is_alive
 
     asyncio.run(life())
 
