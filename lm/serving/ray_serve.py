@@ -35,7 +35,10 @@ class Replica:
         self._service = self._app = None
 
     def __serve_build_asgi_app__(self):
-        return self._answer
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._answer(scope, receive, send)
+
+        return answer  # a function: uvicorn takes a bound method for an application of ASGI 2
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":  # Ray's, around the life of the replica: before there is a checkpoint

@@ -5,6 +5,7 @@ python -m tests.faults.ray_serve asks it on Ray, by hand.
 
 import asyncio
 import dataclasses
+import inspect
 import shutil
 import types
 from pathlib import Path
@@ -134,6 +135,8 @@ def test_a_replica_serves_its_checkpoint_and_keeps_it_if_the_next_is_damaged(wor
 
     async def life() -> None:
         replica = deployment.Replica(["--tasks=embed"])
+        assert inspect.iscoroutinefunction(replica.__serve_build_asgi_app__())
+        assert inspect.isfunction(replica.__serve_build_asgi_app__())  # how Ray's uvicorn knows ASGI 3
         events, sent = asyncio.Queue(), asyncio.Queue()
         living = asyncio.create_task(replica.__serve_build_asgi_app__()({"type": "lifespan"}, events.get, sent.put))
         events.put_nowait({"type": "lifespan.startup"})  # Ray waits for its answer before it names the checkpoint
