@@ -89,7 +89,12 @@ class Settings:
         named = {key: _token(values.pop(key), CONFIG, key) for key in others}
         found = cls(folder, values, roles, named, fast=read_object(folder, FAST))
         additional = values.pop("additional_special_tokens", None)
-        found._take_extra(values.pop("extra_special_tokens", None) or additional, CONFIG)
+        extra = values.pop("extra_special_tokens", None)
+        # A list takes the place of the older key's; an object does so where a sentencepiece model is converted.
+        converted = not found.fast and any(folder.glob("*.model")) and not (folder / "vocab.json").exists()
+        if not extra or (isinstance(extra, dict) and not converted):
+            found._take_extra(additional, CONFIG)
+        found._take_extra(extra or {}, CONFIG)
         found._take_extra(values.pop("model_specific_special_tokens", None) or {}, CONFIG)
         if "added_tokens_decoder" in values:
             found.added = _by_id(values.pop("added_tokens_decoder"))

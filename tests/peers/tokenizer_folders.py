@@ -279,7 +279,9 @@ def added_tokens(size: int) -> Iterator[tuple[str, dict[str, Settings]]]:
     lists["mask_token"] = token("<mask>", lstrip=True, normalized=True)
     yield "special_tokens_map.json", {"special_tokens_map.json": lists}
     yield "extra", {"tokenizer_config.json": {"extra_special_tokens": ["<hl>"], "split_special_tokens": True}}
-    yield "named", {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<hl>"}, **IDLE}}
+    named: Settings = {"extra_special_tokens": {"image_token": "<hl>"}}
+    yield "named", {"tokenizer_config.json": {**named, **IDLE}}
+    yield "named and listed", {"tokenizer_config.json": {**named, "additional_special_tokens": ["<sep>"]}}
 
 
 def folders(family: str) -> Iterator[tuple[str, dict[str, Settings]]]:
@@ -289,7 +291,7 @@ def folders(family: str) -> Iterator[tuple[str, dict[str, Settings]]]:
     """
     axes = AXES[family]
     combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    kinds = list(added_tokens(1000))
+    kinds = [each for each in added_tokens(1000) if family != "nllb" or "named" not in each[0]]  # named: no languages
     for number in range(max(len(combinations), len(kinds))):
         chosen, (kind, files) = combinations[number % len(combinations)], kinds[number % len(kinds)]
         config = {**chosen, **files.get("tokenizer_config.json", {})}
