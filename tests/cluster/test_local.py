@@ -108,7 +108,7 @@ def test_a_notice_goes_to_all_as_sigterm(sent: signal.Signals) -> None:
     [
         (["--processes=2"], "there is no command; give it after --"),
         (["--processes=2", "--", "/no/such/program"], "'/no/such/program' cannot be run: No such file or directory"),
-        (["--processes=0", "--", "true"], "--processes=0"),
+        (["--processes=0", "--", "true"], "--processes is 0; accepted: a positive integer"),
         (["stray", "--", "true"], "unexpected argument 'stray'"),
     ],
 )
