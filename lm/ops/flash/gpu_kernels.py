@@ -111,10 +111,9 @@ def flash_of_query(
         at = pl.ds(j * keys, keys)
         key_CK = key[at, :]
         pairs = scores.pairs(i * queries, queries, j * keys, keys)
-        scores_RC = scores(product(query_RK, key_CK, NT), pairs, segments_R[:, None], memory_segments[at][None, :])
-        weights_RC = jnp.exp(scores_RC - log_sum_R[:, None])
-        of_weights_RC = scores.dropped(product(gradient_RK, value[at, :], NT), pairs)
-        of_scores_RC = weights_RC * (of_weights_RC - mean_R[:, None])
+        same = segments_R[:, None], memory_segments[at][None, :]
+        weights_RC = scores.weights(product(query_RK, key_CK, NT), pairs, same, log_sum_R[:, None])
+        of_scores_RC = scores.backward(weights_RC, product(gradient_RK, value[at, :], NT), pairs, mean_R[:, None])
         return of_query_RK + product(of_scores_RC.astype(key.dtype), key_CK, NN)
 
     of_query[...] = _unmasked(bounds, step, jnp.zeros(query_RK.shape, jnp.float32)).astype(of_query.dtype)
@@ -134,10 +133,9 @@ def flash_of_key(
         query_RK, gradient_RK = query[at, :], gradient[at, :]
         pairs = scores.pairs(i * queries, queries, j * keys, keys, transposed=True)
         same = memory_segments_C[:, None], segments[at][None, :]
-        weights_CR = jnp.exp(scores(product(key_CK, query_RK, NT), pairs, *same) - log_sum[at][None, :])
+        weights_CR = scores.weights(product(key_CK, query_RK, NT), pairs, same, log_sum[at][None, :])
         of_value_CK += product(scores.dropped(weights_CR, pairs).astype(gradient.dtype), gradient_RK, NN)
-        of_weights_CR = scores.dropped(product(value_CK, gradient_RK, NT), pairs)
-        of_scores_CR = weights_CR * (of_weights_CR - mean[at][None, :])
+        of_scores_CR = scores.backward(weights_CR, product(value_CK, gradient_RK, NT), pairs, mean[at][None, :])
         return of_key_CK + product(of_scores_CR.astype(query.dtype), query_RK, NN), of_value_CK
 
     zeros = jnp.zeros(key_CK.shape, jnp.float32)
@@ -176,10 +174,10 @@ def flash_of_curve(
             at, at_keys = pl.ds(i * block, block), pl.ds(j * block, block)
             pairs = scores.pairs(i * block, block, j * block, block)
             same = segments[b, at][:, None], memory_segments[b, at_keys][None, :]
-            scores_RC = scores(product(query[b, at, :], key[b, at_keys, :], NT), pairs, *same)
-            weights_RC = jnp.exp(scores_RC - log_sum[b, at][:, None])
-            of_weights_RC = scores.dropped(product(gradient[b, at, :], value[b, at_keys, :], NT), pairs)
-            return sums_RC + weights_RC * (of_weights_RC - mean[b, at][:, None])
+            products_RC = product(query[b, at, :], key[b, at_keys, :], NT)
+            weights_RC = scores.weights(products_RC, pairs, same, log_sum[b, at][:, None])
+            of_kept_RC = product(gradient[b, at, :], value[b, at_keys, :], NT)
+            return sums_RC + scores.backward(weights_RC, of_kept_RC, pairs, mean[b, at][:, None])
 
         def step(i, sums_RC):
             sees = (bounds[b, i, 0] <= i - diagonal) & (i - diagonal <= bounds[b, i, 1])
@@ -222,6 +220,14 @@ class _Scores:
         if tiling.windowed:
             visible &= jnp.abs(distance) <= self._place[1]
         return jnp.where(visible, scores, HIDDEN)
+
+    def weights(self, scores: jax.Array, pairs, segments: tuple[jax.Array, jax.Array], log_sum: jax.Array) -> jax.Array:
+        """Returns the attention weights before dropout, given the logarithms of the sums of the forward pass."""
+        return jnp.exp(self(scores, pairs, *segments) - log_sum)
+
+    def backward(self, weights: jax.Array, of_kept: jax.Array, pairs, mean: jax.Array) -> jax.Array:
+        """Returns the gradient of the scores, given that of the weights after dropout."""
+        return weights * (self.dropped(of_kept, pairs) - mean)
 
     def dropped(self, weights: jax.Array, pairs) -> jax.Array:
         """Returns weights, or their gradient, after dropout: `lm.ops.dropout.keep_mask` of the whole [B, H, L, S]."""
