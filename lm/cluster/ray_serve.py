@@ -14,6 +14,7 @@ from lm.errors import InputError
 NAME = "lm"  # of the application
 DEPLOYMENT = "Replica"  # the class of lm/serving/ray_serve.py
 OUTSTANDING = "outstanding_tokens"  # what replicas report
+_HERE = "http://127.0.0.1:8265"  # the dashboard that Ray starts on this machine
 _GRACE = 75  # seconds for the requests of a replica that leaves
 _RETRY = 2  # seconds after which a client that found the queue full may come again
 
@@ -133,12 +134,12 @@ def serve(wanted: Replicas, file: str, address: str) -> list[Action]:
 
 def roll(wanted: Replicas, file: str, address: str) -> list[Action]:
     """Returns what gives another checkpoint to the replicas that run."""
-    return serve(wanted, file, address or "http://127.0.0.1:8265")
+    return serve(wanted, file, address or _HERE)
 
 
 def status(address: str) -> list[Action]:
-    return [Command(("serve", "status", f"--address={address or 'http://127.0.0.1:8265'}"))]
+    return [Command(("serve", "status", f"--address={address or _HERE}"))]
 
 
 def delete(address: str) -> list[Action]:
-    return [Command(("serve", "shutdown", "--yes", f"--address={address or 'http://127.0.0.1:8265'}"))]
+    return [Command(("serve", "shutdown", "--yes", f"--address={address or _HERE}"))]
