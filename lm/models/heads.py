@@ -7,8 +7,9 @@ import jax
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.models.layers import Dense, Norm, activate
+from lm.models.layers import Dense, Norm
 from lm.models.logits import Logits, Projection
+from lm.ops.activation import activate
 
 
 class MaskedLMHead(nnx.Module):

@@ -6,7 +6,6 @@ Array names carry their shape: B batch, L length, D model, F feed-forward, V voc
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,10 @@ from lm.config import ModelConfig
 from lm.models.initial import initial
 from lm.models.positions import sinusoids
 from lm.ops import float8
+from lm.ops.activation import activate
 from lm.ops.dropout import Dropout, drop
 from lm.ops.linear import Linear, add_bias, linear
 from lm.ops.norm import normalize
-from lm.ops.recompute import recomputed
 from lm.sharding import constrain, look_up
 
 
@@ -144,20 +143,6 @@ class Embedding(nnx.Module):
         return hidden_BLD if self.projection is None else constrain(self.projection(hidden_BLD), "BLD")
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "silu": jax.nn.silu,
-}
-
-
-def activate(name: str, array: jax.Array) -> jax.Array:
-    """Applies an activation function in float32. `gelu` is the erf form, `gelu_tanh` its approximation."""
-    function = ACTIVATIONS[name]
-    return recomputed(lambda array: function(array.astype(jnp.float32)).astype(array.dtype))(array)
-
-
 class FeedForward(nnx.Module):
     """Computes f(x W1 + b1) W2 + b2 (Vaswani et al., 2017, equation 2), or gated (f(x W1) * (x W3)) W2."""
 
@@ -170,7 +155,6 @@ class FeedForward(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, inputs_BLD: jax.Array, dropout: Dropout | None = None) -> jax.Array:
-        hidden_BLF = activate(self.activation, constrain(self.up(inputs_BLD), "BLF"))
-        if self.gate is not None:
-            hidden_BLF = hidden_BLF * constrain(self.gate(inputs_BLD), "BLF")
+        gate_BLF = None if self.gate is None else constrain(self.gate(inputs_BLD), "BLF")
+        hidden_BLF = activate(self.activation, constrain(self.up(inputs_BLD), "BLF"), gate_BLF)
         return constrain(self.down(drop(hidden_BLF, dropout)), "BLD")

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm.ops import norm_gpu
+
 
 def normalize_plain(
     centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None
@@ -34,9 +36,14 @@ class _Kept(NamedTuple):
     inverse: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def normalize(centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None) -> jax.Array:
     """Computes `normalize_plain`. It reads the array once for its statistics and once for its gradient."""
+    chosen = norm_gpu.normalize if norm_gpu.takes(array) else _normalize
+    return chosen(centred, eps, array, scale_D, bias_D)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalize(centred: bool, eps: float, array: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None) -> jax.Array:
     return _forward(centred, eps, array, scale_D, bias_D)[0]
 
 
@@ -72,7 +79,7 @@ def _backward(centred: bool, eps: float, kept: _Kept, gradient: jax.Array) -> tu
     return (of_array * kept.inverse).astype(kept.array.dtype), of_scale_D, of_bias_D
 
 
-normalize.defvjp(_forward, _backward)
+_normalize.defvjp(_forward, _backward)
 
 
 def _broadcast(vector_D: jax.Array, ndim: int) -> jax.Array:

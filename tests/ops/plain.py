@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 
-def assert_same(fast, plain, *operands: jax.Array, least: float = 0.1) -> None:
+def assert_same(fast, plain, *operands: jax.Array, least: float = 0.1, tolerance: float = 3e-6) -> None:
     """The same values, and the same gradients of every operand under a random cotangent."""
     value, backward = jax.vjp(fast, *operands)
     with jax.numpy_rank_promotion("allow"):
@@ -14,7 +14,7 @@ def assert_same(fast, plain, *operands: jax.Array, least: float = 0.1) -> None:
         assert (left.shape, left.dtype) == (right.shape, right.dtype)
         scale = np.abs(right).max()
         assert scale > least
-        np.testing.assert_allclose(left, right, atol=3e-6 * scale, rtol=0)
+        np.testing.assert_allclose(left, right, atol=tolerance * scale, rtol=0)
 
 
 def normals(*shapes: tuple[int, ...]) -> list[jax.Array]:

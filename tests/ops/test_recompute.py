@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lm.models.layers import ACTIVATIONS, activate
+from lm.ops.activation import ACTIVATIONS, activate
 from lm.ops.recompute import checkpointed, recomputed
 from tests.ops.plain import assert_same, normals
 

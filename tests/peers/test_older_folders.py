@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from lm import models
 from lm.huggingface import family, import_folder
 from lm.huggingface.tokenizer import read_tokenizer
-from lm.models.layers import ACTIVATIONS
+from lm.ops.activation import ACTIVATIONS
 from tests.peers import ragged
 from tests.peers.test_families import BART, ENCODER, MARIAN, T5
 from tests.peers.tokenizer_folders import LINES, hard_texts, model_type, vocabularies, write
