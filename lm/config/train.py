@@ -19,9 +19,9 @@ class TrainConfig:
             all are kept. `dots` keeps the products with weights. `full` keeps each layer's input.
         unroll: layers in one iteration of the scan over layers. 0 writes all layers out without a scan: that is
             faster, but it compiles longer, and the weights gathered for a layer stay in memory for its gradient.
-        attention: `plain` keeps the scores of every pair of tokens. `flash` computes them block by block, with our
-            kernels on a TPU, and cuDNN's or ours on a GPU; on a TPU it cannot drop out attention weights. `auto` takes
-            `flash` wherever it is possible, except that it leaves out our kernels for GPUs, which no GPU has run yet.
+        attention: `plain` keeps the scores of every pair of tokens. `flash` computes them block by block with our
+            kernels, on a TPU or a GPU; on a TPU it cannot drop out attention weights. `auto` takes `flash` wherever it
+            is possible.
         log_every: steps between metric lines.
         eval_every: steps between evaluations; 0 means only at the end.
         eval_batches: the most held-out batches of an evaluation. Each is taken once.

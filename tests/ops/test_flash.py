@@ -13,13 +13,12 @@ from lm.config import MeshConfig
 from lm.errors import InputError
 from lm.models.attention import View, attend
 from lm.ops import flash
-from lm.ops.flash import cudnn, gpu, tpu
+from lm.ops.flash import gpu, tpu
 from tests.models.test_packing import MODERN
 from tests.models.test_packing_seq2seq import RELATIVE
 
 HEADS, WIDTH = 2, 16
 interpreted = functools.partial(tpu.attend, interpret=True)
-by_xla = functools.partial(cudnn.attend, implementation="xla")
 
 
 def plain(query, key, value, *, segments_BL, memory_segments_BS, bias_HLS=None, **fields):
@@ -82,13 +81,6 @@ def test_the_tpu_kernels_equal_plain_attention(arrays, visibility, block, monkey
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-@pytest.mark.parametrize("visibility", [{"causal": True}, {"window": 40}], ids=str)
-def test_the_mask_for_cudnn_equals_plain_attention(arrays, visibility):
-    """The mask is ours and is tested; the kernel behind it needs a GPU."""
-    for one, other in zip(results(by_xla, arrays, **visibility), results(plain, arrays, **visibility), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
-
-
 def test_sharded_kernels_equal_plain_attention(arrays):
     """Over batch, the length of the queries and heads; the gradients of the bias that all share are added up."""
     (query, key, value), weights, curve = arrays
@@ -114,14 +106,13 @@ def test_nothing_leaks_between_segments(arrays):
     segments = dict(segments_BL=SEGMENTS, memory_segments_BS=SEGMENTS)
     mine = (SEGMENTS == 2)[:, :, None, None]
 
-    for backend in (interpreted, by_xla):
-        compute = jax.jit(lambda *heads, backend=backend: jnp.where(mine, backend(*heads, **segments), 0.0))
-        other = jax.tree.map(lambda array: jnp.where(mine, array, 7.0 + array), (query, key, value))
-        out, gradients = jax.vjp(compute, query, key, value)
-        np.testing.assert_array_equal(out, compute(*other))
-        for gradient in gradients(jnp.ones_like(out)):
-            np.testing.assert_array_equal(jnp.where(mine, 0.0, gradient), 0.0)
-            assert jnp.abs(gradient).max() > 0
+    compute = jax.jit(lambda *heads: jnp.where(mine, interpreted(*heads, **segments), 0.0))
+    other = jax.tree.map(lambda array: jnp.where(mine, array, 7.0 + array), (query, key, value))
+    out, gradients = jax.vjp(compute, query, key, value)
+    np.testing.assert_array_equal(out, compute(*other))
+    for gradient in gradients(jnp.ones_like(out)):
+        np.testing.assert_array_equal(jnp.where(mine, 0.0, gradient), 0.0)
+        assert jnp.abs(gradient).max() > 0
 
 
 @pytest.mark.parametrize(
@@ -168,15 +159,9 @@ def choose(monkeypatch, platform, setting="auto", **needs):
         ("tpu", {}, tpu.attend),
         ("tpu", {"has_bias": True}, tpu.attend),
         ("tpu", {"drops_weights": True}, None),
-        ("gpu", {}, cudnn.attend),
-        ("gpu", {"has_window": True}, cudnn.attend),
-        ("gpu", {"has_bias": True}, None),
-        ("gpu", {"setting": "flash"}, cudnn.attend),
-        ("gpu", {"setting": "flash", "has_bias": True}, gpu.attend),
-        ("gpu", {"setting": "flash", "has_window": True}, gpu.attend),
-        ("gpu", {"setting": "flash", "drops_weights": True}, gpu.attend),
-        ("gpu", {"setting": "flash", "keys": 115}, gpu.attend),
-        ("gpu", {"setting": "flash", "head_dim": 36}, gpu.attend),
+        ("gpu", {}, gpu.attend),
+        ("gpu", {"has_bias": True, "has_window": True, "drops_weights": True}, gpu.attend),
+        ("gpu", {"keys": 115, "head_dim": 36}, gpu.attend),
         ("cpu", {}, None),
         ("tpu", {"setting": "plain"}, None),
     ],
@@ -205,8 +190,7 @@ def test_what_a_platform_cannot_do_is_plain_or_refused(monkeypatch, platform, ne
 
 def test_a_row_split_over_devices_has_to_leave_each_the_same_part(monkeypatch):
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=1, context=8))):
-        assert choose(monkeypatch, "gpu") is cudnn.attend
-        assert choose(monkeypatch, "gpu", "flash", length=520) is gpu.attend  # 65 each, and cuDNN takes even rows
+        assert choose(monkeypatch, "gpu", "flash", length=520) is gpu.attend
         with pytest.raises(InputError, match="rows are 516 long, no multiple of 8; nearest: 512 or 520"):
             choose(monkeypatch, "gpu", "flash", length=516)
 

@@ -69,7 +69,7 @@ def compare(length, *, biased=False, dropout=None, mesh=None, **visibility):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(gpu, "BLOCKS", (64, 32))
+    monkeypatch.setattr(gpu, "BLOCK", 32)
 
 
 def test_everything_at_once_equals_plain_attention():
@@ -107,7 +107,7 @@ def test_sums_along_diagonals():
 
 @pytest.mark.parametrize("width", [32, 128])
 def test_the_kernels_lower_to_cuda_without_a_gpu(width, monkeypatch):
-    monkeypatch.setattr(gpu, "BLOCKS", (128, 64))
+    monkeypatch.setattr(gpu, "BLOCK", 64)
     heads = jax.ShapeDtypeStruct((2, 512, 4, width), jnp.bfloat16)
     rest = [jax.ShapeDtypeStruct((4, 1024), jnp.float32), jax.ShapeDtypeStruct((2, 512), jnp.int32)]
 

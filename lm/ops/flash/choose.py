@@ -1,4 +1,4 @@
-"""Chooses the flash attention of a platform: our kernels on a TPU; cuDNN's kernel or ours on a GPU."""
+"""Chooses the flash attention of a platform: the kernels for TPUs, those for GPUs, or none."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax
 from lm import sharding
 from lm.config import nearest
 from lm.errors import InputError
-from lm.ops.flash import cudnn, gpu, tpu
+from lm.ops.flash import gpu, tpu
 
 Flash = Callable[..., jax.Array]
 
@@ -50,24 +50,10 @@ def choose(setting: str, asked: Asked) -> Flash | None:
     platform = sharding.platform()
     refusal = _refusal(platform, asked)
     if not refusal:
-        return tpu.attend if platform == "tpu" else _on_gpu(setting, asked)
+        return tpu.attend if platform == "tpu" else gpu.attend
     if setting == "flash":
         raise InputError(f"train.attention is 'flash', but {refusal}; or set train.attention=auto.")
     return None
-
-
-def _on_gpu(setting: str, asked: Asked) -> Flash | None:
-    """Returns cuDNN's kernel where it does what is asked; else ours if the setting is `flash`.
-
-    cuDNN has no gradient for a bias over packed rows, its dropout has another hash, and it computes all that a window
-    masks. It takes heads of a multiple of 8 and even rows. Our kernels are compiled for GPUs and compared with plain
-    attention in tests, but have not run on a GPU yet; tests/benchmarks/gpu.sh runs them. So `auto` does without them.
-    """
-    fits = asked.head_dim % 8 == 0 and asked.length % (2 * sharding.ways("L")) == 0 and asked.keys % 2 == 0
-    takes = fits and not asked.has_bias and not asked.drops_weights
-    if setting == "auto":
-        return cudnn.attend if takes else None
-    return cudnn.attend if takes and not asked.has_window else gpu.attend
 
 
 def _refusal(platform: str, asked: Asked) -> str:

@@ -15,8 +15,8 @@ from lm.ops.flash import gpu_calls as calls
 from lm.ops.flash.blocks import padded
 from lm.ops.flash.gpu_kernels import Launch, Launches, Tiling
 
-# Rows are padded to a multiple of the smaller one. Blocks have the larger one where it divides the rows.
-BLOCKS = (128, 64)
+# Rows are padded to a multiple of it.
+BLOCK = 64
 
 
 def attend(
@@ -30,6 +30,7 @@ def attend(
     window: jax.Array | int | None = None,
     curve_HN: jax.Array | None = None,
     dropout: Dropout | None = None,
+    launches: Launches | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Returns dropout(softmax(Q K^T + bias)) V by our kernels, and zeros for a query whose keys are all masked.
@@ -39,6 +40,7 @@ def attend(
 
     Args:
         curve_HN: float32 [H, S + L], the bias of the distances -S to L - 1, query column minus key column.
+        launches: how the kernels are launched; None for what suits the shapes.
         interpret: interprets the kernels, on any platform.
     """
     biased, windowed = curve_HN is not None, window is not None
@@ -62,11 +64,12 @@ def attend(
         jax.lax.bitcast_convert_type(key_words(dropout.key), jnp.int32) if dropout else jnp.zeros(2, jnp.int32),
     )
     dims = ("BLHK", "BSHK", "BSHK", "HN", "BL", "BS", "", "")
-    return sharding.map_shards(functools.partial(_on_shard, make_tiling), dims, "BLHK")(*operands)
+    return sharding.map_shards(functools.partial(_on_shard, make_tiling, launches), dims, "BLHK")(*operands)
 
 
 def _on_shard(
     make_tiling: Callable[..., Tiling],
+    launches: Launches | None,
     query_BLHK,
     key_BSHK,
     value_BSHK,
@@ -78,10 +81,10 @@ def _on_shard(
 ) -> jax.Array:
     """Returns the attention of one device's shards, which are padded to whole blocks."""
     B, length, H, K = query_BLHK.shape
-    more, more_keys = -length % BLOCKS[-1], -key_BSHK.shape[1] % BLOCKS[-1]
+    more, more_keys = -length % BLOCK, -key_BSHK.shape[1] % BLOCK
     width = max(16, 1 << (K - 1).bit_length())  # a power of two, as Triton's arrays are
     S = key_BSHK.shape[1] + more_keys
-    tiling = make_tiling(keys=S, launches=_launches(length + more, S, width))
+    tiling = make_tiling(keys=S, launches=launches or _launches(width, biased=curve_HN.shape[1] > 1))
     starts = [sharding.shard_start(*dim) for dim in (("L", length), ("B", B), ("H", H))]
     place = jnp.stack([jnp.int32(starts[0]), window, *map(jnp.int32, starts[1:]), *words])
     wide = lambda array, more: padded(padded(array, 0, more, axis=1), 0, width - K)  # noqa: E731
@@ -98,16 +101,16 @@ def _on_shard(
     return mixed_BLHK[:, :length, :, :K]
 
 
-def _launches(length: int, keys: int, width: int) -> Launches:
-    """Returns the launches of the kernels for rows of so many queries and keys, and heads of that width.
+def _launches(width: int, *, biased: bool) -> Launches:
+    """Returns the launches of the kernels for heads of that width: the fastest of those that were measured.
 
-    With these sizes Triton's compiler spills at most a few registers for an H100; see tests/benchmarks/RESULTS.md.
+    A bias takes registers, so the keys' gradient has fewer queries in a block with it; see
+    tests/benchmarks/RESULTS.md.
     """
-    queries, columns = (next(size for size in BLOCKS if rows % size == 0) for rows in (length, keys))
-    small, warps = BLOCKS[-1], 4 if width <= 64 else 8
+    warps, few = 4 if width <= 64 else 8, BLOCK // 2 if biased else BLOCK
     return Launches(
-        forward=Launch(queries, small, warps, 2),
-        of_query=Launch(queries, small // 2, warps, 2),
-        of_key=Launch(small // 2, columns, warps, 2),
-        of_curve=Launch(small, small, 4, 1),
+        forward=Launch(BLOCK, BLOCK, warps, 2),
+        of_query=Launch(BLOCK, BLOCK, warps, 2),
+        of_key=Launch(few, BLOCK, warps, 3),
+        of_curve=Launch(BLOCK, BLOCK, 4, 2),
     )

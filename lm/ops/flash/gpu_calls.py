@@ -124,7 +124,7 @@ def _of_key(
         [*blocks.constants, *inputs, blocks.all_queries, blocks.all_statistics, blocks.all_statistics],
         [blocks.keys, blocks.keys],
         [jax.ShapeDtypeStruct(key_BSHK.shape, array.dtype) for array in operands[1:3]],
-    )(*_bounded(tiling, launch, operands, by_keys=True), *operands[:6], *of_output)
+    )(*_bounded(tiling, launch, operands, along=_columns), *operands[:6], *of_output)
 
 
 def _of_curve(tiling: Tiling, operands: tuple[jax.Array, ...], of_output: tuple[jax.Array, ...]) -> jax.Array:
@@ -144,7 +144,7 @@ def _of_curve(tiling: Tiling, operands: tuple[jax.Array, ...], of_output: tuple[
         [blocks.place, *blocks.whole, *blocks.whole_of_output],
         pl.BlockSpec((None, None, None, block, block), lambda diagonal, h, group: (group, h, diagonal, 0, 0)),
         jax.ShapeDtypeStruct((groups, H, diagonals, block, block), jnp.float32),
-    )(*_bounded(tiling, launch, operands), *operands[:6], *of_output)
+    )(*_bounded(tiling, launch, operands, along=_diagonals), *operands[:6], *of_output)
     sums_HN = along_diagonals(sums_GHDRC.sum(axis=0))
     return jax.lax.dynamic_update_slice(jnp.zeros_like(curve_HN), sums_HN, (0, place[0]))
 
@@ -177,13 +177,36 @@ def _call(kernel: Callable[..., None], tiling: Tiling, launch: Launch, grid: tup
     )
 
 
-def _bounded(tiling: Tiling, launch: Launch, operands: tuple[jax.Array, ...], *, by_keys: bool = False):
-    """Returns the place, and the bounds of the unmasked blocks: int32 [B, blocks of queries, 2], or of keys."""
+def _bounded(
+    tiling: Tiling,
+    launch: Launch,
+    operands: tuple[jax.Array, ...],
+    *,
+    along: Callable[[jax.Array], jax.Array] = lambda seen_BRC: seen_BRC,
+):
+    """Returns the place, and the bounds of the unmasked blocks: int32 [B, lines, 2].
+
+    Args:
+        along: returns the lines of blocks, [B, lines, blocks], of those [B, R, C]: rows, or columns, or diagonals.
+    """
     *_, segments_BL, memory_segments_BS, place = operands
     shape, window = (launch.queries, launch.keys), place[1] if tiling.windowed else None
     seen_BRC = seen(segments_BL, memory_segments_BS, shape, start=place[0], causal=tiling.causal, window=window)
-    seen_BRC = seen_BRC.swapaxes(1, 2) if by_keys else seen_BRC
-    return place, bounds(seen_BRC).reshape(*seen_BRC.shape[:2], 2)
+    lines = along(seen_BRC)
+    return place, bounds(lines).reshape(*lines.shape[:2], 2)
+
+
+def _columns(seen_BRC: jax.Array) -> jax.Array:
+    return seen_BRC.swapaxes(1, 2)
+
+
+def _diagonals(seen_BRC: jax.Array) -> jax.Array:
+    """Returns the diagonals, the one of the last column first, by row of blocks: [B, R + C - 1, R]."""
+    R, C = seen_BRC.shape[1:]
+    row_R = jnp.arange(R)
+    column_DR = row_R[None, :] - (jnp.arange(R + C - 1) - (C - 1))[:, None]
+    is_block = (column_DR >= 0) & (column_DR < C)
+    return seen_BRC[:, row_R[None, :], jnp.clip(column_DR, 0, C - 1)] & is_block[None]
 
 
 class _Blocks:
@@ -206,7 +229,8 @@ class _Blocks:
         whole_heads = lambda size: pl.BlockSpec((B, size, None, K), lambda i, h, g: (0, 0, h, 0))  # noqa: E731
         whole_rows = lambda *shape: pl.BlockSpec((B, *shape), lambda i, h, g: (0,) * (1 + len(shape)))  # noqa: E731
         statistics = pl.BlockSpec((B, None, L), lambda i, h, g: (0, h, 0))
-        self.whole = [whole_rows(L // queries, 2), whole_heads(L), whole_heads(S), whole_heads(S), self.curve]
+        of_diagonal = pl.BlockSpec((B, None, 2), lambda diagonal, h, g: (0, diagonal, 0))
+        self.whole = [of_diagonal, whole_heads(L), whole_heads(S), whole_heads(S), self.curve]
         self.whole += [whole_rows(L), whole_rows(S)]
         self.whole_of_output = [whole_heads(L), statistics, statistics]
 

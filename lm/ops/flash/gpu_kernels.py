@@ -1,8 +1,9 @@
 """Flash attention (Dao et al., 2022) as Triton kernels for GPUs: what one program computes.
 
-cuDNN's kernel has neither a relative bias with its gradient, nor the dropout of the plain path, and it reads masked
-blocks. These kernels do what those of `lm.ops.flash.tpu_kernels` do, and drop out attention weights. Blocks that
-segments, window or causality mask completely are neither loaded nor computed.
+These kernels do what those of `lm.ops.flash.tpu_kernels` do, and drop out attention weights. Blocks that segments,
+window or causality mask completely are neither loaded nor computed. cuDNN's kernel computes them, so packed rows take
+it twice as long (tests/benchmarks/RESULTS.md). It has no gradient for a relative bias, and its dropout has another
+hash.
 
 The relative bias is given as a curve over distances, a few kilobytes a head, from which each block gathers.
 
@@ -10,6 +11,7 @@ Array names carry their shape: K head dim, R and C the queries and keys of a blo
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +74,10 @@ def flash_forward(tiling: Tiling, place, bounds, query, key, value, curve, segme
         top_R, total_R, mixed_RK = carry
         at = pl.ds(j * keys, keys)
         pairs = scores.pairs(i * queries, queries, j * keys, keys)
-        scores_RC = scores(product(query_RK, key[at, :], NT), pairs, segments_R[:, None], memory_segments[at][None, :])
+        same = segments_R[:, None], memory_segments[at][None, :]
+        scores_RC = scores(product(query_RK, key[at, :], NT), pairs, same)
         before_R, top_R = top_R, jnp.maximum(top_R, scores_RC.max(axis=1))
-        weights_RC = jnp.exp(scores_RC - top_R[:, None])
+        weights_RC = _exp(scores_RC, top_R[:, None])
         fading_R = jnp.exp(before_R - top_R)
         total_R = total_R * fading_R + weights_RC.sum(axis=1)
         kept_RC = scores.dropped(weights_RC, pairs).astype(value.dtype)
@@ -160,16 +163,18 @@ def flash_of_curve(
     *,
     rows,
 ):
-    """Computes the sum of the scores' gradients over a group of rows and over one diagonal of blocks."""
-    block = tiling.launches.of_curve.queries
-    num_rows, num_queries, num_keys = bounds.shape[0], bounds.shape[1], key.shape[1] // block
-    diagonal, head = pl.program_id(0) - (num_keys - 1), pl.program_id(1)
+    """Computes the sum of the scores' gradients over a group of rows and over one diagonal of blocks.
+
+    A masked block between unmasked ones is computed: without a condition in the loop Triton loads ahead.
+    """
+    block, num_rows, num_keys = tiling.launches.of_curve.queries, bounds.shape[0], key.shape[1]
+    diagonal, head = pl.program_id(0) - (num_keys // block - 1), pl.program_id(1)
     first = pl.program_id(2) * rows
 
     def row_step(b, sums_RC):
         scores = _Scores(tiling, place, curve, head, b)
 
-        def add(i, sums_RC):
+        def step(i, sums_RC):
             j = i - diagonal
             at, at_keys = pl.ds(i * block, block), pl.ds(j * block, block)
             pairs = scores.pairs(i * block, block, j * block, block)
@@ -179,20 +184,27 @@ def flash_of_curve(
             of_kept_RC = product(gradient[b, at, :], value[b, at_keys, :], NT)
             return sums_RC + scores.backward(weights_RC, of_kept_RC, pairs, mean[b, at][:, None])
 
-        def step(i, sums_RC):
-            sees = (bounds[b, i, 0] <= i - diagonal) & (i - diagonal <= bounds[b, i, 1])
-            return jax.lax.fori_loop(0, sees.astype(jnp.int32), lambda _, sums_RC: add(i, sums_RC), sums_RC)
-
-        stop = jnp.minimum(num_queries, num_keys + diagonal)
-        return jax.lax.fori_loop(jnp.maximum(diagonal, 0), stop, step, sums_RC)
+        return jax.lax.fori_loop(bounds[b, 0], bounds[b, 1] + 1, step, sums_RC)
 
     zeros = jnp.zeros((block, block), jnp.float32)
     out[...] = jax.lax.fori_loop(first, jnp.minimum(first + rows, num_rows), row_step, zeros)
 
 
 def _unmasked(bounds, step, carry):
-    """Returns the carry after a loop over the unmasked blocks."""
+    """Returns the carry after a loop over the blocks that are not masked completely.
+
+    A loop of their own for blocks without any mask, which spares them comparing segments, was no faster: it takes
+    registers.
+    """
     return jax.lax.fori_loop(bounds[0], bounds[1] + 1, step, carry)
+
+
+def _exp(scores: jax.Array, less: jax.Array) -> jax.Array:
+    """Returns exp(scores - less), as a power of two: a GPU has an instruction for it.
+
+    The difference of the products may be rounded once, so neither operand may be as large as LEAST where the other is.
+    """
+    return jnp.exp2(scores * math.log2(math.e) - less * math.log2(math.e))
 
 
 class _Scores:
@@ -208,22 +220,22 @@ class _Scores:
         query_R = self._place[0] + query_R
         return (query_R[None, :], key_C[:, None]) if transposed else (query_R[:, None], key_C[None, :])
 
-    def __call__(self, scores: jax.Array, pairs, one_segments: jax.Array, other_segments: jax.Array) -> jax.Array:
+    def __call__(self, scores: jax.Array, pairs, segments: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Returns the scores plus the bias, HIDDEN where they are masked."""
         tiling = self._tiling
         distance = pairs[0] - pairs[1]
         if tiling.biased:
             scores += self._curve[distance + tiling.keys]
-        visible = one_segments == other_segments
+        visible = segments[0] == segments[1]
         if tiling.causal:
             visible &= distance >= 0
         if tiling.windowed:
             visible &= jnp.abs(distance) <= self._place[1]
         return jnp.where(visible, scores, HIDDEN)
 
-    def weights(self, scores: jax.Array, pairs, segments: tuple[jax.Array, jax.Array], log_sum: jax.Array) -> jax.Array:
+    def weights(self, scores: jax.Array, pairs, segments, log_sum: jax.Array) -> jax.Array:
         """Returns the attention weights before dropout, given the logarithms of the sums of the forward pass."""
-        return jnp.exp(self(scores, pairs, *segments) - log_sum)
+        return _exp(self(scores, pairs, segments), log_sum)
 
     def backward(self, weights: jax.Array, of_kept: jax.Array, pairs, mean: jax.Array) -> jax.Array:
         """Returns the gradient of the scores, given that of the weights after dropout."""
