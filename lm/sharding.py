@@ -195,6 +195,20 @@ def platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
+def compiler_options() -> dict[str, str | bool] | None:
+    """Returns the options of XLA for programs of whole rows, on the platform that is compiled for.
+
+    Each was measured (tests/benchmarks/RESULTS.md). On a TPU, XLA would split a product with all-gathered weights into
+    one product for each device, and send the shards from device to device meanwhile. The threshold turns it off. On a
+    GPU, XLA would compile and time many kernels of its own for each product, which takes most of the compilation;
+    those of cuBLAS are as fast.
+    """
+    return {
+        "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+        "gpu": {"xla_gpu_enable_triton_gemm": False},
+    }.get(platform())
+
+
 def ways(dim: str) -> int:
     """Returns the number of shards of the dimension with this letter."""
     return math.prod(map(axis_size, _names(ACTIVATIONS.get(dim))))

@@ -121,7 +121,8 @@ class Runner:
 
     def _jit(self, compute: Callable[..., Output]) -> Callable[..., Output]:
         merge = self._model.merge
-        return jax.jit(lambda params, *arrays: compute(merge(params), *arrays))
+        options = sharding.compiler_options()
+        return jax.jit(lambda params, *arrays: compute(merge(params), *arrays), compiler_options=options)
 
     def _run(self, compiled: Callable[..., Output], *arrays: object) -> Output:
         if self._mesh is not None:

@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lm.sharding import gathered, scattered
+from lm.sharding import gathered, platform, scattered
 
 
 def linear_plain(array: jax.Array, kernel: jax.Array, inputs: int = 1, scale: float = 1.0) -> jax.Array:
@@ -73,7 +73,11 @@ linear.defvjp(lambda how, *operands: (_linear(how, *operands), operands), _linea
 @jax.custom_vjp
 def add_bias(array: jax.Array, bias: jax.Array) -> jax.Array:
     """Computes `add_bias_plain`. Its gradient for b is a matrix product."""
-    return add_bias_plain(array, bias)
+    if platform() != "gpu":
+        return add_bias_plain(array, bias)
+    # cuBLAS adds a bias to rows as it multiplies. XLA does not see that heads are rows in two axes.
+    rows = array.reshape(*array.shape[: array.ndim - bias.ndim], -1)
+    return add_bias_plain(rows, bias.reshape(-1)).reshape(array.shape)
 
 
 def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -17,11 +17,6 @@ from lm.tasks import Batch, Objective, Sums
 from lm.training import optim, step
 from lm.training.step import Metrics, State
 
-# Platform -> options of XLA. On a TPU, XLA would split a product with all-gathered weights into one product for each
-# device, and send the shards from device to device meanwhile. By the compiler's own estimate this takes longer
-# (tests/benchmarks/RESULTS.md). The threshold turns it off.
-COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
-
 
 @dataclasses.dataclass
 class Program:
@@ -82,12 +77,11 @@ class Definition:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         replicated = NamedSharding(self.mesh, PartitionSpec())
         with jax.set_mesh(self.mesh):
-            options = COMPILER_OPTIONS.get(sharding.platform())
             train_step = jax.jit(
                 functools.partial(step.train_step, self.config, self.model, self.objective, self.optimizer),
                 out_shardings=(shardings, replicated),
                 donate_argnums=0,
-                compiler_options=options,
+                compiler_options=sharding.compiler_options(),
             )
             return train_step.trace(self.state, self.batch)
 
@@ -129,7 +123,11 @@ def compile_program(config: Config, objective: Objective, mesh: Mesh) -> Program
     made = define(config, objective, mesh)
     state, replicated = made.state, NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
-        evaluate = jax.jit(functools.partial(step.eval_step, config, made.model, objective), out_shardings=replicated)
+        evaluate = jax.jit(
+            functools.partial(step.eval_step, config, made.model, objective),
+            out_shardings=replicated,
+            compiler_options=sharding.compiler_options(),
+        )
         index = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
         return Program(
             mesh=mesh,
