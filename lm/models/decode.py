@@ -250,7 +250,7 @@ def make_decoder(model: Seq2Seq, rows: int) -> Decoder:
     return Decoder(
         encoder=model.encoder,
         embedding=stack.embedding,
-        layers=tuple(_in_columns(layer, dtype) if few else layer for layer in stack.layer_list()),
+        layers=tuple((_in_columns if few else _in_dtype)(layer, dtype) for layer in stack.layer_list()),
         final_norm=stack.final_norm,
         logits=model.logits,
         relative_bias_RH=None if stack.relative_bias is None else stack.relative_bias[...],
@@ -275,6 +275,22 @@ def _in_columns(layer: Layer, dtype: jax.typing.DTypeLike) -> Layer:
         return DenseInColumns(part, dtype)
 
     return jax.tree.map(lay_out, layer, is_leaf=lambda part: isinstance(part, Dense))
+
+
+def _in_dtype(layer: Layer, dtype: jax.typing.DTypeLike) -> Layer:
+    """Returns a layer with its kernels in the dtype that they are multiplied in.
+
+    A loop over tokens would convert them at every token. The barrier keeps the compiler from moving that into the loop.
+    """
+
+    def convert(part: Dense | jax.Array) -> Dense | jax.Array:
+        if not isinstance(part, Dense) or part.kernel[...].dtype == dtype:
+            return part
+        converted = nnx.clone(part)
+        converted.kernel = nnx.Param(jax.lax.optimization_barrier(part.kernel[...].astype(dtype)))
+        return converted
+
+    return jax.tree.map(convert, layer, is_leaf=lambda part: isinstance(part, Dense))
 
 
 def _memory_view(tokens_BL: jax.Array, cache: Cache, index: int) -> View | None:
