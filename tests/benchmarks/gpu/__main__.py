@@ -1,9 +1,9 @@
 """Measures one GPU: attention, training, decoding and inference, beside transformers. Run it by gpu.sh.
 
-Each part is a process of its own with a limit, the important ones first. While one part holds the GPU, the next one
-imports and builds its programs. What a part has measured is written at once, so a part that is cut off keeps it. When
-the budget is spent, the parts that are left are named and not run: `--parts` runs them in a second call, which finds
-what the first one has compiled in DIR/cache.
+Each part is a process of its own with a limit. First all parts compile what they measure, several at a time: compilers
+leave most cores idle. Then each has the GPU alone, the important ones first. What a part has measured is written at
+once, so a part that is cut off keeps it. When the budget is spent, the parts that are left are named and not run:
+`--parts` runs them in a second call, which finds what the first one has compiled in DIR/cache.
 
 DIR/results.json holds the figures, DIR/PART.log what a part printed. This file and `turn.py` import no JAX.
 """
@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -26,30 +25,29 @@ from tests.benchmarks.gpu.table import table
 
 
 class Part(NamedTuple):
-    """A part: the module that measures, its argument, its limit in seconds once it holds the GPU, and flags of XLA."""
+    """A part: the module that measures, its argument, and its limit in seconds once it holds the GPU."""
 
     module: str
     argument: str
     limit: int
-    xla_flags: str = ""
 
 
 PARTS = {
     "ceiling": Part("ceiling", "", 40),
-    "attention": Part("attention", "", 100),
-    "bert": Part("training", "bert", 110),
-    "t5": Part("training", "t5", 120),
-    "modernbert": Part("training", "modernbert", 100),
-    "decoding": Part("decoding", "", 90),
-    "inference": Part("inference", "", 70),
-    "bert-float8": Part("training", "bert-float8", 110),
-    "transformers-decoding": Part("peers", "decoding", 100),
-    "transformers-bert": Part("peers", "bert", 130),
-    "transformers-t5": Part("peers", "t5", 150),
-    "kernels": Part("kernels", "", 100),
-    "bert-scan": Part("training", "bert-scan", 90),
-    "bert-cublas": Part("training", "bert", 110, "--xla_gpu_enable_triton_gemm=false"),
+    "attention": Part("attention", "", 60),
+    "bert": Part("training", "bert", 40),
+    "t5": Part("training", "t5", 40),
+    "modernbert": Part("training", "modernbert", 40),
+    "decoding": Part("decoding", "", 30),
+    "inference": Part("inference", "", 30),
+    "bert-float8": Part("training", "bert-float8", 40),
+    "transformers-decoding": Part("peers", "decoding", 60),
+    "transformers-bert": Part("peers", "bert", 40),
+    "transformers-t5": Part("peers", "t5", 40),
+    "bert-scan": Part("training", "bert-scan", 40),
 }
+# A compilation keeps about two cores busy.
+AT_ONCE = max(2, (os.cpu_count() or 2) // 2)
 
 
 def has_gpu() -> bool:
@@ -63,11 +61,11 @@ def environment(output: Path, *, smoke: bool) -> dict[str, str]:
     return os.environ | {
         "GPU_BENCHMARK_OUTPUT": str(output),
         "GPU_BENCHMARK_SMOKE": "1" if smoke else "",
-        "JAX_PLATFORMS": "cpu" if smoke else "cuda",
+        "JAX_PLATFORMS": "cpu" if smoke else "cuda,cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # two parts are alive at a time
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # all parts are alive at a time
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -75,10 +73,12 @@ def environment(output: Path, *, smoke: bool) -> dict[str, str]:
 def start(name: str, output: Path, environ: dict[str, str]) -> subprocess.Popen:
     part = PARTS[name]
     command = [sys.executable, "-m", f"tests.benchmarks.gpu.{part.module}", part.argument]
+    own = environ | {"GPU_BENCHMARK_PART": name, "GPU_BENCHMARK_LIMIT": str(part.limit)}
+    (output / f"{name}.compiled").unlink(missing_ok=True)
     with open(output / f"{name}.log", "w") as log:
-        own = environ | {"GPU_BENCHMARK_PART": name, "GPU_BENCHMARK_LIMIT": str(part.limit)}
-        own["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {part.xla_flags}".strip()
-        return subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, env=own, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def end(process: subprocess.Popen) -> None:
@@ -89,29 +89,64 @@ def end(process: subprocess.Popen) -> None:
 
 
 def run(names: list[str], output: Path, environ: dict[str, str], budget: float) -> dict[str, str]:
-    """Runs the parts, at most two at a time, and returns how each ended."""
-    deadline, waiting = time.monotonic() + budget, list(names)
+    """Runs the parts and returns how each ended."""
+    began = time.monotonic()
     running: dict[str, subprocess.Popen] = {}
-    ends: dict[str, str] = {}
-    began: dict[str, float] = {}
     try:
-        while waiting or running:
-            while waiting and len(running) < 2:
-                name = waiting.pop(0)
-                running[name], began[name] = start(name, output, environ), time.monotonic()
-            for name, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                end(running.pop(name))
-                ends[name] = ended(process.returncode, output / f"{name}.log", PARTS[name].limit)
-                print(f"{name}: {ends[name]}, {time.monotonic() - began[name]:.0f} s", flush=True)
-            if time.monotonic() > deadline:
-                return ends | {name: "not run: the budget is spent" for name in [*running, *waiting]}
-            time.sleep(0.2)
+        ends = compile_all(names, output, environ, began + 0.6 * budget, running)
+        print(f"compiled, {time.monotonic() - began:.0f} s", flush=True)
+        for name in [name for name in names if name in running]:
+            left = began + budget - time.monotonic()
+            ends[name] = measure(name, running[name], output, left) if left > 0 else "not run: the budget is spent"
+            print(f"{name}: {ends[name]}, {time.monotonic() - began:.0f} s", flush=True)
     finally:
         for process in running.values():
             end(process)
     return ends
+
+
+def compile_all(
+    names: list[str], output: Path, environ: dict[str, str], deadline: float, running: dict[str, subprocess.Popen]
+) -> dict[str, str]:
+    """Starts the parts, and waits until they have compiled. Adds those that have to `running`.
+
+    Returns how the others ended.
+    """
+    # Those of transformers first: they compile longest.
+    waiting, ends = sorted(names, key=lambda name: not name.startswith("transformers")), {}
+    compiling: set[str] = set()
+    while waiting or compiling:
+        while waiting and len(compiling) < AT_ONCE:
+            compiling.add(name := waiting.pop(0))
+            running[name] = start(name, output, environ)
+        for name in sorted(compiling):
+            if (output / f"{name}.compiled").exists():
+                compiling.remove(name)
+            elif running[name].poll() is not None:
+                compiling.remove(name)
+                end(process := running.pop(name))
+                ends[name] = ended(process.returncode, output / f"{name}.log", 0)
+        if time.monotonic() > deadline:
+            for name in compiling:
+                end(running.pop(name))
+            late = dict.fromkeys(compiling, "cut off: it compiled too long")
+            return ends | late | dict.fromkeys(waiting, "not run: the others compiled too long")
+        time.sleep(0.1)
+    return ends
+
+
+def measure(name: str, process: subprocess.Popen, output: Path, left: float) -> str:
+    """Gives a part the GPU, for at most `left` seconds, and returns how it ended."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+        process.wait(timeout=left)
+    if process.poll() is None:
+        end(process)
+        return "cut off: the budget is spent"
+    end(process)
+    return ended(process.returncode, output / f"{name}.log", PARTS[name].limit)
 
 
 def ended(code: int, log: Path, limit: int) -> str:
@@ -142,9 +177,7 @@ def main() -> None:
     lines.unlink(missing_ok=True)
     print("No GPU: tiny sizes on the CPU; the figures mean nothing." if smoke else "One GPU.", flush=True)
     began = time.monotonic()
-    with tempfile.NamedTemporaryFile() as lock:
-        environ = environment(output, smoke=smoke) | {"GPU_BENCHMARK_LOCK": lock.name}
-        ends = run(names, output, environ, flags.budget)
+    ends = run(names, output, environment(output, smoke=smoke), flags.budget)
     found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     result = {"smoke": smoke, "seconds": time.monotonic() - began, "ends": ends, "results": found}
     (output / "results.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def sources() -> Sources:
     return Sources(tokens, np.ones_like(tokens))
 
 
-def measure(beams: int) -> None:
+def prepare(beams: int) -> Callable[[], None]:
+    """Compiles the decoder, and returns what measures it."""
     config = model_config()
     model, ids = models.build(config, Execution(dtype="bfloat16")), TokenIds(PAD, END, PAD, config.vocab_size)
     params = jax.jit(model.init)(jax.random.key(0))
@@ -47,10 +49,13 @@ def measure(beams: int) -> None:
     start = time.perf_counter()
     compiled = generate.lower(params, given, prompts, options).compile()
     spent_compiling = time.perf_counter() - start
-    run = lambda: compiled(params, given, prompts, options)  # noqa: E731
-    spent = seconds(run, jax.block_until_ready, calls=2)
-    what = "greedy" if beams == 1 else f"beams {beams}"
-    record(what, tokens_per_s=COUNT * LENGTH / spent, ms=1e3 * spent, compile_s=spent_compiling)
+
+    def measure() -> None:
+        spent = seconds(lambda: compiled(params, given, prompts, options), jax.block_until_ready, calls=2)
+        what = "greedy" if beams == 1 else f"beams {beams}"
+        record(what, tokens_per_s=COUNT * LENGTH / spent, ms=1e3 * spent, compile_s=spent_compiling)
+
+    return measure
 
 
 def export(folder: Path) -> None:
@@ -63,9 +68,11 @@ def export(folder: Path) -> None:
 
 
 def main() -> None:
+    prepared = {beams: attempt(f"beams {beams}", functools.partial(prepare, beams)) for beams in (1, 4)}
     with turn():
-        for beams in (1, 4):
-            attempt(f"beams {beams}", functools.partial(measure, beams))
+        for beams, measure in prepared.items():
+            if measure:
+                attempt(f"beams {beams}", measure)
 
 
 if __name__ == "__main__":

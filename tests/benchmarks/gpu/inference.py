@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import accelerators, families, models
+from lm import accelerators, families, models, sharding
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.flops import needed_flops
 from lm.models.layers import Execution
@@ -54,15 +54,16 @@ def main() -> None:
     made = config()
     model = models.build(made.model, Execution(dtype="bfloat16", unroll=0))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=sharding.compiler_options())
     def embed(params, tokens, segments, positions, types):
         hidden_BLD = model.merge(params)(tokens, segments, positions, types)
         # The mean of each text, as products: a text is a segment of its row.
         texts_BPL = (segments[:, None] == jnp.arange(1, 33)[None, :, None]).astype(hidden_BLD.dtype)
         return jnp.einsum("BPL,BLD->BPD", texts_BPL, hidden_BLD) / jnp.maximum(texts_BPL.sum(2), 1)[:, :, None]
 
+    params = jax.jit(model.init)(jax.random.key(0))
+    jax.block_until_ready(embed(params, *rows([[LENGTH]] * ROWS)))
     with turn():
-        params = jax.jit(model.init)(jax.random.key(0))
         peak, rate = accelerators.peak_flops(jax.devices()[0].device_kind), 0.0
         for what, lengths in (("fixed", [[LENGTH]] * ROWS), ("mixed", mixed())):
             given = rows(lengths)

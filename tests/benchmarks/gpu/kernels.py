@@ -1,23 +1,24 @@
-"""The ten most expensive kernels of a step of BERT large and of T5 large, from the profiler's trace."""
+"""The most expensive kernels of a training step, from the profiler's trace."""
 
 import collections
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from tests.benchmarks.gpu import cases
-from tests.benchmarks.gpu.training import Steps, definition
-from tests.benchmarks.gpu.turn import SMOKE, attempt, record, turn
+from tests.benchmarks.gpu.turn import SMOKE, record
+
+SHOWN = 10
 
 
-def profile(name: str) -> None:
-    steps = Steps(definition(name))
-    batch = steps.put(cases.batch(steps.made.config, 1))
-    jax.block_until_ready(steps.take(batch))
+def profile(take: Callable[[], Any]) -> None:
+    """Records the time of a step's kernels: all of them, and the ten most expensive ones."""
+    jax.block_until_ready(take())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            jax.block_until_ready(steps.take(batch))
+            jax.block_until_ready(take())
         (path,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(path))
     spent: collections.Counter[str] = collections.Counter()
@@ -32,16 +33,6 @@ def profile(name: str) -> None:
                 spent[event.name] += event.duration_ns
                 count[event.name] += 1
     total = sum(spent.values()) or 1
-    record(f"{name} step", kernels=sum(count.values()), busy_ms=total / 1e6)
-    for kernel, nanoseconds in spent.most_common(10):
-        record(f"{name}: {kernel[:80]}", ms=nanoseconds / 1e6, share=nanoseconds / total, calls=count[kernel])
-
-
-def main() -> None:
-    with turn():
-        for name in ("bert", "t5"):
-            attempt(name, lambda name=name: profile(name))
-
-
-if __name__ == "__main__":
-    main()
+    record("kernels", kernels=sum(count.values()), busy_ms=total / 1e6)
+    for kernel, nanoseconds in spent.most_common(SHOWN):
+        record(f"kernel {kernel[:80]}", ms=nanoseconds / 1e6, share=nanoseconds / total, calls=count[kernel])

@@ -2,22 +2,23 @@
 
     python -m tests.benchmarks.gpu.training bert|t5|modernbert[-float8|-scan]
 
-`whole` rows hold one sequence, `packed` rows four; the program is the same.
+`step` has rows of one sequence, `step, packed` rows of four; the program is the same.
 """
 
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
 
 from lm import accelerators, sharding, tasks
 from lm.config import MeshConfig
-from lm.flops import model_flops
+from lm.flops import needed_flops
 from lm.tasks import UntrainedVocabulary
 from lm.training.program import Definition, define
-from tests.benchmarks.gpu import cases
-from tests.benchmarks.gpu.turn import record, seconds, turn
+from tests.benchmarks.gpu import cases, kernels
+from tests.benchmarks.gpu.turn import attempt, record, seconds, turn
 
 
 def definition(name: str) -> Definition:
@@ -44,7 +45,8 @@ class Steps:
             start = time.perf_counter()
             self.step = lowered.compile()
             self.compiled = time.perf_counter() - start
-            self.state = made.lower_init().compile()()
+            self.init = made.lower_init().compile()
+        self.state: dict[str, Any] = {}
 
     def put(self, batch: dict[str, np.ndarray]):
         with jax.set_mesh(self.made.mesh):
@@ -52,18 +54,17 @@ class Steps:
 
     def take(self, batch):
         with jax.set_mesh(self.made.mesh):
-            self.state, metrics = self.step(self.state, batch)
+            self.state, metrics = self.step(self.state or self.init(), batch)
         return metrics
 
 
 def main() -> None:
     name = sys.argv[1]
-    made = definition(name)  # before its turn: this needs no GPU
-    config = made.config
+    steps = Steps(definition(name))
+    config = steps.made.config
     with turn():
-        steps = Steps(made)
         rows = config.data.batch_size
-        flops = rows * model_flops(config, made.objective.max_positions)
+        predicted = rows * steps.made.objective.max_positions
         peak = accelerators.peak_flops(jax.devices()[0].device_kind)
         for what, parts in (("step", 1), ("step, packed", 4)):
             batch = steps.put(cases.batch(config, parts))
@@ -71,10 +72,13 @@ def main() -> None:
             loss = float(steps.take(batch)["loss"])
             figures = {"per_s": rows / spent, "ms": 1e3 * spent, "loss": loss}
             if peak:
-                figures["mfu"] = flops / spent / peak
+                figures["mfu"] = needed_flops(config, *cases.lengths(config, parts), predicted) / spent / peak
             stats = jax.devices()[0].memory_stats() or {}
             figures["gib"] = stats.get("peak_bytes_in_use", 0) / 2**30
             record(what, rows=rows, **figures, trace_s=steps.traced, compile_s=steps.compiled)
+        if name in ("bert", "t5"):
+            batch = steps.put(cases.batch(config, 1))
+            attempt("kernels", lambda: kernels.profile(lambda: steps.take(batch)))
 
 
 if __name__ == "__main__":

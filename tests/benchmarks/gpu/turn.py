@@ -1,11 +1,11 @@
 """What every part uses: its turn on the GPU, its figures, and how to time. It imports no JAX by itself."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +18,16 @@ PART = os.environ.get("GPU_BENCHMARK_PART", "")
 
 @contextlib.contextmanager
 def turn() -> Iterator[None]:
-    """Holds the GPU alone. The part's limit begins here; a part that exceeds it is ended by the alarm's signal."""
-    with open(os.environ["GPU_BENCHMARK_LOCK"]) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        signal.alarm(int(os.environ["GPU_BENCHMARK_LIMIT"]))
-        yield
-        signal.alarm(0)
+    """Says that the part has compiled what it measures, and waits until it holds the GPU alone.
+
+    The part's limit begins then. A part that exceeds it is ended by the alarm's signal.
+    """
+    (OUTPUT / f"{PART}.compiled").touch()
+    if not sys.stdin.readline():
+        raise SystemExit("the benchmark has ended")
+    signal.alarm(int(os.environ["GPU_BENCHMARK_LIMIT"]))
+    yield
+    signal.alarm(0)
 
 
 def record(what: str, **figures: Any) -> None:
@@ -48,10 +52,11 @@ def seconds(call: Callable[[], Any], wait: Callable[[Any], Any], *, calls: int =
     return statistics.median(found)
 
 
-def attempt(what: str, measure: Callable[[], None]) -> None:
-    """Measures. What fails is recorded as a line, and the part goes on."""
+def attempt(what: str, measure: Callable[[], Any]) -> Any:
+    """Measures or compiles. What fails is recorded as a line, and the part goes on with None."""
     try:
-        measure()
+        return measure()
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         record(what, error=f"{type(error).__name__}: {lines[0][:300]}")
+        return None
