@@ -6,6 +6,8 @@ written as soon as it is ready. A request that cannot be answered gets {"error":
 --attention=FILE.png draws the attention weights of the first request.
 """
 
+import lm.startup
+
 import json
 import sys
 

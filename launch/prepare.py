@@ -4,6 +4,8 @@ DIR is local, gs://... or s3://...; set data.store to it. A mixture gets a store
 killed, the same command continues.
 """
 
+import lm.startup  # noqa: F401
+
 import sys
 
 from absl import flags

@@ -1,5 +1,7 @@
 """Trains a model, or resumes a run: python launch/train.py --config=FILE --workdir=DIR."""
 
+import lm.startup  # noqa: F401
+
 from lm import cli
 
 _config = cli.define_config()

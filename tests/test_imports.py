@@ -21,6 +21,7 @@ MIDDLE = {"data", "ops", "models", "checkpoint"}
 ROOMS = {
     "errors": set(),
     "interrupts": set(),
+    "startup": set(),
     "config": {"errors"},
     "families": {"config", "errors"},
     "cli": {"accelerators", "config", "errors", "interrupts"},

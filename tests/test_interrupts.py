@@ -12,20 +12,24 @@ from lm import interrupts
 
 ROOT = Path(__file__).parent.parent
 
-# Presses Ctrl-C where a script begins to load what is large, and so has read its flags.
-AT_START = """
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*.py"))
+
+# Presses Ctrl-C where a script begins to import one of the modules that are named.
+AT_IMPORT = """
 import os, runpy, signal, sys
 
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
-        if name in ("jax", "tensorstore"):
+        if name in modules:
             os.kill(os.getpid(), signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupt())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+modules = sys.argv[1].split(",")
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name=os.environ.get("NAME", "__main__"))
 """
+LARGE = "jax,tensorstore"  # what a script imports when it has read its flags
 # Goes on after KeyboardInterrupt, as a compiler does, into which Python cannot raise it.
 COMPUTING = """
 import contextlib, signal, threading
@@ -64,7 +68,7 @@ def test_each_script_says_where_it_stands(
 ) -> None:
     """And preparing and planning have said what they do by then."""
     out = str(tmp_path / "out")
-    command = [sys.executable, "-c", AT_START, f"launch/{script}", *(flag.replace("OUT", out) for flag in flags)]
+    command = [sys.executable, "-c", AT_IMPORT, LARGE, f"launch/{script}", *(flag.replace("OUT", out) for flag in flags)]
     done = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
     )
@@ -73,6 +77,20 @@ def test_each_script_says_where_it_stands(
     assert done.stderr.startswith(f"{before}interrupted: {said}")
     assert done.stderr.count("\n") == before.count("\n") + 1
     assert not Path(out).exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_prints_a_traceback_while_it_is_imported(script: str) -> None:
+    command = [sys.executable, "-c", AT_IMPORT, "absl", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_spawned_process_leaves_ctrl_c_to_its_parent() -> None:
+    command = [sys.executable, "-c", AT_IMPORT, "absl", "launch/train.py"]
+    environment = {**os.environ, "NAME": "__mp_main__"}  # so a spawned process calls the script that it imports
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_ctrl_c_is_answered_while_a_compiler_runs() -> None:

@@ -10,6 +10,8 @@ Ray adds replicas while each has more than --outstanding_tokens that are not ans
 and Retry-After. pip install -e '.[ray,serve]' brings Ray; every node needs it, and this checkout.
 """
 
+import lm.startup  # noqa: F401
+
 import os
 
 from absl import flags

@@ -11,6 +11,8 @@ The run does not depend on this terminal. After Ctrl-C or a lost connection, the
 a bucket that their service account may write to.
 """
 
+import lm.startup  # noqa: F401
+
 import sys
 
 from absl import flags
