@@ -34,8 +34,8 @@ def main() -> None:
         case None, None, str(checkpoint), str(folder):
             from lm.huggingface import export_workdir
 
-            export_workdir(checkpoint, folder)
-            print(f"{folder}: written")
+            said = export_workdir(checkpoint, folder)
+            print("\n".join([f"{folder}: written", *said]))
         case _:
             given = [f"--{flag.name}" for flag in (_from, _workdir, _checkpoint, _to) if flag.value is not None]
             raise InputError(

@@ -15,6 +15,7 @@ from absl import flags
 
 import lm
 from lm import cli
+from lm.data import workers
 from lm.inference import requests
 
 _checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
@@ -45,8 +46,9 @@ _head = flags.DEFINE_integer("attention_head", None, "Draw this head, from 1; de
 
 def main() -> None:
     with cli.opened(_input, "rb", sys.stdin.buffer) as lines:
-        model = lm.load(_checkpoint.value)
-        from lm.inference import predict  # with jax
+        with workers.announced(f"loading {_checkpoint.value}"):
+            model = lm.load(_checkpoint.value)
+            from lm.inference import predict  # with jax
 
         options = {name: flag.value for name, flag in _OPTIONS.items()}
         pipeline = model.pipeline(_task.value, predict.Options(**options, decoding=_decoding()))
@@ -59,8 +61,9 @@ def main() -> None:
 
                     picture = pictures.Picture(_attention.value, _of.value, _layer.value, _head.value)
                     pictures.draw(model, pipeline, asked[0], picture)
-                for answer in pipeline(asked, number):
-                    out.write(json.dumps(answer, ensure_ascii=False) + "\n")
+                with workers.announced(f"compiling {_task.value}, then answering", enabled=number == 0):
+                    answers = pipeline(asked, number)
+                out.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
                 out.flush()
                 number += len(asked)
 

@@ -10,6 +10,7 @@ from lm import cli
 from lm.config import Config, TrainConfig, reference
 from lm.errors import InputError
 
+ROOT = Path(__file__).parent.parent
 SCRIPT = """
 from absl import flags
 from lm import cli, config, errors
@@ -64,6 +65,14 @@ def assert_input_error(done: subprocess.CompletedProcess[str], message: str) -> 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_package_itself_names_the_scripts() -> None:
+    done = subprocess.run([sys.executable, "-m", "lm"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*.py")}
+    assert {line.split()[0] for line in done.stderr.splitlines()[1:]} == scripts
+    assert "error: lm has no command of its own" in done.stderr
 
 
 @pytest.mark.parametrize(

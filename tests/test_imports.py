@@ -22,6 +22,7 @@ ROOMS = {
     "errors": set(),
     "interrupts": set(),
     "startup": set(),
+    "__main__": set(),
     "config": {"errors"},
     "families": {"config", "errors"},
     "cli": {"accelerators", "config", "errors", "interrupts"},

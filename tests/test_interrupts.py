@@ -68,7 +68,8 @@ def test_each_script_says_where_it_stands(
 ) -> None:
     """And preparing and planning have said what they do by then."""
     out = str(tmp_path / "out")
-    command = [sys.executable, "-c", AT_IMPORT, LARGE, f"launch/{script}", *(flag.replace("OUT", out) for flag in flags)]
+    given = [flag.replace("OUT", out) for flag in flags]
+    command = [sys.executable, "-c", AT_IMPORT, LARGE, f"launch/{script}", *given]
     done = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
     )

@@ -101,7 +101,7 @@ def shards(config: DataConfig, parallel_map: ParallelMap = map) -> list[Shard]:
         units = _file_shards(config)
     if not any(unit.size for unit in units):
         raise InputError(
-            f"data.path={config.path!r} (data.source={config.source}) holds no "
+            f"{files.named(config)} holds no "
             f"{'pair; give files with pairs' if config.pairs else 'document; give files with text'} in them."
         )
     return units

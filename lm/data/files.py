@@ -43,9 +43,14 @@ def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
             files = [part] if os.path.isfile(part) else sorted(filter(os.path.isfile, glob.glob(part, recursive=True)))
             wanted = "a file, folder or glob"
         if not files:
-            raise InputError(f"data.path={part!r} matches nothing; data.source={config.source} needs {wanted}.")
+            raise InputError(f"{part!r} matches nothing that can be read as {config.source}; give {wanted}.")
         found += files
     return list(dict.fromkeys(found))
+
+
+def named(config: DataConfig) -> str:
+    """Returns what error messages call a corpus: `'corpus/*.txt', read as text,`. Its path may come from any flag."""
+    return f"{config.path!r}, read as {config.source}," if config.path else f"data.source={config.source}"
 
 
 def lines(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lm import lease, storage
 from lm.config import DataConfig
-from lm.data import corpus, store, workers
+from lm.data import corpus, files, store, workers
 from lm.data import tokenizer as tokenizers
 from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, SplitName, read_manifest
 from lm.data.pairs import Pair
@@ -87,7 +87,7 @@ def prepare(
             shards = corpus.shards(config, executor.map)
         if not any(True for shard in shards for _ in corpus.read(shard)):
             kind = "pair" if config.pairs else "document"
-            raise InputError(f"{_corpus_of(config)} holds no {kind}; give other files.")
+            raise InputError(f"{files.named(config)} holds no {kind}; give other files.")
         corpora = [shards, *(corpus.shards(other, executor.map) for other in share_tokenizer_with)]
         tokenizer = _tokenizer(config, out, settings, corpora, tokenizer, progress)
         threshold = round(config.heldout_fraction * _HASHES)
@@ -96,16 +96,12 @@ def prepare(
             threshold = other
             markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
     if not sum(marker["train"]["tokens"] for marker in markers):
-        raise InputError(f"{_corpus_of(config)} holds no token; give other files, or another data.tokenizer.")
+        raise InputError(f"{files.named(config)} holds no token; give other files, or another data.tokenizer.")
     if skipped := sum(marker.get("skipped", 0) for marker in markers):
         fields = " or ".join(f"data.{name}" for name in ("field", "target_field") if getattr(config, name))
         print(f"left out {skipped:,} records whose {fields} is null", file=sys.stderr, flush=True)
     store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers)
     return store.Store.open(out)
-
-
-def _corpus_of(config: DataConfig) -> str:
-    return f"data.path={config.path!r} (data.source={config.source})"
 
 
 def _refuse_changes(out: str, made_with: Mapping[str, object], wanted: Mapping[str, object]) -> None:
@@ -328,10 +324,11 @@ def _other_threshold(markers: list[Marker], threshold: int, config: DataConfig) 
         return threshold
     lowest = min(marker["lowest_hash"] for marker in markers)
     highest = max(marker["highest_hash"] for marker in markers)
-    if sum(documents.values()) and lowest == highest:
+    if (count := sum(documents.values())) and lowest == highest:
         one = "the pairs of one source" if config.pairs else "one document"
+        equal = "" if config.pairs or count == 1 else f", {count:,} times"
         raise InputError(
-            f"data.path={config.path!r} holds {one} only, so none can be held out; give more (in text files a "
+            f"{files.named(config)} holds only {one}{equal}, so none can be held out; give more (in text files a "
             "blank line separates them), or set data.heldout_fraction=0."
         )
     return lowest + 1 if not documents["heldout"] else highest

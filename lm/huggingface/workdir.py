@@ -14,8 +14,9 @@ from lm.data import tokenizer as tokenizers
 from lm.data.special_ids import SpecialIds, decoder_start, end_ids
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
+from lm.huggingface.convert import FAMILIES
 from lm.huggingface.family import Fields, Settings
-from lm.huggingface.folder import Imported, export_folder, import_folder
+from lm.huggingface.folder import CONFIG_FILE, Imported, export_folder, import_folder
 from lm.huggingface.generation import write_generation
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from lm.parameters import Params
@@ -68,8 +69,11 @@ def import_workdir(
     return imported
 
 
-def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
+def export_workdir(path: str, folder: str | os.PathLike[str]) -> list[str]:
     """Writes the model and the tokenizer of `WORKDIR` or `WORKDIR/checkpoints/N` as a Hugging Face folder.
+
+    Returns:
+        What its reader should know, a line each.
 
     Raises:
         InputError: there is no such checkpoint, no family has such a model, or `folder` holds a model already.
@@ -103,6 +107,11 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> None:
         generation_settings=_generation(config, special) if config.model.decoder_depth else None,
     )
     write_tokenizer(folder, tokenizer, config)
+    written = json.loads(storage.read_keys(str(folder), [CONFIG_FILE])[0] or b"{}")
+    if FAMILIES[written["model_type"]].tied_by_values and not model.tie_embeddings:
+        # Its configs of T5 and relatives force tie_word_embeddings to be true, so no key avoids the warning.
+        return ["transformers 5 warns that it does not tie shared.weight to lm_head.weight; this model has both"]
+    return []
 
 
 def _generation_of(imported: Imported, end: int) -> GenerationConfig:

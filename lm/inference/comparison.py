@@ -13,7 +13,7 @@ from etils import epath
 from scipy import sparse  # comes with jax
 
 from lm import checkpoint
-from lm.config import DataConfig
+from lm.config import Config, DataConfig
 from lm.data import corpus, files, mixture, workers
 from lm.data.pairs import QUESTION, TRANSLATION, Pair
 from lm.data.store import Store, read_pairs
@@ -75,6 +75,8 @@ def compare(
     if metric not in METRICS:
         raise InputError(f"metric is {metric!r}; accepted: {', '.join(METRICS)}.")
     METRICS[metric](["a"], ["a"])  # reports a missing library before anything is written
+    if input_path:  # reports a missing file before the model is loaded
+        corpus.shards(_data_of(checkpoint.read_config(checkpoint.locate(path)[0]), input_path))
     loaded = load(path)
     write = Predictor(loaded).pipeline("generate", Options(decoding={"num_beams": num_beams}))
     pairs, train, left_out = _pairs(loaded, input_path)
@@ -103,7 +105,6 @@ def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair], lis
 
     The pairs are those of a file or of the run's held-out split. A store that is gone has no training pairs.
     """
-    data = loaded.config.data
     folder = checkpoint.store_path(loaded.config, epath.Path(loaded.workdir))
     try:
         stores = mixture.open_stores(loaded.config, folder, loaded.tokenizer)
@@ -114,13 +115,16 @@ def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair], lis
     train = _stored(stores, "train")
     if not input_path:
         return _stored(stores, "heldout"), train, []
-    if ".jsonl" in input_path:
-        target_field = data.target_field or "target"
-        config = DataConfig(source="jsonl", path=input_path, field=data.field, target_field=target_field)
-    else:
-        config = DataConfig(source="tsv", path=input_path)
-    pairs, left_out = read_lines(config)
+    pairs, left_out = read_lines(_data_of(loaded.config, input_path))
     return pairs, train, left_out
+
+
+def _data_of(config: Config, input_path: str) -> DataConfig:
+    """Returns how a file of pairs is read: JSON lines have the fields of the run."""
+    if ".jsonl" not in input_path:
+        return DataConfig(source="tsv", path=input_path)
+    target_field = config.data.target_field or "target"
+    return DataConfig(source="jsonl", path=input_path, field=config.data.field, target_field=target_field)
 
 
 def read_lines(config: DataConfig) -> tuple[list[Pair], list[str]]:

@@ -141,7 +141,7 @@ def test_errors_in_a_later_shard_count_lines_from_the_start_of_the_file(tmp_path
 @pytest.mark.parametrize("path", ["missing.txt", "*.nothing", "empty"])
 def test_a_path_that_matches_nothing_is_refused(tmp_path: Path, path: str):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"matches nothing; data\.source=text needs"):
+    with pytest.raises(InputError, match=r"matches nothing that can be read as text; give"):
         corpus.shards(config("text", tmp_path / path))
 
 

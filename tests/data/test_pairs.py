@@ -139,7 +139,7 @@ def test_pairs_of_one_source_or_group_are_in_one_split(tmp_path: Path, monkeypat
 def test_pairs_of_one_source_cannot_be_held_out(tmp_path: Path):
     (tmp_path / "a.tsv").write_text("same\tone\nsame\ttwo\n")
     config = DataConfig(source="tsv", path=str(tmp_path))
-    with pytest.raises(InputError, match=r"the pairs of one source only.*data.heldout_fraction=0"):
+    with pytest.raises(InputError, match=r"only the pairs of one source, so.*data.heldout_fraction=0"):
         prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
 
 

@@ -154,14 +154,15 @@ def test_few_documents_still_fill_both_splits(tmp_path: Path, count: int, fracti
     assert made.train.num_documents + made.heldout.num_documents == count
 
 
-def test_one_document_cannot_be_held_out(tmp_path: Path):
-    (tmp_path / "a.txt").write_text("The only document.")
+@pytest.mark.parametrize(("times", "said"), [(1, "only one document, so"), (30, "only one document, 30 times, so")])
+def test_one_document_cannot_be_held_out(tmp_path: Path, times: int, said: str):
+    (tmp_path / "a.txt").write_text("\n\n".join(["The only document."] * times))
     config = DataConfig(source="text", path=str(tmp_path / "a.txt"))
-    with pytest.raises(InputError, match=r"one document only.*data.heldout_fraction=0"):
+    with pytest.raises(InputError, match=rf"a.txt', read as text, holds {said} none.*data.heldout_fraction=0"):
         prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
     config.heldout_fraction = 0.0
     made = prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
-    assert (made.train.num_documents, made.heldout.num_documents) == (1, 0)
+    assert (made.train.num_documents, made.heldout.num_documents) == (times, 0)
 
 
 def test_too_few_pieces_to_train_a_tokenizer_are_refused(tmp_path: Path):

@@ -33,7 +33,7 @@ def config(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_wrong_input_is_one_line_of_one_process(config: Path, tmp_path: Path):
     run = Run(train_command(config, tmp_path / "run", "--config.data.store=", "--config.data.path=none.txt"), 2, 4)
     assert run.wait() == [2, 2]
-    assert run.log(0).startswith("error: data.path='none.txt' matches nothing")
+    assert run.log(0).startswith("error: 'none.txt' matches nothing")
     assert run.log(0).count("\n") == 1
     assert run.log(1) == ""
 

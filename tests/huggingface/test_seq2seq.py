@@ -251,7 +251,9 @@ def test_to_a_working_directory_a_run_and_back(tmp_path, family):
         assert (config.objective.name, config.data.begin_with_cls) == ("infilling", True)
         assert (config.data.seq_length, config.data.target_length) == (64, 64)
 
-    export_workdir(str(tmp_path / "imported"), tmp_path / "back")
+    said = export_workdir(str(tmp_path / "imported"), tmp_path / "back")
+    untied = ["transformers 5 warns that it does not tie shared.weight to lm_head.weight; this model has both"]
+    assert said == (untied if family == "t5" else [])
     there, back = import_folder(tmp_path / "there"), import_folder(tmp_path / "back")
     assert there.config == back.config
     assert there.generation is not None
