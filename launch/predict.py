@@ -16,7 +16,7 @@ from absl import flags
 import lm
 from lm import cli
 from lm.data import workers
-from lm.inference import requests
+from lm.inference import decoding_flags, requests
 
 _checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
 _task = flags.DEFINE_enum("task", None, requests.TASKS, "Task to do.", required=True)
@@ -35,7 +35,7 @@ _OPTIONS = {
     "language": flags.DEFINE_string("language", "", "translate: target, or SOURCE-TARGET, of requests that name none."),
     "seed": flags.DEFINE_integer("seed", 0, "Seed of sampling."),
 }
-_decoding = cli.define_decoding()
+_decoding = decoding_flags.define_decoding()
 _attention = cli.define_path("attention", "", "File for a picture of the first request's attention weights.")
 _of = flags.DEFINE_enum(
     "attention_of", "", ["", "encoder", "decoder", "cross"], "Attention to draw; default: cross, or else encoder."

@@ -11,6 +11,7 @@ import sys
 from absl import flags
 
 from lm import cli
+from lm.errors import InputError
 
 _config = cli.define_config()
 _out = cli.define_path("out", None, "Folder of the token store.", required=True)
@@ -19,6 +20,8 @@ _workers = flags.DEFINE_integer("workers", None, "Processes; by default one for 
 
 def main() -> int:
     config = _config()
+    if config.data.store and "data.store" in cli.given_settings():
+        raise InputError("--config.data.store has no effect here; --out says where the store is made.")
     print(f"preparing {_out.value}", file=sys.stderr, flush=True)
     from lm.data import mixture
 

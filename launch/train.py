@@ -16,7 +16,7 @@ def main() -> int:
     distributed.initialize(config.train.heartbeat_timeout)
     try:
         with distributed.fail_fast(loop.Preempted, loop.Diverged):
-            metrics = loop.train(config, _workdir.value)
+            metrics = loop.train(config, _workdir.value, cli.given_settings())
     except loop.Preempted as notice:
         distributed.say(notice)
         return cli.EXIT_PREEMPTED

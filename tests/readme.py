@@ -41,7 +41,7 @@ SHORTENED = [
     (r"^(python launch/plan\.py --fleet.*)--rate=2:20", r"\1--rate=0.2:2"),
     (r"^gcloud .*", r"echo 'not run: \g<0>'"),
     (r"^docker build --push ", "docker build "),
-    (r"^(python launch/plan\.py --c.*)", f"\\1 {_POD} --config.data.seq_length=128 --config.data.target_length=64"),
+    (r"^(python launch/plan\.py --c.*)", f"\\1 {_POD} --config.data.seq_length=128"),
     (r"(plan\.py.*)--topology=\S+,\S+ --search", r"\1--topology=v5e:2x2,v6e:2x2 --search --layouts=1"),
     (r"^tail -f ", "head -n 3 "),
     (r"^(python launch/serve\.py .*)--port=8000", rf"\1--port={_PORT} & trap 'kill %1' EXIT; {_READY}"),

@@ -17,8 +17,10 @@ from lm.config import (
     TrainConfig,
     changed_fields,
     from_dict,
+    leaves,
     to_json,
 )
+from lm.config.effect import refuse_without_effect, without_effect
 from lm.errors import InputError
 
 
@@ -70,11 +72,53 @@ def test_a_config_that_cannot_run_is_refused_where_it_is_built(sections: dict[st
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("sections", "given", "message"),
+    [
+        ({}, "objective.label_smoothing", "objective.name is mlm"),
+        ({}, "data.target_length", "model.architecture is encoder"),
+        ({}, "optim.decay_fraction", "optim.schedule is linear"),
+        ({}, "model.window", "model.global_every is 1"),
+        ({}, "model.rope_theta", "model.position is learned"),
+        ({"objective": ObjectiveConfig(nsp=False)}, "data.short_seq_prob", "objective.name is mlm without"),
+        ({"data": DataConfig(tokenizer="runs/mine")}, "data.vocab_size", "data.tokenizer names a tokenizer"),
+    ],
+)
+def test_a_given_setting_without_an_effect_is_refused(sections: dict[str, Any], given: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"--config\.{given} has no effect: {message}"):
+        refuse_without_effect(Config(**sections), ["train.steps", given])
+
+
+def test_every_setting_that_may_have_no_effect_exists() -> None:
+    every = without_effect(Config()).keys() | without_effect(Config(data=DataConfig(tokenizer="x"))).keys()
+    assert len(every) > 15
+    assert every <= leaves(Config()).keys()
+    refuse_without_effect(Config(optim=OptimConfig(schedule="wsd")), ["optim.decay", "model.dropout"])
+
+
+def test_a_registered_task_may_read_any_setting_of_its_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "toy", "encoder")
+    toy = Config(objective=ObjectiveConfig(name="toy"))
+    assert not any(name.startswith("objective.") for name in without_effect(toy))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("tsv", "languages"), ("tsv", "field"), ("dates", "path"), ("text", "field"), ("gettext", "target_field")],
+)
+def test_a_text_refuses_what_its_source_does_not_read(source: str, name: str) -> None:
+    fields = {"source": source, "path": "" if source == "dates" else "x", name: "de"}
+    with pytest.raises(InputError, match=rf"data\.{name} is 'de', but data\.source={source} does not read it"):
+        DataConfig(**fields).validate()
+
+
 def test_a_vocabulary_smaller_than_the_tokenizer_to_train_is_refused() -> None:
     Config().check_vocabulary()
     Config(model=ModelConfig(vocab_size=0)).check_vocabulary()
     with pytest.raises(InputError, match=r"model\.vocab_size is 8000, smaller than data\.vocab_size=8192; set .* to 0"):
         Config(model=ModelConfig(vocab_size=8000)).check_vocabulary()
+    for name in ("tokenizer", "store"):  # then none is trained, or perhaps
+        Config(model=ModelConfig(vocab_size=8000), data=DataConfig(**{name: "runs/mine"})).check_vocabulary()
 
 
 def test_what_is_accepted_at_the_edge() -> None:

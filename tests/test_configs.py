@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from lm import models
-from lm.config import Config, from_dict, to_json
+from lm.config import Config, from_dict, leaves, to_json
+from lm.config.effect import without_effect
 from lm.training.optim import learning_rate
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -37,6 +38,13 @@ def test_a_config_builds_and_comes_back_from_json(path: Path) -> None:
     config.validate()
     assert from_dict(json.loads(to_json(config))) == config
     assert load(path).get_config() is not config  # a caller may change what it got
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_sets_nothing_that_has_no_effect(path: Path) -> None:
+    config, default = load(path).get_config(), leaves(Config())
+    changed = {name for name, value in leaves(config).items() if value != default.get(name)}
+    assert changed & without_effect(config).keys() == set()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

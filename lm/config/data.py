@@ -6,8 +6,14 @@ from lm.config.bounds import check, setting
 from lm.errors import InputError
 
 _DOCUMENT_SOURCES = ("installed-docs", "text", "jsonl", "parquet")
-_WITHOUT_PATH = ("installed-docs", "dates", "docs-questions")
 _PAIR_SOURCES = ("tsv", "gettext", "dates", "docs-questions")
+# Fields of a text -> the sources that read them.
+_READ_BY = {
+    "path": ("text", "jsonl", "parquet", "tsv", "gettext"),
+    "field": ("jsonl", "parquet"),
+    "target_field": ("jsonl", "parquet"),
+    "languages": ("gettext",),
+}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -24,7 +30,8 @@ class DataConfig:
         field: the JSON or Parquet field that holds a document's text, or a pair's source.
         target_field: the JSON or Parquet field that holds a pair's target; empty where records are documents.
         languages: the target languages of `gettext`, named like its folders and separated by commas: `de,zh_CN`.
-        store: the folder of the token store; empty means `WORKDIR/store`.
+        store: the folder of the token store; empty means `WORKDIR/store`. If it is complete, a run takes the settings
+            that decide its content from it: text, tokenizer and held-out share.
         tokenizer: an existing tokenizer to use: its file, or a folder with one, such as the WORKDIR of another run.
             Empty means that one is trained on the corpus.
         tokenizer_kind: the kind of tokenizer to train: `unigram` or `bpe`.
@@ -77,15 +84,12 @@ class DataConfig:
         check("data", self)
         if self.source in ("text", "jsonl", "parquet", "tsv") and not self.path:
             raise InputError(f"data.path is empty; data.source={self.source} needs a file, folder or glob.")
-        if self.path and self.source in _WITHOUT_PATH:
-            raise InputError(
-                f"data.path is {self.path!r}, but data.source={self.source} reads no files; set data.source to "
-                "text, jsonl, parquet or tsv, or leave the path empty."
-            )
-        if self.target_field and self.source not in ("jsonl", "parquet"):
-            raise InputError(
-                f"data.target_field is {self.target_field!r}, but data.source={self.source} has no fields; leave it "
-                "empty, or use jsonl or parquet."
-            )
+        for name, sources in _READ_BY.items():
+            value, default = getattr(self, name), DataConfig.__dataclass_fields__[name].default
+            if value != default and self.source not in sources:
+                raise InputError(
+                    f"data.{name} is {value!r}, but data.source={self.source} does not read it; leave it "
+                    f"{repr(default) if default else 'empty'}, or set data.source to {' or '.join(sources)}."
+                )
         if self.source == "gettext" and not self.languages:
             raise InputError("data.languages is empty; data.source=gettext needs target languages, such as 'de,zh_CN'.")

@@ -52,7 +52,7 @@ class Config:
         _check_objective(self)
         for name, task in self.mixture.tasks.items():
             _check_task(self, name, task)
-        if not self.mixture.tasks:
+        if not self.mixture.tasks and not self.data.store:  # a store may hold another text than `data.source` says
             _check_text("objective.name", self.objective.name, "data.source", self.data)
         _check_positions(self)
         _check_step(self)
@@ -75,7 +75,8 @@ class Config:
         Raises:
             InputError: `model.vocab_size` is too small.
         """
-        if 0 < self.model.vocab_size < self.data.vocab_size:
+        trains_tokenizer = not (self.data.tokenizer or self.data.store)
+        if trains_tokenizer and 0 < self.model.vocab_size < self.data.vocab_size:
             raise InputError(
                 f"model.vocab_size is {self.model.vocab_size}, smaller than data.vocab_size={self.data.vocab_size}; "
                 "set the model's to 0, which is the tokenizer's size rounded up to a multiple of 128."

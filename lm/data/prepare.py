@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from lm import lease, storage
 from lm.config import DataConfig
+from lm.config.paths import expand
 from lm.data import corpus, files, store, workers
 from lm.data import tokenizer as tokenizers
 from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, SplitName, read_manifest
@@ -102,6 +103,25 @@ def prepare(
         print(f"left out {skipped:,} records whose {fields} is null", file=sys.stderr, flush=True)
     store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers)
     return store.Store.open(out)
+
+
+def as_prepared(config: DataConfig, given: Collection[str] = ()) -> DataConfig:
+    """Returns the section with the settings of the store that `data.store` names, if that is complete.
+
+    Args:
+        config: of the run.
+        given: names of settings, such as `data.path`, that the user has given for this run.
+
+    Raises:
+        InputError: the store was made with other values of these settings.
+    """
+    manifest = read_manifest(expand(config.store)) if config.store else None
+    if manifest is None:
+        return config
+    made_with = {name: manifest["settings"].get(name, getattr(DataConfig(), name)) for name in _SETTINGS}
+    wanted = {name: getattr(config, name) for name in _SETTINGS if f"data.{name}" in given}
+    _refuse_changes(config.store, made_with, {**made_with, **wanted})
+    return dataclasses.replace(config, **made_with)
 
 
 def _refuse_changes(out: str, made_with: Mapping[str, object], wanted: Mapping[str, object]) -> None:

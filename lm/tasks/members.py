@@ -88,15 +88,16 @@ def batches(config: Config, name: str, store: Store, split: Split) -> Batches:
         InputError: the store is not of the kind that the member's task reads, or its row format refuses the config.
     """
     special = store.tokenizer.special
-    if not name:
-        row_format = registry.create_row_format(config.data, config.objective, special)
-        return Batches(split, row_format, config.data, config.seed)
-    objective, member = config.task_objective(name), config.mixture.tasks[name]
+    objective = config.task_objective(name) if name else config.objective
     if store.kind != registry.get(objective.name).reads:
+        asks = f"mixture.tasks.{name}.objective" if name else "objective.name"
         raise InputError(
-            f"mixture.tasks.{name}.objective is {objective.name!r}, but the token store {store.path!r} holds "
-            f"{store.kind}; change one of them."
+            f"{asks} is {objective.name!r}, but the token store {store.path!r} holds {store.kind}; change one of them."
         )
+    if not name:
+        row_format = registry.create_row_format(config.data, objective, special)
+        return Batches(split, row_format, config.data, config.seed)
+    member = config.mixture.tasks[name]
     # The prefix ends without a space: the word mark at the beginning of a source stands for it.
     (prefix,) = store.tokenizer.encode([one_line(member.prefix)])
     seed = int(make_keys(config.seed, zlib.crc32(name.encode())))  # two members with one store get different orders

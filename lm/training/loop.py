@@ -1,8 +1,9 @@
 """The training loop: prepares data and state, takes the steps, evaluates and saves."""
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import checkpoint, distributed, lease, models, sharding, storage, tasks
 from lm.config import Config, check_divisible
-from lm.data import batches, mixture, workers
+from lm.data import batches, mixture, prepare, workers
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
@@ -149,8 +150,13 @@ def _named(prefix: str, metrics: Metrics) -> dict[str, float]:
     return {prefix + name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
-def train(config: Config, workdir: str) -> dict[str, float]:
+def train(config: Config, workdir: str, given: Collection[str] = ()) -> dict[str, float]:
     """Trains up to step `train.steps`, from the newest checkpoint of `workdir` if there is one.
+
+    Args:
+        config: of the run. It takes the settings of a complete `data.store` from there.
+        workdir: the working directory.
+        given: names of settings, such as `data.path`, that a complete `data.store` must have been made with.
 
     Returns:
         The metrics of the last step and of the final evaluation.
@@ -170,6 +176,8 @@ def train(config: Config, workdir: str) -> dict[str, float]:
         with distributed.agreement():
             mesh = sharding.make_mesh(config.mesh)
             check_divisible(mesh.shape, config)
+            if not config.mixture.tasks:
+                config = dataclasses.replace(config, data=prepare.as_prepared(config.data, given))
             checkpoint.check_workdir(root, config)
             start_lib.check_weights(config, root)
             check_lease = held.enter_context(lease.hold(workdir, enabled=primary))

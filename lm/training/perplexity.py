@@ -91,7 +91,7 @@ def _stores(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_pat
     data = DataConfig(
         source="jsonl" if json_lines else "tsv" if pairs else "text",
         path=input_path,
-        field=config.data.field,
+        field=config.data.field if json_lines else "text",
         target_field=(config.data.target_field or "target") if json_lines and pairs else "",
         tokenizer=str(workdir),
         heldout_fraction=0.0,

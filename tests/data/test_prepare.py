@@ -165,6 +165,18 @@ def test_one_document_cannot_be_held_out(tmp_path: Path, times: int, said: str):
     assert (made.train.num_documents, made.heldout.num_documents) == (times, 0)
 
 
+def test_a_run_takes_the_settings_of_a_complete_store_from_it(made: Store, data_config: DataConfig, tmp_path: Path):
+    other = DataConfig(store=made.path, batch_size=7)
+    found = prepare.as_prepared(other)
+    assert (found.source, found.path, found.vocab_size) == ("text", data_config.path, data_config.vocab_size)
+    assert found.batch_size == 7
+    assert prepare.prepare(found, made.path).manifest == made.manifest  # which other settings would be refused
+    with pytest.raises(InputError, match=r"was made with other settings: data.source \('text' -> 'installed-docs'\)"):
+        prepare.as_prepared(other, ["data.source", "data.batch_size"])
+    for new in ("", str(tmp_path / "new")):
+        assert prepare.as_prepared(DataConfig(store=new), ["data.source"]) == DataConfig(store=new)
+
+
 def test_too_few_pieces_to_train_a_tokenizer_are_refused(tmp_path: Path):
     """An imported model may have fewer; only the training of a tokenizer needs 105 special tokens and 256 bytes."""
     (tmp_path / "a.txt").write_text("One document.\n\nAnd another.")

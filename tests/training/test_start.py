@@ -68,6 +68,13 @@ def test_a_run_begins_with_what_it_trains(run_and_said: tuple[Path, str], shaped
     assert said.index("devices") < said.index("compiling")
 
 
+def test_a_run_on_a_complete_store_need_not_name_its_text(run: Path, shaped: Config) -> None:
+    other = changed(shaped, data={"source": "installed-docs", "path": ""})
+    assert loop.train(other, str(run)).keys() >= {"loss"}  # it is done
+    with pytest.raises(InputError, match=r"data.source \('text' -> 'installed-docs'\); change them back with"):
+        loop.train(other, str(run), given=["data.source"])
+
+
 def test_a_longer_run_says_that_it_resumes_and_that_its_rate_rises(
     run: Path, shaped: Config, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,7 +147,7 @@ def test_an_empty_workdir_is_refused(tiny_config: Config) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("source", ["installed-docs", "dates", "docs-questions"])
 def test_a_path_that_the_source_does_not_read_is_refused(source: str) -> None:
-    with pytest.raises(InputError, match=f"data.path is 'book.txt', but data.source={source} reads no files"):
+    with pytest.raises(InputError, match=f"data.path is 'book.txt', but data.source={source} does not read it"):
         DataConfig(source=source, path="book.txt").validate()
 
 
