@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -41,6 +41,8 @@ _IN_PROGRESS = "preparing.json"
 _BATCH_CHARACTERS = 1 << 20  # encoded at once; limits the memory of a worker
 _HASHES = 1 << 64
 _SECONDS_BETWEEN_LINES = 10.0
+_COUNTED: tuple[Literal["documents", "tokens"], ...] = ("documents", "tokens")
+_FAR_FROM_WANTED = 0.1  # share of the tokens
 
 
 def prepare(
@@ -98,11 +100,27 @@ def prepare(
             markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
     if not sum(marker["train"]["tokens"] for marker in markers):
         raise InputError(f"{files.named(config)} holds no token; give other files, or another data.tokenizer.")
+    _say_share(config, markers)
     if skipped := sum(marker.get("skipped", 0) for marker in markers):
         fields = " or ".join(f"data.{name}" for name in ("field", "target_field") if getattr(config, name))
         print(f"left out {skipped:,} records whose {fields} is null", file=sys.stderr, flush=True)
     store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers)
     return store.Store.open(out)
+
+
+def _say_share(config: DataConfig, markers: Sequence[Marker]) -> None:
+    """Says so if the held-out share is far from the one that is asked for: documents are few, or some are very long."""
+    counts = {name: {split: sum(marker[split][name] for marker in markers) for split in SPLITS} for name in _COUNTED}
+    held, tokens = counts["tokens"]["heldout"], sum(counts["tokens"].values())
+    if not held or abs(held / tokens - config.heldout_fraction) < _FAR_FROM_WANTED:
+        return
+    blank = "; in text files a blank line separates documents" if config.source == "text" else ""
+    print(
+        f"{counts['documents']['heldout']:,} of {sum(counts['documents'].values()):,} documents are held out, with "
+        f"{held / tokens:.0%} of the tokens (data.heldout_fraction is {config.heldout_fraction}){blank}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def as_prepared(config: DataConfig, given: Collection[str] = ()) -> DataConfig:

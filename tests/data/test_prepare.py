@@ -177,6 +177,23 @@ def test_a_run_takes_the_settings_of_a_complete_store_from_it(made: Store, data_
         assert prepare.as_prepared(DataConfig(store=new), ["data.source"]) == DataConfig(store=new)
 
 
+@pytest.mark.parametrize(("longest", "said"), [(1, ""), (400, "1 of 2 documents are held out, with ")])
+def test_a_held_out_share_that_nobody_wants_is_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], longest: int, said: str
+):
+    """As in a corpus of two files without a blank line."""
+    (tmp_path / "a.txt").write_text(
+        "\n\n".join(["One.\n" * longest, "Another.\n" * longest] if said else map(str, range(400)))
+    )
+    config = DataConfig(source="text", path=str(tmp_path / "a.txt"), vocab_size=400)
+    prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
+    found = capfd.readouterr().err
+    assert found.startswith(said) if said else found == ""
+    assert not said or found.endswith(
+        "% of the tokens (data.heldout_fraction is 0.02); in text files a blank line separates documents\n"
+    )
+
+
 def test_too_few_pieces_to_train_a_tokenizer_are_refused(tmp_path: Path):
     """An imported model may have fewer; only the training of a tokenizer needs 105 special tokens and 256 bytes."""
     (tmp_path / "a.txt").write_text("One document.\n\nAnd another.")
