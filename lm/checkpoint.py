@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from lm import checksums, orbax_storage, parameters, storage
+from lm import checksums, lora, orbax_storage, parameters, storage
 from lm import config as config_lib
 from lm.checksums import Sums
 from lm.config import CheckpointConfig, Config
@@ -303,7 +303,7 @@ class _Folder(NamedTuple):
 
 
 class SavedParams:
-    """The parameters of a checkpoint. They can be read as a whole or in part.
+    """The parameters of a checkpoint. They can be read as a whole or in part, with adapters merged into their kernels.
 
     Attributes:
         abstract: path of each parameter -> its shape and dtype, placed on the first device of this process.
@@ -328,7 +328,8 @@ class SavedParams:
                 if elsewhere != sums:
                     raise ValueError(f"it does not belong to checkpoint {step}")
             self._folders.append(_Folder(path, parameters.flatten(frozen), _COPY))
-        self.abstract = {path: leaf for folder in self._folders for path, leaf in folder.abstract.items()}
+        leaves = {path: leaf for folder in self._folders for path, leaf in folder.abstract.items()}
+        self.abstract, self._adapters = lora.split(leaves)
 
     def check(self, wanted: Mapping[str, jax.ShapeDtypeStruct | jax.Array], below: str = "") -> None:
         """Checks that the parameters whose paths begin with `below` have the paths and shapes of a model's.
@@ -353,14 +354,18 @@ class SavedParams:
             InputError: one of them cannot be read.
         """
         found: dict[str, jax.Array] = {}
+        adapters = lora.beside(wanted, self._adapters)
+        leaves = [*wanted.items(), *adapters.items()]
         for folder in self._folders:
-            part = parameters.unflatten({path: leaf for path, leaf in wanted.items() if path in folder.abstract})
+            part = parameters.unflatten({path: leaf for path, leaf in leaves if path in folder.abstract})
             if part:
                 with _reading(folder.path, folder.remedy):
                     tree, sums = orbax_storage.read(folder.path, cast(Params, part), partial=True)
                     if fault := checksums.difference(sums, tree):
                         raise ValueError(fault)
                 found |= parameters.flatten(tree)
+        if adapters:
+            found = lora.merge_placed(found, lora.scale(read_config(self._workdir).optim))
         return parameters.unflatten(found)
 
 

@@ -16,7 +16,7 @@ SOURCES = {
 }
 
 # A room of lm -> the rooms it may import, beside its own. Imports run one way.
-GROUND = {"accelerators", "config", "errors", "flops", "sharding", "storage", "lease", "parameters"}
+GROUND = {"accelerators", "config", "errors", "flops", "sharding", "storage", "lease", "lora", "parameters"}
 MIDDLE = {"data", "ops", "models", "checkpoint"}
 ROOMS = {
     "errors": set(),
@@ -40,6 +40,7 @@ ROOMS = {
     "checksums": set(),
     "orbax_storage": {"checksums", "errors", "parameters", "storage"},
     "parameters": set(),
+    "lora": {"config", "errors", "parameters"},
     "tasks": GROUND | MIDDLE,
     "training": GROUND | MIDDLE | {"tasks", "distributed"},
     "inference": GROUND | MIDDLE | {"tasks"},

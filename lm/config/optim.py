@@ -31,6 +31,10 @@ class OptimConfig:
         clip_norm: the largest global gradient norm; 0 means no clipping.
         frozen: parameters that are not trained: regular expressions of their whole paths, separated by commas, such
             as `encoder/embedding/.*`. Empty: all are trained.
+        lora_rank: the rank r of low-rank adapters (LoRA; Hu et al., 2022). They and the heads alone are trained, and
+            the weights of `checkpoint.init_from` stay. 0: no adapters.
+        lora_alpha: a kernel W becomes W + (lora_alpha / r) A B.
+        lora_targets: the kernels that get an adapter: regular expressions of their whole paths, separated by commas.
     """
 
     name: str = setting("adamw", one_of=("adamw", "stable_adamw", "lamb", "adafactor"))
@@ -48,6 +52,9 @@ class OptimConfig:
     weight_decay: float = setting(0.01, at_least=0.0)
     clip_norm: float = setting(1.0, at_least=0.0)
     frozen: str = ""
+    lora_rank: int = setting(0, at_least=0)
+    lora_alpha: float = setting(8.0, at_least=0.0)
+    lora_targets: str = r".*attention/(query|value)/kernel"
 
     def validate(self) -> None:
         """Checks every field.
@@ -56,8 +63,10 @@ class OptimConfig:
             InputError: naming the field, its value and what is accepted.
         """
         check("optim", self)
-        for pattern in self.frozen.split(","):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(f"optim.frozen has {pattern!r}: {error}; accepted: regular expressions.") from error
+        for name in ("frozen", "lora_targets"):
+            for pattern in getattr(self, name).split(","):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    message = f"optim.{name} has {pattern!r}: {error}; accepted: regular expressions."
+                    raise InputError(message) from error

@@ -5,7 +5,7 @@ The body of a model is its stacks `encoder` and `decoder`, embeddings included. 
 
 import jax
 
-from lm import checkpoint, distributed, parameters
+from lm import checkpoint, distributed, lora, parameters
 from lm.data import tokenizer as tokenizers
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
@@ -19,7 +19,8 @@ def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
 
     A stack that both models have must have the same parameters in both. A stack or head that the checkpoint lacks stays
     random, and so does a head with another shape there. What only the checkpoint has is dropped. One line on stderr
-    names the random parameters, another the dropped ones.
+    names the random parameters, another the dropped ones. Adapters stay as they are: the checkpoint's are merged into
+    its kernels.
 
     Args:
         path: WORKDIR or WORKDIR/checkpoints/N, of another run or an imported model.
@@ -35,7 +36,8 @@ def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
             f"checkpoint.init_from={path} has another tokenizer than this run; set data.tokenizer={workdir} and "
             "prepare the store with it."
         )
-    saved, fresh = checkpoint.SavedParams(workdir, step), parameters.flatten(params)
+    saved = checkpoint.SavedParams(workdir, step)
+    fresh, adapters = lora.split(parameters.flatten(params))
     stacks = [stack for stack in BODY if _has(saved.abstract, stack) and _has(fresh, stack)]
     if not stacks:
         raise InputError(
@@ -55,7 +57,7 @@ def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
         distributed.say(f"new, with random weights: {', '.join(random)}")
     if dropped := parameters.abridge(saved.abstract.keys() - taken.keys(), saved.abstract):
         distributed.say(f"dropped, which this model does not have: {', '.join(dropped)}")
-    return parameters.unflatten(fresh | parameters.flatten(saved.read(taken)))
+    return parameters.unflatten(fresh | parameters.flatten(saved.read(taken)) | adapters)
 
 
 def _has(leaves: dict[str, jax.Array] | dict[str, jax.ShapeDtypeStruct], stack: str) -> bool:

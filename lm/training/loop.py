@@ -188,7 +188,7 @@ def train(config: Config, workdir: str, given: Collection[str] = ()) -> dict[str
             check_divisible(mesh.shape, config)
             members = plan_members(config, stores)
             objective = tasks.create_objective(config, members[0].store.tokenizer)
-        partition = functools.partial(adapters.partition, frozen=config.optim.frozen)
+        partition = functools.partial(adapters.partition, config=config.optim)
         saved = checkpoint.Checkpoints(root, config.checkpoint, partition)
         with distributed.agreement():
             start = first_step(saved, root)

@@ -173,7 +173,7 @@ def as_matrices(transformation: optax.GradientTransformation) -> optax.GradientT
     def flatten(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
         if leaf.ndim != 3:
             return leaf
-        inputs_last = path_name(path).endswith("out/kernel")
+        inputs_last = path_name(path).endswith(("out/kernel", "out/lora_a"))
         return leaf.reshape((-1, leaf.shape[-1]) if inputs_last else (leaf.shape[0], -1))
 
     def flat(tree: optax.Params | None) -> optax.Params:

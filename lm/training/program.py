@@ -14,7 +14,7 @@ from lm import checkpoint, models, sharding, tasks
 from lm.config import Config, check_divisible
 from lm.models import Model
 from lm.tasks import Batch, Objective, Sums
-from lm.training import optim, step
+from lm.training import adapters, optim, step
 from lm.training.step import Metrics, State
 
 
@@ -52,7 +52,7 @@ class Definition:
 
     Attributes:
         config, mesh, objective: as given to `define`.
-        model, optimizer: built from the config.
+        model, optimizer: built from the config; a model with adapters is `adapters.Adapted`.
         state, batch: shapes, dtypes and shardings of the training state and of a global batch.
     """
 
@@ -66,9 +66,7 @@ class Definition:
 
     def lower_init(self) -> jax.stages.Lowered:
         """Returns the lowered function that makes the state of step 0, each array in its sharding."""
-        init = functools.partial(
-            step.init_state, self.model, self.optimizer, self.config.seed, self.config.optim.frozen
-        )
+        init = functools.partial(step.init_state, self.model, self.optimizer, self.config.seed, self.config.optim)
         with jax.set_mesh(self.mesh):
             return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.state)).lower()
 
@@ -102,10 +100,10 @@ def define(config: Config, objective: Objective, mesh: Mesh) -> Definition:
     execution = models.Execution(
         train.activations, train.remat, train.unroll, train.attention, float8=train.dtype == "float8"
     )
-    model = models.build(config.model, execution)
+    model = adapters.adapted(models.build(config.model, execution), config.optim)
     optimizer = optim.create(config.optim)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(functools.partial(step.init_state, model, optimizer, config.seed, config.optim.frozen))
+        state = jax.eval_shape(functools.partial(step.init_state, model, optimizer, config.seed, config.optim))
     state = checkpoint.abstract_like(state, sharding.state_shardings(mesh, state))
     place, rows = sharding.batch_sharding(mesh), config.data.batch_size
     batch = {

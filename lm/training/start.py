@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from lm import checkpoint, distributed, models
+from lm import checkpoint, distributed, lora, models, parameters
 from lm.config import Config
 from lm.errors import InputError
 from lm.tasks.members import Member
-from lm.training import optim
+from lm.training import adapters, optim
 
 _NAME_WIDTH = 11
 _NOTICEABLE = 1.01  # ratio of learning rates
@@ -21,9 +21,14 @@ def check_weights(config: Config, root: epath.Path) -> None:
     """Checks that a new run finds the weights that it is to begin with, before any work is done.
 
     Raises:
-        InputError: there is no checkpoint at `checkpoint.init_from`.
+        InputError: there is no checkpoint at `checkpoint.init_from`, or adapters have no base.
     """
     path = config.checkpoint.init_from
+    if config.optim.lora_rank and not path and checkpoint.is_new(root):
+        raise InputError(
+            f"optim.lora_rank is {config.optim.lora_rank}, but checkpoint.init_from is empty: an adapter needs the "
+            "weights of a trained model; give its WORKDIR, or set optim.lora_rank=0."
+        )
     if path and checkpoint.is_new(root):
         try:
             checkpoint.locate(path)
@@ -50,6 +55,7 @@ def summary(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Memb
         ("tokenizer", f"{tokenizer.vocab_size:,} pieces, {f'from {given}' if given else 'trained on this corpus'}"),
         ("model", _model(config, tokenizer.vocab_size)),
         *([("weights", f"from {config.checkpoint.init_from}")] if config.checkpoint.init_from and not start else []),
+        *([("adapters", _adapters(config))] if config.optim.lora_rank else []),
         ("step", _step(config)),
         ("devices", _devices(mesh)),
     ]
@@ -70,15 +76,26 @@ def _corpus(member: Member) -> str:
 def _model(config: Config, pieces: int) -> str:
     model = config.model
     shapes = jax.eval_shape(models.build(model).init, jax.random.key(0))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     depth = f"{model.num_layers} layers"
     if model.architecture == "encoder-decoder":
         depth = f"{model.num_layers} + {model.decoder_depth} layers"
     padding = f" ({model.vocab_size - pieces:,} of them only pad)" if model.vocab_size > pieces else ""
     return (
         f"{model.architecture}, {depth} of width {model.d_model:,}, {model.vocab_size:,} rows of embeddings{padding}: "
-        f"{parameters:,} parameters"
+        f"{count:,} parameters"
     )
+
+
+def _adapters(config: Config) -> str:
+    model = adapters.adapted(models.build(config.model), config.optim)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    trained, _ = adapters.partition(shapes, config.optim)
+    count = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    kernels = lora.targets(parameters.flatten(shapes), config.optim.lora_targets)
+    heads = [path for path in parameters.flatten(trained) if not lora.is_adapter(path)]
+    also = f", and {', '.join(parameters.abridge(heads, parameters.flatten(shapes)))}" if heads else ""
+    return f"{count:,} trained parameters: rank {config.optim.lora_rank} beside {', '.join(kernels)}{also}"
 
 
 def _step(config: Config) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lm import models, parameters
-from lm.config import Config
+from lm.config import Config, OptimConfig
 from lm.models import Model
 from lm.tasks import Batch, Objective, Sums, losses
 from lm.training import adapters, optim
@@ -25,10 +25,10 @@ def run_key(seed: int, use: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int, frozen: str = "") -> State:
+def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int, config: OptimConfig) -> State:
     """Returns the state of step 0. Call it under jit with `out_shardings`, so that every array is created sharded."""
     params = model.init(run_key(seed, INIT))
-    trained, _ = adapters.partition(params, frozen)
+    trained, _ = adapters.partition(params, config)
     zero = jnp.zeros((), jnp.int32)
     return {"params": params, "opt": optimizer.init(trained), "step": zero, "skipped": zero}
 
@@ -107,7 +107,7 @@ def train_step(
     dropout = config.model.dropout or config.model.attention_dropout or config.model.mlp_dropout
     dropout_key = jax.random.fold_in(run_key(config.seed, DROPOUT), step) if dropout else None
     examples = objective.prepare(batch, jax.random.fold_in(run_key(config.seed, MASKING), step))
-    trained, frozen = adapters.partition(state["params"], config.optim.frozen)
+    trained, frozen = adapters.partition(state["params"], config.optim)
     grads, metrics = gradients(model, objective, trained, examples, dropout_key, config.train.accumulation, frozen)
     norm = optax.tree.norm(grads)
     rate = optim.learning_rate(config.optim, config.train.steps, step)

@@ -42,11 +42,11 @@ def compiled(config, store, devices=None):
 
 def test_a_partition_is_by_whole_paths_and_merges_again():
     params = {"encoder": {"layers": {"kernel": 1, "bias": 2}, "norm": {"scale": 3}}, "head": {"kernel": 4}}
-    trained, frozen = adapters.partition(params, "encoder/layers/kernel,.*/scale")
+    trained, frozen = adapters.partition(params, config.OptimConfig(frozen="encoder/layers/kernel,.*/scale"))
     assert trained == {"encoder": {"layers": {"bias": 2}}, "head": {"kernel": 4}}
     assert frozen == {"encoder": {"layers": {"kernel": 1}, "norm": {"scale": 3}}}
     assert parameters.merge(trained, frozen) == params
-    assert adapters.partition(params, "") == (params, {})
+    assert adapters.partition(params, config.OptimConfig()) == (params, {})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_partition_is_by_whole_paths_and_merges_again():
 )
 def test_what_freezes_nothing_or_everything_is_refused(frozen, words):
     with pytest.raises(InputError, match=words):
-        adapters.partition({"encoder": {"kernel": 1}, "head": {"kernel": 2}}, frozen)
+        adapters.partition({"encoder": {"kernel": 1}, "head": {"kernel": 2}}, config.OptimConfig(frozen=frozen))
 
 
 def test_what_is_no_regular_expression_is_refused():
@@ -91,7 +91,7 @@ def test_the_trained_have_the_gradients_they_have_without_freezing(freezing, tin
     program, source = compiled(freezing, tiny_store, jax.devices()[:1])
     params, model, objective = program.init()["params"], program.model, program.objective
     examples = objective.prepare(jax.device_put(source(0)), jax.random.key(0))
-    trained, frozen = adapters.partition(params, FROZEN)
+    trained, frozen = adapters.partition(params, freezing.optim)
     for parts in (1, 2):
         expected, _ = jax.jit(lambda p, parts=parts: step_lib.gradients(model, objective, p, examples, None, parts))(
             params
