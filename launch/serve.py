@@ -55,6 +55,7 @@ _SETTINGS = {
     "watch_seconds": flags.DEFINE_float(
         "watch_seconds", _D.watch_seconds, "Look for new checkpoints so often; 0: never.", lower_bound=0
     ),
+    "adapters": flags.DEFINE_list("adapters", [], "Runs with adapters over the one model: NAME=PATH,NAME=PATH."),
     "mesh": flags.DEFINE_list("mesh", [], "Devices of each model: tensor=4 splits it, data=2 splits the sequences."),
 }
 

@@ -38,10 +38,6 @@ _ANOTHER_STEP = "use another step, WORKDIR/checkpoints/N"
 _COPY = "restore it from a copy of the working directory"
 
 
-def _all_trained(params: Params) -> tuple[Params, Params]:
-    return params, {}
-
-
 class Checkpoints:
     """Saves and restores the checkpoints of one working directory. Saving continues in the background.
 
@@ -55,7 +51,7 @@ class Checkpoints:
         self,
         workdir: epath.PathLike,
         config: CheckpointConfig,
-        partition: Callable[[Params], tuple[Params, Params]] = _all_trained,
+        partition: Callable[[Params], tuple[Params, Params]] = lambda params: (params, {}),
     ):
         """Opens or creates `workdir/checkpoints`, and deletes incomplete checkpoints of a killed run.
 
@@ -291,9 +287,6 @@ def abstract_like(tree: T, shardings: object) -> T:
     )
 
 
-# --- parameters alone
-
-
 class _Folder(NamedTuple):
     """A folder with parameters of a checkpoint: `checkpoints/<step>/params`, or `frozen`."""
 
@@ -307,6 +300,8 @@ class SavedParams:
 
     Attributes:
         abstract: path of each parameter -> its shape and dtype, placed on the first device of this process.
+        trained: the same of what the checkpoint itself holds, adapters among it.
+        frozen: the checksums of the other parameters, which the run does not train.
     """
 
     def __init__(self, workdir: epath.PathLike, step: int):
@@ -321,15 +316,17 @@ class SavedParams:
             trained, sums = orbax_storage.contents(path)
         self._workdir = workdir
         self._folders = [_Folder(path, parameters.flatten(trained), _ANOTHER_STEP)]
-        if elsewhere := _elsewhere(sums, trained):
+        self.frozen = _elsewhere(sums, trained)
+        if self.frozen:
             path = root / _FROZEN
             with _reading(path, _COPY):
                 frozen, sums = orbax_storage.contents(path)
-                if elsewhere != sums:
+                if self.frozen != sums:
                     raise ValueError(f"it does not belong to checkpoint {step}")
             self._folders.append(_Folder(path, parameters.flatten(frozen), _COPY))
         leaves = {path: leaf for folder in self._folders for path, leaf in folder.abstract.items()}
         self.abstract, self._adapters = lora.split(leaves)
+        self.trained = self._folders[0].abstract
 
     def check(self, wanted: Mapping[str, jax.ShapeDtypeStruct | jax.Array], below: str = "") -> None:
         """Checks that the parameters whose paths begin with `below` have the paths and shapes of a model's.
@@ -353,20 +350,24 @@ class SavedParams:
         Raises:
             InputError: one of them cannot be read.
         """
-        found: dict[str, jax.Array] = {}
         adapters = lora.beside(wanted, self._adapters)
-        leaves = [*wanted.items(), *adapters.items()]
+        found = self.read_apart({**wanted, **adapters})
+        if adapters:
+            found = lora.merge_placed(found, lora.scale(read_config(self._workdir).optim))
+        return parameters.unflatten(found)
+
+    def read_apart(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Reads parameters and adapters as `read` does, but merges nothing."""
+        found: dict[str, jax.Array] = {}
         for folder in self._folders:
-            part = parameters.unflatten({path: leaf for path, leaf in leaves if path in folder.abstract})
+            part = parameters.unflatten({path: leaf for path, leaf in wanted.items() if path in folder.abstract})
             if part:
                 with _reading(folder.path, folder.remedy):
                     tree, sums = orbax_storage.read(folder.path, cast(Params, part), partial=True)
                     if fault := checksums.difference(sums, tree):
                         raise ValueError(fault)
                 found |= parameters.flatten(tree)
-        if adapters:
-            found = lora.merge_placed(found, lora.scale(read_config(self._workdir).optim))
-        return parameters.unflatten(found)
+        return found
 
 
 def load_params(workdir: epath.PathLike, step: int, abstract_params: Abstract | None = None) -> Params:

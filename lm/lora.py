@@ -7,7 +7,7 @@ output, and the outputs are two axes in those of queries, keys and values.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm import parameters
 from lm.config import OptimConfig
 from lm.errors import InputError
+from lm.parameters import Params
 
 Abstract = jax.ShapeDtypeStruct
 
 A, B = "lora_a", "lora_b"
+OWNER = "lora_owner"  # which adapter each column of A belongs to, where a tree holds several
+HEADS = "adapter_heads"  # the subtree of the heads of several adapters
 _KERNEL = "kernel"
 _MAY_HAVE = r"(encoder|decoder)/layers/.*/kernel"
 _TWO_INPUTS = "attention/out/kernel"  # the end of the path of a kernel whose inputs are heads and their width
 
 
 def is_adapter(path: str) -> bool:
-    """Returns whether a path is that of an A or a B."""
-    return path.endswith((f"/{A}", f"/{B}"))
+    """Returns whether a path is that of an A, of a B or of the owners of several."""
+    return path.endswith((f"/{A}", f"/{B}", f"/{OWNER}"))
 
 
 def is_base(path: str) -> bool:
@@ -93,6 +96,11 @@ def _beside(kernel: str, name: str) -> str:
     return f"{kernel.removesuffix(_KERNEL)}{name}"
 
 
+def has_several(params: Params) -> bool:
+    """Returns whether a tree comes from `side_by_side`."""
+    return any(path.endswith(f"/{OWNER}") for path in parameters.flatten(params))
+
+
 def split(leaves: Mapping[str, parameters.Leaf]) -> tuple[dict[str, parameters.Leaf], dict[str, parameters.Leaf]]:
     """Splits parameters by path into those of the model, and the adapters."""
     own = {path: leaf for path, leaf in leaves.items() if is_adapter(path)}
@@ -131,3 +139,35 @@ def merge_placed(leaves: Mapping[str, jax.Array], factor: float) -> dict[str, ja
     kernels = {path: leaf for path, leaf in leaves.items() if _beside(path, A) in adapters}
     place = {path: leaf.sharding for path, leaf in kernels.items()}
     return leaves | jax.jit(merged, out_shardings=place)({**kernels, **adapters}, factor)
+
+
+def side_by_side(
+    base: Params, adapters: Sequence[Mapping[str, jax.Array]], factors: Sequence[float]
+) -> dict[str, jax.Array]:
+    """Returns the parameters of a base, by path, with several adapters for `lm.models.Several`.
+
+    The A of all adapters are one A with the columns of all, and so are the rows of B, which contain alpha / r. OWNER,
+    int32 [L, columns], says which adapter a column belongs to; the first adapter is 1. So their ranks may differ. Heads
+    that an adapter trains are stacked below HEADS: first the base's, then each adapter's.
+
+    Args:
+        base: the parameters of the base.
+        adapters: what each run has trained, by path.
+        factors: alpha / r of each.
+    """
+    leaves = parameters.flatten(base)
+    found: dict[str, jax.Array] = {}
+    for kernel in [path for path in leaves if any(_beside(path, A) in trained for trained in adapters)]:
+        a, b, owners = [], [], []
+        for number, (trained, factor) in enumerate(zip(adapters, factors, strict=True), 1):
+            if _beside(kernel, A) in trained:
+                a.append(trained[_beside(kernel, A)])
+                b.append(factor * trained[_beside(kernel, B)])
+                owners.append(jnp.full(b[-1].shape[:2], number, jnp.int32))
+        found[_beside(kernel, A)] = jnp.concatenate(a, axis=-1)
+        found[_beside(kernel, B)] = jnp.concatenate(b, axis=1)
+        found[_beside(kernel, OWNER)] = jnp.concatenate(owners, axis=1)
+    heads = {path.rpartition("/")[0] for trained in adapters for path in trained if not is_adapter(path)}
+    for path in [path for path in leaves if path.rpartition("/")[0] in heads]:
+        found[f"{HEADS}/{path}"] = jnp.stack([leaves[path], *(trained.get(path, leaves[path]) for trained in adapters)])
+    return leaves | found

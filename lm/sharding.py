@@ -43,7 +43,7 @@ PARAMETERS: tuple[tuple[str, P], ...] = (
     (r"logits/bias", P("tensor")),
     (r"(out|down|pooler|nsp|dense|projection)/bias", P(None)),
     (r"norm/(scale|bias)", P(None)),
-    (r"lora_[ab]", P()),  # adapters are small
+    (r"lora_(a|b|owner)", P()),  # adapters are small
 )
 
 # Letter of an array's name -> mesh axes of that dimension. Other letters are never split. `context` splits queries, L,

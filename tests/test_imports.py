@@ -45,7 +45,7 @@ ROOMS = {
     "training": GROUND | MIDDLE | {"tasks", "distributed"},
     "inference": GROUND | MIDDLE | {"tasks"},
     "huggingface": GROUND | MIDDLE | {"families", "tasks"},
-    "serving": GROUND | MIDDLE | {"tasks", "inference", "cluster"},
+    "serving": GROUND | MIDDLE | {"checksums", "tasks", "inference", "cluster"},
     "plan": GROUND | MIDDLE | {"tasks", "training", "inference", "huggingface", "cli", "cluster"},
 }
 NEVER = {"configs", "launch", "tests", "torch", "transformers"}

@@ -31,7 +31,7 @@ def begin(
     # The decoder's first inputs are the start token and the prompt. All but the last go into the cache here.
     given_BP = jnp.pad(jnp.asarray(prompts.tokens_BP, jnp.int32), ((0, 0), (1, 0)), constant_values=ids.start)
     last_B1 = jnp.take_along_axis(given_BP, begin_B[:, None], axis=1)
-    cache = decoder.begin(
+    cache = decoder.for_rows(options.adapter_B).begin(
         sources,
         Prompts(given_BP[:, :-1], begin_B),
         positions=shape.prompt + shape.written,
@@ -145,7 +145,7 @@ def _predict(decoder: Decoder, state: DecodeState) -> tuple[jax.Array, jax.Array
     would write all logits once more.
     """
     ids = state.ids
-    logits_BNV, cache = decoder(state.last_BN, state.cache)
+    logits_BNV, cache = decoder.for_rows(state.options.adapter_B)(state.last_BN, state.cache)
     tokens_11V = jnp.arange(logits_BNV.shape[2])[None, None]
     too_early_B11 = (_count(cache, state) < state.options.min_length_B)[:, None, None]
     ends_BN = [logits_BNV[:, :, end] for end in ids.ends]

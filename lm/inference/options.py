@@ -153,6 +153,7 @@ class RowOptions(NamedTuple):
         forced_B: int32, how many forced first tokens a row's prompt has: 0 or 1.
         bad_words_BWL: int32. The last token of a word is forbidden after its other tokens. NONE fills up from the left.
         suppressed_BS, begin_suppressed_BS: int32; NONE fills up.
+        adapter_B: int32, which of the model's adapters computes each row; 0 is the base.
     """
 
     max_length_B: jax.Array | np.ndarray
@@ -170,6 +171,7 @@ class RowOptions(NamedTuple):
     bad_words_BWL: jax.Array | np.ndarray | None = None
     suppressed_BS: jax.Array | np.ndarray | None = None
     begin_suppressed_BS: jax.Array | np.ndarray | None = None
+    adapter_B: jax.Array | np.ndarray | None = None
 
     @property
     def reads_history(self) -> bool:
@@ -184,6 +186,7 @@ class Extras:
     Attributes:
         bad_words: W and L.
         suppressed, begin_suppressed: S.
+        adapters: whether the model has adapters. The options of a row do not say which one computes it.
     """
 
     early_stopping: bool = False
@@ -194,6 +197,7 @@ class Extras:
     bad_words: tuple[int, int] = (0, 0)
     suppressed: int = 0
     begin_suppressed: int = 0
+    adapters: bool = False
 
     @classmethod
     def of(cls, rows: Iterable[Decoding]) -> "Extras":
@@ -257,6 +261,7 @@ def row_options(rows: Sequence[Decoding], keys_B: jax.Array, extras: Extras | No
         optional(count, lambda row: [_left(word, length) for word in _filled(row.bad_words_ids, count, ())]),
         optional(extras.suppressed, lambda row: _filled(row.suppress_tokens, extras.suppressed, NONE)),
         optional(first, lambda row: _filled(row.begin_suppress_tokens, first, NONE)),
+        optional(extras.adapters, lambda row: 0),
     )
 
 

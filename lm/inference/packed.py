@@ -23,6 +23,7 @@ class Row:
         places: int32 [p], the positions whose outputs are wanted; empty where the model writes.
         truncated: whether text was cut off.
         prompt: int32, the first tokens of an encoder-decoder's decoder, after the start token.
+        adapter: which of the model's adapters computes it, from 1 on; 0 is the base.
     """
 
     tokens: np.ndarray
@@ -30,6 +31,7 @@ class Row:
     places: np.ndarray
     truncated: bool
     prompt: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    adapter: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Packed:
         positions_BL: int32; they restart with every request.
         places_BP: int32, columns of a row whose outputs are wanted, in the order of the requests. The rest is 0.
         where: for every request its number and the index of its outputs: a row, and a slice of P.
+        adapters_BL: int32, the adapter of each token's request.
     """
 
     tokens_BL: np.ndarray
@@ -50,10 +53,11 @@ class Packed:
     positions_BL: np.ndarray
     places_BP: np.ndarray
     where: Sequence[tuple[int, tuple[int, slice]]]
+    adapters_BL: np.ndarray
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """All arrays, in the order of the attributes."""
+        """The arrays that every model reads, in the order of the attributes."""
         return self.tokens_BL, self.types_BL, self.segments_BL, self.positions_BL, self.places_BP
 
 
@@ -150,7 +154,7 @@ def _batch(
     packed: Sequence[Sequence[tuple[int, Row]]], shape_BL: tuple[int, int], tokens_a_place: int, pad_id: int
 ) -> Packed:
     tokens_BL = np.full(shape_BL, pad_id, np.int32)
-    types_BL, segments_BL, positions_BL = (np.zeros(shape_BL, np.int32) for _ in range(3))
+    types_BL, segments_BL, positions_BL, adapters_BL = (np.zeros(shape_BL, np.int32) for _ in range(4))
     most = max((sum(len(row.places) for _, row in requests) for requests in packed), default=1)
     places_BP = np.zeros((shape_BL[0], max(shape_BL[1] // tokens_a_place, power(most, 2))), np.int32)
     where = []
@@ -160,11 +164,12 @@ def _batch(
             part = slice(begin, begin + len(row.tokens))
             tokens_BL[b, part], types_BL[b, part], segments_BL[b, part] = row.tokens, row.types, segment
             positions_BL[b, part] = np.arange(len(row.tokens))
+            adapters_BL[b, part] = row.adapter
             asked = slice(place, place + len(row.places))
             places_BP[b, asked] = begin + row.places
             where.append((i, (b, asked)))
             begin, place = part.stop, asked.stop
-    return Packed(tokens_BL, types_BL, segments_BL, positions_BL, places_BP, where)
+    return Packed(tokens_BL, types_BL, segments_BL, positions_BL, places_BP, where, adapters_BL)
 
 
 def pad(rows: Sequence[Row], longest: int, pad_id: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import models, sharding
+from lm import lora, models, sharding
 from lm.inference import decode, pooling
 from lm.inference.decode_state import Decoded, Shape, TokenIds
 from lm.inference.load import Loaded
 from lm.inference.options import Decoding, row_options
 from lm.inference.packed import Packed, power
 from lm.models import Prompts, Sources
+from lm.models.adapters import choose
 
 # Tokens in a full batch of packed rows on one device. XLA allocates its temporary arrays anew for every call, and glibc
 # gets blocks above 32 MB from the system each time. On CPUs we keep the attention scores below that size. On two cores,
@@ -45,11 +46,12 @@ class Runner:
         config, self._mesh = loaded.config, loaded.mesh
         self._loaded = loaded
         self._model = models.build(config.model, models.Execution(dtype=config.train.activations))
+        self._has_adapters, self._adapter = lora.has_several(loaded.params), 0
         self._decoders: dict[Shape, Callable[..., Decoded]] = {}
-        self._mask_logits = self._jit(_mask_logits_BPV)
-        self._next_probability = self._jit(_next_probability_BP)
-        self._pooled = functools.cache(lambda poolings: self._jit(functools.partial(pooling.pool, poolings)))
-        self._vectors = self._jit(_vectors_BPD)
+        self._mask_logits = self._packed(_mask_logits_BPV)
+        self._next_probability = self._packed(_next_probability_BP)
+        self._pooled = functools.cache(lambda poolings: self._packed(functools.partial(pooling.pool, poolings)))
+        self._vectors = self._packed(_vectors_BPD)
         self._encoder_attention = self._jit(_encoder_attention_NBHLL)
         self._writer_attention = self._jit(_writer_attention)
         self.multiple = sharding.batch_shards(self._mesh) if self._mesh else 1
@@ -62,21 +64,27 @@ class Runner:
         other._loaded = dataclasses.replace(self._loaded, params=params)
         return other
 
+    def of_adapter(self, number: int) -> "Runner":
+        """Returns a runner whose texts are written, and whose attention is computed, by an adapter of the model."""
+        other = copy.copy(self)
+        other._adapter = number
+        return other
+
     def mask_logits(self, batch: Packed) -> jax.Array:
         """Returns float32 logits [B, P, V] of the tokens at the places of a batch."""
-        return self._run(self._mask_logits, *batch.arrays)
+        return self._read(self._mask_logits, batch)
 
     def next_probability(self, batch: Packed) -> jax.Array:
         """Returns the probability [B, P] that the second text follows the first, given the [CLS] at each place."""
-        return self._run(self._next_probability, *batch.arrays)
+        return self._read(self._next_probability, batch)
 
     def pooled(self, batch: Packed, poolings: tuple[str, ...] = ("mean",)) -> jax.Array:
         """Returns float32 [B, P, D]: the pooled vector of each row's segment p + 1; see `pooling.pool`."""
-        return self._run(self._pooled(poolings), *batch.arrays)
+        return self._read(self._pooled(poolings), batch)
 
     def vectors(self, batch: Packed) -> jax.Array:
         """Returns float32 [B, P, D]: the vectors of the tokens at the places of a batch."""
-        return self._run(self._vectors, *batch.arrays)
+        return self._read(self._vectors, batch)
 
     def generate(
         self, sources: Sources | None, prompts: Prompts, rows: Sequence[Decoding], keys_B: jax.Array
@@ -101,11 +109,13 @@ class Runner:
             ids = TokenIds.of(config, tokenizer.special, tokenizer.vocab_size)
             self._decoders[shape] = jax.jit(functools.partial(decode.generate, self._model, ids, shape))
         options = row_options(rows, keys_B)
+        if self._has_adapters:
+            options = options._replace(adapter_B=np.full(len(rows), self._adapter, np.int32))
         return self._run(self._decoders[shape], sources, prompts, options)
 
     def encoder_attention(self, *arrays: np.ndarray) -> jax.Array:
         """Returns float32 [N, B, H, L, L], given tokens, segments, positions and token types [B, L]."""
-        return self._run(self._encoder_attention, *arrays)
+        return self._run(self._encoder_attention, self._adapters(arrays[0]), *arrays)
 
     def writer_attention(
         self, source: Sequence[np.ndarray], target: Sequence[np.ndarray]
@@ -117,12 +127,36 @@ class Runner:
         Args:
             source, target: tokens, segments and positions [B, S] and [B, T].
         """
-        return self._run(self._writer_attention, tuple(source), tuple(target))
+        return self._run(self._writer_attention, self._adapters(target[0]), tuple(source), tuple(target))
 
     def _jit(self, compute: Callable[..., Output]) -> Callable[..., Output]:
+        """Compiles a function of the module and arrays. It is called with the adapter of each row, or None."""
         merge = self._model.merge
-        options = sharding.compiler_options()
-        return jax.jit(lambda params, *arrays: compute(merge(params), *arrays), compiler_options=options)
+
+        def run(params: models.Params, adapters_B1: jax.Array | None, *arrays: jax.Array) -> Output:
+            module = merge(params)
+            return compute(module if adapters_B1 is None else choose(module, adapters_B1), *arrays)
+
+        return jax.jit(run, compiler_options=sharding.compiler_options())
+
+    def _packed(self, compute: Callable[..., Output]) -> Callable[..., Output]:
+        """Compiles a function of the module and a batch. It is called with the adapter of each token, or None."""
+        merge = self._model.merge
+
+        def run(params: models.Params, adapters_BL: jax.Array | None, *arrays: jax.Array) -> Output:
+            module = merge(params)
+            if adapters_BL is not None:
+                adapters_BP = jnp.take_along_axis(adapters_BL, arrays[-1], axis=1)
+                module = choose(module, adapters_BL, adapters_BP)
+            return compute(module, *arrays)
+
+        return jax.jit(run, compiler_options=sharding.compiler_options())
+
+    def _adapters(self, tokens_BL: np.ndarray) -> np.ndarray | None:
+        return np.full((len(tokens_BL), 1), self._adapter, np.int32) if self._has_adapters else None
+
+    def _read(self, compiled: Callable[..., Output], batch: Packed) -> Output:
+        return self._run(compiled, batch.adapters_BL if self._has_adapters else None, *batch.arrays)
 
     def _run(self, compiled: Callable[..., Output], *arrays: object) -> Output:
         if self._mesh is not None:

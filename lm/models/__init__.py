@@ -1,12 +1,15 @@
 """The models: one Transformer, whose families are settings of `ModelConfig`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
+from lm import lora
 from lm.config import ModelConfig
+from lm.models import adapters
 from lm.models.decode import Cache, Decoder, Prompts, Sources, make_decoder
 from lm.models.encoder import Encoder
 from lm.models.layers import Execution
@@ -28,8 +31,9 @@ class Model:
         return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(params=key)), nnx.Param))
 
     def merge(self, params: Params) -> Any:
-        """Returns the module with these parameters."""
-        return nnx.merge(self._graph, params)
+        """Returns the module with these parameters, which may hold several adapters; see `lm.models.adapters`."""
+        merge = functools.partial(nnx.merge, self._graph)
+        return adapters.attach(merge, params) if lora.has_several(params) else merge(params)
 
 
 def build(config: ModelConfig, execution: Execution | None = None) -> Model:

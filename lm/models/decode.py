@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.models.adapters import bare, choose
 from lm.models.attention import KeysValues, View, attend_pinned, attend_stored
 from lm.models.layers import Dense, Embedding, Norm
 from lm.models.logits import Logits
@@ -114,6 +115,10 @@ class Decoder:
     weights: jax.Array
     config: ModelConfig = dataclasses.field(metadata={"static": True})
     dtype: str = dataclasses.field(metadata={"static": True})
+
+    def for_rows(self, adapter_B: jax.Array | np.ndarray | None) -> "Decoder":
+        """Returns the decoder whose rows use these adapters; None where the model has none."""
+        return self if adapter_B is None else choose(self, jnp.asarray(adapter_B)[:, None])
 
     def begin(
         self, sources: Sources | None, prompts: Prompts, *, positions: int, num_beams: int, source_length: int = 0
@@ -267,7 +272,7 @@ def _in_columns(layer: Layer, dtype: jax.typing.DTypeLike) -> Layer:
     The key and value kernels of the cross-attention are left out: they multiply all rows of a source.
     """
     memory = layer.memory_attention
-    of_memory = [] if memory is None else [memory.key, memory.value]
+    of_memory = [] if memory is None else [bare(memory.key), bare(memory.value)]
 
     def lay_out(part: Dense | jax.Array) -> Dense | DenseInColumns | jax.Array:
         if not isinstance(part, Dense) or any(part is dense for dense in of_memory):

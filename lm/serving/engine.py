@@ -99,9 +99,9 @@ class Engine:
                     log.warning("%s keeps step %d: %s", name, model.weights.step, error)
                 raise
             if new is not None:
-                model.weights = new
+                model.use(new)
                 self.metrics.reloads.labels(name, "loaded").inc()
-                log.info("%s now has step %d", name, new.step)
+                log.info("%s now has step %d", name, model.weights.step)
             return model.weights.step, new is not None
 
     # ---- The thread ---------------------------------------------------------------------------

@@ -266,6 +266,8 @@ class Lane(Group):
         numbers = np.array([work.number for work in works] + [0] * unused, np.uint32)
         decodings = [work.decoding for work in works] + [Decoding(1)] * unused
         options = row_options(decodings, _keys(seeds, numbers), self._extras)
+        if self._extras.adapters:
+            options = options._replace(adapter_B=np.array([row.adapter for row in rows] + [0] * unused, np.int32))
         # A slot beyond the state: the unused rows are not inserted.
         places = np.array([*slots, *[self.slots] * unused], np.int32)
         if self.lost:

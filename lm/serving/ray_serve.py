@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from lm.cluster.ray_serve import DEPLOYMENT, OUTSTANDING
 from lm.errors import InputError
-from lm.serving.served import Served
+from lm.serving.models import read_models
 from lm.serving.server import make_app, make_service
 from lm.serving.settings import Settings, named_models
 
@@ -77,7 +77,7 @@ class Replica:
                 log.error("%s is not served: %s", path, error)
 
     def _begin(self, models: Sequence[tuple[str, str]]) -> None:
-        service = make_service([Served(name, path, self._settings) for name, path in models], self._settings)
+        service = make_service(read_models(models, self._settings), self._settings)
         service.engine.start()
         while not service.engine.is_ready:
             if service.engine.fault is not None:

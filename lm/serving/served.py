@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 import jax
-import numpy as np
 from etils import epath
 
 from lm import checkpoint, models, sharding
@@ -19,10 +18,11 @@ from lm.inference.options import Decoding, Extras
 from lm.inference.packed import Row
 from lm.inference.predict import Options, Predictor, Reading
 from lm.ops import few_rows
+from lm.serving.adapters import Parts, check_finite, read_adapter
 from lm.serving.attending import Attending
 from lm.serving.lanes import Lane, LaneShape, Readers, make_decoders
 from lm.serving.refusals import Refusal
-from lm.serving.settings import Settings
+from lm.serving.settings import Settings, named_models
 from lm.storage import StorageError
 
 _SHORT_SOURCE = 128  # tokens; longer sources have a lane of their own, since a step reads the whole width of its lane
@@ -42,11 +42,17 @@ class Weights:
         predictor: turns requests into rows, and results into answers.
         readers: the groups of an encoder, by the name of their program; `ATTENTION` alone for a model that writes.
         lanes: the groups of a model that writes; shorter sources first.
+        parts: what the weights are made of.
+        adapter: which of the adapters these are; 0 is the base.
+        adapters: the weights of each adapter of the base. They have the groups of the base, except for `ATTENTION`.
     """
 
     predictor: Predictor
     readers: Mapping[str, Readers]
     lanes: Sequence[Lane]
+    parts: Parts
+    adapter: int = 0
+    adapters: tuple["Weights", ...] = ()
 
     @property
     def step(self) -> int:
@@ -65,6 +71,10 @@ class Weights:
             message = f"this server has no program {reading.name!r}; it has {', '.join(self.readers)}."
             raise Refusal("invalid", message, param="pooling")
         return reading, self.readers[reading.name]
+
+    def own(self, row: Row) -> Row:
+        """Returns a row that is computed with these weights."""
+        return dataclasses.replace(row, adapter=self.adapter) if self.adapter else row
 
     @property
     def attending(self) -> Attending:
@@ -108,15 +118,15 @@ class Served:
         tasks: what it is asked to do and can do.
         longest: the most tokens of an input.
         longest_written: the most tokens that it writes; 0 for an encoder.
-        weights: the newest ones.
         loaded_at: when the first ones were read, in seconds since 1970.
     """
 
     def __init__(self, name: str, path: str, settings: Settings):
-        """Reads the model; compiles nothing.
+        """Reads the model and the adapters of the settings; compiles nothing.
 
         Raises:
-            InputError: there is no such model, it is damaged, can do none of the tasks, or the mesh does not divide it.
+            InputError: there is no such model, it is damaged, can do none of the tasks, or the mesh does not divide it;
+                or an adapter does not belong to it.
         """
         self.name, self.path, self._settings = name, path, settings
         self.loaded_at = time.time()
@@ -124,22 +134,28 @@ class Served:
         self.mesh = _make_mesh(settings.mesh)
         loaded = _limited(load(path, self.mesh), settings.max_input_tokens)
         self._workdir = str(loaded.workdir)
-        config, predictor = loaded.config, Predictor(loaded)
         check_finite(path, loaded.params)
-        wanted = settings.tasks or predict.TASKS
-        if unknown := sorted(set(wanted) - set(predict.TASKS)):
-            raise InputError(f"--tasks has {unknown[0]!r}; accepted: {', '.join(predict.TASKS)}.")
-        self.tasks = tuple(task for task in wanted if predictor.can(task))
-        if not self.tasks:
-            raise InputError(f"{path} can do none of {', '.join(wanted)}; --tasks lists what to serve.")
+        named = named_models(",".join(settings.adapters), "--adapters") if settings.adapters else []
+        parts = Parts(loaded, tuple(read_adapter(path, loaded) for _, path in named))
+        predictors = parts.predictors()
+        self.tasks = able_tasks(path, predictors[0], settings.tasks)
         self.is_encoder = loaded.is_encoder
-        self.longest = config.data.seq_length
-        self.longest_written = 0 if self.is_encoder else self._most_written(predictor)
-        shapes = [] if self.is_encoder else self._lane_shapes(predictor)
-        model = models.build(config.model, models.Execution(dtype=config.train.activations))
+        self.longest = loaded.config.data.seq_length
+        self.longest_written = 0 if self.is_encoder else self._most_written(predictors)
+        shapes = [] if self.is_encoder else self._lane_shapes(predictors)
+        model = models.build(loaded.config.model, models.Execution(dtype=loaded.config.train.activations))
         self._shapes = shapes
         self._decoders = make_decoders(model, [shape.slots * shape.beams for _, shape in shapes], self.mesh)
-        self.weights = self._with(predictor)
+        self._weights = self.make(parts, predictors)
+
+    @property
+    def weights(self) -> Weights:
+        """The newest weights."""
+        return self._weights
+
+    def use(self, weights: Weights) -> None:
+        """Makes weights from `load` the newest ones."""
+        self._weights = weights
 
     @property
     def predictor(self) -> Predictor:
@@ -150,7 +166,7 @@ class Served:
 
         Without `again`, one that was refused before is not read once more. One that the storage did not give is.
 
-        Any thread may call it. The engine then makes the weights the newest ones.
+        Any thread may call it. The engine then passes the weights to `use`.
 
         Raises:
             InputError: it is damaged, has values that are not finite, or belongs to another model.
@@ -160,18 +176,21 @@ class Served:
         if found == (self._workdir, self.weights.step) or (found == self._refused and not again):
             return None
         try:
-            params = self._read(workdir, step)
+            weights = self._read(workdir, step)
         except StorageError:
             raise
         except InputError:
             self._refused = found
             raise
         self._workdir = str(workdir)
-        return self._with(self.predictor.with_params(params, step))
+        return weights
 
-    def _read(self, workdir: epath.PathLike, step: int) -> models.Params:
-        """Returns the parameters of a step, placed as those in use."""
-        old = self.predictor.loaded
+    def _read(self, workdir: epath.PathLike, step: int) -> Weights:
+        """Returns the weights of a step, placed as those in use."""
+        parts = self.weights.parts
+        old = parts.base
+        if parts.adapters:
+            raise InputError(f"{self.name} has adapters, which are those of step {old.step}; start a new server.")
         if checkpoint.read_config(workdir).model != old.config.model:
             raise InputError(f"{workdir} now has another model; start a new server for it.")
         if str(workdir) != self._workdir and load_tokenizer(str(workdir)).fingerprint != old.tokenizer.fingerprint:
@@ -179,7 +198,7 @@ class Served:
         shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)  # noqa: E731
         params = checkpoint.load_params(workdir, step, jax.tree.map(shape, old.params))
         check_finite(f"{workdir}/checkpoints/{step}", params)
-        return params
+        return self.make(dataclasses.replace(parts, base=dataclasses.replace(old, params=params, step=step)))
 
     def warm_up(self) -> None:
         """Compiles every program, by running it once."""
@@ -188,58 +207,88 @@ class Served:
         for lane in self.weights.lanes:
             lane.warm_up()
 
-    def _most_written(self, predictor: Predictor) -> int:
+    def _most_written(self, predictors: Sequence[Predictor]) -> int:
         """Returns how many tokens a request may write."""
-        config = predictor.loaded.config
+        config = predictors[0].loaded.config
         longest = prompts.longest_output(config)
         if self._settings.max_length > longest:
             raise InputError(
                 f"--max_length is {self._settings.max_length}; {self.path} writes at most {longest} tokens."
             )
-        default = predictor.decoding({}).max_length
+        default = max(predictor.decoding({}).max_length for predictor in predictors)
         return self._settings.max_length or min(longest, max(128, default))
 
-    def _lane_shapes(self, predictor: Predictor) -> list[tuple[int, LaneShape]]:
+    def _lane_shapes(self, predictors: Sequence[Predictor]) -> list[tuple[int, LaneShape]]:
         """Returns the shapes of the lanes, each with the length of the shortest source that belongs to it."""
         widths = [_SHORT_SOURCE, self.longest] if self.longest > 2 * _SHORT_SOURCE else [self.longest]
         found = []
-        for beams in sorted({*self._settings.beams, predictor.decoding({}).num_beams}):
+        multiple = predictors[0].runner.multiple
+        for beams in sorted({*self._settings.beams, *(each.decoding({}).num_beams for each in predictors)}):
             shortest, tops = 1, self._settings.top_logprobs if beams == 1 else 0
             for width in widths:
-                slots = _up(max(1, self._settings.slots // beams), predictor.runner.multiple)
+                slots = _up(max(1, self._settings.slots // beams), multiple)
                 found.append((shortest, LaneShape(slots, beams, width, self.longest_written, tops)))
                 shortest = width + 1
         return found
 
-    def _with(self, predictor: Predictor) -> Weights:
-        runner, special = predictor.runner, predictor.loaded.tokenizer.special
-        readers: dict[str, Readers] = {}
-        lanes: list[Lane] = []
-        if self.is_encoder:
-            budget = self._settings.batch_tokens or runner.budget
-            readings = [predictor.reading(task, Options()) for task in self.tasks]
-            programs = {reading.name: (reading.program, reading.tokens_a_place) for reading in readings}
-            if "embed" in self.tasks:
-                programs[VECTORS] = (runner.vectors, 1)
-            packing = {"longest": self.longest, "budget": budget, "multiple": runner.multiple, "pad_id": special.pad}
-            # On CPUs a batch costs what its tokens cost, padding included. `VECTORS` is rarely asked for.
-            is_fine = {name: name != VECTORS and sharding.platform() == "cpu" for name in programs}
-            readers = {
-                name: Readers(program, width, fine=is_fine[name], **packing)
-                for name, (program, width) in programs.items()
-            }
-        else:
-            decoders = self._decoders(predictor.loaded.params)
-            together = _up(_TOGETHER.get(sharding.platform(), _TOGETHER_ON_ACCELERATORS), runner.multiple)
-            for shortest, shape in self._shapes:
-                with sharding.on(self.mesh):
-                    decoder = decoders[few_rows.are_few(shape.slots * shape.beams)]
-                extras = Extras.of([predictor.decoding({})])
-                extras = dataclasses.replace(extras, **dict.fromkeys(self._settings.extra_options, True))
-                if Languages.of(predictor.loaded.tokenizer).ids:  # a request's code is a forced first token
-                    extras = dataclasses.replace(extras, forced=True)
-                lanes.append(Lane(predictor, decoder, shape, extras, shortest=shortest, together=together))
-        return Weights(predictor, {**readers, ATTENTION: Attending(predictor)}, lanes)
+    def make(self, parts: Parts, predictors: Sequence[Predictor] | None = None) -> Weights:
+        """Returns the groups of new weights, whose programs are those of the present ones.
+
+        Args:
+            parts: the base and the adapters.
+            predictors: of the parts, if they exist already.
+        """
+        predictors = predictors or parts.predictors(self.predictor.runner)
+        readers = self._readers(predictors) if self.is_encoder else {}
+        lanes = [] if self.is_encoder else self._lanes(predictors)
+        found = [
+            Weights(each, {**readers, ATTENTION: Attending(each)}, lanes, parts, number)
+            for number, each in enumerate(predictors)
+        ]
+        return dataclasses.replace(found[0], adapters=tuple(found[1:]))
+
+    def _readers(self, predictors: Sequence[Predictor]) -> dict[str, Readers]:
+        runner, special = predictors[0].runner, predictors[0].loaded.tokenizer.special
+        budget = self._settings.batch_tokens or runner.budget
+        wanted = self._settings.tasks or predict.TASKS
+        able = [(each, task) for each in predictors for task in wanted if each.can(task)]
+        readings = [predictor.reading(task, Options()) for predictor, task in able]
+        programs = {reading.name: (reading.program, reading.tokens_a_place) for reading in readings}
+        if any(task == "embed" for _, task in able):
+            programs[VECTORS] = (runner.vectors, 1)
+        packing = {"longest": self.longest, "budget": budget, "multiple": runner.multiple, "pad_id": special.pad}
+        # On CPUs a batch costs what its tokens cost, padding included. `VECTORS` is rarely asked for.
+        is_fine = {name: name != VECTORS and sharding.platform() == "cpu" for name in programs}
+        return {
+            name: Readers(program, width, fine=is_fine[name], **packing) for name, (program, width) in programs.items()
+        }
+
+    def _lanes(self, predictors: Sequence[Predictor]) -> list[Lane]:
+        base = predictors[0]
+        decoders = self._decoders(base.loaded.params)
+        together = _up(_TOGETHER.get(sharding.platform(), _TOGETHER_ON_ACCELERATORS), base.runner.multiple)
+        extras = Extras.of([each.decoding({}) for each in predictors])
+        extras = dataclasses.replace(extras, **dict.fromkeys(self._settings.extra_options, True))
+        if Languages.of(base.loaded.tokenizer).ids:  # a request's code is a forced first token
+            extras = dataclasses.replace(extras, forced=True)
+        extras = dataclasses.replace(extras, adapters=len(predictors) > 1)
+        lanes = []
+        for shortest, shape in self._shapes:
+            with sharding.on(self.mesh):
+                decoder = decoders[few_rows.are_few(shape.slots * shape.beams)]
+            lanes.append(Lane(base, decoder, shape, extras, shortest=shortest, together=together))
+        return lanes
+
+
+def able_tasks(path: str, predictor: Predictor, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Returns the tasks that a model is asked to do and can do."""
+    wanted = wanted or predict.TASKS
+    if unknown := sorted(set(wanted) - set(predict.TASKS)):
+        raise InputError(f"--tasks has {unknown[0]!r}; accepted: {', '.join(predict.TASKS)}.")
+    found = tuple(task for task in wanted if predictor.can(task))
+    if not found:
+        raise InputError(f"{path} can do none of {', '.join(wanted)}; --tasks lists what to serve.")
+    return found
 
 
 def _make_mesh(config: MeshConfig | None) -> jax.sharding.Mesh | None:
@@ -263,14 +312,3 @@ def _limited(loaded: Loaded, tokens: int) -> Loaded:
         return loaded
     config = dataclasses.replace(loaded.config, data=dataclasses.replace(data, seq_length=tokens))
     return dataclasses.replace(loaded, config=config)
-
-
-def check_finite(path: str, params: models.Params) -> None:
-    """Refuses parameters that are not finite.
-
-    Raises:
-        InputError: names the checkpoint.
-    """
-    for leaf in jax.tree.leaves(params):
-        if not np.isfinite(np.asarray(leaf, np.float32)).all():
-            raise InputError(f"{path} has values that are not finite; serve another checkpoint.")

@@ -23,6 +23,7 @@ from lm.serving import completions, explore, openai, openapi, tasks, tei
 from lm.serving.engine import Engine
 from lm.serving.metrics import Metrics
 from lm.serving.middleware import Keys, Observed, error_format
+from lm.serving.models import read_models
 from lm.serving.refusals import Refusal
 from lm.serving.routes import answered, refused
 from lm.serving.scheduler import Limits, Scheduler
@@ -206,7 +207,7 @@ def serve(models: Sequence[tuple[str, str]], settings: Settings, host: str, port
     except OSError as error:
         raise InputError(f"--host={host} --port={port}: {error.strerror}; choose another, or 0 for any port.") from None
     with listening:
-        service = make_service([Served(name, path, settings) for name, path in models], settings)
+        service = make_service(read_models(models, settings), settings)
         server = Server(service, host, port)
         service.engine.start()
         watching = Watcher(service) if settings.watch_seconds else None

@@ -193,7 +193,7 @@ class Service:
         """
         reading, readers = weights.reading("embed", Options(normalize=normalize))
         assert isinstance(reading.prompt, prompts.Embed)
-        outputs = await self.read(request, readers, rows, times)
+        outputs = await self.read(request, weights, readers, rows, times)
         vectors = [reading.prompt.encoder.finish(output[0]) for output in outputs]
         width = len(vectors[0])
         if dimensions is None or dimensions == width:
@@ -209,15 +209,17 @@ class Service:
             Refusal, ClientLeft: there is no answer.
         """
         everywhere = [dataclasses.replace(row, places=np.arange(len(row.tokens), dtype=np.int32)) for row in rows]
-        return await self.read(request, weights.readers[VECTORS], everywhere, times)
+        return await self.read(request, weights, weights.readers[VECTORS], everywhere, times)
 
-    async def read(self, request: Request, readers: Readers, rows: Sequence[Row], times: Times) -> list[np.ndarray]:
+    async def read(
+        self, request: Request, weights: Weights, readers: Readers, rows: Sequence[Row], times: Times
+    ) -> list[np.ndarray]:
         """Returns the outputs at the places of each row; see `Reading.program`.
 
         Raises:
             Refusal, ClientLeft: there is no answer.
         """
-        parts = [readers.split(row) for row in rows]
+        parts = [readers.split(weights.own(row)) for row in rows]
         items = [Item(readers, len(part.tokens), ToRead(part)) for split in parts for part in split]
         found = iter(await self.results(request, items, times))
         return [np.concatenate([next(found) for _ in split]) for split in parts]
@@ -253,7 +255,9 @@ class Service:
             Refusal: the server cannot write it so.
         """
         lane = weights.lane(row, decoding)
-        return Item(lane, len(row.tokens) + decoding.max_length * decoding.num_beams, ToWrite(row, decoding, **how))
+        return Item(
+            lane, len(row.tokens) + decoding.max_length * decoding.num_beams, ToWrite(weights.own(row), decoding, **how)
+        )
 
     # ---- Waiting ----------------------------------------------------------------------------
 

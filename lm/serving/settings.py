@@ -41,6 +41,7 @@ class Settings:
         api_keys: accepted keys; none means that no key is needed.
         cors_origins: origins that a browser may ask from; none by default.
         watch_seconds: how often the workdir is looked at for a new checkpoint; 0 for never.
+        adapters: NAME=PATH of runs with low-rank adapters over the one model that is served.
         mesh: the devices that hold each model; None is one device. `tensor` splits the model, `data` the sequences.
     """
 
@@ -63,6 +64,7 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     watch_seconds: float = 0.0
+    adapters: tuple[str, ...] = ()
     mesh: MeshConfig | None = None
 
     @classmethod
@@ -77,7 +79,7 @@ class Settings:
             raise InputError(f"--beams is {','.join(given['beams'])!r}; accepted: numbers from 1 on, such as 1,4.")
         if unknown := sorted(set(given["extra_options"]) - set(EXTRA_OPTIONS)):
             raise InputError(f"--extra_options has {unknown[0]!r}; accepted: {', '.join(EXTRA_OPTIONS)}.")
-        lists = {name: tuple(given[name]) for name in ("tasks", "extra_options", "cors_origins")}
+        lists = {name: tuple(given[name]) for name in ("tasks", "extra_options", "cors_origins", "adapters")}
         mesh = _mesh(given.get("mesh", ()))
         return cls(**{**given, **lists, "beams": beams, "api_keys": api_keys, "mesh": mesh})
 
@@ -102,7 +104,7 @@ def _mesh(axes: Sequence[str]) -> MeshConfig | None:
     return config
 
 
-def named_models(checkpoints: str) -> list[tuple[str, str]]:
+def named_models(checkpoints: str, flag: str = "--checkpoint") -> list[tuple[str, str]]:
     """Returns the name and path of each model of `PATH`, or of `NAME=PATH,NAME=PATH`.
 
     A model without a name is called by the last part of its path that is no step. `~` and environment variables in
@@ -118,10 +120,10 @@ def named_models(checkpoints: str) -> list[tuple[str, str]]:
             path = part
             name = path.rstrip("/").partition("/checkpoints/")[0].rpartition("/")[2]
         if not name or not path:
-            raise InputError(f"--checkpoint has {part!r}; accepted: PATH, or NAME=PATH,NAME=PATH.")
+            raise InputError(f"{flag} has {part!r}; accepted: PATH, or NAME=PATH,NAME=PATH.")
         path = expand(path)
         if name in found:
-            raise InputError(f"--checkpoint has two models named {name!r}; name them apart: NAME=PATH,NAME=PATH.")
+            raise InputError(f"{flag} has two models named {name!r}; name them apart: NAME=PATH,NAME=PATH.")
         found[name] = path
     return list(found.items())
 

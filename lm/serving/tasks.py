@@ -80,7 +80,7 @@ async def _read(
 ) -> Response:
     reading, readers = weights.reading(task, options)
     rows, answers = await _rows(service, reading.prompt, given)
-    outputs = await service.read(request, readers, list(rows.values()), Times())
+    outputs = await service.read(request, weights, readers, list(rows.values()), Times())
     for (index, row), output in zip(rows.items(), outputs, strict=True):
         answers[index] = predict.answer(reading.prompt, row, output)
     return answered({"answers": [answers[index] for index in range(len(given))]})
