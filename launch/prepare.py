@@ -2,6 +2,9 @@
 
 DIR is local, gs://... or s3://...; set data.store to it. A mixture gets a store in DIR for each task. If the command is
 killed, the same command continues.
+
+With --runner=ray the shards are tokenised on a Ray cluster: the one that runs on this machine or that RAY_ADDRESS
+names, or with ray://HOST:PORT another. Every node has to see the corpus and DIR. The store's bytes are the same.
 """
 
 import lm.startup  # noqa: F401
@@ -16,6 +19,7 @@ from lm.errors import InputError
 _config = cli.define_config()
 _out = cli.define_path("out", None, "Folder of the token store.", required=True)
 _workers = flags.DEFINE_integer("workers", None, "Processes; by default one for each core.", lower_bound=1)
+_runner = flags.DEFINE_string("runner", "local", "Where shards are tokenised: local, ray or ray://HOST:PORT.")
 
 
 def main() -> int:
@@ -25,7 +29,8 @@ def main() -> int:
     print(f"preparing {_out.value}", file=sys.stderr, flush=True)
     from lm.data import mixture
 
-    for made in mixture.prepare_stores(config, _out.value, num_workers=_workers.value).values():
+    stores = mixture.prepare_stores(config, _out.value, num_workers=_workers.value, runner=_runner.value)
+    for made in stores.values():
         splits = ", ".join(
             f"{name} {counts['tokens']:,} tokens of {counts['documents']:,} documents"
             for name, counts in made.manifest["splits"].items()

@@ -22,7 +22,11 @@ _OPENED = 512  # parts that a column keeps open
 
 
 def write(path: str, names: Sequence[str], values: np.ndarray) -> ts.WriteFutures:
-    """Starts to write an array [N] to the folder `names` below `path`."""
+    """Starts to write an array [N] to the folder `names` below `path`.
+
+    Each file of the array is written whole, and none is deleted before, if one of that length and type is there: two
+    writers of the same values, of which one is taken for lost, leave the array complete at any time.
+    """
     codecs = [
         {"name": "bytes", "configuration": {"endian": "little"}},
         {"name": "zstd", "configuration": {"level": 1}},
@@ -42,7 +46,11 @@ def write(path: str, names: Sequence[str], values: np.ndarray) -> ts.WriteFuture
             "codecs": [{"name": "sharding_indexed", "configuration": inner}],
         },
     }
-    return ts.open(spec, create=True, delete_existing=True).result().write(values)
+    try:
+        array = ts.open(spec, open=True, create=True).result()
+    except ValueError:  # another length or type, or damaged
+        array = ts.open(spec, create=True, delete_existing=True).result()
+    return array.write(values)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def open_stores(config: Config, folder: str, tokenizer: Tokenizer | None = None)
 
 
 def prepare_stores(
-    config: Config, folder: str, *, num_workers: int | None = None, progress: bool = True
+    config: Config, folder: str, *, num_workers: int | None = None, runner: str = "local", progress: bool = True
 ) -> dict[str, Store]:
     """Makes the token stores of a run, or opens those that are already there.
 
@@ -59,7 +59,7 @@ def prepare_stores(
     Args:
         config: of the run.
         folder: as for `open_stores`.
-        num_workers: as for `prepare.prepare`.
+        num_workers, runner: as for `prepare.prepare`.
         progress: as for `prepare.prepare`.
 
     Returns:
@@ -69,7 +69,7 @@ def prepare_stores(
         InputError: as `prepare.prepare` and `open_stores`.
     """
     if not config.mixture.tasks:
-        return {"": prepare.prepare(config.data, folder, num_workers=num_workers, progress=progress)}
+        return {"": prepare.prepare(config.data, folder, num_workers=num_workers, runner=runner, progress=progress)}
     paths = _paths(config, folder)
     tokenizer = tokenizers.load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
     stores: dict[str, Store] = {}
@@ -83,6 +83,7 @@ def prepare_stores(
             data,
             paths[name],
             num_workers=num_workers,
+            runner=runner,
             progress=progress,
             tokenizer=tokenizer,
             share_tokenizer_with=[] if tokenizer else [other for other in sources.values() if other is not data],

@@ -7,11 +7,13 @@ command does only what is missing. The manifest is written last.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ from tqdm import tqdm
 from lm import lease, storage
 from lm.config import DataConfig
 from lm.config.paths import expand
-from lm.data import corpus, files, store, workers
+from lm.data import corpus, files, ray_workers, store, workers
 from lm.data import tokenizer as tokenizers
 from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, SplitName, read_manifest
 from lm.data.pairs import Pair
@@ -50,6 +52,7 @@ def prepare(
     out: str,
     *,
     num_workers: int | None = None,
+    runner: str = "local",
     progress: bool = True,
     tokenizer: Tokenizer | None = None,
     share_tokenizer_with: Sequence[DataConfig] = (),
@@ -61,7 +64,8 @@ def prepare(
     Args:
         config: names the text, the tokenizer and the held-out fraction.
         out: the store's folder: local, gs://... or s3://....
-        num_workers: processes; by default one for each available core.
+        num_workers: processes; by default one for each available core, of this machine or of the Ray cluster.
+        runner: where shards are tokenised: `local`, or as for `ray_workers.executor`. The store's bytes are the same.
         progress: show a progress bar on stderr.
         tokenizer: used instead of `config.tokenizer`.
         share_tokenizer_with: other corpora that will use the tokenizer. A tokenizer that is trained here learns from
@@ -85,19 +89,15 @@ def prepare(
             f"data.vocab_size is {config.vocab_size}; to train a tokenizer, give {SMALLEST} or more: for 105 special "
             "tokens, 256 bytes and pieces of the text. Or give a data.tokenizer."
         )
-    with lease.hold(out), workers.executor(num_workers or workers.available_cores()) as executor:
+    with lease.hold(out), _executors(runner, num_workers) as (here, executor):
         with workers.announced(f"reading the corpus, data.source={config.source}", progress):
-            shards = corpus.shards(config, executor.map)
+            shards = corpus.shards(config, here.map)
         if not any(True for shard in shards for _ in corpus.read(shard)):
             kind = "pair" if config.pairs else "document"
             raise InputError(f"{files.named(config)} holds no {kind}; give other files.")
-        corpora = [shards, *(corpus.shards(other, executor.map) for other in share_tokenizer_with)]
+        corpora = [shards, *(corpus.shards(other, here.map) for other in share_tokenizer_with)]
         tokenizer = _tokenizer(config, out, settings, corpora, tokenizer, progress)
-        threshold = round(config.heldout_fraction * _HASHES)
-        markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
-        while config.heldout_fraction and (other := _other_threshold(markers, threshold, config)) != threshold:
-            threshold = other
-            markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
+        markers = _write_splits(config, out, shards, tokenizer, executor, progress)
     if not sum(marker["train"]["tokens"] for marker in markers):
         raise InputError(f"{files.named(config)} holds no token; give other files, or another data.tokenizer.")
     _say_share(config, markers)
@@ -140,6 +140,24 @@ def as_prepared(config: DataConfig, given: Collection[str] = ()) -> DataConfig:
     wanted = {name: getattr(config, name) for name in _SETTINGS if f"data.{name}" in given}
     _refuse_changes(config.store, made_with, {**made_with, **wanted})
     return dataclasses.replace(config, **made_with)
+
+
+@contextlib.contextmanager
+def _executors(
+    runner: str, num_workers: int | None
+) -> Iterator[tuple[concurrent.futures.Executor, concurrent.futures.Executor]]:
+    """Starts the workers of this machine, which list the corpus, and those that tokenise it: the same, or Ray's.
+
+    What is installed, and so some corpora, differs between machines.
+    """
+    ray_workers.check(runner)
+    is_local = runner == "local"
+    with workers.executor(num_workers if is_local and num_workers else workers.available_cores()) as here:
+        if is_local:
+            yield here, here
+        else:
+            with ray_workers.executor(runner, num_workers) as there:
+                yield here, there
 
 
 def _refuse_changes(out: str, made_with: Mapping[str, object], wanted: Mapping[str, object]) -> None:
@@ -228,6 +246,23 @@ class _Job(NamedTuple):
     tokenizer_fingerprint: str
 
 
+def _write_splits(
+    config: DataConfig,
+    out: str,
+    shards: list[corpus.Shard],
+    tokenizer: Tokenizer,
+    executor: concurrent.futures.Executor,
+    progress: bool,
+) -> list[Marker]:
+    """Tokenises the shards, again where that left a split empty; returns the markers of all shards, in order."""
+    threshold = round(config.heldout_fraction * _HASHES)
+    markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
+    while config.heldout_fraction and (other := _other_threshold(markers, threshold, config)) != threshold:
+        threshold = other
+        markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
+    return markers
+
+
 def _write_shards(
     out: str,
     shards: list[corpus.Shard],
@@ -294,7 +329,10 @@ def _write_shard(job: _Job) -> Marker:
 def _load_tokenizer(out: str, name: str, fingerprint: str) -> Tokenizer:
     (model,) = store.read_keys(out, [name])
     if model is None:
-        raise RuntimeError(f"{out}/{name} vanished while the store was being made.")
+        raise InputError(
+            f"{out}/{name} is not seen on {socket.gethostname()}; every node has to see the store: give gs://..., "
+            "s3://... or a folder that the nodes share."
+        )
     tokenizer = tokenizers.load(model, name)
     assert tokenizer.fingerprint == fingerprint, "the tokenizer changed while the store was being made"
     return tokenizer
