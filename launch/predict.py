@@ -4,6 +4,8 @@ Each line is a request: plain text, or a JSON object. The object has "text" and 
 --task=answer it has "question" and "context". Each answer is a line of JSON, in the order of the requests, and is
 written as soon as it is ready. A request that cannot be answered gets {"error": ...}; the others are still answered.
 --attention=FILE.png draws the attention weights of the first request.
+
+With --runner, or of *.parquet, files with requests become a folder of Parquet, here or on Ray: see launch/README.md.
 """
 
 import lm.startup
@@ -25,9 +27,7 @@ _output = cli.define_path("output", "-", "File for the answers; - writes to stan
 # As in lm.data.sentence_encoder, which takes a second to import.
 _POOLINGS = ["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 _OPTIONS = {
-    "pooling": flags.DEFINE_enum(
-        "pooling", None, _POOLINGS, "embed: default: that of an imported sentence encoder, else mean."
-    ),
+    "pooling": flags.DEFINE_enum("pooling", None, _POOLINGS, "embed: default: as the imported encoder, else mean."),
     "normalize": flags.DEFINE_bool("normalize", None, "embed: scale vectors to length one."),
     "prompt": flags.DEFINE_string("prompt", None, "embed: text to put before every text."),
     "prompt_name": flags.DEFINE_string("prompt_name", None, "embed: name of the model's prompt to put before texts."),
@@ -37,14 +37,27 @@ _OPTIONS = {
 }
 _decoding = decoding_flags.define_decoding()
 _attention = cli.define_path("attention", "", "File for a picture of the first request's attention weights.")
-_of = flags.DEFINE_enum(
-    "attention_of", "", ["", "encoder", "decoder", "cross"], "Attention to draw; default: cross, or else encoder."
-)
+_of = flags.DEFINE_enum("attention_of", "", ["", "encoder", "decoder", "cross"], "Default: cross, or else encoder.")
+_runner = flags.DEFINE_string("runner", None, "Write Parquet, on this machine or Ray: local, ray or ray://HOST:PORT.")
+_workers = flags.DEFINE_integer("workers", None, "Models on Ray; default: one for each GPU, or node.", lower_bound=1)
+_id = flags.DEFINE_string("id_field", "id", "With --runner: the column or JSON field that names a request.")
+_text = flags.DEFINE_string("text_field", "text", "With --runner: the column of Parquet that holds the text.")
 _layer = flags.DEFINE_integer("attention_layer", None, "Draw this layer, from 1; default: all layers.")
 _head = flags.DEFINE_integer("attention_head", None, "Draw this head, from 1; default: the mean over heads.")
 
 
+def answer_files() -> None:
+    from lm.inference import dataset, parts, predict  # with jax
+
+    options = predict.Options(**{name: flag.value for name, flag in _OPTIONS.items()}, decoding=_decoding())
+    job = dataset.Job(_checkpoint.value, _task.value, options, parts.Columns(_id.value, _text.value))
+    counts = dataset.answer(job, _input.value, _output.value, _runner.value or "local", _workers.value)
+    print(f"{_output.value}: {counts.requests:,} answers, {counts.errors:,} of them errors; {counts.tokens:,} tokens")
+
+
 def main() -> None:
+    if _runner.value is not None or _input.value.endswith(".parquet"):
+        return answer_files()
     with cli.opened(_input, "rb", sys.stdin.buffer) as lines:
         with workers.announced(f"loading {_checkpoint.value}"):
             model = lm.load(_checkpoint.value)

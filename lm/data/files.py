@@ -29,21 +29,11 @@ def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
     found: list[str] = []
     for part in filter(None, (part.strip() for part in config.path.split(","))):
         part = expand(part)
-        if storage.is_remote(part):
-            files = storage.find(part, suffixes)
-            wanted = f"a file, a glob, or a folder with files ending in {', '.join(suffixes)}"
-        elif os.path.isdir(part):
-            files = sorted(
-                path
-                for path in glob.glob(os.path.join(glob.escape(part), "**", "*"), recursive=True)
-                if os.path.isfile(path) and path.endswith(suffixes)
+        if not (files := matching(part, suffixes)):
+            raise InputError(
+                f"{part!r} matches nothing that can be read as {config.source}; give a file, a glob, or a folder with "
+                f"files ending in {', '.join(suffixes)}."
             )
-            wanted = f"a file ending in {', '.join(suffixes)}"
-        else:
-            files = [part] if os.path.isfile(part) else sorted(filter(os.path.isfile, glob.glob(part, recursive=True)))
-            wanted = "a file, folder or glob"
-        if not files:
-            raise InputError(f"{part!r} matches nothing that can be read as {config.source}; give {wanted}.")
         found += files
     return list(dict.fromkeys(found))
 
@@ -51,6 +41,21 @@ def paths(config: DataConfig, suffixes: tuple[str, ...]) -> list[str]:
 def named(config: DataConfig) -> str:
     """Returns what error messages call a corpus: `'corpus/*.txt', read as text,`. Its path may come from any flag."""
     return f"{config.path!r}, read as {config.source}," if config.path else f"data.source={config.source}"
+
+
+def matching(pattern: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Returns the files that a name, a glob or a folder stands for, sorted.
+
+    Args:
+        pattern: local or on object storage.
+        suffixes: of the files to take from a folder.
+    """
+    if storage.is_remote(pattern):
+        return storage.find(pattern, suffixes)
+    if os.path.isdir(pattern):
+        below = glob.glob(os.path.join(glob.escape(pattern), "**", "*"), recursive=True)
+        return sorted(path for path in below if os.path.isfile(path) and path.endswith(suffixes))
+    return [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
 
 
 def lines(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:

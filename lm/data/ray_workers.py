@@ -161,7 +161,9 @@ def check(runner: str) -> None:
 
 
 @contextlib.contextmanager
-def executor(runner: str, num_workers: int | None, *, whole: bool = False) -> Iterator[concurrent.futures.Executor]:
+def executor(
+    runner: str, num_workers: int | None, *, for_models: bool = False
+) -> Iterator[concurrent.futures.Executor]:
     """Connects to a Ray cluster and starts workers there.
 
     Workers run in the folder of this process where their node has it, with this process's version of `lm`. They are
@@ -171,7 +173,7 @@ def executor(runner: str, num_workers: int | None, *, whole: bool = False) -> It
         runner: `ray`: the cluster of RAY_ADDRESS, or the one that runs on this machine, or a new one here;
             `ray://HOST:PORT`: that cluster, as a client of it.
         num_workers: how many; by default one for each core of the cluster.
-        whole: a worker needs an accelerator. The default is one for each GPU, or without GPUs one for each node.
+        for_models: each worker holds a model. The default is one for each GPU, or without GPUs one for each node.
 
     Raises:
         InputError: Ray is not installed, or the cluster does not answer.
@@ -179,9 +181,9 @@ def executor(runner: str, num_workers: int | None, *, whole: bool = False) -> It
     ray = _import_ray()
     with _connected(ray, runner):
         found: dict[str, float] = ray.cluster_resources()
-        gpus = int(found.get("GPU", 0)) if whole else 0
+        gpus = int(found.get("GPU", 0)) if for_models else 0
         nodes = sum(node["Alive"] for node in ray.nodes())
-        count = num_workers or (gpus or nodes if whole else max(1, int(found.get("CPU", 1))))
+        count = num_workers or (gpus or nodes if for_models else max(1, int(found.get("CPU", 1))))
         actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=0, scheduling_strategy="SPREAD")(_Actor)
         started: list[object] = []
         pool = Pool(functools.partial(_start, ray, actor, started), count)

@@ -83,9 +83,9 @@ def parquet(path: str, fields: Mapping[str, str]) -> Iterator[Record]:
         InputError: pyarrow is not installed, the file cannot be read, or a column is missing, occurs twice or is no
             text; names the file, and the row if one is to blame.
     """
-    arrow = _arrow()
+    arrow = import_arrow("data.source=parquet")
     with contextlib.ExitStack() as stack:
-        with _reading(arrow, path):
+        with reading(arrow, path):
             raw = stack.enter_context(storage.open_file(path))
             file = stack.enter_context(arrow.parquet.ParquetFile(raw))
             names = file.schema_arrow.names
@@ -99,7 +99,7 @@ def parquet(path: str, fields: Mapping[str, str]) -> Iterator[Record]:
         row = 0
         batches = file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(fields.values())))
         while True:
-            with _reading(arrow, path):
+            with reading(arrow, path):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -134,16 +134,21 @@ def _texts(arrow: ModuleType, batch, path: str, first: int, option: str, name: s
         raise
 
 
-def _arrow() -> ModuleType:
+def import_arrow(what: str) -> ModuleType:
+    """Returns pyarrow with its module parquet.
+
+    Raises:
+        InputError: it is not installed; says `what` needs it.
+    """
     try:
         importlib.import_module("pyarrow.parquet")
         return importlib.import_module("pyarrow")
     except ImportError as error:
-        raise InputError("data.source=parquet needs pyarrow; pip install -e '.[parquet]'.") from error
+        raise InputError(f"{what} needs pyarrow; pip install -e '.[parquet]'.") from error
 
 
 @contextlib.contextmanager
-def _reading(arrow: ModuleType, path: str) -> Iterator[None]:
+def reading(arrow: ModuleType, path: str) -> Iterator[None]:
     """Names the file in an error of pyarrow."""
     try:
         yield

@@ -16,7 +16,8 @@ from lm.data.characters import is_blank, without_surrogates
 
 # The tasks of launch/predict.py. An encoder does the reading ones.
 READING = ("fill-mask", "next-sentence", "embed")
-TASKS = (*READING, "generate", "translate", "answer")
+WRITING = ("generate", "translate", "answer")
+TASKS = (*READING, *WRITING)
 
 Request = object  # a string or a mapping; anything else is answered with an error
 Answer = dict[str, Any]

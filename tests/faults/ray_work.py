@@ -1,13 +1,17 @@
-"""Loses a node of Ray in the middle of launch/prepare.py and compares the store with the local runner's, by hand.
+"""Loses a node of Ray in the middle of launch/prepare.py and of launch/predict.py, by hand.
 
 python -m tests.faults.ray_work prepare --megabytes=40
+python -m tests.faults.ray_work embed --texts=1000000
 
-Ray has two nodes on this machine, of one core each. One is killed with its workers when a third of the shards is
-complete. It prints a JSON object.
+Ray has two nodes on this machine, of one core each. `prepare`: a node is killed with its workers when a third of the
+shards is complete; the store is compared with the local runner's. `embed`: the command is killed after a third of the
+parts and given again, and a node is killed after two thirds; the ids are counted, and the first parts compared with the
+local runner's. The encoder has two layers of width 128. Each prints a JSON object.
 """
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -20,8 +24,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil  # pyright: ignore[reportMissingModuleSource]  # comes with ray
+import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]  # of the extra [ray]
 
+from lm.inference import parts
+from tests.benchmarks import embedding
+from tests.benchmarks.turns import apart
+
+COMPARED = 3  # parts
 ROOT = Path(__file__).parents[2]
 
 
@@ -56,6 +66,13 @@ def finished(process: subprocess.Popen) -> float:
     return round(time.monotonic() - begun, 1)
 
 
+def waited(pattern: Path, count: float) -> int:
+    """Waits until there are so many files; returns how many."""
+    while (found := len(glob.glob(str(pattern)))) < count:
+        time.sleep(0.05)
+    return found
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Returns the hash of every file of a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -78,8 +95,7 @@ def prepare(folder: Path, megabytes: int) -> None:
     with two_nodes() as (cluster, kill):
         process = launch("prepare", *flags, f"--out={folder}/ray", "--runner=ray", address=cluster.address)
         wanted = len(list((folder / "local/shards").iterdir()))
-        while (complete := len(list((folder / "ray").glob("shards/*/complete.json")))) < wanted / 3:
-            time.sleep(0.05)
+        complete = waited(folder / "ray/shards/*/complete.json", wanted / 3)
         kill()
         seconds = finished(process)
     found, expected = contents(folder / "ray"), contents(folder / "local")
@@ -87,13 +103,45 @@ def prepare(folder: Path, megabytes: int) -> None:
     print(json.dumps(result | {"equal": found == expected, "seconds_local": alone, "seconds_after_the_kill": seconds}))
 
 
+def embed(folder: Path, texts: int) -> None:
+    apart(embedding.make_small, folder)
+    embedding.write_texts(folder / "all.parquet", texts)
+    rows = pq.read_table(folder / "all.parquet")
+    pq.write_table(rows.slice(0, COMPARED * parts._ROWS), folder / "first.parquet")
+    total = len(parts.cut(str(folder / "all.parquet")))
+    flags = [f"--checkpoint={folder}/run", "--task=embed", f"--output={folder}/ray", f"--input={folder}/all.parquet"]
+    with two_nodes() as (cluster, kill):
+        begun = time.monotonic()
+        process = launch("predict", *flags, "--runner=ray", address=cluster.address)
+        first = waited(folder / "ray/part-*.parquet", total / 3)
+        process.kill()
+        process.wait()
+        process = launch("predict", *flags, "--runner=ray", address=cluster.address)
+        second = waited(folder / "ray/part-*.parquet", 2 * total / 3)
+        kill()
+        finished(process)
+        seconds = round(time.monotonic() - begun, 1)
+    ids = pq.read_table(folder / "ray", columns=["id"])["id"].to_pylist()
+    finished(launch("predict", *flags[:2], f"--output={folder}/local", f"--input={folder}/first.parquet"))
+    names = [path.name for path in (folder / "local").glob("part-*.parquet")]
+    equal = all((folder / "ray" / name).read_bytes() == (folder / "local" / name).read_bytes() for name in names)
+    result = {"parts": total, "at_the_kill_of_the_command": first, "at_the_kill_of_a_node": second, "seconds": seconds}
+    result |= {"answers": len(ids), "different_ids": len(set(ids)), "complete": ids == list(range(texts))}
+    summary = json.loads((folder / "ray/_summary.json").read_text())
+    print(json.dumps(result | {"parts_compared": len(names), "equal": equal, "summary": summary}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["prepare"])
+    parser.add_argument("part", choices=["prepare", "embed"])
     parser.add_argument("--megabytes", type=int, default=40)
+    parser.add_argument("--texts", type=int, default=1_000_000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), given.megabytes)
+        if given.part == "prepare":
+            prepare(Path(folder), given.megabytes)
+        else:
+            embed(Path(folder), given.texts)
 
 
 if __name__ == "__main__":
