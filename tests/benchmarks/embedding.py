@@ -4,8 +4,8 @@ python -m tests.benchmarks.embedding --texts=4000
 
 Both embed the same short texts of a Parquet file with the same two models: MiniLM, and an encoder of two layers of
 width 128 with random weights and MiniLM's tokenizer. Ours reads the file and writes Parquet; sentence-transformers gets
-the texts in memory, and returns an array. Tokens are counted with [CLS] and [SEP]. On a busy machine tokens a CPU second
-tell more than tokens a second.
+the texts in memory, and returns an array. Tokens are counted with [CLS] and [SEP]. On a busy machine tokens a CPU
+second tell more than tokens a second.
 """
 
 import argparse
@@ -26,11 +26,11 @@ TURNS = 3
 
 
 def short_texts(count: int) -> list[str]:
-    """Returns texts of five to twenty words: pieces of docstrings."""
+    """Returns texts of three to eight words: pieces of docstrings."""
     draw = random.Random(0)
     words = " ".join(docstrings()).split()
-    starts = (draw.randrange(len(words) - 20) for _ in range(count))
-    return [" ".join(words[start : start + draw.randint(5, 20)]) for start in starts]
+    starts = (draw.randrange(len(words) - 8) for _ in range(count))
+    return [" ".join(words[start : start + draw.randint(3, 8)]) for start in starts]
 
 
 def write_texts(path: Path, count: int) -> None:

@@ -1,12 +1,13 @@
 """Loses a node of Ray in the middle of launch/prepare.py and of launch/predict.py, by hand.
 
 python -m tests.faults.ray_work prepare --megabytes=40
-python -m tests.faults.ray_work embed --texts=1000000
+python -m tests.faults.ray_work embed --texts=100000
+python -m tests.faults.ray_work embed --texts=1000000 --runner=local
 
 Ray has two nodes on this machine, of one core each. `prepare`: a node is killed with its workers when a third of the
 shards is complete; the store is compared with the local runner's. `embed`: the command is killed after a third of the
-parts and given again, and a node is killed after two thirds; the ids are counted, and the first parts compared with the
-local runner's. The encoder has two layers of width 128. Each prints a JSON object.
+parts and given again, and on Ray a node is killed after two thirds; the ids are counted, and the first parts compared
+with those of an undisturbed local run. The encoder has two layers of width 128. Each prints a JSON object.
 """
 
 import argparse
@@ -103,31 +104,35 @@ def prepare(folder: Path, megabytes: int) -> None:
     print(json.dumps(result | {"equal": found == expected, "seconds_local": alone, "seconds_after_the_kill": seconds}))
 
 
-def embed(folder: Path, texts: int) -> None:
+def embed(folder: Path, texts: int, runner: str) -> None:
     apart(embedding.make_small, folder)
     embedding.write_texts(folder / "all.parquet", texts)
     rows = pq.read_table(folder / "all.parquet")
     pq.write_table(rows.slice(0, COMPARED * parts._ROWS), folder / "first.parquet")
     total = len(parts.cut(str(folder / "all.parquet")))
-    flags = [f"--checkpoint={folder}/run", "--task=embed", f"--output={folder}/ray", f"--input={folder}/all.parquet"]
-    with two_nodes() as (cluster, kill):
+    flags = [f"--checkpoint={folder}/run", "--task=embed"]
+    found = [*flags, f"--output={folder}/found", f"--input={folder}/all.parquet", f"--runner={runner}"]
+    killed: dict[str, int] = {}
+    with two_nodes() if runner == "ray" else contextlib.nullcontext() as nodes:
+        address = nodes[0].address if nodes else ""
         begun = time.monotonic()
-        process = launch("predict", *flags, "--runner=ray", address=cluster.address)
-        first = waited(folder / "ray/part-*.parquet", total / 3)
+        process = launch("predict", *found, address=address)
+        killed["the command"] = waited(folder / "found/part-*.parquet", total / 3)
         process.kill()
         process.wait()
-        process = launch("predict", *flags, "--runner=ray", address=cluster.address)
-        second = waited(folder / "ray/part-*.parquet", 2 * total / 3)
-        kill()
+        process = launch("predict", *found, address=address)
+        if nodes:
+            killed["a node"] = waited(folder / "found/part-*.parquet", 2 * total / 3)
+            nodes[1]()
         finished(process)
         seconds = round(time.monotonic() - begun, 1)
-    ids = pq.read_table(folder / "ray", columns=["id"])["id"].to_pylist()
-    finished(launch("predict", *flags[:2], f"--output={folder}/local", f"--input={folder}/first.parquet"))
+    ids = pq.read_table(folder / "found", columns=["id"])["id"].to_pylist()
+    finished(launch("predict", *flags, f"--output={folder}/local", f"--input={folder}/first.parquet"))
     names = [path.name for path in (folder / "local").glob("part-*.parquet")]
-    equal = all((folder / "ray" / name).read_bytes() == (folder / "local" / name).read_bytes() for name in names)
-    result = {"parts": total, "at_the_kill_of_the_command": first, "at_the_kill_of_a_node": second, "seconds": seconds}
+    equal = all((folder / "found" / name).read_bytes() == (folder / "local" / name).read_bytes() for name in names)
+    result = {"runner": runner, "parts": total, "parts_complete_at_the_kill_of": killed, "seconds": seconds}
     result |= {"answers": len(ids), "different_ids": len(set(ids)), "complete": ids == list(range(texts))}
-    summary = json.loads((folder / "ray/_summary.json").read_text())
+    summary = json.loads((folder / "found/_summary.json").read_text())
     print(json.dumps(result | {"parts_compared": len(names), "equal": equal, "summary": summary}))
 
 
@@ -135,13 +140,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=["prepare", "embed"])
     parser.add_argument("--megabytes", type=int, default=40)
-    parser.add_argument("--texts", type=int, default=1_000_000)
+    parser.add_argument("--texts", type=int, default=100_000)
+    parser.add_argument("--runner", choices=["local", "ray"], default="ray", help="Of embed.")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.part == "prepare":
             prepare(Path(folder), given.megabytes)
         else:
-            embed(Path(folder), given.texts)
+            embed(Path(folder), given.texts, given.runner)
 
 
 if __name__ == "__main__":
