@@ -35,7 +35,11 @@ def main() -> int:
             f"{name} {counts['tokens']:,} tokens of {counts['documents']:,} documents"
             for name, counts in made.manifest["splits"].items()
         )
-        print(f"{made.path}: {splits}; {made.tokenizer.vocab_size:,} pieces")
+        line = f"{made.path}: {splits}; {made.tokenizer.vocab_size:,} pieces"
+        if removed := made.manifest.get("removed"):
+            line += f"; left out {removed['near_duplicates']:,} near-duplicates"
+            line += f" and {removed['heldout_leaks']:,} leaks of held-out documents (leaks.jsonl)"
+        print(line)
     return cli.EXIT_DONE
 
 

@@ -39,6 +39,10 @@ class DataConfig:
         split_digits: whether the tokenizer to train makes each digit a piece of its own; otherwise frequent numbers
             become pieces too.
         heldout_fraction: the share of documents kept for evaluation.
+        near_duplicates: the Jaccard similarity, 0.5 to 1, from which on documents are near-duplicates. One of several
+            stays, a held-out one if there is one: training documents that are nearly equal to a held-out one are
+            listed in `STORE/leaks.jsonl`. 0.8 leaves out texts of which one word in forty differs, 1 those that
+            differ only in case, spaces and punctuation. 0 leaves nothing out.
         seq_length: tokens in a row, special tokens included. In an encoder-decoder: in a row of the encoder.
         target_length: tokens in a row of an encoder-decoder's decoder.
         begin_with_cls: whether an encoder-decoder's sources and targets begin with [CLS], as BART's do; T5's only
@@ -62,6 +66,7 @@ class DataConfig:
     vocab_size: int = setting(8192, at_least=1)
     split_digits: bool = False
     heldout_fraction: float = setting(0.02, within=(0.0, 0.5))
+    near_duplicates: float = setting(0.0, within=(0.0, 1.0))
     seq_length: int = setting(128, at_least=8)
     target_length: int = setting(128, at_least=4)
     begin_with_cls: bool = False
@@ -91,5 +96,10 @@ class DataConfig:
                     f"data.{name} is {value!r}, but data.source={self.source} does not read it; leave it "
                     f"{repr(default) if default else 'empty'}, or set data.source to {' or '.join(sources)}."
                 )
+        if 0 < self.near_duplicates < 0.5:
+            raise InputError(
+                f"data.near_duplicates is {self.near_duplicates}; accepted: a similarity from 0.5 to 1, such as 0.8, "
+                "or 0 to leave nothing out."
+            )
         if self.source == "gettext" and not self.languages:
             raise InputError("data.languages is empty; data.source=gettext needs target languages, such as 'de,zh_CN'.")

@@ -25,6 +25,8 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
+
 from lm import storage
 from lm.config import DataConfig
 from lm.data import catalogues, dates, docs_questions, files, records
@@ -60,6 +62,7 @@ class Shard:
         field, target_field: the JSON or Parquet fields.
         texts: the documents or pairs themselves, where they are not read from lines or records of files.
         size: bytes to read (characters for `texts`), for the progress bar.
+        left_out: int64 [any], ascending, the numbers of the documents that `read` leaves out; None for none.
     """
 
     source: str
@@ -70,12 +73,15 @@ class Shard:
     target_field: str = ""
     texts: tuple[str | Pair, ...] = ()
     size: int = 0
+    left_out: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
     def digest(self) -> str:
         """Returns a hash of the files, sizes or texts that the shard names."""
         fields = [self.source, self.files, self.start, self.stop, self.field, self.size, self.texts]
         if self.target_field:
             fields.append(self.target_field)
+        if self.left_out is not None:
+            fields.append(self.left_out.tolist())
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
@@ -117,6 +123,26 @@ def read(shard: Shard, on_null: Callable[[], object] = lambda: None) -> Iterator
     Raises:
         InputError: a file cannot be read; the message names file and line.
     """
+    found = _read_all(shard, on_null)
+    if shard.left_out is None:
+        yield from found
+        return
+    bounds = iter([*shard.left_out.tolist(), -1])
+    following = next(bounds)
+    for number, document in enumerate(found):
+        if number == following:
+            following = next(bounds)
+        else:
+            yield document
+
+
+def split_hash(document: str | Pair) -> int:
+    """Returns 64 bits of a text, or of the group of a pair. So its split does not depend on how the corpus is cut."""
+    text = document if isinstance(document, str) else document.group or document.source
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _read_all(shard: Shard, on_null: Callable[[], object]) -> Iterator[str | Pair]:
     if shard.texts:
         yield from shard.texts
         return

@@ -17,6 +17,13 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 Counts = dict[str, int]  # of documents, sentences and tokens
 
 
+class Removed(TypedDict):
+    """How many documents were left out because others are nearly equal: of held-out documents, and of all others."""
+
+    near_duplicates: int
+    heldout_leaks: int
+
+
 class Marker(TypedDict):
     """What is known of a complete shard.
 
@@ -63,6 +70,7 @@ class Manifest(TypedDict):
     splits: dict[SplitName, Counts]
     most_frequent_token: MostFrequent
     skipped: NotRequired[int]
+    removed: NotRequired[Removed]  # with data.near_duplicates
     shards: list[int] | list[dict[SplitName, Counts]]
     blocks: NotRequired[dict[SplitName, str]]
 

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from lm import lease, storage
 from lm.config import DataConfig
 from lm.config.paths import expand
-from lm.data import corpus, files, ray_workers, store, workers
+from lm.data import corpus, files, near_duplicates, ray_workers, store, workers
 from lm.data import tokenizer as tokenizers
-from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, SplitName, read_manifest
+from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, Removed, SplitName, read_manifest
 from lm.data.pairs import Pair
 from lm.data.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SMALLEST, SentencePiece
 from lm.data.sentences import sentences
@@ -37,7 +37,7 @@ from lm.errors import InputError
 # The settings that decide the content of a store. A store made with other values is refused.
 _SETTINGS = (
     *("source", "path", "field", "target_field", "languages"),
-    *("tokenizer", "tokenizer_kind", "vocab_size", "split_digits", "heldout_fraction"),
+    *("tokenizer", "tokenizer_kind", "vocab_size", "split_digits", "heldout_fraction", "near_duplicates"),
 )
 _IN_PROGRESS = "preparing.json"
 _BATCH_CHARACTERS = 1 << 20  # encoded at once; limits the memory of a worker
@@ -78,6 +78,8 @@ def prepare(
         InputError: the corpus cannot be read or is too small; `out` is in use, or holds a store with other settings.
     """
     settings: dict[str, object] = {name: getattr(config, name) for name in _SETTINGS}
+    if not config.near_duplicates:
+        del settings["near_duplicates"]  # as in stores that are older than it
     if tokenizer:
         settings["tokenizer"] = tokenizer.fingerprint
     manifest = read_manifest(out)
@@ -97,14 +99,14 @@ def prepare(
             raise InputError(f"{files.named(config)} holds no {kind}; give other files.")
         corpora = [shards, *(corpus.shards(other, here.map) for other in share_tokenizer_with)]
         tokenizer = _tokenizer(config, out, settings, corpora, tokenizer, progress)
-        markers = _write_splits(config, out, shards, tokenizer, executor, progress)
+        markers, removed = _write_splits(config, out, shards, tokenizer, executor, progress)
     if not sum(marker["train"]["tokens"] for marker in markers):
         raise InputError(f"{files.named(config)} holds no token; give other files, or another data.tokenizer.")
     _say_share(config, markers)
     if skipped := sum(marker.get("skipped", 0) for marker in markers):
         fields = " or ".join(f"data.{name}" for name in ("field", "target_field") if getattr(config, name))
         print(f"left out {skipped:,} records whose {fields} is null", file=sys.stderr, flush=True)
-    store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers)
+    store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers, removed)
     return store.Store.open(out)
 
 
@@ -161,7 +163,8 @@ def _executors(
 
 
 def _refuse_changes(out: str, made_with: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    made_with = {**dataclasses.asdict(DataConfig()), **made_with}  # a setting that is newer than the store: its default
+    defaults = dataclasses.asdict(DataConfig())  # for a setting that is newer than the store
+    made_with, wanted = {**defaults, **made_with}, {**defaults, **wanted}
     differ = [name for name in _SETTINGS if made_with[name] != wanted[name]]
     changes = [f"data.{name} ({made_with[name]!r} -> {wanted[name]!r})" for name in differ]
     back = [shlex.quote(f"--config.data.{name}={made_with[name]}") for name in differ]
@@ -253,14 +256,24 @@ def _write_splits(
     tokenizer: Tokenizer,
     executor: concurrent.futures.Executor,
     progress: bool,
-) -> list[Marker]:
-    """Tokenises the shards, again where that left a split empty; returns the markers of all shards, in order."""
+) -> tuple[list[Marker], Removed | None]:
+    """Tokenises the shards, again where that left a split empty; returns their markers, and what was left out."""
     threshold = round(config.heldout_fraction * _HASHES)
+    found = None
+    if config.near_duplicates:
+        size = sum(shard.size for shard in shards)
+        with workers.announced(f"looking for near-duplicates in {size:,} bytes", progress):
+            found = near_duplicates.find(config.near_duplicates, out, shards, executor.map)
+        shards = found.kept()
     markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
     while config.heldout_fraction and (other := _other_threshold(markers, threshold, config)) != threshold:
         threshold = other
         markers = _write_shards(out, shards, tokenizer, threshold, executor, progress)
-    return markers
+    if found is None:
+        return markers, None
+    removed = found.report(out, threshold, executor.map)
+    near_duplicates.forget(out)
+    return markers, removed
 
 
 def _write_shards(
@@ -314,7 +327,7 @@ def _write_shard(job: _Job) -> Marker:
     for batch in _batches_of(corpus.read(job.shard, lambda: nulls.append(None))):
         segmented: dict[SplitName, list[list[str]]] = {split: [] for split in SPLITS}
         for document in batch:
-            hashes.append(_hash(document))
+            hashes.append(corpus.split_hash(document))
             segmented["heldout" if hashes[-1] < job.threshold else "train"].append(_segments(document))
         for split, found in segmented.items():
             parts[split].append(_encode(tokenizer, found))
@@ -381,12 +394,6 @@ def _concatenate(texts: list[store.Text]) -> store.Text:
 
 
 # --- held-out split
-
-
-def _hash(document: str | Pair) -> int:
-    """Returns 64 bits of a text, or of the group of a pair. So its split does not depend on how the corpus is cut."""
-    text = document if isinstance(document, str) else document.group or document.source
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _other_threshold(markers: list[Marker], threshold: int, config: DataConfig) -> int:

@@ -27,7 +27,17 @@ import numpy as np
 from lm.data import arrays
 from lm.data import tokenizer as tokenizers
 from lm.data.arrays import Column
-from lm.data.manifest import FORMAT_VERSION, MANIFEST, SPLITS, Counts, Manifest, Marker, SplitName, read_manifest
+from lm.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SPLITS,
+    Counts,
+    Manifest,
+    Marker,
+    Removed,
+    SplitName,
+    read_manifest,
+)
 from lm.data.pairs import Pair
 from lm.data.split import DOCUMENTS, MEMORY_LIMIT, SENTENCES, TOKENS, Split
 from lm.data.tokenizer import Tokenizer
@@ -145,6 +155,7 @@ def finish(
     kind: str,
     settings: Mapping[str, object],
     markers: Sequence[Marker],
+    removed: Removed | None = None,
 ) -> None:
     """Writes the manifest, which makes the store complete.
 
@@ -154,6 +165,7 @@ def finish(
         kind: `documents`, or `pairs`: documents of two sentences, source and target.
         settings: those that decide the store's content. They are compared when the store is prepared again.
         markers: of every shard, in order.
+        removed: how many near-duplicates were left out; None where none were looked for.
     """
     counts = _token_counts(path, len(markers))
     total = int(counts.sum())
@@ -181,6 +193,8 @@ def finish(
         "shards": [sum(marker[split]["tokens"] for split in SPLITS) for marker in markers],
         "blocks": {split: _packed([marker["blocks"][split] for marker in markers]) for split in SPLITS},
     }
+    if removed is not None:
+        manifest["removed"] = removed
     write_key(path, MANIFEST, (json.dumps(manifest, ensure_ascii=False) + "\n").encode())
 
 

@@ -1,5 +1,8 @@
 """How fast text becomes a store and a store becomes batches, in tokens a second on one core; and the padding.
 
+Beside it, how fast near-duplicates are looked for: megabytes of text a second for the keys, documents a second and
+bytes of memory a document for the comparison.
+
     python -m tests.benchmarks.data_path --store=runs/benchmark/store
 
 The corpus is the embedded one. Writing is timed from a .jsonl file of its documents, with the tokenizer given and
@@ -8,6 +11,7 @@ CPU seconds are this process's; on a busy machine they tell more than the wall's
 """
 
 import json
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +23,10 @@ from absl import flags
 
 from lm import cli, tasks
 from lm.config import DataConfig, ObjectiveConfig
-from lm.data import batches, corpus, prepare
+from lm.data import batches, corpus, minhash, near_duplicates, prepare
 
 _store = flags.DEFINE_string("store", "runs/benchmark/store", "Token store of the embedded corpus; made if missing.")
+_documents = flags.DEFINE_integer("documents", 10_000_000, "Random documents to compare.", lower_bound=1)
 _steps = flags.DEFINE_integer("steps", 200, "Batches to build.", lower_bound=1)
 
 
@@ -53,6 +58,31 @@ def measure_writing(config: DataConfig) -> None:
         report("write the store", store.train.num_tokens + store.heldout.num_tokens, took)
 
 
+def measure_near_duplicates(config: DataConfig, tokens: int) -> None:
+    """Computes the keys of the whole corpus at a threshold of 0.8, then compares millions of random keys."""
+    bands, rows = minhash.banding(0.8)
+    texts = [document for document in corpus.documents(config) if isinstance(document, str)]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    keys, took = timed(lambda: minhash.keys(texts, bands, rows))
+    hashes = np.array([corpus.split_hash(text) for text in texts], np.uint64)
+    left_out = float((near_duplicates.originals(hashes, keys) != np.arange(len(texts))).mean())
+    megabytes_per_cpu_second = round(megabytes / took["cpu_seconds"], 1)
+    report("keys", tokens, took, megabytes_per_cpu_second=megabytes_per_cpu_second, left_out=round(left_out, 4))
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 1 << 63, _documents.value).astype(np.uint64)
+    of_bands = (rng.integers(0, 1 << 63, len(hashes)).astype(np.uint64) for _ in range(bands))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _, took = timed(lambda: near_duplicates.originals(hashes, of_bands))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    figures = {
+        "what": "compare random keys",
+        "documents": len(hashes),
+        "documents_per_cpu_second": round(len(hashes) / took["cpu_seconds"]),
+        "bytes_a_document": round((peak - before) / len(hashes)),
+    }
+    print(json.dumps(figures), flush=True)
+
+
 def settings() -> Iterator[tuple[str, int, int, ObjectiveConfig]]:
     for length, segments in ((128, 8), (512, 16)):
         yield "NSP pairs", length, segments, ObjectiveConfig(nsp=True)
@@ -62,6 +92,7 @@ def settings() -> Iterator[tuple[str, int, int, ObjectiveConfig]]:
 def main() -> None:
     config = DataConfig(vocab_size=8192)
     store = prepare.prepare(config, _store.value)
+    measure_near_duplicates(config, store.train.num_tokens + store.heldout.num_tokens)
     measure_writing(config)
     for name, length, segments, objective in settings():
         data = DataConfig(seq_length=length, max_segments=segments, batch_size=32 * 128 // length * 8)

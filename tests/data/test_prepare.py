@@ -212,6 +212,7 @@ def test_an_error_in_a_worker_process_reaches_the_user(tmp_path: Path):
 
 def test_launch_script_prints_one_line(tmp_path: Path, data_config: DataConfig):
     fields = {name: value for name, value in dataclasses.asdict(data_config).items() if name != "batch_size"}
+    fields["near_duplicates"] = 1.0
     (tmp_path / "config.py").write_text(
         f"from lm.config import Config, DataConfig\ndef get_config(): return Config(data=DataConfig(**{fields!r}))\n"
     )
@@ -222,4 +223,4 @@ def test_launch_script_prints_one_line(tmp_path: Path, data_config: DataConfig):
     assert process.returncode == 0, process.stderr
     (line,) = process.stdout.splitlines()
     assert line.startswith(f"{tmp_path}/store: train ")
-    assert line.endswith(" pieces")
+    assert line.endswith(" pieces; left out 0 near-duplicates and 0 leaks of held-out documents (leaks.jsonl)")
