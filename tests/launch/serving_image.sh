@@ -23,7 +23,7 @@ rm "$work/base.tar"
 
 echo "== Build"
 store bud --isolation=chroot --pull-never --build-arg=BASE=localhost/base "$@" \
-  --layers --file=launch/Dockerfile --target=serving --tag=serve .
+  --file=launch/Dockerfile --target=serving --tag=serve .
 container="$(store from --pull-never serve)"
 root="$(store mount "$container")"
 echo "packages: $(du -sm "$root/opt/lm" | cut -f1) MB, code: $(du -sm "$root/lm" | cut -f1) MB," \
