@@ -1,157 +1,303 @@
-"""What a running Ray Serve does under load, by hand: elasticity, new checkpoints, lost replicas.
+"""What a model that Ray serves does under load, by hand: elasticity, new checkpoints, lost replicas and nodes.
 
-python launch/cluster/ray_serve.py serve --checkpoint=A --max_replicas=4 --min_replicas=2 -- --tasks=embed
-python -m tests.faults.ray_serve --checkpoint=A --other=B --damaged=C --rate=5
+python -m tests.faults.ray_serve --checkpoint=A --other=B --damaged=C [--only=trace,...] [--times=10] [--rate=5]
 
-A, B and C are workdirs of one model; B has other weights, C is damaged. It prints a JSON object for each part. A
-request that fails is sent once more; both numbers are printed.
+A, B and C are workdirs of one model that embeds; B has other weights, and C is damaged. It runs in an environment with
+the extras [ray,serve], starts a cluster of two nodes on this machine, and ends it. `trace` and `noisy` happen once. The
+others happen `--times` times, each under a load of `--seconds`. A request that fails is sent once more, half a second
+later; both numbers are printed. `--record=FILE` writes what `trace` saw, for tests.faults.fleet.
 """
 
-import argparse
 import asyncio
-import contextlib
+import collections
 import dataclasses
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import httpx
 import numpy as np
-import yaml
+from absl import app, flags
 
-ROOT = Path(__file__).parents[2]
-TEXTS = ["one text about Python", "another text, which is a little longer than the first one"] * 4
+from tests.benchmarks import serving_load
+from tests.faults.ray_cluster import PORT, Cluster
+
+_checkpoint = flags.DEFINE_string("checkpoint", None, "Workdir.", required=True)
+_other = flags.DEFINE_string("other", None, "Workdir with other weights.", required=True)
+_damaged = flags.DEFINE_string("damaged", None, "Workdir that cannot be read.", required=True)
+_only = flags.DEFINE_list("only", None, "Names of the parts, by default all.")
+_times = flags.DEFINE_integer("times", 10, "How often each fault strikes.", lower_bound=1)
+_rate = flags.DEFINE_float("rate", 5.0, "Requests a second, before it triples.")
+_seconds = flags.DEFINE_float("seconds", 8.0, "Of the load around a fault.")
+_trace_seconds = flags.DEFINE_float("trace_seconds", 60.0, "Of each of the five pieces of the trace.")
+_texts = flags.DEFINE_integer("texts", 16, "Of a request.")
+_batch_tokens = flags.DEFINE_integer("batch_tokens", 257, "Of a replica's batch.")
+_target = flags.DEFINE_integer("outstanding_tokens", 400, "Of a replica, that call for one more.")
+_up = flags.DEFINE_float("upscale_delay", 5.0, "Seconds that the wish for more has to last.")
+_down = flags.DEFINE_float("downscale_delay", 30.0, "Seconds that the wish for fewer has to last.")
+_cpu_limit = flags.DEFINE_float("cpu_limit", 0.0, "Cores of a replica that runs; 0: no limit. Needs cgroup v1.")
+_record = flags.DEFINE_string("record", "", "File for what the trace saw.")
+_seed = flags.DEFINE_integer("seed", 0, "Of the moments of requests.")
+
+MOST = 4  # replicas
+PAUSE = 0.5  # seconds before a failed request is sent again
+WORDS = ("one text about Python", "another text, which is a little longer than the first one")
+BODIES = 8  # different requests
+NEAR = 2e-3  # between two computations of one vector; two checkpoints differ by far more
 
 
 @dataclasses.dataclass
-class Tally:
-    """What happened to the requests of a part."""
+class Request:
+    """What happened to a request; times are seconds from the start of the load."""
 
-    latencies: list[float] = dataclasses.field(default_factory=list)
-    answers: set[str] = dataclasses.field(default_factory=set)
-    refused: int = 0
-    failed_once: int = 0
-    failed: int = 0
-    replicas: list[int] = dataclasses.field(default_factory=list)
-
-    def line(self, part: str) -> str:
-        found = np.array(self.latencies or [np.nan])
-        turns = np.sign(np.diff(self.replicas)) if len(self.replicas) > 1 else np.zeros(1)
-        moves = turns[turns != 0]
-        return json.dumps(
-            {
-                "part": part,
-                "answered": len(self.latencies),
-                "refused_429": self.refused,
-                "failed_without_retry": self.failed_once,
-                "failed_with_one_retry": self.failed,
-                "p50": round(float(np.quantile(found, 0.5)), 3),
-                "p99": round(float(np.quantile(found, 0.99)), 3),
-                "different_answers": len(self.answers),
-                "replicas": [n for i, n in enumerate(self.replicas) if i == 0 or n != self.replicas[i - 1]],
-                "turns": int((np.diff(moves) != 0).sum()),
-            }
-        )
+    sent: float
+    latency: float = float("nan")
+    refused: bool = False
+    failures: int = 0
+    version: str = ""
 
 
 class Load:
-    """Sends requests at random moments, however many are unanswered."""
+    """Sends requests at random moments, however many are unanswered, and compares the answers with known ones."""
 
-    def __init__(self, url: str, dashboard: str):
-        self._client = httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=500))
-        self._dashboard = httpx.AsyncClient(base_url=dashboard, timeout=60)
+    def __init__(self, cluster: Cluster):
+        self._cluster, self._random = cluster, random.Random(_seed.value)
+        self._bodies = [
+            {"inputs": [f"{number} {text}" for text in WORDS * (_texts.value // 2)]} for number in range(BODIES)
+        ]
+        self._free: list[serving_load.Client] = []
+        self.known: dict[str, list[np.ndarray]] = {}
+        self.requests: list[Request] = []
+        self.replicas: list[tuple[float, int, int]] = []  # when, how many, and how many of them run
 
-    async def run(self, rates: list[float], seconds: float, tally: Tally) -> None:
-        """Sends for `seconds` at each of the rates, and waits for the answers."""
-        watching = asyncio.create_task(self._watch(tally))
-        tasks = []
-        for rate in rates:
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                tasks.append(asyncio.create_task(self._ask(tally)))
-                await asyncio.sleep(random.expovariate(rate))
-        await asyncio.gather(*tasks)
-        watching.cancel()
+    async def learn(self, version: str) -> None:
+        """Remembers the answers of the checkpoint that is served."""
+        client, vectors = serving_load.Client(PORT), []
+        for body in self._bodies:
+            assert (await client.ask("/embed", body)).status == 200, client.content
+            vectors.append(np.array(json.loads(client.content)))
+        client.close()
+        self.known[version] = vectors
 
-    async def _ask(self, tally: Tally) -> None:
+    async def run(self, pieces: Sequence[tuple[float, float]], strike: Callable[[], object] | None = None) -> object:
+        """Sends at each of the rates for so many seconds, and waits for the answers.
+
+        Args:
+            pieces: requests a second, and seconds.
+            strike: what happens in a thread, after a quarter of the time; its result is returned.
+        """
+        self.requests, self.replicas, ended = [], [], threading.Event()
         begun = time.monotonic()
-        for trial in range(2):
+        watching = threading.Thread(target=self._watch, args=(begun, ended))
+        watching.start()
+        after = sum(seconds for _, seconds in pieces) / 4
+        self.requests, result = await asyncio.gather(self._send(begun, pieces), self._strike(strike, after))
+        ended.set()
+        await asyncio.to_thread(watching.join)
+        return result
+
+    async def _send(self, begun: float, pieces: Sequence[tuple[float, float]]) -> list[Request]:
+        at, asking = 0.0, []
+        for rate, seconds in pieces:
+            end = at + seconds
+            while (at := at + self._random.expovariate(rate)) < end:
+                await asyncio.sleep(max(0.0, begun + at - time.monotonic()))
+                asking.append(asyncio.create_task(self._ask(begun)))
+            at = end
+        return list(await asyncio.gather(*asking))
+
+    async def _strike(self, strike: Callable[[], object] | None, after: float) -> object:
+        await asyncio.sleep(after)
+        return await asyncio.to_thread(strike) if strike else None
+
+    async def _ask(self, begun: float) -> Request:
+        number, found = self._random.randrange(BODIES), Request(time.monotonic() - begun)
+        for _ in range(2):
+            client = self._free.pop() if self._free else serving_load.Client(PORT)
             try:
-                response = await self._client.post("/embed", json={"inputs": TEXTS})
-                status = response.status_code
-            except httpx.HTTPError:
+                status = (await asyncio.wait_for(client.ask("/embed", self._bodies[number]), 120)).status
+            except (OSError, asyncio.IncompleteReadError, TimeoutError):
+                client.close()
                 status = 0
-            if status == 200:
-                tally.latencies.append(time.monotonic() - begun)
-                tally.answers.add(json.dumps([round(x, 3) for x in response.json()[0][:4]]))
-                return
+            self._free.append(client)
             if status == 429:
-                tally.refused += 1
-                return
-            tally.failed_once += trial == 0
-            await asyncio.sleep(0.2)
-        tally.failed += 1
+                return dataclasses.replace(found, refused=True)
+            if status == 200:
+                version = self._version(number, client.content)
+                return dataclasses.replace(found, latency=time.monotonic() - begun - found.sent, version=version)
+            found.failures += 1
+            await asyncio.sleep(PAUSE)
+        return found
 
-    async def replicas(self) -> list[dict]:
-        """The replicas that run, each with its process id."""
-        found = (await self._dashboard.get("/api/serve/applications/")).json()
-        (deployment,) = found["applications"]["lm"]["deployments"].values()
-        return [each for each in deployment["replicas"] if each["state"] == "RUNNING"]
+    def _version(self, number: int, content: bytes) -> str:
+        """Returns the checkpoint that all vectors of an answer come from."""
+        vectors = np.array(json.loads(content))
+        versions = [name for name, known in self.known.items() if np.abs(vectors - known[number]).max() < NEAR]
+        return versions[0] if versions else "of no checkpoint alone"
 
-    async def _watch(self, tally: Tally) -> None:
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                tally.replicas.append(len(await self.replicas()))
-            await asyncio.sleep(1)
+    def _watch(self, begun: float, ended: threading.Event) -> None:
+        while not ended.wait(1.0):
+            states = [replica["state"] for replica in self._cluster.replicas()]
+            self.replicas.append((time.monotonic() - begun, len(states), states.count("RUNNING")))
+
+    # ---- What is printed
+
+    def counts(self) -> dict[str, object]:
+        latencies = [request.latency for request in self.requests if request.version]
+        return {
+            "requests": len(self.requests),
+            "answered": len(latencies),
+            "refused": sum(request.refused for request in self.requests),
+            "failed_without_retry": sum(request.failures > 0 for request in self.requests),
+            "failed": sum(request.failures > 1 for request in self.requests),
+            "p50": round(float(np.quantile(latencies, 0.5)), 3),
+            "p99": round(float(np.quantile(latencies, 0.99)), 3),
+            "answers": dict(collections.Counter(request.version for request in self.requests if request.version)),
+            "load_of_machine": round(os.getloadavg()[0], 1),
+        }
+
+    def path(self) -> list[int]:
+        """Returns the numbers of replicas, one after the other."""
+        numbers = [count for _, count, _ in self.replicas]
+        return [n for place, n in enumerate(numbers) if place == 0 or n != numbers[place - 1]]
+
+    def turns(self) -> int:
+        """Returns how often the number of replicas began to fall after it rose, or the other way round."""
+        moves = np.sign(np.diff(self.path()))
+        return int((np.diff(moves) != 0).sum())
 
 
-def roll(checkpoint: str, config: str) -> None:
-    """Gives the running replicas another checkpoint, as launch/cluster/ray_serve.py roll does."""
-    made = yaml.safe_load(Path(config).read_text())
-    made["applications"][0]["deployments"][0]["user_config"]["checkpoint"] = checkpoint
-    Path(f"{config}.rolled").write_text(yaml.safe_dump(made))
-    subprocess.run(["serve", "deploy", f"{config}.rolled"], check=True, stdout=sys.stderr)
+def show(part: str, found: dict[str, object]) -> None:
+    print(json.dumps({"part": part, **found}), flush=True)
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--dashboard", default="http://127.0.0.1:8265")
-    parser.add_argument("--config", default="serve_config.yaml")
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--other", required=True)
-    parser.add_argument("--damaged", required=True)
-    parser.add_argument("--rate", type=float, default=5.0)
-    parser.add_argument("--seconds", type=float, default=30.0)
-    given = parser.parse_args()
-    load = Load(given.url, given.dashboard)
+# ---- Elasticity
 
-    tally = Tally()
-    await load.run([given.rate, 3 * given.rate, given.rate / 3], given.seconds, tally)
-    print(tally.line("the rate triples and falls back"), flush=True)
 
-    for part, checkpoint in (("another checkpoint", given.other), ("a damaged checkpoint", given.damaged)):
-        tally = Tally()
-        running = asyncio.create_task(load.run([given.rate], given.seconds, tally))
-        await asyncio.sleep(given.seconds / 4)
-        await asyncio.to_thread(roll, checkpoint, given.config)
-        await running
-        print(tally.line(part), flush=True)
-    await asyncio.to_thread(roll, given.checkpoint, given.config)
+async def trace(cluster: Cluster, load: Load) -> None:
+    """The rate triples and falls back."""
+    rates = [_rate.value, 3 * _rate.value, 3 * _rate.value, _rate.value, _rate.value]
+    cluster.serve("serve", _checkpoint.value, *scaling(1, MOST))
+    cluster.wait(1)
+    await load.run([(rate, _trace_seconds.value) for rate in rates])
+    show("the rate triples and falls back", {**load.counts(), "replicas": load.path(), "turns": load.turns()})
+    if _record.value:
+        seen = {"requests": [dataclasses.asdict(each) for each in load.requests], "replicas": load.replicas}
+        Path(_record.value).write_text(json.dumps(seen))
 
-    tally = Tally()
-    running = asyncio.create_task(load.run([given.rate], given.seconds, tally))
-    await asyncio.sleep(given.seconds / 4)
-    victim = (await load.replicas())[0]["pid"]
-    os.kill(victim, signal.SIGKILL)
-    await running
-    print(tally.line("kill -9 of a replica"), flush=True)
+
+async def noisy(cluster: Cluster, load: Load) -> None:
+    """The rate jumps every five seconds, around its mean."""
+    cluster.serve("serve", _checkpoint.value, *scaling(1, MOST))
+    cluster.wait(1)
+    chance, rates = random.Random(_seed.value), []
+    while len(rates) * 5 < 5 * _trace_seconds.value:
+        rates.append(_rate.value * chance.choice((0.2, 0.5, 1.0, 2.0, 4.0)))
+    await load.run([(rate, 5.0) for rate in rates])
+    show("a noisy rate", {**load.counts(), "replicas": load.path(), "turns": load.turns(), "jumps": len(rates)})
+
+
+def scaling(least: int, most: int) -> list[str]:
+    own = [f"--min_replicas={least}", f"--max_replicas={most}", f"--outstanding_tokens={_target.value}"]
+    own += [f"--upscale_delay={_up.value}", f"--downscale_delay={_down.value}"]
+    return [*own, "--", "--tasks=embed", f"--batch_tokens={_batch_tokens.value}"]
+
+
+# ---- Faults: each strikes two replicas, one on each node
+
+
+def kill_replica(cluster: Cluster) -> int:
+    os.kill(random.choice(cluster.running())["pid"], signal.SIGKILL)
+    return 1
+
+
+def kill_node(cluster: Cluster) -> int:
+    lost = cluster.kill_node()
+    time.sleep(_seconds.value / 2)  # the load goes on without the node
+    cluster.add_node()
+    return lost
+
+
+async def strikes(name: str, cluster: Cluster, load: Load) -> None:
+    """Strikes again and again, and prints a row of the table."""
+    what, strike = FAULTS[name]
+    cluster.serve("serve", _checkpoint.value, *scaling(2, 2))
+    cluster.wait(2)
+    totals: collections.Counter[str] = collections.Counter()
+    versions: collections.Counter[str] = collections.Counter()
+    slowest, back = 0.0, []
+    for turn in range(_times.value):
+        checkpoint = {"roll": (_other, _checkpoint)[turn % 2], "damaged": _damaged}.get(name, _checkpoint).value
+
+        def once(checkpoint: str = checkpoint) -> object:
+            if strike is not None:
+                return strike(cluster)
+            return cluster.serve("roll", checkpoint, *scaling(2, 2))
+
+        lost = await load.run([(_rate.value, _seconds.value)], once)
+        back.append(await asyncio.to_thread(cluster.wait, 2))
+        found = load.counts()
+        show(name, {**found, "lost_replicas": lost})
+        if name == "damaged":  # so that the next one is an update again
+            cluster.serve("roll", _checkpoint.value, *scaling(2, 2))
+            cluster.wait(2)
+        slowest = max(slowest, float(str(found["p99"])))
+        totals.update({key: int(str(found[key])) for key in ("requests", "refused", "failed_without_retry", "failed")})
+        versions.update(request.version for request in load.requests if request.version)
+    answers = ", ".join(f"{count} {version}" for version, count in sorted(versions.items()))
+    print(
+        f"| {what} | {_times.value} | {totals['requests']} | {totals['refused']} | {totals['failed_without_retry']} |"
+        f" {totals['failed']} | {slowest:.1f} s | {answers} |",
+        flush=True,
+    )
+
+
+FAULTS: dict[str, tuple[str, Callable[[Cluster], int] | None]] = {
+    "roll": ("Ray: another checkpoint", None),
+    "damaged": ("Ray: a damaged checkpoint", None),
+    "replica": ("Ray: kill -9 of one of two replicas", kill_replica),
+    "node": ("Ray: kill -9 of one of two nodes", kill_node),
+}
+PARTS = ("trace", "noisy", *FAULTS)
+
+
+async def campaign(wanted: Sequence[str], cluster: Cluster) -> None:
+    load = Load(cluster)
+    cluster.serve("serve", _checkpoint.value, *scaling(1, 1))
+    print(f"the first replica started in {cluster.wait(1):.1f} s", flush=True)
+    for version, checkpoint in (("other", _other.value), ("first", _checkpoint.value)):
+        cluster.serve("roll", checkpoint, *scaling(1, 1))
+        cluster.wait(1)
+        await asyncio.sleep(3.0)  # reading it takes a moment in which Ray says nothing yet
+        cluster.wait(1)
+        await load.learn(version)
+    same = [np.abs(one - two).max() < NEAR for one, two in zip(*load.known.values(), strict=True)]
+    assert not any(same), "both checkpoints give the same vectors"
+    for part in wanted:
+        if part in FAULTS:
+            await strikes(part, cluster, load)
+        else:
+            await {"trace": trace, "noisy": noisy}[part](cluster, load)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    wanted = _only.value or list(PARTS)
+    if unknown := set(wanted) - set(PARTS):
+        sys.exit(f"error: --only={','.join(sorted(unknown))}; accepted: {', '.join(PARTS)}.")
+    with tempfile.TemporaryDirectory(prefix="ray-serve-") as folder:
+        cluster = Cluster(Path(folder), _cpu_limit.value)
+        try:
+            asyncio.run(campaign(wanted, cluster))
+        finally:
+            cluster.stop()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    app.run(main)

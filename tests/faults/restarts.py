@@ -1,8 +1,9 @@
 """Restarts and new weights under load: python -m tests.faults.restarts --folder=DIR [--only=rolling,swap]
 
 DIR is that of `tests.benchmarks.serving`. `rolling` needs haproxy: two servers behind a balancer that never tries a
-request twice are restarted in turn by SIGTERM, while clients embed texts and read streams. `swap` replaces the weights
-of a server again and again; every answer has to be that of one set of weights.
+request twice are stopped in turn by SIGTERM and started with another checkpoint, while clients embed texts and read
+streams. Then one after the other is started with a damaged checkpoint, which it refuses. `swap` replaces the weights of
+a server again and again. Every answer has to be that of one set of weights.
 """
 
 import asyncio
@@ -27,16 +28,20 @@ from tests.faults.served import ROOT, Server, report
 
 _folder = flags.DEFINE_string("folder", None, "The models and texts of tests.benchmarks.serving.", required=True)
 _only = flags.DEFINE_list("only", ["rolling", "swap"], "What to do.")
-_rounds = flags.DEFINE_integer("rounds", 1, "How often both servers are restarted.")
+_rounds = flags.DEFINE_integer(
+    "rounds", 1, "How often both servers get another checkpoint; a damaged one twice as often."
+)
 _swaps = flags.DEFINE_integer("swaps", 6, "How often weights are replaced.")
 
 READERS, WRITERS = 4, 2  # clients that embed, and clients that read streams
 DRAIN = 4.0  # seconds
+NEAR = 1e-5  # between two computations of one vector; two checkpoints differ by far more
 BALANCER = """
 defaults
   mode http
   retries 0
   timeout connect 2s
+  timeout check 2s
   timeout client 60s
   timeout server 60s
 frontend all
@@ -73,7 +78,7 @@ class Load:
             try:
                 answer = await client.ask(*next(bodies))
                 self.statuses[answer.status] += 1
-                if keeps:
+                if keeps and answer.status == 200:
                     self.contents.append(client.content)
             except (OSError, asyncio.IncompleteReadError) as error:
                 self.statuses[type(error).__name__] += 1
@@ -92,49 +97,107 @@ class Load:
 
 def rolling(folder: Path, texts: list[str]) -> bool:
     front, *ports = free_ports(3)
-
-    def start(port: int) -> Server:
-        models = ",".join(f"{name}={folder / name}" for name in ("embed", "generate"))
-        flags_ = ("--tasks=embed,generate", "--beams=1", "--max_length=64", f"--compilation_cache={folder / 'cache'}")
-        return Server(models, *flags_, f"--drain_seconds={DRAIN}", port=port)
-
-    servers = [start(port) for port in ports]
-    with tempfile.NamedTemporaryFile("w", suffix=".cfg") as config:
+    with tempfile.TemporaryDirectory() as made, tempfile.NamedTemporaryFile("w", suffix=".cfg") as config:
+        workdirs = make_workdirs(folder, Path(made))
+        servers = [start(folder, workdirs["first"], port) for port in ports]
         config.write(BALANCER.format(front=front, one=ports[0], two=ports[1]))
         config.flush()
         balancer = subprocess.Popen(["haproxy", "-f", config.name], stderr=subprocess.DEVNULL)
         time.sleep(2.0)
-        load, codes, seconds = Load(front), [], []
-
-        async def run() -> None:
-            clients = [load.ask(serving_models.requests("embed", texts)) for _ in range(READERS)]
-            clients += [load.ask(serving_models.requests("generate", texts)) for _ in range(WRITERS)]
-            asking = asyncio.gather(*clients)
-            await asyncio.sleep(3.0)
-            for _, place in itertools.product(range(_rounds.value), range(2)):
-                begun = time.monotonic()
-                codes.append(await asyncio.to_thread(servers[place].stop))
-                servers[place] = await asyncio.to_thread(start, ports[place])
-                seconds.append(round(time.monotonic() - begun, 1))
-                await asyncio.sleep(3.0)
-            load.stop()
-            await asking
-
-        asyncio.run(run())
+        roll = Roll(folder, texts, workdirs, servers, front)
+        asyncio.run(roll.run())
         balancer.terminate()
         balancer.wait()
-    compiled = [server.metrics()["lm_compilations_total"] for server in servers]
-    last = [server.stop() for server in servers]
+        compiled = [server.metrics()["lm_compilations_total"] for server in roll.servers]
+        last = [server.stop() for server in roll.servers]
+    answers, load = roll.answers(), roll.load
     return report(
         "rolling",
         [
             ("requests", load.statuses[200], load.statuses[200] > 50),
             ("failed", load.failures, not load.failures),
-            ("exit codes", codes + last, set(codes + last) == {0}),
-            ("seconds of a restart, draining included", seconds, True),
+            ("answers by checkpoint", dict(answers), set(answers) == {"first", "other"}),
+            ("restarts with another checkpoint", 2 * _rounds.value, True),
+            ("starts with a damaged checkpoint", 2 * _rounds.value, roll.refused == 2 * _rounds.value),
+            ("exit codes", roll.codes + last, set(roll.codes + last) == {0}),
+            ("seconds of a restart, draining included", roll.seconds, True),
             ("programs compiled since the start", compiled, not any(compiled)),
         ],
     )
+
+
+def make_workdirs(folder: Path, made: Path) -> dict[str, Path]:
+    """Returns workdirs of one model: `first`, `other` with other weights, and `damaged`, which has a short file."""
+    workdirs = {name: made / name for name in ("first", "other", "damaged")}
+    for workdir in workdirs.values():
+        shutil.copytree(folder / "embed", workdir)
+    save(folder, workdirs["other"], 1, 1.1)
+    files = [path for path in workdirs["damaged"].rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1000])
+    return workdirs
+
+
+def start(folder: Path, workdir: Path, port: int) -> Server:
+    """Starts a server that embeds and writes."""
+    models = f"embed={workdir},generate={folder / 'tiny'}"
+    flags_ = ("--tasks=embed,generate", "--beams=1", "--max_length=64", f"--compilation_cache={folder / 'cache'}")
+    return Server(models, *flags_, f"--drain_seconds={DRAIN}", port=port)
+
+
+class Roll:
+    """Two servers behind a balancer, which are restarted under load."""
+
+    def __init__(self, folder: Path, texts: list[str], workdirs: dict[str, Path], servers: list[Server], front: int):
+        self._folder, self._texts, self._workdirs, self.servers = folder, texts, workdirs, servers
+        self._asked = {"model": "embed", "input": texts[:6], "encoding_format": "base64"}
+        self.load, self.codes, self.seconds, self.refused = Load(front), [], [], 0
+        self._known: dict[str, np.ndarray] = {}
+
+    async def run(self) -> None:
+        """Rolls to the other checkpoint and back, then tries a damaged one, under load all the time."""
+        bodies = lambda: itertools.repeat(("/v1/embeddings", self._asked))  # noqa: E731
+        clients = [self.load.ask(bodies(), keeps=True) for _ in range(READERS)]
+        clients += [self.load.ask(serving_models.requests("generate", self._texts)) for _ in range(WRITERS)]
+        asking = asyncio.gather(*clients)
+        await self._learn("first", 0)
+        for turn in range(_rounds.value):
+            name = ("other", "first")[turn % 2]
+            for place in range(2):
+                await asyncio.to_thread(self._restart, place, name)
+                await self._learn(name, place)
+                await asyncio.sleep(3.0)
+        for turn in range(2 * _rounds.value):
+            await asyncio.to_thread(self._restart, turn % 2, "damaged", name)
+            await asyncio.sleep(3.0)
+        self.load.stop()
+        await asking
+
+    async def _learn(self, name: str, place: int) -> None:
+        """Remembers what a server answers with this checkpoint."""
+        client = serving_load.Client(self.servers[place].port)
+        await client.ask("/v1/embeddings", self._asked)
+        client.close()
+        self._known.setdefault(name, vectors(client.content))
+
+    def _restart(self, place: int, *names: str) -> None:
+        """Stops a server, and starts it with the first of the checkpoints that it accepts."""
+        begun, port = time.monotonic(), self.servers[place].port
+        self.codes.append(self.servers[place].stop())
+        for name in names:
+            try:
+                self.servers[place] = start(self._folder, self._workdirs[name], port)
+            except SystemExit:
+                self.refused += 1
+        self.seconds.append(round(time.monotonic() - begun, 1))
+
+    def answers(self) -> collections.Counter[str]:
+        """Returns how many answers came from which checkpoint."""
+        found: collections.Counter[str] = collections.Counter()
+        for content in self.load.contents:
+            near = [name for name, known in self._known.items() if np.abs(vectors(content) - known).max() < NEAR]
+            found[near[0] if near else "neither"] += 1
+        return found
 
 
 # ---- New weights --------------------------------------------------------------------------------
@@ -152,6 +215,12 @@ saved = checkpoint.Checkpoints(epath.Path(workdir), CheckpointConfig(asynchronou
 saved.save(int(step), {"params": params, "step": np.int32(step)})
 saved.close()
 """
+
+
+def save(folder: Path, workdir: Path, step: int, factor: float) -> None:
+    """Saves the weights of `embed`, times a factor, as a step of a workdir."""
+    code = [sys.executable, "-c", _SAVE, str(folder / "embed"), str(workdir), str(step), str(factor)]
+    subprocess.run(code, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
 
 
 def swap(folder: Path, texts: list[str]) -> bool:
@@ -173,8 +242,7 @@ def swap(folder: Path, texts: list[str]) -> bool:
         asking = asyncio.gather(*(load.ask(bodies(), keeps=True) for _ in range(READERS)))
         for number in range(1, _swaps.value + 1):
             factor = 1.0 + 0.1 * (number % 2)
-            code = [sys.executable, "-c", _SAVE, str(folder / "embed"), str(workdir), str(number), str(factor)]
-            await asyncio.to_thread(subprocess.run, code, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+            await asyncio.to_thread(save, folder, workdir, number, factor)
             client = serving_load.Client(server.port)
             reloads.append((await client.ask("/admin/reload", {})).status)
             client.close()
@@ -189,7 +257,7 @@ def swap(folder: Path, texts: list[str]) -> bool:
     of: collections.Counter[object] = collections.Counter()
     for content in load.contents:
         found = vectors(content)
-        near = [bool(np.abs(found - each).max() < 1e-5) for each in known]
+        near = [bool(np.abs(found - each).max() < NEAR) for each in known]
         of[near.index(True) if any(near) else "neither"] += 1
     compiled, code = server.metrics()["lm_compilations_total"], server.stop()
     shutil.rmtree(workdir.parent)
