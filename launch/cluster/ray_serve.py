@@ -7,7 +7,8 @@ Without --address it starts Ray here and serves until Ctrl-C. `roll` gives anoth
 run; give the other flags as before. `status` and `delete` show and end it. Flags of launch/serve.py follow after --.
 
 Ray adds replicas while each has more than --outstanding_tokens that are not answered. A full queue is answered with 429
-and Retry-After. pip install -e '.[ray,serve]' brings Ray; every node needs it, and this checkout.
+and Retry-After. pip install -e '.[ray,serve]' brings Ray; every node needs it, and this checkout. Start the nodes of a
+cluster with RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING=0: otherwise a node's requests go to its own replicas alone.
 """
 
 import lm.startup  # noqa: F401

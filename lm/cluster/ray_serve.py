@@ -14,6 +14,9 @@ from lm.errors import InputError
 NAME = "lm"  # of the application
 DEPLOYMENT = "Replica"  # the class of lm/serving/ray_serve.py
 OUTSTANDING = "outstanding_tokens"  # what replicas report
+# Environment of Ray's nodes. A proxy otherwise sends each request to a replica of its own node, or of its own zone,
+# until one has `max_ongoing_requests`: the replicas of other nodes stay idle.
+EVEN = {"RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", "RAY_SERVE_PROXY_PREFER_LOCAL_AZ_ROUTING": "0"}
 _HERE = "http://127.0.0.1:8265"  # the dashboard that Ray starts on this machine
 _GRACE = 75  # seconds for the requests of a replica that leaves
 _RETRY = 2  # seconds after which a client that found the queue full may come again

@@ -10,6 +10,7 @@ from lm.cluster.kubernetes import PORT, Server
 from lm.cluster.manifests import Manifest, pod, to_yaml
 from lm.cluster.scaling import Scaling
 
+_EVEN = [{"name": name, "value": value} for name, value in ray_serve.EVEN.items()]
 HEAD_CPUS, HEAD_MEMORY = "2", "4Gi"  # of the pod that runs Ray's own processes
 
 
@@ -69,7 +70,8 @@ def _config(server: Server, scaling: Scaling) -> Manifest:
 
 def _worker(server: Server) -> Manifest:
     """Returns the pod of a replica. KubeRay adds the command that joins it to the cluster."""
-    made = kubernetes.container(server, [], [{"name": "JAX_COMPILATION_CACHE_DIR", "value": kubernetes.CACHE}])
+    environment = [*_EVEN, {"name": "JAX_COMPILATION_CACHE_DIR", "value": kubernetes.CACHE}]
+    made = kubernetes.container(server, [], environment)
     del made["command"]
     return kubernetes.pod(server, {**made, "name": "ray-worker"})
 
@@ -83,7 +85,7 @@ def _head(server: Server) -> Manifest:
         "name": "ray-head",
         "image": server.image,
         "resources": {"requests": resources, "limits": resources},
-        "env": [{"name": "HOME", "value": temporary.path}],
+        "env": [*_EVEN, {"name": "HOME", "value": temporary.path}],
         "ports": [{"name": name, "containerPort": port} for name, port in ports],
         "volumeMounts": [{"name": temporary.name, "mountPath": temporary.path}],
         "securityContext": kubernetes.CONFINED,

@@ -12,6 +12,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from lm.cluster.ray_serve import EVEN
+
 ROOT = Path(__file__).parents[2]
 DASHBOARD = "http://127.0.0.1:8275"
 PORT = 8741  # of the proxy
@@ -34,8 +36,7 @@ class Cluster:
         """
         self._folder, self._cpu_limit = folder, cpu_limit
         binaries = str(Path(sys.executable).parent)
-        own = {"PATH": f"{binaries}:{os.environ['PATH']}", "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0"}
-        self._environment = {**os.environ, **own}
+        self._environment = {**os.environ, **EVEN, "PATH": f"{binaries}:{os.environ['PATH']}"}
         head = (f"--port={_GCS}", "--include-dashboard=true", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}")
         self._nodes = [self._start("--head", *head)]
         self.add_node()
