@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DASHBOARD = "http://127.0.0.1:8275"
 PORT = 8741  # of the proxy
 _GCS = 6390
-_CPUS = 2  # of a node, as Ray counts them: replicas that it has room for
+_CPUS = 1  # of a node, as Ray counts them
 _CGROUP = Path("/sys/fs/cgroup/cpu")
 _PERIOD = 20_000  # microseconds in which a quota counts
 

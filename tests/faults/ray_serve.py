@@ -5,12 +5,14 @@ python -m tests.faults.ray_serve --checkpoint=A --other=B --damaged=C [--only=tr
 A, B and C are workdirs of one model that embeds; B has other weights, and C is damaged. It runs in an environment with
 the extras [ray,serve], starts a cluster of two nodes on this machine, and ends it. `trace` and `noisy` happen once. The
 others happen `--times` times, each under a load of `--seconds`. A request that fails is sent once more, half a second
-later; both numbers are printed. `--record=FILE` writes what `trace` saw, for tests.faults.fleet.
+later; both numbers are printed. With `--record=FILE`, a replica is measured before the trace, and what happened is
+written down for tests.faults.fleet.
 """
 
 import asyncio
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -49,6 +51,7 @@ MOST = 4  # replicas
 PAUSE = 0.5  # seconds before a failed request is sent again
 WORDS = ("one text about Python", "another text, which is a little longer than the first one")
 BODIES = 8  # different requests
+MEASURED = 20.0  # seconds in which the speed of a replica is measured
 NEAR = 2e-3  # between two computations of one vector; two checkpoints differ by far more
 
 
@@ -84,6 +87,18 @@ class Load:
             vectors.append(np.array(json.loads(client.content)))
         client.close()
         self.known[version] = vectors
+
+    async def tokens(self) -> float:
+        """Returns the mean number of tokens of a request."""
+        client, counts = serving_load.Client(PORT), []
+        for body in self._bodies:
+            assert (await client.ask("/tokenize", body)).status == 200, client.content
+            counts.append(sum(map(len, json.loads(client.content))))
+        client.close()
+        return float(np.mean(counts))
+
+    def bodies(self) -> serving_load.Bodies:
+        return (("/embed", body) for body in itertools.cycle(self._bodies))
 
     async def run(self, pieces: Sequence[tuple[float, float]], strike: Callable[[], object] | None = None) -> object:
         """Sends at each of the rates for so many seconds, and waits for the answers.
@@ -183,13 +198,41 @@ def show(part: str, found: dict[str, object]) -> None:
 async def trace(cluster: Cluster, load: Load) -> None:
     """The rate triples and falls back."""
     rates = [_rate.value, 3 * _rate.value, 3 * _rate.value, _rate.value, _rate.value]
+    replica = await measure(cluster, load) if _record.value else {}
     cluster.serve("serve", _checkpoint.value, *scaling(1, MOST))
     cluster.wait(1)
     await load.run([(rate, _trace_seconds.value) for rate in rates])
     show("the rate triples and falls back", {**load.counts(), "replicas": load.path(), "turns": load.turns()})
     if _record.value:
         seen = {"requests": [dataclasses.asdict(each) for each in load.requests], "replicas": load.replicas}
-        Path(_record.value).write_text(json.dumps(seen))
+        Path(_record.value).write_text(json.dumps({"replica": replica, **seen}))
+
+
+async def measure(cluster: Cluster, load: Load) -> dict[str, float]:
+    """Returns the flags of launch/plan.py --fleet that describe a replica and its autoscaler."""
+    begun = time.monotonic()
+    cluster.serve("serve", _checkpoint.value, *scaling(2, 2))
+    cluster.wait(2)
+    startup = time.monotonic() - begun
+    cluster.serve("serve", _checkpoint.value, *scaling(1, 1))
+    cluster.wait(1)
+    tokens = await load.tokens()
+    found = {}
+    for clients in (1, 8):
+        answers = await serving_load.closed_loop(PORT, load.bodies(), clients, MEASURED)
+        found[clients] = serving_load.summary(answers)
+    show("one replica", {"tokens_of_a_request": tokens, "one_client": found[1], "eight_clients": found[8]})
+    return {
+        "tokens": tokens,
+        "tokens_per_second": tokens * found[8]["per_second"],
+        "batch_tokens": _batch_tokens.value,
+        "startup_seconds": round(startup, 1),
+        "target": _target.value,
+        "min_replicas": 1,
+        "max_replicas": MOST,
+        "upscale_delay": _up.value,
+        "downscale_delay": _down.value,
+    }
 
 
 async def noisy(cluster: Cluster, load: Load) -> None:
@@ -204,7 +247,9 @@ async def noisy(cluster: Cluster, load: Load) -> None:
 
 
 def scaling(least: int, most: int) -> list[str]:
+    """Returns flags. Each node has room for two replicas if there may be more than two, otherwise for one."""
     own = [f"--min_replicas={least}", f"--max_replicas={most}", f"--outstanding_tokens={_target.value}"]
+    own.append("--cpus=0.5" if most > 2 else "--cpus=1")
     own += [f"--upscale_delay={_up.value}", f"--downscale_delay={_down.value}"]
     return [*own, "--", "--tasks=embed", f"--batch_tokens={_batch_tokens.value}"]
 

@@ -113,7 +113,7 @@ class Struck:
     capacity: float = 0.0  # requests a second
 
 
-def overload(struck: Struck) -> dict[object, int]:
+def overload(struck: Struck) -> dict[int, int]:
     bodies = requests(struck.texts)
     if not struck.capacity:
         answers = asyncio.run(serving_load.closed_loop(struck.server.port, bodies, 8, OVERLOADED))
@@ -128,7 +128,7 @@ def requests(texts: list[str]) -> serving_load.Bodies:
         yield "/v1/embeddings", {"model": "embed", "input": texts[start : start + 8]}
 
 
-def bad_weights(struck: Struck) -> dict[object, int]:
+def bad_weights(struck: Struck) -> dict[int, int]:
     """A newer checkpoint with a cut or changed file, and the request to use it."""
     checkpoints = struck.workdir / "checkpoints"
     number = max(int(path.name) for path in checkpoints.iterdir()) + 1
@@ -147,14 +147,14 @@ def bad_weights(struck: Struck) -> dict[object, int]:
     return {status: 1}
 
 
-def slow_readers(struck: Struck) -> dict[object, int]:
+def slow_readers(struck: Struck) -> dict[int, int]:
     clients.slow_readers(struck.server)
     return {}
 
 
-def bad_item(struck: Struck) -> dict[object, int]:
+def bad_item(struck: Struck) -> dict[int, int]:
     """Requests of eight texts, one of which is none."""
-    found: collections.Counter[object] = collections.Counter()
+    found: collections.Counter[int] = collections.Counter()
     client = clients.Client(struck.server.port)
     for item in BAD_ITEMS:
         inputs = [*struck.texts[:7]]
@@ -163,11 +163,11 @@ def bad_item(struck: Struck) -> dict[object, int]:
     return found
 
 
-def malformed(struck: Struck) -> dict[object, int]:
-    return dict(clients.raw_bodies(struck.server, MALFORMED))
+def malformed(struck: Struck) -> dict[int, int]:
+    return clients.raw_bodies(struck.server, MALFORMED)
 
 
-FAULTS: dict[str, tuple[str, Callable[[Struck], dict[object, int]]]] = {
+FAULTS: dict[str, tuple[str, Callable[[Struck], dict[int, int]]]] = {
     "overload": ("ten times the requests that it can answer", overload),
     "bad-weights": ("a damaged newer checkpoint, and /admin/reload", bad_weights),
     "slow-readers": ("60 streams that nobody reads", slow_readers),
@@ -179,7 +179,7 @@ FAULTS: dict[str, tuple[str, Callable[[Struck], dict[object, int]]]] = {
 def row(name: str, struck: Struck) -> tuple[str, bool]:
     """Strikes again and again; returns a row of the table, and whether nobody else was harmed."""
     what, strike = FAULTS[name]
-    others, own = Others(struck.server, struck.texts), collections.Counter()
+    others, own = Others(struck.server, struck.texts), collections.Counter[int]()
     for _ in range(_times.value):
         with others:
             time.sleep(0.5)
@@ -191,7 +191,7 @@ def row(name: str, struck: Struck) -> tuple[str, bool]:
     refused = others.statuses.pop(429, 0)
     answered = others.statuses.pop(200, 0)
     failed, p99 = sum(others.statuses.values()), serving_load.quantile(others.latencies, 0.99)
-    servers = sum(count for status, count in own.items() if not 200 <= int(str(status)) < 500)
+    servers = sum(count for status, count in own.items() if not 200 <= status < 500)
     holds = not (failed or others.wrong or servers or struck.server.status("/health") != 200)
     statuses = (
         ", ".join(f"{count} times {status}" for status, count in sorted(own.items(), key=str)) or "no answer read"
