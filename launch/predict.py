@@ -18,7 +18,7 @@ from absl import flags
 import lm
 from lm import cli
 from lm.data import workers
-from lm.inference import decoding_flags, requests
+from lm.inference import dataset_flags, decoding_flags, requests
 
 _checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
 _task = flags.DEFINE_enum("task", None, requests.TASKS, "Task to do.", required=True)
@@ -38,42 +38,35 @@ _OPTIONS = {
 _decoding = decoding_flags.define_decoding()
 _attention = cli.define_path("attention", "", "File for a picture of the first request's attention weights.")
 _of = flags.DEFINE_enum("attention_of", "", ["", "encoder", "decoder", "cross"], "Default: cross, or else encoder.")
-_runner = flags.DEFINE_string("runner", None, "Write Parquet, on this machine or Ray: local, ray or ray://HOST:PORT.")
-_workers = flags.DEFINE_integer("workers", None, "Models on Ray; default: one for each GPU, or node.", lower_bound=1)
-_id = flags.DEFINE_string("id_field", "id", "With --runner: the column or JSON field that names a request.")
-_text = flags.DEFINE_string("text_field", "text", "With --runner: the column of Parquet that holds the text.")
 _layer = flags.DEFINE_integer("attention_layer", None, "Draw this layer, from 1; default: all layers.")
 _head = flags.DEFINE_integer("attention_head", None, "Draw this head, from 1; default: the mean over heads.")
 
+_dataset = dataset_flags.define_dataset()
 
-def answer_files() -> None:
-    from lm.inference import dataset, parts, predict  # with jax
 
-    options = predict.Options(**{name: flag.value for name, flag in _OPTIONS.items()}, decoding=_decoding())
-    job = dataset.Job(_checkpoint.value, _task.value, options, parts.Columns(_id.value, _text.value))
-    counts = dataset.answer(job, _input.value, _output.value, _runner.value or "local", _workers.value)
-    print(f"{_output.value}: {counts.requests:,} answers, {counts.errors:,} of them errors; {counts.tokens:,} tokens")
+def options():
+    from lm.inference import predict  # with jax
+
+    return predict.Options(**{name: flag.value for name, flag in _OPTIONS.items()}, decoding=_decoding())
 
 
 def main() -> None:
-    if _runner.value is not None or _input.value.endswith(".parquet"):
-        return answer_files()
+    if (runner := _dataset.runner(_input.value)) is not None:
+        counts = _dataset.answer(runner, _checkpoint.value, _task.value, options(), _input.value, _output.value)
+        counted = f"{counts.requests:,} answers, {counts.errors:,} of them errors; {counts.tokens:,} tokens"
+        return print(f"{_output.value}: {counted}")
     with cli.opened(_input, "rb", sys.stdin.buffer) as lines:
         with workers.announced(f"loading {_checkpoint.value}"):
             model = lm.load(_checkpoint.value)
-            from lm.inference import predict  # with jax
-
-        options = {name: flag.value for name, flag in _OPTIONS.items()}
-        pipeline = model.pipeline(_task.value, predict.Options(**options, decoding=_decoding()))
+            pipeline = model.pipeline(_task.value, options())
         with cli.opened(_output, "w", sys.stdout) as out:
             number = 0
-            for arrived in requests.waiting_lines(lines, predict.TOGETHER):
+            for arrived in requests.waiting_lines(lines):
                 asked = list(requests.parse(arrived))
                 if number == 0 and _attention.value:
-                    from lm.inference import pictures  # with matplotlib
+                    from lm.inference.pictures import Picture, draw  # with matplotlib
 
-                    picture = pictures.Picture(_attention.value, _of.value, _layer.value, _head.value)
-                    pictures.draw(model, pipeline, asked[0], picture)
+                    draw(model, pipeline, asked[0], Picture(_attention.value, _of.value, _layer.value, _head.value))
                 with workers.announced(f"compiling {_task.value}, then answering", enabled=number == 0):
                     answers = pipeline(asked, number)
                 out.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)

@@ -107,7 +107,7 @@ def test_a_registered_task_may_read_any_setting_of_its_section(monkeypatch: pyte
     [("tsv", "languages"), ("tsv", "field"), ("dates", "path"), ("text", "field"), ("gettext", "target_field")],
 )
 def test_a_text_refuses_what_its_source_does_not_read(source: str, name: str) -> None:
-    fields = {"source": source, "path": "" if source == "dates" else "x", name: "de"}
+    fields: dict[str, Any] = {"source": source, "path": "" if source == "dates" else "x", name: "de"}
     with pytest.raises(InputError, match=rf"data\.{name} is 'de', but data\.source={source} does not read it"):
         DataConfig(**fields).validate()
 
@@ -118,7 +118,9 @@ def test_a_vocabulary_smaller_than_the_tokenizer_to_train_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.vocab_size is 8000, smaller than data\.vocab_size=8192; set .* to 0"):
         Config(model=ModelConfig(vocab_size=8000)).check_vocabulary()
     for name in ("tokenizer", "store"):  # then none is trained, or perhaps
-        Config(model=ModelConfig(vocab_size=8000), data=DataConfig(**{name: "runs/mine"})).check_vocabulary()
+        Config(
+            model=ModelConfig(vocab_size=8000), data=dataclasses.replace(DataConfig(), **{name: "runs/mine"})
+        ).check_vocabulary()
 
 
 def test_what_is_accepted_at_the_edge() -> None:

@@ -90,6 +90,7 @@ def defined_flags(script: str) -> set[str]:
             "lm/cli.py",
             "lm/cluster/flags.py",
             "lm/cluster/serving_flags.py",
+            "lm/inference/dataset_flags.py",
             "lm/inference/decoding_flags.py",
             "lm/plan/fleet_flags.py",
             "lm/plan/serving_flags.py",

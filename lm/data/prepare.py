@@ -9,28 +9,23 @@ command does only what is missing. The manifest is written last.
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 from tqdm import tqdm
 
 from lm import lease, storage
 from lm.config import DataConfig
 from lm.config.paths import expand
-from lm.data import corpus, files, near_duplicates, ray_workers, store, workers
+from lm.data import corpus, files, near_duplicates, ray_workers, shard_jobs, store, workers
 from lm.data import tokenizer as tokenizers
-from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, Removed, SplitName, read_manifest
-from lm.data.pairs import Pair
+from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, Removed, read_manifest
 from lm.data.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SMALLEST, SentencePiece
-from lm.data.sentences import sentences
 from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 
@@ -40,8 +35,6 @@ _SETTINGS = (
     *("tokenizer", "tokenizer_kind", "vocab_size", "split_digits", "heldout_fraction", "near_duplicates"),
 )
 _IN_PROGRESS = "preparing.json"
-_BATCH_CHARACTERS = 1 << 20  # encoded at once; limits the memory of a worker
-_HASHES = 1 << 64
 _SECONDS_BETWEEN_LINES = 10.0
 _COUNTED: tuple[Literal["documents", "tokens"], ...] = ("documents", "tokens")
 _FAR_FROM_WANTED = 0.1  # share of the tokens
@@ -103,9 +96,7 @@ def prepare(
     if not sum(marker["train"]["tokens"] for marker in markers):
         raise InputError(f"{files.named(config)} holds no token; give other files, or another data.tokenizer.")
     _say_share(config, markers)
-    if skipped := sum(marker.get("skipped", 0) for marker in markers):
-        fields = " or ".join(f"data.{name}" for name in ("field", "target_field") if getattr(config, name))
-        print(f"left out {skipped:,} records whose {fields} is null", file=sys.stderr, flush=True)
+    _say_skipped(config, markers)
     store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers, removed)
     return store.Store.open(out)
 
@@ -123,6 +114,12 @@ def _say_share(config: DataConfig, markers: Sequence[Marker]) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def _say_skipped(config: DataConfig, markers: Sequence[Marker]) -> None:
+    if skipped := sum(marker.get("skipped", 0) for marker in markers):
+        fields = " or ".join(f"data.{name}" for name in ("field", "target_field") if getattr(config, name))
+        print(f"left out {skipped:,} records whose {fields} is null", file=sys.stderr, flush=True)
 
 
 def as_prepared(config: DataConfig, given: Collection[str] = ()) -> DataConfig:
@@ -224,29 +221,14 @@ def _sample(shards: list[corpus.Shard], characters: int) -> Iterator[str]:
     for shard in shards:
         taken = 0
         for document in corpus.read(shard):
-            for sentence in _segments(document):
+            for sentence in shard_jobs.segments(document):
                 yield sentence
                 taken += len(sentence)
             if taken >= share:
                 break
 
 
-def _segments(document: str | Pair) -> list[str]:
-    """Returns the sentences of a document, or the two halves of a pair."""
-    return [document.source, document.target] if isinstance(document, Pair) else sentences(document)
-
-
 # --- shards
-
-
-class _Job(NamedTuple):
-    out: str
-    index: int
-    shard: corpus.Shard
-    digest: str
-    threshold: int
-    tokenizer_name: str
-    tokenizer_fingerprint: str
 
 
 def _write_splits(
@@ -258,7 +240,7 @@ def _write_splits(
     progress: bool,
 ) -> tuple[list[Marker], Removed | None]:
     """Tokenises the shards, again where that left a split empty; returns their markers, and what was left out."""
-    threshold = round(config.heldout_fraction * _HASHES)
+    threshold = round(config.heldout_fraction * shard_jobs.HASHES)
     found = None
     if config.near_duplicates:
         size = sum(shard.size for shard in shards)
@@ -289,7 +271,7 @@ def _write_shards(
     for index, shard in enumerate(shards):
         decided_by = f"{FORMAT_VERSION} {shard.digest()} {tokenizer.fingerprint} {threshold}"
         digest = hashlib.sha256(decided_by.encode()).hexdigest()
-        jobs.append(_Job(out, index, shard, digest, threshold, tokenizer.file_name, tokenizer.fingerprint))
+        jobs.append(shard_jobs.Job(out, index, shard, digest, threshold, tokenizer.file_name, tokenizer.fingerprint))
     found = store.read_keys(out, [store.marker_name(job.index) for job in jobs])
     complete: dict[int, Marker] = {job.index: json.loads(text) for job, text in zip(jobs, found, strict=True) if text}
     missing = [job for job in jobs if job.index not in complete or complete[job.index]["digest"] != job.digest]
@@ -306,7 +288,7 @@ def _write_shards(
         disable=not (progress and on_terminal),
     )
     with bar, workers.announced(f"tokenising {total:,} bytes", progress and not on_terminal):
-        futures = {executor.submit(_write_shard, job): job for job in missing}
+        futures = {executor.submit(shard_jobs.write, job): job for job in missing}
         for future in concurrent.futures.as_completed(futures):
             job = futures[future]
             complete[job.index] = future.result()
@@ -316,81 +298,6 @@ def _write_shards(
                 print(f"tokenising: {done:,} of {total:,} bytes", file=sys.stderr, flush=True)
                 said = time.monotonic()
     return [complete[job.index] for job in jobs]
-
-
-def _write_shard(job: _Job) -> Marker:
-    """Reads, tokenises and writes one shard. Runs in a worker."""
-    tokenizer = _load_tokenizer(job.out, job.tokenizer_name, job.tokenizer_fingerprint)
-    parts: dict[SplitName, list[store.Text]] = {split: [] for split in SPLITS}
-    hashes: list[int] = []
-    nulls: list[None] = []
-    for batch in _batches_of(corpus.read(job.shard, lambda: nulls.append(None))):
-        segmented: dict[SplitName, list[list[str]]] = {split: [] for split in SPLITS}
-        for document in batch:
-            hashes.append(corpus.split_hash(document))
-            segmented["heldout" if hashes[-1] < job.threshold else "train"].append(_segments(document))
-        for split, found in segmented.items():
-            parts[split].append(_encode(tokenizer, found))
-            if isinstance(batch[0], Pair):
-                _refuse_halves(tokenizer, parts[split][-1], found)
-    splits: dict[SplitName, store.Text] = {split: _concatenate(texts) for split, texts in parts.items()}
-    hash_range = (min(hashes, default=_HASHES), max(hashes, default=-1))
-    return store.write_shard(job.out, job.index, splits, tokenizer.vocab_size, job.digest, hash_range, len(nulls))
-
-
-@functools.lru_cache(maxsize=1)
-def _load_tokenizer(out: str, name: str, fingerprint: str) -> Tokenizer:
-    (model,) = store.read_keys(out, [name])
-    if model is None:
-        raise InputError(
-            f"{out}/{name} is not seen on {socket.gethostname()}; every node has to see the store: give gs://..., "
-            "s3://... or a folder that the nodes share."
-        )
-    tokenizer = tokenizers.load(model, name)
-    assert tokenizer.fingerprint == fingerprint, "the tokenizer changed while the store was being made"
-    return tokenizer
-
-
-def _batches_of(documents: Iterator[str | Pair]) -> Iterator[list[str | Pair]]:
-    batch: list[str | Pair] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document) if isinstance(document, str) else len(document.source) + len(document.target)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(tokenizer: Tokenizer, documents: list[list[str]]) -> store.Text:
-    """Encodes documents that are lists of sentences. Sentences and documents without a token are dropped."""
-    ids = tokenizer.encode([sentence for document in documents for sentence in document])
-    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-    document_of = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
-    document_lengths = np.bincount(document_of[lengths > 0], minlength=len(documents))
-    return store.Text(
-        np.concatenate(ids or [np.zeros(0, np.int32)]).astype(store.token_dtype(tokenizer.vocab_size)),
-        lengths[lengths > 0],
-        document_lengths[document_lengths > 0],
-    )
-
-
-def _refuse_halves(tokenizer: Tokenizer, text: store.Text, pairs: list[list[str]]) -> None:
-    """Refuses pairs with a half for which the tokenizer has no token. Imported tokenizers may have none."""
-    if len(text.sentence_lengths) != 2 * len(pairs):
-        source, target = next(pair for pair in pairs if not all(map(len, tokenizer.encode(pair))))
-        raise InputError(
-            f"the tokenizer has no token for one half of the pair {source[:80]!r}, {target[:80]!r}; remove the pair, "
-            "or use another data.tokenizer."
-        )
-
-
-def _concatenate(texts: list[store.Text]) -> store.Text:
-    columns = zip(*((text.tokens, text.sentence_lengths, text.document_lengths) for text in texts), strict=True)
-    arrays = [np.concatenate(column) for column in columns] or [np.zeros(0, np.int32)] * 3
-    return store.Text(*arrays)
 
 
 # --- held-out split

@@ -17,12 +17,11 @@ from lm.inference.load import Loaded
 from lm.inference.options import Decoding, with_defaults
 from lm.inference.packed import Packed, Row
 from lm.inference.prompts import Prompt, Written
-from lm.inference.requests import READING, TASKS, Answer, Request, RequestError, finite
+from lm.inference.requests import READING, TASKS, TOGETHER, Answer, Request, RequestError, finite
 from lm.inference.runner import Runner
 from lm.models import Params, Prompts, Sources
 from lm.tasks import heads
 
-TOGETHER = 256  # the most requests that are sorted by length and computed together
 _WRITTEN_TOGETHER = 16  # rows of a batch in decoding
 # Tokens of a packed row for each place; see `packed`. A place of fill-mask costs a vocabulary projection.
 _TOKENS_A_TEXT, _TOKENS_A_MASK = 8, 16

@@ -22,6 +22,7 @@ TASKS = (*READING, *WRITING)
 Request = object  # a string or a mapping; anything else is answered with an error
 Answer = dict[str, Any]
 
+TOGETHER = 256  # the most requests that are sorted by length and computed together
 _BLOCK = 1 << 16  # bytes read at once, the capacity of a pipe
 
 
@@ -69,7 +70,7 @@ def parse(lines: Iterable[bytes]) -> Iterator[Request]:
             yield None
 
 
-def waiting_lines(file: IO[bytes], most: int) -> Iterator[list[bytes]]:
+def waiting_lines(file: IO[bytes], most: int = TOGETHER) -> Iterator[list[bytes]]:
     """Yields the lines of a file in lists: at least one line, and at most `most` that can be read without waiting.
 
     A regular file gives full lists. A pipe or a terminal gives a line as soon as it is complete, with the lines that

@@ -232,7 +232,7 @@ def test_a_broken_run_goes_on_with_the_keys_that_it_has(
     config = config_of(tmp_path / "a.jsonl", planted.documents)
     unbroken = make(config, tmp_path / "unbroken", made)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_write_shard", lambda job: 1 / 0)
+        patch.setattr(prepare.shard_jobs, "write", lambda job: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make(config, tmp_path / "broken", made)
     assert (tmp_path / "broken" / near_duplicates.FOLDER).exists()

@@ -105,8 +105,8 @@ def test_a_killed_run_goes_on_where_it_was(
         Store.open(str(killed))
 
     written = []
-    write_shard = prepare._write_shard
-    monkeypatch.setattr(prepare, "_write_shard", lambda job: written.append(f"{job.index:05d}") or write_shard(job))
+    write_shard = prepare.shard_jobs.write
+    monkeypatch.setattr(prepare.shard_jobs, "write", lambda job: written.append(f"{job.index:05d}") or write_shard(job))
     monkeypatch.setattr(prepare.SentencePiece, "train", None)  # the tokenizer is there already
     prepare.prepare(data_config, str(killed), num_workers=1, progress=False)
     assert not set(written) & complete

@@ -151,8 +151,8 @@ def test_a_store_goes_on_on_a_cluster(
         (out / name).unlink()
     (out / "shards/00003/train/tokens/zarr.json").write_text("{")  # half a file of a killed machine
     written = []
-    write_shard = prepare._write_shard
-    monkeypatch.setattr(prepare, "_write_shard", lambda job: written.append(job.index) or write_shard(job))
+    write_shard = prepare.shard_jobs.write
+    monkeypatch.setattr(prepare.shard_jobs, "write", lambda job: written.append(job.index) or write_shard(job))
     on_cluster(monkeypatch, Cluster(lost_calls=(0,), after=True))
     prepare.prepare(data_config, str(out), runner="ray", progress=False)
     assert sorted(written) in ([1, 1, 3], [1, 3, 3])
@@ -199,4 +199,4 @@ def test_ray_is_needed_for_its_runner_alone(data_config: DataConfig, tmp_path: P
 
 def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path):
     with pytest.raises(InputError, match="every node has to see the store"):
-        prepare._load_tokenizer(str(tmp_path), "tokenizer.model", "")
+        prepare.shard_jobs.load_tokenizer(str(tmp_path), "tokenizer.model", "")

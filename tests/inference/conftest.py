@@ -41,9 +41,10 @@ def pairs_workdir(tiny_seq2seq: Config, tmp_path_factory: pytest.TempPathFactory
             text = space.join(rng.choices(words, k=rng.randint(4, 6)))
             lines.append(f"{translation_source(text, language)}\t{text}\n")
     (folder / "pairs.tsv").write_text("".join(lines))
-    data = {"source": "tsv", "path": str(folder / "pairs.tsv"), "store": str(folder / "store"), "languages": "de,zh_CN"}
+    pairs = DataConfig(source="tsv", path=str(folder / "pairs.tsv"), vocab_size=tiny_seq2seq.data.vocab_size)
+    store = prepare.prepare(pairs, str(folder / "store"), num_workers=1, progress=False)
+    data = {"source": "gettext", "path": "", "store": store.path, "languages": "de,zh_CN"}
     config = changed(tiny_seq2seq, data=data, objective={"name": "pairs"}, model={"num_layers": 1})
-    store = prepare.prepare(config.data, config.data.store, num_workers=1, progress=False)
     return make_workdir(folder / "run", config, store.tokenizer)
 
 

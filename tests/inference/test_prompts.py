@@ -38,7 +38,7 @@ def tokenizer(tiny_config) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def pairs_config(tiny_seq2seq) -> Config:
-    return changed(tiny_seq2seq, objective={"name": "pairs"}, data={"source": "tsv", "languages": "de,zh_CN"})
+    return changed(tiny_seq2seq, objective={"name": "pairs"}, data={"source": "gettext", "languages": "de,zh_CN"})
 
 
 def test_prompts_need_no_jax():
@@ -149,7 +149,7 @@ def test_a_language_of_the_request_goes_before_that_of_the_call(pairs_config, to
 
 
 def test_a_model_of_no_language_takes_none(pairs_config, tokenizer):
-    config = changed(pairs_config, data={"languages": ""})
+    config = changed(pairs_config, data={"source": "tsv", "path": "pairs.tsv", "languages": ""})
     with pytest.raises(InputError, match="language is 'de'; this model was trained with: none, leave it out"):
         Translate(config, tokenizer, 4, "de")
     with pytest.raises(RequestError, match="language is 'de'"):

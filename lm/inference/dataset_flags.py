@@ -1,0 +1,46 @@
+"""The flags of launch/predict.py for files of requests that become a folder of Parquet, here or on Ray.
+
+This module is imported before JAX.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+if TYPE_CHECKING:  # with jax
+    from lm.inference.dataset import Counts
+    from lm.inference.predict import Options
+
+
+flags.disclaim_key_flags()  # --help of a script lists these flags with its own
+
+
+@dataclass(frozen=True)
+class DatasetFlags:
+    """The values of the flags, read when they are asked for."""
+
+    _runner: flags.FlagHolder
+    _workers: flags.FlagHolder
+    _id_field: flags.FlagHolder
+    _text_field: flags.FlagHolder
+
+    def runner(self, path: str) -> str | None:
+        """Returns where the requests of these files are answered; None if the answers are to be lines of JSON."""
+        return self._runner.value or ("local" if path.endswith(".parquet") else None)
+
+    def answer(self, runner: str, checkpoint: str, task: str, options: "Options", path: str, out: str) -> "Counts":
+        """Answers the requests of the files; see `lm.inference.dataset.answer`."""
+        from lm.inference import dataset, parts
+
+        columns = parts.Columns(self._id_field.value, self._text_field.value)
+        return dataset.answer(dataset.Job(checkpoint, task, options, columns), path, out, runner, self._workers.value)
+
+
+def define_dataset() -> DatasetFlags:
+    return DatasetFlags(
+        flags.DEFINE_string("runner", None, "Write Parquet, on this machine or Ray: local, ray or ray://HOST:PORT."),
+        flags.DEFINE_integer("workers", None, "Models on Ray; default: one for each GPU, or node.", lower_bound=1),
+        flags.DEFINE_string("id_field", "id", "With --runner: the column or JSON field that names a request."),
+        flags.DEFINE_string("text_field", "text", "With --runner: the column of Parquet that holds the text."),
+    )
