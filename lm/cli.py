@@ -151,7 +151,10 @@ def _run(main: Callable[[], int | None], arguments: str, interrupted: str) -> No
         _fail(InputError(f"{error.filename!r} cannot be used: {error.strerror}; give another path."))
     except KeyboardInterrupt:
         interrupts.say(f"interrupted: {interrupted}" if interrupted else "interrupted")
-        sys.exit(EXIT_INTERRUPTED)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        # A compiler's threads may still run. Python's own end would free what they use: a segmentation fault.
+        os._exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_DONE)
 
 

@@ -110,6 +110,17 @@ def test_ctrl_c_is_answered_while_a_compiler_runs() -> None:
     assert process.returncode == 130
 
 
+def test_python_does_not_end_under_the_threads_of_a_compiler() -> None:
+    """It would free what they use. What has been printed is kept."""
+    script = (
+        "import atexit; from lm import cli\n"
+        "def main():\n    print('kept')\n    raise KeyboardInterrupt\n"
+        "atexit.register(print, 'Python ends')\ncli.run(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "kept\n", "interrupted\n")
+
+
 def test_blocks_are_nested() -> None:
     def inner() -> None:
         with interrupts.handled(lambda: None, lambda: None):
