@@ -35,7 +35,7 @@ Rows = np.ndarray | slice
 # (step, a process's part of the batch; None for the whole batch) -> arrays.
 Source = Callable[[int, Rows | None], Arrays]
 
-_ATTEMPTS = 4  # at packing a window into its rows
+_ATTEMPTS = 8  # at packing a window into its rows
 _PLANS_KEPT = 2  # a batch may lie across the end of a window
 
 
@@ -113,8 +113,8 @@ class Batches:
     Attributes:
         rows_per_epoch: rows of an epoch. Each epoch has its own pairs, packing and order. Where the split is one
             window, epoch 0 decides the number, and every other epoch is cut to it or refilled from its own beginning.
-        truncated: examples of epoch 0 that lost tokens, because a supervised pair did not fit into a row; where there
-            are several windows, an estimate.
+        truncated: examples of epoch 0 that lost tokens, because a supervised pair did not fit into a row.
+        is_estimate: whether `truncated` is an estimate, because there are several windows.
     """
 
     def __init__(self, split: Split, row_format: RowFormat, data: DataConfig, seed: int):
@@ -137,6 +137,7 @@ class Batches:
         self._lock = threading.Lock()
         self._windows = Windows(split, data.window_tokens, seed, self._count_rows)
         self.rows_per_epoch, self.truncated = self._windows.rows_per_epoch, self._windows.truncated
+        self.is_estimate = self._windows.count > 1
         if self._windows.count == 1:
             plan = self._plan(0, 0)
             self.rows_per_epoch, self.truncated = plan.num_rows, plan.truncated

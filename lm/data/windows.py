@@ -8,14 +8,14 @@ the memory of a process must not grow with the corpus. Both follow from three ru
    of a hundred million tokens mixes about fifty blocks from all over the corpus. Its examples are planned, packed and
    shuffled from the lengths of its own documents. A next-sentence pair takes its other document from the same window.
 2. The number of rows of a window is fixed from the counts of its blocks. At the start, twelve samples of blocks, as
-   large as a window together, are planned and packed. A least-squares fit gives the rows that a block needs from its
-   numbers of documents, sentences and tokens. A window gets the rows that its blocks need and a margin: 0.05%, and
-   three times the error that the fit would make for a window. Counts and samples depend on the store and the seed
-   alone, so every process finds the same numbers, at the start as after a restart.
+   large as a window together, are planned and packed, each three times with other random numbers. A least-squares fit
+   gives the rows that a block needs from its numbers of documents, sentences and tokens. A window gets the rows that
+   its blocks need and a margin: 0.05%, and twice the error that the fit would make for a window. Counts and samples
+   depend on the store and the seed alone, so every process finds the same numbers, at the start as after a restart.
 3. A window is packed as tightly as it can be. If that takes fewer rows than the window has, some rows are split in
    two, so each example is in one row still; the cost is padding of the size of the margin. If it takes more, the window
-   is planned again with other random numbers. If that fails four times, as it might where one block is unlike all
-   others, the rows beyond are left out until the next epoch, and a line on stderr says so.
+   is planned again with other random numbers, as one window of next-sentence pairs in nine is. If that fails eight
+   times, as it might where one block is unlike all others, the rows beyond are left out until the next epoch, and a line on stderr says so.
 
 A split of at most one and a half windows is one window. Its first epoch has the rows that packing needs; the others
 are cut to as many, or refilled from their own beginning.
@@ -29,8 +29,9 @@ import numpy as np
 from lm.data.split import TOKENS, Split
 
 _SAMPLES = 12
+_DRAWS = 3  # plans of a sample; of next-sentence pairs most of the fit's error is in the random numbers
 _LEAST_MARGIN = 0.0005
-_DEVIATIONS = 3.0
+_DEVIATIONS = 2.0
 _FEWEST = 6  # samples that fit three coefficients; fewer fit one, the rows of a token
 _ORDER, _SAMPLE = 1, 2  # uses of random numbers
 
@@ -70,10 +71,10 @@ class Windows:
         order = np.random.default_rng((self._seed, 0, 0, _SAMPLE)).permutation(count)
         groups = [np.sort(order[at : at + size]) for at in range(0, min(_SAMPLES * size, count - size + 1), size)]
         found = [
-            count_rows(self._split.window(group), np.random.default_rng((self._seed, index, 0, _SAMPLE)))
-            for index, group in enumerate(groups)
+            [count_rows(sample, np.random.default_rng((self._seed, index, draw, _SAMPLE))) for draw in range(_DRAWS)]
+            for index, sample in enumerate(map(self._split.window, groups))
         ]
-        rows, truncated = np.array(found).T
+        rows, truncated = np.mean(found, axis=1).T
         counts = np.stack([blocks[group].sum(axis=0) for group in groups])
         if not rows.sum():
             return

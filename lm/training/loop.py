@@ -68,8 +68,9 @@ def plan_members(config: Config, stores: dict[str, Store]) -> list[Member]:
             share = f"{member.rows / period:.2%} of all rows"
             distributed.say(f"{member.name}: {share}; {train.rows_per_epoch:,} show its text once")
         if train.truncated:
+            about = "about " if train.is_estimate else ""
             distributed.say(
-                f"{train.truncated:,} pairs of {member.store.train.num_documents:,} are longer than data.seq_length="
+                f"{about}{train.truncated:,} pairs of {member.store.train.num_documents:,} are longer than data.seq_length="
                 f"{config.data.seq_length} or data.target_length={config.data.target_length} and are cut"
             )
     return members

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from absl import flags
 
 from lm import cli, tasks
@@ -71,7 +72,7 @@ def measure_near_duplicates(config: DataConfig, tokens: int) -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 63, _documents.value).astype(np.uint64)
     of_bands = (rng.integers(0, 1 << 63, len(hashes)).astype(np.uint64) for _ in range(bands))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = psutil.Process().memory_info().rss
     _, took = timed(lambda: near_duplicates.originals(hashes, of_bands))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures = {

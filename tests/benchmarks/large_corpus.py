@@ -28,7 +28,7 @@ from lm import cli, tasks
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data import store as stores
 from lm.data.batches import Batches, padding_fraction
-from lm.data.manifest import Marker
+from lm.data.manifest import Marker, SplitName
 from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.store import Store, Text
 
@@ -58,18 +58,19 @@ def make_text(rng: np.random.Generator) -> Text:
     return Text(rng.integers(150, _VOCABULARY, sentences.sum(), np.uint16), sentences, documents)
 
 
-def make_shards(folder: Path, tokenizer: SentencePiece) -> list[Marker]:
-    """Writes the shards that all stores share, and returns their markers."""
+def make_shards(path: str, tokenizer: SentencePiece, count: int = _DISTINCT) -> list[Marker]:
+    """Writes a store of some shards, unless they are there, and returns their markers."""
     markers: list[Marker] = []
     nothing = Text(*[np.zeros(0, np.int64)] * 3)
-    for index in range(_DISTINCT):
-        kept = folder / stores.marker_name(index)
-        if not kept.exists():
-            text = make_text(np.random.default_rng(index))
-            stores.write_shard(str(folder), index, {"train": text, "heldout": nothing}, _VOCABULARY, "", (0, 0))
-        markers.append(json.loads(kept.read_text()))
-    stores.write_key(str(folder), tokenizer.file_name, tokenizer.to_bytes())
-    stores.finish(str(folder), tokenizer, "documents", {}, markers)
+    for index in range(count):
+        (kept,) = stores.read_keys(path, [stores.marker_name(index)])
+        if kept:
+            markers.append(json.loads(kept))
+            continue
+        splits: dict[SplitName, Text] = {"train": make_text(np.random.default_rng(index)), "heldout": nothing}
+        markers.append(stores.write_shard(path, index, splits, _VOCABULARY, "", (0, 0)))
+    stores.write_key(path, tokenizer.file_name, tokenizer.to_bytes())
+    stores.finish(path, tokenizer, "documents", {}, markers)
     return markers
 
 
@@ -156,7 +157,7 @@ def main() -> None:
         return
     folder = Path(_folder.value or tempfile.mkdtemp())
     tokenizer = SentencePiece.train(["a few words for a tokenizer that is never asked"] * 50, vocab_size=400)
-    markers = make_shards(folder / "shared", tokenizer)
+    markers = make_shards(f"{folder}/shared", tokenizer)
     found = []
     for billions in map(float, _billions.value):
         path = folder / f"{billions:g}"

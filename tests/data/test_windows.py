@@ -150,8 +150,10 @@ def test_epochs_differ_in_windows_and_packing():
     assert len({row.tobytes() for row in one} & {row.tobytes() for row in other}) < rows / 10
 
 
-@pytest.mark.parametrize("name", ["text", "causal_lm"])
-@pytest.mark.parametrize(("length", "segments"), [(128, 8), (512, 16), (1024, 32)])
+@pytest.mark.parametrize(
+    ("name", "length", "segments"),
+    [*itertools.product(["text", "causal_lm"], [128, 1024], [32]), ("text", 512, 16), ("nsp", 512, 16)],
+)
 def test_at_most_a_hundredth_is_padding(name: str, length: int, segments: int):
     """The margin of a window shrinks with its size; this one has a tenth of the usual tokens."""
     split = large_split()

@@ -9,6 +9,7 @@ import queue
 import re
 import signal
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,3 +197,15 @@ def test_ctrl_c_asks_to_stop_and_a_second_one_ends_at_once(
     assert "saving after this step; Ctrl-C again ends at once" in said
     assert "ended without saving" in said
     assert signal.signal(signal.SIGINT, inherited) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("is_estimate", "count"), [(False, "7 pairs"), (True, "about 7 pairs")])
+def test_the_number_of_cut_pairs_says_whether_it_was_counted(
+    is_estimate: bool, count: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    train = types.SimpleNamespace(truncated=7, is_estimate=is_estimate)
+    store = types.SimpleNamespace(train=types.SimpleNamespace(num_documents=9))
+    member = types.SimpleNamespace(name="", rows=1, train=train, store=store)
+    monkeypatch.setattr(loop, "make_members", lambda *_: [member])
+    loop.plan_members(Config(), {})
+    assert capsys.readouterr().err.startswith(f"{count} of 9 are longer than data.seq_length=128 or")
