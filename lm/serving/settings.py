@@ -79,7 +79,7 @@ class Settings:
             raise InputError(f"--beams is {','.join(given['beams'])!r}; accepted: numbers from 1 on, such as 1,4.")
         if unknown := sorted(set(given["extra_options"]) - set(EXTRA_OPTIONS)):
             raise InputError(f"--extra_options has {unknown[0]!r}; accepted: {', '.join(EXTRA_OPTIONS)}.")
-        lists = {name: tuple(given[name]) for name in ("tasks", "extra_options", "cors_origins", "adapters")}
+        lists = {name: tuple(given.get(name, ())) for name in ("tasks", "extra_options", "cors_origins", "adapters")}
         mesh = _mesh(given.get("mesh", ()))
         return cls(**{**given, **lists, "beams": beams, "api_keys": api_keys, "mesh": mesh})
 

@@ -27,6 +27,9 @@ from tests.serving.conftest import WORDS, start, stop, until
 from tests.training.conftest import changed
 
 SETTINGS = Settings(("embed", "fill-mask", "generate"), slots=3, beams=(1, 2), max_length=16, batch_tokens=64)
+READER, WRITER, BOTH = (
+    pytest.mark.parametrize("served", kinds, indirect=True) for kinds in (["reader"], ["writer"], ["reader", "writer"])
+)
 # Name -> rank, alpha and targets.
 ADAPTERS = {"one": (2, 6.0, ".*(query|value)/kernel"), "two": (3, 1.5, ".*/layers/.*kernel")}
 
@@ -61,7 +64,7 @@ def bases(workdirs, tiny_config, tiny_seq2seq, tmp_path_factory):
     return {**workdirs, "writer": make_workdir(tmp_path_factory.mktemp("small") / "writer", config, tokenizer)}
 
 
-@pytest.fixture(scope="module", params=["reader", "writer"])
+@pytest.fixture(scope="module")
 def served(request, bases, tmp_path_factory):
     """A server with a base and two adapters, and their paths by name."""
     base = bases[request.param]
@@ -77,16 +80,6 @@ def served(request, bases, tmp_path_factory):
     service.close()
     assert service.engine.compilations == 0
     assert service.engine.fault is None
-
-
-@pytest.fixture
-def reading(served):
-    return served if served[0].service.engine.models["base"].is_encoder else pytest.skip("it writes")
-
-
-@pytest.fixture
-def writing(served):
-    return served if not served[0].service.engine.models["base"].is_encoder else pytest.skip("it reads")
 
 
 def together(running, requests):
@@ -105,19 +98,21 @@ def texts(count: int) -> list[str]:
     return [" ".join(WORDS[(i + k) % len(WORDS)] for k in range(1 + 3 * i % 7)) for i in range(count)]
 
 
-def test_every_model_is_listed_and_others_are_unknown(reading):
-    running, paths = reading
+@READER
+def test_every_model_is_listed_and_others_are_unknown(served):
+    running, paths = served
     assert [each["id"] for each in running.client.get("/v1/models").json()["data"]] == list(paths)
     for each in running.client.get("/tasks").json()["models"]:
-        assert each["tasks"] == ["fill-mask", "embed"]
+        assert each["tasks"] == ["embed", "fill-mask"]
     refused = running.refusal("/v1/embeddings", {"input": "a", "model": "three"})
     assert refused.status_code == 404
     assert refused.json()["error"]["code"] == "model_not_found"
 
 
+@READER
 @pytest.mark.parametrize("task", ["embed", "fill-mask"])
-def test_texts_of_all_models_in_one_batch_are_read_as_alone(reading, task):
-    running, paths = reading
+def test_texts_of_all_models_in_one_batch_are_read_as_alone(served, task):
+    running, paths = served
     given = {
         "embed": texts(4),
         "fill-mask": [f"the [MASK] {text} [MASK]" for text in texts(3)],
@@ -143,17 +138,19 @@ def numbers(answer) -> list[float]:
     return [answer] if isinstance(answer, float) else []
 
 
-def test_all_models_share_their_batches_and_the_weights_of_the_base(reading):
-    engine = reading[0].service.engine
+@READER
+def test_all_models_share_their_batches_and_the_weights_of_the_base(served):
+    engine = served[0].service.engine
     groups = [model.weights.readers["pooled by mean"] for model in engine.models.values()]
     assert all(group is groups[0] for group in groups)
     kernels = [parameters.flatten(model.predictor.loaded.params) for model in engine.models.values()]
     assert all(each["encoder/embedding/token"] is kernels[0]["encoder/embedding/token"] for each in kernels)
 
 
+@WRITER
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"temperature": 1.2, "seed": 3}], ids=str)
-def test_sequences_of_all_models_in_one_batch_are_written_as_alone(writing, options):
-    running, paths = writing
+def test_sequences_of_all_models_in_one_batch_are_written_as_alone(served, options):
+    running, paths = served
     given, body = texts(3), {**options, "max_length": 12}
     requests = [("/tasks/generate", {"inputs": given, "model": name, **body}) for name in paths]
     found = together(running, requests)
@@ -167,16 +164,18 @@ def test_sequences_of_all_models_in_one_batch_are_written_as_alone(writing, opti
     assert found == [running.post(*request) for request in requests]
 
 
+@BOTH
 def test_attention_is_that_of_the_adapter(served):
     running, paths = served
-    task = running.service.engine.models["base"].tasks[-1]
+    task = running.service.engine.models["base"].tasks[0]
     ask = lambda name: running.post("/attention", {"task": task, "input": "the tree", "model": name})  # noqa: E731
     weights = [ask(name)["weights"] for name in paths]
     assert weights[0] != weights[1] != weights[2] != weights[0]
 
 
-def test_an_adapter_takes_up_its_new_checkpoint(reading):
-    running, paths = reading
+@READER
+def test_an_adapter_takes_up_its_new_checkpoint(served):
+    running, paths = served
     ask = functools.partial(running.post, "/tasks/embed")
     before = {name: ask({"inputs": ["the tree"], "model": name}) for name in paths}
     folder = Path(paths["one"])

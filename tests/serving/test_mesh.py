@@ -71,7 +71,7 @@ def test_the_buffers_of_a_step_are_given_away(split: Running):
 
 def test_new_weights_are_split_alike(split: Running):
     model = split.service.engine.models["reader"]
-    again = model._read(model.predictor.loaded.workdir, model.weights.step)
+    again = model._read(model.predictor.loaded.workdir, model.weights.step).predictor.loaded.params
     jax.tree.map(
         lambda new, old: np.testing.assert_equal(new.sharding, old.sharding), again, model.predictor.loaded.params
     )
