@@ -16,11 +16,13 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,6 +53,8 @@ MOST = 4  # replicas
 PAUSE = 0.5  # seconds before a failed request is sent again
 WORDS = ("one text about Python", "another text, which is a little longer than the first one")
 BODIES = 8  # different requests
+RECENT = 8  # answers; so many of one checkpoint mean that both replicas have it
+AFTER = 2.0  # seconds of load after a fault
 MEASURED = 20.0  # seconds in which the speed of a replica is measured
 NEAR = 2e-3  # between two computations of one vector; two checkpoints differ by far more
 
@@ -77,6 +81,7 @@ class Load:
         self._free: list[serving_load.Client] = []
         self.known: dict[str, list[np.ndarray]] = {}
         self.requests: list[Request] = []
+        self.recent: collections.deque[str] = collections.deque(maxlen=RECENT)  # checkpoints of the last answers
         self.replicas: list[tuple[float, int, int]] = []  # when, how many, and how many of them run
 
     async def learn(self, version: str) -> None:
@@ -105,31 +110,43 @@ class Load:
 
         Args:
             pieces: requests a second, and seconds.
-            strike: what happens in a thread, after a quarter of the time; its result is returned.
+            strike: what happens in a thread, after a quarter of the time; its result is returned. The last rate lasts
+                at least as long as it does.
         """
         self.requests, self.replicas, ended = [], [], threading.Event()
         begun = time.monotonic()
         watching = threading.Thread(target=self._watch, args=(begun, ended))
         watching.start()
         after = sum(seconds for _, seconds in pieces) / 4
-        self.requests, result = await asyncio.gather(self._send(begun, pieces), self._strike(strike, after))
+        struck = threading.Event()
+        sending, striking = self._send(begun, pieces, struck), self._strike(strike, after, struck)
+        self.requests, result = await asyncio.gather(sending, striking)
         ended.set()
         await asyncio.to_thread(watching.join)
         return result
 
-    async def _send(self, begun: float, pieces: Sequence[tuple[float, float]]) -> list[Request]:
+    async def _send(
+        self, begun: float, pieces: Sequence[tuple[float, float]], struck: threading.Event
+    ) -> list[Request]:
         at, asking = 0.0, []
-        for rate, seconds in pieces:
+        for number, (rate, seconds) in enumerate(pieces, 1):
             end = at + seconds
-            while (at := at + self._random.expovariate(rate)) < end:
+            while (at := at + self._random.expovariate(rate)) < end or (number == len(pieces) and not struck.is_set()):
                 await asyncio.sleep(max(0.0, begun + at - time.monotonic()))
                 asking.append(asyncio.create_task(self._ask(begun)))
             at = end
         return list(await asyncio.gather(*asking))
 
-    async def _strike(self, strike: Callable[[], object] | None, after: float) -> object:
-        await asyncio.sleep(after)
-        return await asyncio.to_thread(strike) if strike else None
+    async def _strike(self, strike: Callable[[], object] | None, after: float, struck: threading.Event) -> object:
+        try:
+            if strike is None:
+                return None
+            await asyncio.sleep(after)
+            result = await asyncio.to_thread(strike)
+            await asyncio.sleep(AFTER)
+            return result
+        finally:
+            struck.set()
 
     async def _ask(self, begun: float) -> Request:
         number, found = self._random.randrange(BODIES), Request(time.monotonic() - begun)
@@ -145,6 +162,7 @@ class Load:
                 return dataclasses.replace(found, refused=True)
             if status == 200:
                 version = self._version(number, client.content)
+                self.recent.append(version)
                 return dataclasses.replace(found, latency=time.monotonic() - begun - found.sent, version=version)
             found.failures += 1
             await asyncio.sleep(PAUSE)
@@ -257,16 +275,46 @@ def scaling(least: int, most: int) -> list[str]:
 # ---- Faults: each strikes two replicas, one on each node
 
 
-def kill_replica(cluster: Cluster) -> int:
+def kill_replica(cluster: Cluster, load: Load, turn: int) -> None:
+    del load, turn
     os.kill(random.choice(cluster.running())["pid"], signal.SIGKILL)
-    return 1
 
 
-def kill_node(cluster: Cluster) -> int:
+def kill_node(cluster: Cluster, load: Load, turn: int) -> None:
+    del load, turn
     lost = cluster.kill_node()
+    assert lost == 1, f"the node had {lost} replicas"
     time.sleep(_seconds.value / 2)  # the load goes on without the node
     cluster.add_node()
-    return lost
+
+
+def roll(cluster: Cluster, load: Load, turn: int) -> None:
+    """Returns once both replicas answer with the other checkpoint."""
+    version, checkpoint = (("other", _other.value), ("first", _checkpoint.value))[turn % 2]
+    cluster.serve("roll", checkpoint, *scaling(2, 2))
+    wait(lambda: list(load.recent) == [version] * RECENT)
+
+
+def roll_to_damaged(cluster: Cluster, load: Load, turn: int) -> None:
+    """Returns once both replicas have refused the checkpoint, and after a roll back that they accept."""
+    del load
+    cluster.serve("roll", _damaged.value, *scaling(2, 2))
+    wait(lambda: all(refusals() > turn for _ in range(RECENT)))
+    cluster.serve("roll", _checkpoint.value, *scaling(2, 2))
+
+
+def refusals() -> int:
+    """Returns how many checkpoints have been refused by the replica that answers."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=60) as page:
+        found = re.findall(r'^lm_reloads_total{.*result="refused"} (\d+)', page.read().decode(), re.MULTILINE)
+    return sum(map(int, found))
+
+
+def wait(condition: Callable[[], bool], seconds: float = 180.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"nothing changed in {seconds:g} s"
+        time.sleep(0.1)
 
 
 async def strikes(name: str, cluster: Cluster, load: Load) -> None:
@@ -276,22 +324,12 @@ async def strikes(name: str, cluster: Cluster, load: Load) -> None:
     cluster.wait(2)
     totals: collections.Counter[str] = collections.Counter()
     versions: collections.Counter[str] = collections.Counter()
-    slowest, back = 0.0, []
+    slowest = 0.0
     for turn in range(_times.value):
-        checkpoint = {"roll": (_other, _checkpoint)[turn % 2], "damaged": _damaged}.get(name, _checkpoint).value
-
-        def once(checkpoint: str = checkpoint) -> object:
-            if strike is not None:
-                return strike(cluster)
-            return cluster.serve("roll", checkpoint, *scaling(2, 2))
-
-        lost = await load.run([(_rate.value, _seconds.value)], once)
-        back.append(await asyncio.to_thread(cluster.wait, 2))
+        await load.run([(_rate.value, _seconds.value)], lambda turn=turn: strike(cluster, load, turn))
+        await asyncio.to_thread(cluster.wait, 2)
         found = load.counts()
-        show(name, {**found, "lost_replicas": lost})
-        if name == "damaged":  # so that the next one is an update again
-            cluster.serve("roll", _checkpoint.value, *scaling(2, 2))
-            cluster.wait(2)
+        show(name, found)
         slowest = max(slowest, float(str(found["p99"])))
         totals.update({key: int(str(found[key])) for key in ("requests", "refused", "failed_without_retry", "failed")})
         versions.update(request.version for request in load.requests if request.version)
@@ -303,9 +341,9 @@ async def strikes(name: str, cluster: Cluster, load: Load) -> None:
     )
 
 
-FAULTS: dict[str, tuple[str, Callable[[Cluster], int] | None]] = {
-    "roll": ("Ray: another checkpoint", None),
-    "damaged": ("Ray: a damaged checkpoint", None),
+FAULTS: dict[str, tuple[str, Callable[[Cluster, Load, int], None]]] = {
+    "roll": ("Ray: another checkpoint", roll),
+    "damaged": ("Ray: a damaged checkpoint", roll_to_damaged),
     "replica": ("Ray: kill -9 of one of two replicas", kill_replica),
     "node": ("Ray: kill -9 of one of two nodes", kill_node),
 }

@@ -127,14 +127,14 @@ def rolling(folder: Path, texts: list[str]) -> bool:
 
 
 def make_workdirs(folder: Path, made: Path) -> dict[str, Path]:
-    """Returns workdirs of one model: `first`, `other` with other weights, and `damaged`, which has a short file."""
+    """Returns workdirs of one model: `first`, `other` with other weights, `damaged` with half of its largest file."""
     workdirs = {name: made / name for name in ("first", "other", "damaged")}
     for workdir in workdirs.values():
         shutil.copytree(folder / "embed", workdir)
     save(folder, workdirs["other"], 1, 1.1)
     files = [path for path in workdirs["damaged"].rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:-1000])
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])  # no array needs the last bytes
     return workdirs
 
 
@@ -187,6 +187,7 @@ class Roll:
         for name in names:
             try:
                 self.servers[place] = start(self._folder, self._workdirs[name], port)
+                break
             except SystemExit:
                 self.refused += 1
         self.seconds.append(round(time.monotonic() - begun, 1))
