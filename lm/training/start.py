@@ -21,7 +21,8 @@ def check_weights(config: Config, root: epath.Path) -> None:
     """Checks that a new run finds the weights that it is to begin with, before any work is done.
 
     Raises:
-        InputError: there is no checkpoint at `checkpoint.init_from`, or adapters have no base.
+        InputError: there is no checkpoint at `checkpoint.init_from`; or adapters have no base, or are to stand beside
+            a kernel that does not exist.
     """
     path = config.checkpoint.init_from
     if config.optim.lora_rank and not path and checkpoint.is_new(root):
@@ -29,6 +30,10 @@ def check_weights(config: Config, root: epath.Path) -> None:
             f"optim.lora_rank is {config.optim.lora_rank}, but checkpoint.init_from is empty: an adapter needs the "
             "weights of a trained model; give its WORKDIR, or set optim.lora_rank=0."
         )
+    if config.optim.lora_rank:
+        model = models.build(config.with_vocabulary(1).model)  # no kernel that has an adapter depends on the vocabulary
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        lora.targets(parameters.flatten(shapes), config.optim.lora_targets)
     if path and checkpoint.is_new(root):
         try:
             checkpoint.locate(path)

@@ -140,9 +140,11 @@ def test_what_is_no_regular_expression_is_refused():
         OptimConfig(lora_targets="(").validate()
 
 
-def test_adapters_without_a_base_are_refused(adapting, tmp_path):
+def test_a_run_is_refused_before_any_work(adapting, tmp_path):
     with pytest.raises(InputError, match=r"optim.lora_rank is 3, but checkpoint.init_from is empty"):
         check_weights(changed(adapting, checkpoint={"init_from": ""}), tmp_path / "run")
+    with pytest.raises(InputError, match=r"'.*/token', which matches encoder/embedding/token"):
+        check_weights(changed(adapting, optim={"lora_targets": ".*/token"}, model={"vocab_size": 0}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["adamw", "stable_adamw", "lamb", "adafactor"])
