@@ -14,8 +14,9 @@ the memory of a process must not grow with the corpus. Both follow from three ru
    depend on the store and the seed alone, so every process finds the same numbers, at the start as after a restart.
 3. A window is packed as tightly as it can be. If that takes fewer rows than the window has, some rows are split in
    two, so each example is in one row still; the cost is padding of the size of the margin. If it takes more, the window
-   is planned again with other random numbers, as one window of next-sentence pairs in nine is. If that fails eight
-   times, as it might where one block is unlike all others, the rows beyond are left out until the next epoch, and a line on stderr says so.
+   is planned again with other random numbers. That happens to one window of next-sentence pairs in nine. If it fails
+   eight times, as it might where one block is unlike all others, the rows beyond are left out until the next epoch, and
+   a line on stderr says so.
 
 A split of at most one and a half windows is one window. Its first epoch has the rows that packing needs; the others
 are cut to as many, or refilled from their own beginning.

@@ -70,8 +70,9 @@ def plan_members(config: Config, stores: dict[str, Store]) -> list[Member]:
         if train.truncated:
             about = "about " if train.is_estimate else ""
             distributed.say(
-                f"{about}{train.truncated:,} pairs of {member.store.train.num_documents:,} are longer than data.seq_length="
-                f"{config.data.seq_length} or data.target_length={config.data.target_length} and are cut"
+                f"{about}{train.truncated:,} pairs of {member.store.train.num_documents:,} are longer than "
+                f"data.seq_length={config.data.seq_length} or data.target_length={config.data.target_length} and "
+                "are cut"
             )
     return members
 

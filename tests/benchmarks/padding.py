@@ -4,8 +4,11 @@
 
 Documents have 20 sentences of 20 tokens on average, log-normal both, in blocks of a fiftieth of a window. A pair has
 two sentences; a target of `translations` has 0.7 to 1.4 tokens for one of its source, one of `pairs` is independent.
-Each line has the padding of the first two windows of an epoch as they are packed, and with the margin that windows
-have; how many of the two fit their rows with their first plan; and the CPU microseconds that packing takes an example.
+A row has room for as many examples as `data.max_segments` advises, pairs for one every 8 tokens.
+
+Each line has the padding of the first two windows of an epoch: the least that two sides of equal room allow, as they are
+packed, and with the margin that windows have. It also has how many of the two fit their rows with their first plan, and
+the CPU microseconds that packing takes an example.
 """
 
 import json
@@ -61,27 +64,28 @@ def measure(kind: str, split: Split, length: int, window: int) -> dict[str, obje
         source="dates" if _OBJECTIVES[kind].name == "pairs" else "installed-docs",
         seq_length=length,
         target_length=-(-length * 114 // 512) if kind == "spans" else length,
-        max_segments=max(8, length // 32),
+        max_segments=length // 8 if _OBJECTIVES[kind].name == "pairs" else max(8, length // 32),
         window_tokens=window,
     )
     row_format: RowFormat = tasks.create_row_format(data, _OBJECTIVES[kind], SpecialIds())
     batches = Batches(split, row_format, data, 0)
     blocks, bounds = batches._windows.of_epoch(0)
-    tokens, examples, rows, fits, seconds = 0, 0, 0, 0, 0.0
+    sides, examples, rows, fits, seconds = np.zeros(len(row_format.capacities)), 0, 0, 0, 0.0
     for number in range(_WINDOWS):
         rng = np.random.default_rng((0, 0, number + 1, 0))
         sizes = row_format.sizes(row_format.plan(split.window(blocks[number]), rng))
         began = time.process_time()
         packed = len(packing.pack(sizes, row_format.capacities, data.max_segments, rng)[1]) - 1
         seconds += time.process_time() - began
-        tokens, examples, rows = tokens + int(sizes.sum()), examples + len(sizes), rows + packed
+        sides, examples, rows = sides + sizes.sum(axis=0), examples + len(sizes), rows + packed
         fits += packed <= bounds[number + 1] - bounds[number]
-    places = sum(row_format.capacities)
+    places, least = sum(row_format.capacities), (sides / row_format.capacities).max()
     return {
         "kind": kind,
         "length": length,
-        "packed": round(1 - tokens / rows / places, 5),
-        "with_margin": round(1 - tokens / int(bounds[_WINDOWS]) / places, 5),
+        "least": round(float(1 - sides.sum() / least / places), 5),
+        "packed": round(float(1 - sides.sum() / rows / places), 5),
+        "with_margin": round(float(1 - sides.sum() / int(bounds[_WINDOWS]) / places), 5),
         "windows_that_fit_at_once": int(fits),
         "examples": examples,
         "pack_us_an_example": round(1e6 * seconds / examples, 2),
