@@ -6,7 +6,7 @@ held out. So a held-out document stays, and its near-duplicates leave the traini
 order of the corpus nor its shards decide what is found; they decide only which of several equal documents stays.
 
 The keys of a shard are computed by one worker and are written to STORE/near_duplicates, 8 bytes a band and document,
-until the store is complete. The main process reads the keys of one band at a time: about 60 bytes a document in memory.
+until the store is complete. The main process reads the keys of one band at a time: about 90 bytes a document in memory.
 """
 
 import dataclasses

@@ -6,9 +6,9 @@ Documents have 20 sentences of 20 tokens on average, log-normal both, in blocks 
 two sentences; a target of `translations` has 0.7 to 1.4 tokens for one of its source, one of `pairs` is independent.
 A row has room for as many examples as `data.max_segments` advises, pairs for one every 8 tokens.
 
-Each line has the padding of the first two windows of an epoch: the least that two sides of equal room allow, as they are
-packed, and with the margin that windows have. It also has how many of the two fit their rows with their first plan, and
-the CPU microseconds that packing takes an example.
+Each line has the padding of the first two windows of an epoch: the least that two sides of equal room allow, as they
+are packed, and with the margin that windows have. It also has how many of the two fit their rows with their first plan,
+and the CPU microseconds that packing takes an example.
 """
 
 import json
