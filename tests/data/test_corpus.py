@@ -116,7 +116,12 @@ def test_digest_changes_with_the_file(tmp_path: Path):
         ("jsonl", "a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"line 2 has no text under data.field='text' .*: body"),
         ("jsonl", "a.jsonl", b'{"text": 3}', r"line 1: data.field='text' is a JSON int; it must be text"),
         ("jsonl", "a.jsonl", b'{"text": ["a"]}', r"line 1: data.field='text' is a JSON list"),
-        ("jsonl", "a.jsonl", gzip.compress(b'{"text": "a"}'), r"a.jsonl is compressed with gzip; .* ends with .gz"),
+        (
+            "jsonl",
+            "a.jsonl",
+            gzip.compress(b'{"text": "a"}', mtime=0),
+            r"a.jsonl is compressed with gzip; .* ends with .gz",
+        ),
         ("jsonl", "a.jsonl", b"[1]", r"line 1 has no text .* \(it has: list\)"),
         ("jsonl", "a.jsonl.gz", b"no gzip", r"a.jsonl.gz cannot be read"),
         ("parquet", "a.parquet", b"no parquet", r"a.parquet cannot be read as Parquet"),
