@@ -71,9 +71,13 @@ def check_scheme(path: str) -> None:
     Raises:
         InputError: the path has another scheme than gs:// and s3://.
     """
-    scheme, separator, _ = path.partition("://")
+    scheme, separator, rest = path.partition("://")
     if separator and scheme not in _PACKAGES:
         raise InputError(f"{path!r} has an unknown scheme; accepted: a local path, gs://... or s3://....")
+    if separator and not rest.strip("/"):
+        raise InputError(f"{path!r} has no bucket; accepted: {scheme}://BUCKET/....")
+    if (scheme := path.partition(":/")[0]) in _PACKAGES and not separator:  # os.path.normpath, or a slip
+        raise InputError(f"{path!r} has one slash after {scheme}:; give {scheme}://... or ./{path} for a folder here.")
 
 
 def kvstore(path: str, *names: str) -> Spec:

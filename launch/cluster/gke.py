@@ -21,24 +21,27 @@ from absl import flags
 from lm import cli
 from lm.cluster import flags as cluster_flags
 from lm.cluster import gke, google
+from lm.cluster.flags import WORD
 from lm.errors import InputError
 
 _run = cluster_flags.define_run()
-_image = flags.DEFINE_string("image", None, "Container image with the project's environment.", required=True)
+_image = cluster_flags.define_word(
+    "image", None, "Container image with the project's environment.", WORD, required=True
+)
 _name = cluster_flags.define_name()
 _topology = cluster_flags.define_topology(required=False)
-_gpu = flags.DEFINE_string("gpu", "", "Kind of GPU, such as nvidia-h100-80gb.")
+_gpu = cluster_flags.define_word("gpu", "", "Kind of GPU, such as nvidia-h100-80gb.")
 _nodes = flags.DEFINE_integer("nodes", 1, "Number of machines with GPUs.", lower_bound=1)
 _gpus = flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each machine.", lower_bound=1)
 _spot = flags.DEFINE_bool("spot", False, "Machines that may be preempted; otherwise on demand.")
-_queue = flags.DEFINE_string("queue", "", "Kueue queue; default: no Kueue.")
+_queue = cluster_flags.define_word("queue", "", "Kueue queue; default: no Kueue.")
 _quota = flags.DEFINE_integer("quota", None, "Make the queue, with so many chips or GPUs.", lower_bound=0)
 _borrow = flags.DEFINE_integer("borrow", 0, "With --cohort: chips or GPUs that the queue may borrow.", lower_bound=0)
-_cohort = flags.DEFINE_string("cohort", "", "Group of queues that lend each other idle chips.")
-_namespace = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
+_cohort = cluster_flags.define_word("cohort", "", "Group of queues that lend each other idle chips.")
+_namespace = cluster_flags.define_word("namespace", "default", "Kubernetes namespace.")
 _context = flags.DEFINE_string("context", "", "Cluster, as kubectl knows it; default: the current one.")
-_account = flags.DEFINE_string("service_account", "", "Kubernetes service account of the pods.")
-_secret = flags.DEFINE_string("secret", "", "Name of a Kubernetes secret with credentials.")
+_account = cluster_flags.define_word("service_account", "", "Kubernetes service account of the pods.")
+_secret = cluster_flags.define_word("secret", "", "Name of a Kubernetes secret with credentials.")
 _output = cli.define_path("output", "", "Write the manifests to this file instead of applying them.")
 _dry_run = cluster_flags.define_dry_run()
 

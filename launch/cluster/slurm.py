@@ -19,6 +19,7 @@ from absl import flags
 from lm import cli
 from lm.cluster import flags as cluster_flags
 from lm.cluster import slurm
+from lm.cluster.flags import WORD
 
 _run = cluster_flags.define_run()
 _name = cluster_flags.define_name()
@@ -26,8 +27,8 @@ _nodes = flags.DEFINE_integer("nodes", 1, "Number of machines.", lower_bound=1)
 _gpus = flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each machine; 0: train on CPUs.", lower_bound=0)
 _time = flags.DEFINE_string("time", "", "Time limit of one turn, such as 24:00:00; default: the partition's.")
 _notice = flags.DEFINE_integer("notice", 120, "Seconds before the limit at which the run saves.", lower_bound=1)
-_partition = flags.DEFINE_string("partition", "", "Partition to queue in; default: the cluster's.")
-_account = flags.DEFINE_string("account", "", "Account that is charged; default: your own.")
+_partition = cluster_flags.define_word("partition", "", "Partition to queue in; default: the cluster's.", WORD)
+_account = cluster_flags.define_word("account", "", "Account that is charged; default: your own.", WORD)
 _dry_run = cluster_flags.define_dry_run()
 
 

@@ -20,15 +20,20 @@ from absl import flags
 from lm import cli
 from lm.cluster import actions, tpu_vm
 from lm.cluster import flags as cluster_flags
+from lm.cluster.flags import WORD
 
 _run = cluster_flags.define_run()
 _topology = cluster_flags.define_topology(required=True)
 _zone = flags.DEFINE_string("zone", None, "Zone to rent in, such as us-central1-a.", required=True)
 _name = cluster_flags.define_name()
 _spot = flags.DEFINE_bool("spot", False, "TPUs that may be preempted; otherwise on demand.")
-_project = flags.DEFINE_string("project", "", "Google Cloud project; default: gcloud's own.")
-_runtime = flags.DEFINE_string("runtime_version", "", "Software of the machines; default: the one for the topology.")
-_account = flags.DEFINE_string("service_account", "", "Service account of the machines; default: the project's.")
+_project = cluster_flags.define_word("project", "", "Google Cloud project; default: gcloud's own.", WORD)
+_runtime = cluster_flags.define_word(
+    "runtime_version", "", "Software of the machines; default: the one for the topology.", WORD
+)
+_account = cluster_flags.define_word(
+    "service_account", "", "Service account of the machines; default: the project's.", WORD
+)
 _keep = flags.DEFINE_bool("keep", False, "Leave the TPUs rented at the end.")
 _delete = flags.DEFINE_bool("delete", False, "Stop the run and delete the TPUs.")
 _dry_run = cluster_flags.define_dry_run()

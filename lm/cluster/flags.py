@@ -20,6 +20,41 @@ from lm.errors import InputError
 flags.disclaim_key_flags()  # --help of a launcher lists these flags with its own
 
 
+# What a flag for `define_word` accepts, and how it is called.
+OBJECT = (r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", "lower-case letters, digits, - and .")
+HOST = (rf"(\*\.)?{OBJECT[0]}", "a name in DNS")
+WORD = (r"[\w.:/@,+=-]+", "letters, digits and ._-:/@,+= without spaces")
+
+
+class _WordParser(flags.ArgumentParser):
+    """Refuses what no cluster takes for a name, so that a dry run says it."""
+
+    def __init__(self, name: str, kind: tuple[str, str]):
+        self.syntactic_help, self._name, self._kind = "a name", name, kind
+
+    def parse(self, argument: str) -> str:
+        pattern, accepted = self._kind
+        if argument and not re.fullmatch(pattern, argument):
+            raise InputError(f"--{self._name} is {argument!r}; accepted: {accepted}.")
+        return argument
+
+    def flag_type(self) -> str:
+        return "name"
+
+
+def define_word(
+    name: str,
+    default: str | None,
+    help_: str,
+    kind: tuple[str, str] = OBJECT,
+    *,
+    required: bool = False,
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> flags.FlagHolder[str]:
+    """Defines a flag for the name of something that a cluster has, such as a namespace. `kind` says what it accepts."""
+    return flags.DEFINE(_WordParser(name, kind), name, default, help_, flag_values, required=required)
+
+
 def define_dry_run() -> flags.FlagHolder[bool]:
     return flags.DEFINE_bool("dry_run", False, "Print what would be run, and run nothing.")
 

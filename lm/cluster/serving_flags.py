@@ -6,8 +6,9 @@ from collections.abc import Callable
 from absl import flags
 
 from lm import cli
+from lm.cluster import flags as cluster_flags
 from lm.cluster import google, kubernetes, scaling
-from lm.cluster.flags import named
+from lm.cluster.flags import HOST, WORD, named
 from lm.cluster.gateway import Gateway
 from lm.cluster.kubernetes import Server
 from lm.cluster.scaling import Scaling
@@ -25,21 +26,21 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
         A function to call in `main` with further flags of launch/serve.py. It raises InputError for what cannot be.
     """
     checkpoint = cli.define_path("checkpoint", None, "What to serve: gs:// or s3://...", required=True)
-    image = flags.DEFINE_string("image", None, "Container image: launch/Dockerfile, target serving.", required=True)
+    image = cluster_flags.define_word("image", None, "Image: launch/Dockerfile, target serving.", WORD, required=True)
     name = flags.DEFINE_string("name", None, "Name of everything; default: the last part of the workdir.")
-    namespace = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
+    namespace = cluster_flags.define_word("namespace", "default", "Kubernetes namespace.")
     accelerator = flags.DEFINE_string("accelerator", "cpu", "Of a replica: cpu, l4, a100, h100, h200 or v5e:1x1.")
     plan = cli.define_path("plan", "", "Plan of launch/plan.py --serve, for the memory of a replica.")
     cpus = flags.DEFINE_integer("cpus", _D.cpus, "CPU cores of a replica.", lower_bound=1)
     memory = flags.DEFINE_integer("memory_gib", 8, "Memory of a replica, without --plan.", lower_bound=1)
     identity = flags.DEFINE_string("identity", "", "Google service account or AWS role whose rights the pods have.")
-    secret = flags.DEFINE_string("secret", "", "Kubernetes secret with LM_API_KEYS, or the keys of an s3:// store.")
+    secret = cluster_flags.define_word("secret", "", "Secret with LM_API_KEYS, or the keys of an s3:// store.")
     cloud = flags.DEFINE_enum("cloud", "google", ["google", "other"], "Whose Kubernetes it is.")
     labels = flags.DEFINE_list("node_labels", [], "Further labels of the machines: KEY=VALUE,KEY=VALUE.")
     spot = flags.DEFINE_bool("spot", False, "Prefer machines that may be preempted.")
     drain = flags.DEFINE_integer("drain_seconds", _D.drain_seconds, "How long a leaving pod takes requests.", 0)
     startup = flags.DEFINE_integer("startup_seconds", _D.startup_seconds, "How long compiling may take.", lower_bound=5)
-    cache = flags.DEFINE_string("cache_class", "", "Storage class (ReadWriteMany) for compiled programs.")
+    cache = cluster_flags.define_word("cache_class", "", "Storage class (ReadWriteMany) for compiled programs.")
     size = flags.DEFINE_integer("cache_gib", _D.cache_gib, "Size of that volume.", lower_bound=1)
     sources = flags.DEFINE_list("allow_from", list(_D.sources), "Namespaces whose pods may ask.")
     port = flags.DEFINE_integer("store_port", _D.store_port, "TCP port of the object store.", 1, 65535)
@@ -100,9 +101,9 @@ def define_scaling() -> Callable[[], Scaling]:
 
 def define_gateway() -> Callable[[], Gateway | None]:
     """Defines the flags of the gateway; there is none without a hostname."""
-    hostname = flags.DEFINE_string("hostname", "", "Name in DNS; makes a Gateway with least-request balancing.")
-    secret = flags.DEFINE_string("tls_secret", "", "With --hostname: Kubernetes secret with its certificate.")
-    kind = flags.DEFINE_string("gateway_class", "envoy", "With --hostname: GatewayClass of Envoy Gateway.")
+    hostname = cluster_flags.define_word("hostname", "", "Name in DNS; makes a Gateway, least requests first.", HOST)
+    secret = cluster_flags.define_word("tls_secret", "", "With --hostname: Kubernetes secret with its certificate.")
+    kind = cluster_flags.define_word("gateway_class", "envoy", "With --hostname: GatewayClass of Envoy Gateway.")
     return lambda: Gateway(hostname.value, secret.value, kind.value) if hostname.value else None
 
 

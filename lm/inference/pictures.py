@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lm import fonts
 from lm.errors import InputError
-from lm.inference import attention, fonts
+from lm.inference import attention
 from lm.inference.attention import Weights
 from lm.inference.predict import Pipeline, Predictor
 from lm.inference.requests import Request, RequestError

@@ -82,12 +82,19 @@ def picture(runs: Runs) -> bytes:
     """
     from matplotlib.figure import Figure
 
+    from lm import fonts
+
+    labels, family = list(runs.names), None
+    try:
+        family = fonts.families(labels)
+    except InputError:  # no font of this machine has them: the order of the table
+        labels = [f"run {number}" for number in range(1, len(labels) + 1)]
     names = sorted({name for lines in runs.metrics for line in lines for name in line if loss_picture.is_loss(name)})
     if not names:
         raise InputError(f"{', '.join(runs.names)} have no loss in metrics.jsonl; there is nothing to draw.")
     figure = Figure(figsize=(6.4 * len(names), 4.8), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for number, (run, lines) in enumerate(zip(runs.names, runs.metrics, strict=True)):
+        for number, (run, lines) in enumerate(zip(labels, runs.metrics, strict=True)):
             color = f"C{number % 10}"
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
@@ -99,7 +106,9 @@ def picture(runs: Runs) -> bytes:
                 axis.plot(*zip(*evaluated, strict=True), "o", color=color, markersize=4)
         axis.set(title=loss_picture.title(name), xlabel="step", ylabel="nats per prediction")
         axis.grid(alpha=0.3)
-        axis.legend(title="lines: training, smoothed; points: held out", title_fontsize="small")
+        axis.legend(
+            title="lines: training, smoothed; points: held out", title_fontsize="small", prop={"family": family}
+        )
     written = io.BytesIO()
     figure.savefig(written, dpi=120)
     return written.getvalue()

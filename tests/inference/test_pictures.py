@@ -11,10 +11,10 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager, image
 
-from lm import checkpoint, models
+from lm import checkpoint, fonts, models
 from lm.config import CheckpointConfig, to_json
 from lm.errors import InputError
-from lm.inference import fonts, pictures
+from lm.inference import pictures
 from lm.inference.attention import Weights
 from lm.inference.pictures import Picture, draw, draw_weights
 from tests.inference.test_attention import (  # noqa: F401

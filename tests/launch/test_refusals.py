@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from lm import storage
 from lm.accelerators import Topology
 from lm.cluster import actions, slurm, tpu_vm
+from lm.cluster import flags as cluster_flags
 from lm.cluster.actions import Command
 from lm.cluster.snapshot import Snapshot
 from lm.config import Config, MeshConfig, check_divisible, mesh_sizes
@@ -42,6 +44,27 @@ def test_a_zone_has_the_form_of_one(zone: str) -> None:
     tpu_vm.check(RUN, "northamerica-northeast1-b")
     with pytest.raises(InputError, match=f"--zone is {zone!r}; accepted: a Google Cloud zone"):
         tpu_vm.check(RUN, zone)
+
+
+@pytest.mark.parametrize(
+    ("kind", "accepted", "refused"),
+    [
+        (cluster_flags.OBJECT, ["default", "a-1.b", ""], ["Bad", "a b", "-a", "a_b", "a\n"]),
+        (cluster_flags.WORD, ["REGISTRY/lm:tpu@sha256:0a", "gpu,long_1"], ["a b", "a;b", "a\n", "$(a)"]),
+        (cluster_flags.HOST, ["lm.example.com", "*.example.com"], ["lm_example", "*", "https://lm"]),
+    ],
+)
+def test_a_name_that_no_cluster_takes_is_refused(
+    kind: tuple[str, str], accepted: list[str], refused: list[str]
+) -> None:
+    values = flags.FlagValues()
+    cluster_flags.define_word("name", None, "Of something.", kind, flag_values=values)
+    for word in accepted:
+        values(["script", f"--name={word}"])
+        assert values["name"].value == word
+    for word in refused:
+        with pytest.raises(InputError, match=r"--name is .*; accepted: "):
+            values(["script", f"--name={word}"])
 
 
 @pytest.mark.parametrize("limit", ["", "5", "5:30", "24:00:00", "2-12", "2-12:30", "1-0:00:00", "UNLIMITED"])

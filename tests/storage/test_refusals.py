@@ -39,6 +39,12 @@ def test_an_unusable_path_is_one_line(path: str, said: str, use: str, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_lost_slash_makes_no_folder() -> None:
+    for use in (storage.check_scheme, storage.as_path, USES["write"], USES["lease"]):
+        with pytest.raises(InputError, match="'gs:/bucket/x' has one slash after gs:; give gs://"):
+            use("gs:/bucket/x")
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for use in (USES["write"], USES["lease"], storage.list_keys):

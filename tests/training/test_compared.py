@@ -37,6 +37,12 @@ def test_runs_are_shown_side_by_side(tmp_path: Path) -> None:
     assert "no setting differs" in compared.table(compared.read([slow, slow]))
 
 
+@pytest.mark.parametrize("name", ["运行", "\U0001f9ff"])
+def test_a_picture_names_runs_in_any_script(tmp_path: Path, name: str) -> None:
+    """Or numbers them, where no font has their characters. A missing glyph gives a warning, an error here."""
+    assert compared.picture(compared.read([make_run(tmp_path / name, Config(), [5.0, 4.5])])).startswith(b"\x89PNG")
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no config\.json, so it is no working directory"):
         compared.read([str(tmp_path)])
