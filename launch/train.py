@@ -9,10 +9,10 @@ _workdir = cli.define_path("workdir", None, "Folder of the run; rerun the same c
 
 
 def main() -> int:
+    config = _config()
     from lm import distributed
     from lm.training import loop
 
-    config = _config()
     distributed.initialize(config.train.heartbeat_timeout)
     try:
         with distributed.fail_fast(loop.Preempted, loop.Diverged):

@@ -317,6 +317,7 @@ def as_path(path: epath.PathLike) -> epath.Path:
     Raises:
         InputError: another scheme, or the package that serves it is missing.
     """
+    check_scheme(str(path))
     scheme, separator, _ = str(path).partition("://")
     if separator:
         _filesystem(scheme)
