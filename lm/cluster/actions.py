@@ -94,10 +94,14 @@ def check(actions: Iterable[Action], workdir: str) -> None:
     storage.reach(workdir)
 
 
+_PACKAGES = {"serve": "Ray with pip install -e '.[ray,serve]'", "ray": "it with pip install -e '.[ray,serve]'"}
+
+
 def require(program: str) -> None:
     """Raises InputError if a program is not installed here."""
     if shutil.which(program) is None:
-        raise InputError(f"{program} is not installed here; install it, or print with --dry_run.")
+        how = _PACKAGES.get(program, "it")
+        raise InputError(f"{program} is not installed here; install {how}, or print with --dry_run.")
 
 
 def carry_out(actions: Iterable[Action]) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lm import storage
-from lm.cluster import google, manifests
+from lm.cluster import google, manifests, serve_options
 from lm.cluster.manifests import SHARED_MEMORY, Manifest, Volume
 from lm.errors import InputError
 
@@ -142,10 +142,7 @@ def check(server: Server) -> None:
                 "s3://BUCKET/..., so copy the run there first."
             )
     ours = ("checkpoint", "host", "port", "drain_seconds", "compilation_cache")
-    for option in server.options:
-        name = option.lstrip("-").partition("=")[0]
-        if name in ours or not option.startswith("--"):
-            raise InputError(f"after -- there is {option!r}; accepted: --FLAG=VALUE of launch/serve.py except {ours}.")
+    serve_options.check(server.options, ours)
     if server.identity and not re.fullmatch(r"[\w.-]+@[\w.-]+\.iam\.gserviceaccount\.com|arn:\S+", server.identity):
         raise InputError(
             f"--identity is {server.identity!r}; accepted: NAME@PROJECT.iam.gserviceaccount.com, or an AWS role's ARN."

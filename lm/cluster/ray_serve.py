@@ -7,6 +7,7 @@ controller reads the policy.
 import dataclasses
 from typing import Any, Protocol
 
+from lm.cluster import serve_options
 from lm.cluster.actions import Action, Command, Write
 from lm.cluster.manifests import Manifest, to_yaml
 from lm.errors import InputError
@@ -61,6 +62,7 @@ def config(wanted: Replicas) -> Manifest:
         raise InputError(
             f"--max_replicas is {wanted.most} and --min_replicas is {wanted.least}; give a larger --max_replicas."
         )
+    serve_options.check(wanted.options, ("checkpoint", "host", "port"))
     actor: Manifest = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus}
     if wanted.resources:
         actor["resources"] = wanted.resources

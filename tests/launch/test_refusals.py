@@ -10,7 +10,7 @@ from absl import flags
 
 from lm import storage
 from lm.accelerators import Topology
-from lm.cluster import actions, slurm, tpu_vm
+from lm.cluster import actions, serve_options, slurm, tpu_vm
 from lm.cluster import flags as cluster_flags
 from lm.cluster.actions import Command
 from lm.cluster.snapshot import Snapshot
@@ -65,6 +65,20 @@ def test_a_name_that_no_cluster_takes_is_refused(
     for word in refused:
         with pytest.raises(InputError, match=r"--name is .*; accepted: "):
             values(["script", f"--name={word}"])
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--tassks=embed", "nearest: --tasks"),
+        ("--port=3", "accepted: --FLAG=VALUE of launch/serve.py except port"),
+        ("tasks=embed", "accepted: --FLAG=VALUE"),
+    ],
+)
+def test_options_that_no_replica_takes_are_refused(option: str, said: str) -> None:
+    serve_options.check(["--tasks=embed", "--log_requests", "--nolog_requests", "--checkpoint=x"], ["port"])
+    with pytest.raises(InputError, match=f"after -- there is '{option}'; {said}"):
+        serve_options.check([option], ["port"])
 
 
 @pytest.mark.parametrize("limit", ["", "5", "5:30", "24:00:00", "2-12", "2-12:30", "1-0:00:00", "UNLIMITED"])
