@@ -4,7 +4,8 @@
 
 The run is `configs/mini.py`. A window holds a tenth of the corpus, or all of it; each with three seeds. A scale below 1
 makes steps, warm-up and corpus smaller by the same factor, so that a run still sees 0.8 epochs. The corpus is then
-every n-th of the embedded documents, in their order, so that neighbours are still of one package. It has fifty blocks.
+every n-th of the embedded documents, in their order, so that neighbours are still of one package. A window has fifty
+blocks.
 An interrupted comparison goes on where it was. Each run prints its held-out losses, and the last line has the mean over
 the seeds of both, the largest distance between two seeds of one window, and the difference of the means.
 """
@@ -29,7 +30,7 @@ _seeds = flags.DEFINE_integer("seeds", 3, "Runs of each kind.", lower_bound=2)
 _picture = flags.DEFINE_string("picture", "", "Where to draw the held-out losses.")
 
 _WINDOWS = 10
-_BLOCKS = 50
+_BLOCKS = 500  # 50 in a window, as windows of 100 million tokens have
 _EVALUATIONS = 8
 
 
