@@ -38,7 +38,8 @@ class Cluster:
         binaries = str(Path(sys.executable).parent)
         self._environment = {**os.environ, **EVEN, "PATH": f"{binaries}:{os.environ['PATH']}"}
         head = (f"--port={_GCS}", "--include-dashboard=true", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}")
-        self._nodes = [self._start("--head", *head)]
+        self._nodes: list[subprocess.Popen] = []
+        self._nodes.append(self._start("--head", *head))
         self.add_node()
 
     def add_node(self) -> None:
@@ -51,7 +52,7 @@ class Cluster:
             command = ["ray", "start", f"--num-cpus={_CPUS}", "--disable-usage-stats", "--block", *flags]
             node = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
         while b"Ray runtime started" not in (said := Path(log.name).read_bytes()):
-            if node.poll() is not None:
+            if any(each.poll() is not None for each in (*self._nodes[:1], node)):
                 raise SystemExit(f"{' '.join(command)}: {said.decode()[-2000:]}")
             time.sleep(0.2)
         return node

@@ -34,6 +34,7 @@ _rounds = flags.DEFINE_integer(
 _swaps = flags.DEFINE_integer("swaps", 6, "How often weights are replaced.")
 
 READERS, WRITERS = 4, 2  # clients that embed, and clients that read streams
+PAUSE = 0.2  # seconds between an answer and the client's next request; without it, no core is left to start a server
 DRAIN = 4.0  # seconds
 NEAR = 1e-5  # between two computations of one vector; two checkpoints differ by far more
 BALANCER = """
@@ -82,6 +83,7 @@ class Load:
                     self.contents.append(client.content)
             except (OSError, asyncio.IncompleteReadError) as error:
                 self.statuses[type(error).__name__] += 1
+            await asyncio.sleep(PAUSE)
         client.close()
 
     def stop(self) -> None:
