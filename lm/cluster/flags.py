@@ -21,7 +21,7 @@ flags.disclaim_key_flags()  # --help of a launcher lists these flags with its ow
 
 
 # What a flag for `define_word` accepts, and how it is called.
-OBJECT = (r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", "lower-case letters, digits, - and .")
+OBJECT = (r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", "lower-case letters, digits, . and -")
 HOST = (rf"(\*\.)?{OBJECT[0]}", "a name in DNS")
 WORD = (r"[\w.:/@,+=-]+", "letters, digits and ._-:/@,+= without spaces")
 
