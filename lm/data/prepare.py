@@ -277,7 +277,8 @@ def _write_shards(
     missing = [job for job in jobs if job.index not in complete or complete[job.index]["digest"] != job.digest]
     total = sum(shard.size for shard in shards)
     initial = total - sum(job.shard.size for job in missing)
-    done, said = initial, time.monotonic()
+    done, tokens, begun = initial, 0, time.monotonic()
+    said = begun
     on_terminal = sys.stderr.isatty()  # in a log a bar would be one endless line
     bar = tqdm(
         total=total,
@@ -291,11 +292,14 @@ def _write_shards(
         futures = {executor.submit(shard_jobs.write, job): job for job in missing}
         for future in concurrent.futures.as_completed(futures):
             job = futures[future]
-            complete[job.index] = future.result()
+            complete[job.index] = marker = future.result()
             done += job.shard.size
+            tokens += sum(marker[split]["tokens"] for split in SPLITS)
+            rate = f"{tokens / (time.monotonic() - begun):,.0f} tokens a second"
+            bar.set_postfix_str(rate, refresh=False)
             bar.update(job.shard.size)
             if progress and not on_terminal and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
-                print(f"tokenising: {done:,} of {total:,} bytes", file=sys.stderr, flush=True)
+                print(f"tokenising: {done:,} of {total:,} bytes, {rate}", file=sys.stderr, flush=True)
                 said = time.monotonic()
     return [complete[job.index] for job in jobs]
 
