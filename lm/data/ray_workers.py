@@ -173,7 +173,8 @@ def executor(
         runner: `ray`: the cluster of RAY_ADDRESS, or the one that runs on this machine, or a new one here;
             `ray://HOST:PORT`: that cluster, as a client of it.
         num_workers: how many; by default one for each core of the cluster.
-        for_models: each worker holds a model. The default is one for each GPU, or without GPUs one for each node.
+        for_models: each worker holds a model. The default is one for each GPU, or without GPUs one for each node that
+            has a core.
 
     Raises:
         InputError: Ray is not installed, or the cluster does not answer.
@@ -182,7 +183,7 @@ def executor(
     with _connected(ray, runner):
         found: dict[str, float] = ray.cluster_resources()
         gpus = int(found.get("GPU", 0)) if for_models else 0
-        nodes = sum(node["Alive"] for node in ray.nodes())
+        nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
         count = num_workers or (gpus or nodes if for_models else max(1, int(found.get("CPU", 1))))
         actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=0, scheduling_strategy="SPREAD")(_Actor)
         started: list[object] = []

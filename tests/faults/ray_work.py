@@ -38,12 +38,12 @@ ROOT = Path(__file__).parents[2]
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[tuple[Cluster, Callable[[], None]]]:
-    """Starts Ray with a head and two nodes; yields it and what kills one of the nodes with all its processes."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    """Starts Ray with a head and another node; yields it and what kills the other node with all its processes."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=1)
 
     def kill() -> None:
-        processes = [psutil.Process(info.process.pid) for found in nodes[1].all_processes.values() for info in found]
+        processes = [psutil.Process(info.process.pid) for found in node.all_processes.values() for info in found]
         for process in [*processes, *(child for each in processes for child in each.children(recursive=True))]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
