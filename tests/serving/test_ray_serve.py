@@ -20,6 +20,7 @@ from lm.cluster.ray_serve import OutstandingTokens, Replicas
 from lm.config import MeshConfig
 from lm.errors import InputError
 from lm.serving import ray_serve as deployment
+from lm.serving import served
 from lm.serving.scheduler import Group, Item, Job, Limits, Scheduler
 from lm.serving.settings import Settings
 
@@ -173,10 +174,8 @@ def test_another_tokenizer_is_refused(running, workdirs, tmp_path: Path) -> None
     other = tmp_path / "other"
     shutil.copytree(workdirs["reader"], other)
     present = model._workdir
-    changed = dataclasses.replace(model.predictor.loaded, tokenizer=types.SimpleNamespace(fingerprint="another"))
-    (other / "tokenizer.model").touch()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.predictor, "loaded", changed)
+        patch.setattr(served, "load_tokenizer", lambda workdir: types.SimpleNamespace(fingerprint="another"))
         with pytest.raises(InputError, match="has another tokenizer; start a new server"):
             running.service.engine.reload("reader", path=str(other))
     assert (model._workdir, model.path) == (present, workdirs["reader"])
