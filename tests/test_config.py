@@ -112,6 +112,15 @@ def test_a_text_refuses_what_its_source_does_not_read(source: str, name: str) ->
         DataConfig(**fields).validate()
 
 
+def test_a_run_of_an_earlier_version_forgets_what_its_source_does_not_read() -> None:
+    """It was accepted then, and changed nothing in training."""
+    stored = {"data": {"source": "text", "path": "a.txt", "languages": "de", "field": "body"}}
+    with pytest.raises(InputError, match=r"data\.(field|languages) is .* does not read it"):
+        from_dict(stored)
+    config = from_dict(stored, stored=True)
+    assert (config.data.languages, config.data.field, config.data.path) == ("", "text", "a.txt")
+
+
 def test_a_vocabulary_smaller_than_the_tokenizer_to_train_is_refused() -> None:
     Config().check_vocabulary()
     Config(model=ModelConfig(vocab_size=0)).check_vocabulary()

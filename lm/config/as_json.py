@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TypeVar, get_type_hints
 
 from lm.config.bounds import Section
+from lm.config.data import DataConfig
 from lm.config.mixture import MixtureConfig, TaskConfig
 from lm.config.run import Config
 from lm.errors import InputError
@@ -27,7 +28,8 @@ def from_dict(values: Mapping[str, object], *, stored: bool = False) -> Config:
     Args:
         values: section -> field -> value.
         stored: whether this is the `config.json` of a run. A field that is newer than the run is missing there, and
-            takes the value that says what the run did; see `before` of `setting`.
+            takes the value that says what the run did; see `before` of `setting`. What its source of text does not read
+            is left out.
 
     Raises:
         InputError: naming a field that `Config` does not have, or a value that it does not accept.
@@ -45,6 +47,8 @@ def from_dict(values: Mapping[str, object], *, stored: bool = False) -> Config:
         mixture.tasks = {
             name: _section(f"mixture.tasks.{name}", TaskConfig, fields) for name, fields in mixture.tasks.items()
         }
+    if stored and isinstance(data := sections.get("data"), DataConfig):
+        sections["data"] = data.only_read()
     return dataclasses.replace(Config(), **sections)
 
 

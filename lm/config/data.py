@@ -1,6 +1,7 @@
 """The section `data`: which text, which tokenizer, which rows."""
 
 import dataclasses
+from typing import Any
 
 from lm.config.bounds import check, setting
 from lm.errors import InputError
@@ -80,6 +81,16 @@ class DataConfig:
         """Whether the corpus holds pairs of a source and a target instead of documents."""
         return self.source in _PAIR_SOURCES or bool(self.target_field)
 
+    def _unread(self) -> dict[str, Any]:
+        """Returns the fields that the source does not read but that are set, with their defaults."""
+        defaults = {name: DataConfig.__dataclass_fields__[name].default for name in _READ_BY}
+        is_unread = lambda name: self.source not in _READ_BY[name] and getattr(self, name) != defaults[name]  # noqa: E731
+        return {name: default for name, default in defaults.items() if is_unread(name)}
+
+    def only_read(self) -> "DataConfig":
+        """Returns the section without what its source does not read, as a run of an earlier version may have it."""
+        return dataclasses.replace(self, **self._unread())
+
     def validate(self) -> None:
         """Checks every field, and the fields that must agree.
 
@@ -89,13 +100,11 @@ class DataConfig:
         check("data", self)
         if self.source in ("text", "jsonl", "parquet", "tsv") and not self.path:
             raise InputError(f"data.path is empty; data.source={self.source} needs a file, folder or glob.")
-        for name, sources in _READ_BY.items():
-            value, default = getattr(self, name), DataConfig.__dataclass_fields__[name].default
-            if value != default and self.source not in sources:
-                raise InputError(
-                    f"data.{name} is {value!r}, but data.source={self.source} does not read it; leave it "
-                    f"{repr(default) if default else 'empty'}, or set data.source to {' or '.join(sources)}."
-                )
+        for name, default in self._unread().items():
+            raise InputError(
+                f"data.{name} is {getattr(self, name)!r}, but data.source={self.source} does not read it; leave it "
+                f"{repr(default) if default else 'empty'}, or set data.source to {' or '.join(_READ_BY[name])}."
+            )
         if 0 < self.near_duplicates < 0.5:
             raise InputError(
                 f"data.near_duplicates is {self.near_duplicates}; accepted: a similarity from 0.5 to 1, such as 0.8, "
