@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 # What a release of jax or flax may break, in about a minute: every operation, Pallas kernels among them; a whole model;
 # a run that trains, resumes and evaluates.
-SHORT=(tests/ops tests/tasks tests/models/test_packing.py tests/test_cli.py)
+SHORT=(tests/ops tests/tasks/test_sixth_task.py tests/models/test_packing.py)
 
 extras=test
 newest=
