@@ -215,6 +215,13 @@ def ways(dim: str) -> int:
     return math.prod(map(axis_size, _names(ACTIVATIONS.get(dim))))
 
 
+def shard_shape(dims: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns the shape of one device's shard of an array with these dims; None if the mesh does not divide it."""
+    if any(size % ways(dim) for dim, size in zip(dims, shape, strict=True)):
+        return None
+    return tuple(size // ways(dim) for dim, size in zip(dims, shape, strict=True))
+
+
 def axis_size(axis: str) -> int:
     """Returns the number of devices along an axis of the mesh; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)

@@ -5,6 +5,7 @@ its slope are made of one exponential.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -23,10 +24,8 @@ def takes(name: str, array: jax.Array) -> bool:
     """Returns whether the kernels take the array: bfloat16 [B, L, F] on a GPU, whole blocks on every device."""
     if sharding.platform() != "gpu" or array.dtype != jnp.bfloat16 or array.ndim != 3 or name not in FUNCTIONS:
         return False
-    ways = [sharding.ways(dim) for dim in "BLF"]
-    shard = [size // count for size, count in zip(array.shape, ways, strict=True)]
-    whole = all(size % count == 0 for size, count in zip(array.shape, ways, strict=True))
-    return whole and shard[0] * shard[1] * shard[2] % BLOCK == 0
+    shard = sharding.shard_shape("BLF", array.shape)
+    return shard is not None and math.prod(shard) % BLOCK == 0
 
 
 def activate(name: str, array_BLF: jax.Array, gate_BLF: jax.Array | None, *, interpret: bool = False) -> jax.Array:

@@ -6,6 +6,7 @@ Array names carry their shape: N rows, D width, R rows of a block, P programs.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -23,9 +24,8 @@ def takes(array: jax.Array) -> bool:
     """Returns whether the kernels take the array: bfloat16 [B, L, D] on a GPU, and a width of few powers of two."""
     if sharding.platform() != "gpu" or array.dtype != jnp.bfloat16 or array.ndim != 3 or len(_pieces(array)) > 3:
         return False
-    B, L = array.shape[:2]
-    ways = sharding.ways("B"), sharding.ways("L")
-    return B % ways[0] == 0 and L % ways[1] == 0 and (B // ways[0]) * (L // ways[1]) % BLOCK == 0
+    shard = sharding.shard_shape("BL", array.shape[:2])
+    return shard is not None and math.prod(shard) % BLOCK == 0
 
 
 def normalize(

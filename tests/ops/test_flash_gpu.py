@@ -1,13 +1,11 @@
 """The kernels for GPUs equal plain attention in outputs and gradients, and lower to CUDA on a machine without a GPU."""
 
 import functools
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from lm import sharding
 from lm.config import MeshConfig
@@ -15,12 +13,9 @@ from lm.models.attention import View, attend
 from lm.ops.dropout import Dropout
 from lm.ops.flash import gpu
 from lm.ops.flash.gpu_calls import along_diagonals
+from tests.ops.lowering import lowered_to_cuda
 
 interpreted = functools.partial(gpu.attend, interpret=True)
-# What jax 0.11 and later compile a kernel for, where there is no GPU.
-H100 = AbstractMesh(
-    (1,), ("data",), abstract_device=AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
-)
 KEYS, HEADS, WIDTH = 96, 2, 24
 # Three segments over several blocks of 32, a row without padding, and a row that is mostly padding.
 SEGMENTS = jnp.stack(
@@ -117,9 +112,6 @@ def test_the_kernels_lower_to_cuda_without_a_gpu(width, monkeypatch):
         out = kernel(query, key, value, causal=True, window=100, dropout=dropout)
         return out.astype(jnp.float32).sum()
 
-    traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace
-    with jax.sharding.use_abstract_mesh(H100), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)  # jax 0.11 and later
-        lowered = traced(heads, heads, heads, *rest).lower(lowering_platforms=("cuda",)).as_text()
+    lowered = lowered_to_cuda(jax.grad(loss, (0, 1, 2, 3)), heads, heads, heads, *rest)
     for kernel in ("flash_forward", "flash_of_query", "flash_of_key", "flash_of_curve"):
         assert f'name = "{kernel}"' in lowered

@@ -1,25 +1,19 @@
 """The kernels for norms and activation functions equal their formulas, and lower to CUDA on a machine without a GPU."""
 
 import functools
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from lm import sharding
 from lm.config import MeshConfig
 from lm.ops import activation_gpu, norm_gpu
 from lm.ops.activation import activate, activate_plain
 from lm.ops.norm import normalize, normalize_plain
+from tests.ops.lowering import lowered_to_cuda
 from tests.ops.plain import assert_same, normals
-
-# What jax 0.11 and later compile a kernel for, where there is no GPU.
-H100 = AbstractMesh(
-    (1,), ("data",), abstract_device=AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
-)
 
 
 @pytest.mark.parametrize(("centred", "with_bias"), [(True, True), (True, False), (False, False)])
@@ -71,12 +65,6 @@ def test_sharded_kernels_equal_their_formulas(monkeypatch):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-5)
 
 
-def lowered(function, *shapes) -> str:
-    with jax.sharding.use_abstract_mesh(H100), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)  # jax 0.11 and later
-        return jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
-
-
 @pytest.mark.parametrize("width", [1024, 768])
 def test_on_a_gpu_bfloat16_rows_go_through_the_kernels(width, monkeypatch):
     monkeypatch.setattr(sharding, "platform", lambda: "gpu")
@@ -87,7 +75,7 @@ def test_on_a_gpu_bfloat16_rows_go_through_the_kernels(width, monkeypatch):
         normed = activate("gelu_tanh", normalize(True, 1e-6, rows, scale, scale), rows)
         return (normed.astype(jnp.float32) ** 2).sum()
 
-    text = lowered(jax.grad(loss, (0, 1)), rows, scale)
+    text = lowered_to_cuda(jax.grad(loss, (0, 1)), rows, scale)
     for kernel in ("norm", "of_norm", "activate", "of_activate"):
         assert f'name = "{kernel}"' in text
 
