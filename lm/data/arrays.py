@@ -24,8 +24,8 @@ _OPENED = 512  # parts that a column keeps open
 def write(path: str, names: Sequence[str], values: np.ndarray) -> ts.WriteFutures:
     """Starts to write an array [N] to the folder `names` below `path`.
 
-    Each file of the array is written whole, and none is deleted before, if one of that length and type is there: two
-    writers of the same values, of which one is taken for lost, leave the array complete at any time.
+    Each file of the array is written whole. Where an array of that length and type is there, none of its files is
+    deleted before. So two writers of the same values leave it complete at any time; one of them may be taken for lost.
     """
     codecs = [
         {"name": "bytes", "configuration": {"endian": "little"}},
