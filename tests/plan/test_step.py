@@ -104,7 +104,7 @@ def test_serving_an_encoder_on_several_devices(encoder: Config):
     assert (plan.max_length, plan.cache_bytes) == (0, 0)
 
 
-def test_serving_what_does_not_fit(encoder_decoder: Config):
-    plan = serving.plan(encoder_decoder, Topology.parse("v5e:1x1"), 1 << 18, 128, Decoding(max_length=512))
+def test_serving_what_does_not_fit(encoder: Config):
+    plan = serving.plan(encoder, Topology.parse("v5e:1x1"), batch=1 << 18, length=128, decoding=Decoding())
     assert not plan.fits
     assert "fewer sequences at a time" in tables.serving_table([plan])
