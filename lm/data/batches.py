@@ -229,7 +229,7 @@ class Batches:
     def _make_plan(self, epoch: int, window: int) -> Plan:
         """Plans a window, and reads its tokens."""
         if self._windows.count == 1:
-            plan = self._packed(self._split, np.random.default_rng((self._seed, epoch)))
+            plan = self._packed(self._split, np.random.default_rng((self._seed, epoch)), together=False)
         else:
             plan = self._plan_window(epoch, window)
         plan.split.load()
@@ -241,7 +241,7 @@ class Batches:
         first, after = bounds[window : window + 2].tolist()
         for attempt in range(_ATTEMPTS):
             rng = np.random.default_rng((self._seed, epoch, window + 1, attempt))
-            plan = self._packed(split, rng)
+            plan = self._packed(split, rng, together=True)
             if plan.num_rows <= after - first:
                 break
         else:
@@ -251,14 +251,15 @@ class Batches:
             )
         return dataclasses.replace(plan, row_offsets=fill(plan.row_offsets, after - first, rng), first_row=first)
 
-    def _packed(self, split: Split, rng: np.random.Generator) -> Plan:
+    def _packed(self, split: Split, rng: np.random.Generator, *, together: bool) -> Plan:
         examples = self._format.plan(split, rng)
         sizes = self._format.sizes(examples)
-        order, row_offsets = packing.pack(sizes, self._format.capacities, self._data.max_segments, rng)
+        capacities, most = self._format.capacities, self._data.max_segments
+        order, row_offsets = packing.pack(sizes, capacities, most, rng, together=together)
         return Plan(split, examples[order], row_offsets, examples.truncated)
 
     def _count_rows(self, split: Split, rng: np.random.Generator) -> tuple[int, int]:
-        plan = self._packed(split, rng)
+        plan = self._packed(split, rng, together=True)
         return plan.num_rows, plan.truncated
 
     def _rows(self, plan: Plan, epoch: int, rows: np.ndarray) -> Arrays:

@@ -4,6 +4,7 @@
 
 Documents have 20 sentences of 20 tokens on average, log-normal both, in blocks of a fiftieth of a window. A pair has
 two sentences; a target of `translations` has 0.7 to 1.4 tokens for one of its source, one of `pairs` is independent.
+The two sides of a row are as long as sources and targets are in the mean.
 A row has room for as many examples as `data.max_segments` advises, pairs for one every 8 tokens.
 
 Each line has the padding of the first two windows of an epoch: the least that two sides of equal room allow, as they
@@ -60,11 +61,13 @@ def make_split(kind: str, tokens: int, window: int) -> Split:
 
 def measure(kind: str, split: Split, length: int, window: int) -> dict[str, object]:
     """Plans and packs windows as `Batches` does."""
+    is_pairs = _OBJECTIVES[kind].name == "pairs"
+    halves = np.diff(split.sentence_offsets).reshape(-1, 2).sum(axis=0) if is_pairs else np.ones(2)
     data = DataConfig(
-        source="dates" if _OBJECTIVES[kind].name == "pairs" else "installed-docs",
+        source="dates" if is_pairs else "installed-docs",
         seq_length=length,
-        target_length=-(-length * 114 // 512) if kind == "spans" else length,
-        max_segments=length // 8 if _OBJECTIVES[kind].name == "pairs" else max(8, length // 32),
+        target_length=-(-length * 114 // 512) if kind == "spans" else round(length * halves[1] / halves[0]),
+        max_segments=length // 8 if is_pairs else max(8, length // 32),
         window_tokens=window,
     )
     row_format: RowFormat = tasks.create_row_format(data, _OBJECTIVES[kind], SpecialIds())
@@ -75,7 +78,8 @@ def measure(kind: str, split: Split, length: int, window: int) -> dict[str, obje
         rng = np.random.default_rng((0, 0, number + 1, 0))
         sizes = row_format.sizes(row_format.plan(split.window(blocks[number]), rng))
         began = time.process_time()
-        packed = len(packing.pack(sizes, row_format.capacities, data.max_segments, rng)[1]) - 1
+        order = packing.pack(sizes, row_format.capacities, data.max_segments, rng, together=True)[1]
+        packed = len(order) - 1
         seconds += time.process_time() - began
         sides, examples, rows = sides + sizes.sum(axis=0), examples + len(sizes), rows + packed
         fits += packed <= bounds[number + 1] - bounds[number]

@@ -98,3 +98,13 @@ def test_both_sides_of_pairs_are_filled_to_98_percent():
     order, offsets = pack(sizes, capacities, 64, rng)
     filled = np.add.reduceat(sizes[order], offsets[:-1], axis=0).mean(axis=0) / capacities
     assert filled.min() > 0.98
+
+
+@pytest.mark.parametrize("capacity", [128, 512])
+def test_many_rows_of_independent_sides_are_filled_to_99_percent(capacity: int):
+    rng = np.random.default_rng(0)
+    sizes = np.clip(rng.lognormal(np.log(20), 0.6, (20_000, 2)), 1, capacity).astype(int)
+    order, offsets = pack(sizes, (capacity, capacity), capacity // 8, rng, together=True)
+    rows = np.add.reduceat(sizes[order], offsets[:-1], axis=0)
+    assert rows.max() <= capacity
+    assert rows.mean() > 0.99 * capacity

@@ -233,9 +233,9 @@ def test_a_window_that_needs_more_rows_is_planned_again(monkeypatch: pytest.Monk
     batches = make("text", make_split(1500, 60))
     inner, calls = batches._packed, []
 
-    def too_long(split: Split, rng: np.random.Generator) -> Plan:
+    def too_long(split: Split, rng: np.random.Generator, *, together: bool) -> Plan:
         calls.append(split)
-        plan = inner(split, rng)
+        plan = inner(split, rng, together=together)
         if len(calls) > 1:
             return plan
         return dataclasses.replace(plan, row_offsets=np.arange(plan.row_offsets[-1] + 1))
