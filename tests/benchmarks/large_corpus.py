@@ -11,7 +11,7 @@ its peak memory beyond what Python held after its imports. Another process begin
 
 import json
 import os
-import resource
+import re
 import shutil
 import subprocess
 import sys
@@ -110,7 +110,8 @@ def measure(path: str, kind: str, epochs: float) -> dict[str, Any]:
     window = data.window_tokens * batches.steps_per_epoch / store.train.num_tokens  # steps
     steps = np.linspace(start + 1, start + 2.6 * window, 60).astype(int).tolist()
     padding = [padding_fraction(batches(step)) for step in steps]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Linux adds to ru_maxrss what the parent held when it started this process, but not to VmHWM.
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return {
         "kind": kind,
         "billions": round(store.train.num_tokens / 1e9, 2),
@@ -120,7 +121,7 @@ def measure(path: str, kind: str, epochs: float) -> dict[str, Any]:
         "rows_known_s": round(counted, 2),
         "first_batch_s": round(first, 2),
         "cpu_s": round(time.process_time(), 1),
-        "peak_MiB": round((peak - before) / 2**20),
+        "peak_MiB": round(int(peak) / 1024 - before / 2**20),
         "imports_MiB": round(before / 2**20),
         "padding": round(float(np.mean(padding)), 5),
     }

@@ -8,10 +8,11 @@ with random weights, `--length` tokens written greedily for the beginning of a d
 models; for onnxruntime, DIR/embed-onnx is made once by
 `optimum-cli export onnx --task feature-extraction --library transformers -m DIR/embed-hf DIR/embed-onnx`.
 
-A server is NAME or NAME:BATCH; `serving_peers.py` has those that are not ours, infinity is its own program. A peer runs
-with the Python that `--python=NAME=PATH` names, or with this one. `lm@CHECKOUT` is another checkout of ours. All
-servers are started first and then take turns, `--rounds` times, so that other work on the machine meets all of them.
-The figure of a server is the median of its rounds; its ratio is that of ours to it, round by round.
+A server is NAME or NAME:BATCH; BATCH counts texts, for ours tokens. `serving_peers.py` has the servers that are not
+ours, infinity is its own program. A peer runs with the Python that `--python=NAME=PATH` names, or with this one.
+`lm@CHECKOUT` is another checkout of ours. All servers are started first and then take turns, `--rounds` times, so that
+other work on the machine meets all of them. The figure of a server is the median of its rounds; its ratio is that of
+ours to it, round by round.
 
 Closed loop: so many clients each ask again as soon as they are answered. Poisson: requests arrive at random, at a share
 of the rate that the server itself reached in the closed loop of the most clients.
@@ -65,6 +66,7 @@ class Running:
             command = [python, "launch/serve.py", f"--checkpoint={what}={folder / what}", "--port=0", "--beams=1"]
             command += [f"--tasks={what}", "--drain_seconds=0", f"--compilation_cache={folder / 'cache'}"]
             command += [f"--max_length={_length.value}"] if what == "generate" else []
+            command += [f"--batch_tokens={batch}"] if batch else []
         elif kind == "infinity":
             self.port = _free_port()
             command = [str(Path(python).parent / "infinity_emb"), "v2", "--model-id", str(source), "--port"]
