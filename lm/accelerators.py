@@ -201,8 +201,9 @@ class Topology:
                     )
                 return cls(match[2], shape, int(match[1] or 1))
         raise InputError(
-            f"--topology is {text!r}; accepted: KIND:SHAPE with a kind among {', '.join(TPUS)} and the chips along "
-            "each dimension, such as v5e:16x16, v6e:8x8 or v5p:4x4x4; several slices are written 2*v5e:16x16."
+            f"--topology is {repr(text) if text else 'missing'}; accepted: KIND:SHAPE with a kind among "
+            f"{', '.join(TPUS)} and the chips along each dimension, such as v5e:16x16, v6e:8x8 or v5p:4x4x4; "
+            "several slices are written 2*v5e:16x16."
         )
 
     @property

@@ -65,17 +65,23 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
-def check_scheme(path: str) -> None:
-    """Refuses a path on a kind of storage that we do not know.
+def check_path(path: str) -> None:
+    """Refuses a path that no storage can have, without asking one.
 
     Raises:
-        InputError: the path has another scheme than gs:// and s3://.
+        InputError: the path has another scheme than gs:// and s3://, or what follows is no name of a bucket.
     """
     scheme, separator, rest = path.partition("://")
     if separator and scheme not in _PACKAGES:
         raise InputError(f"{path!r} has an unknown scheme; accepted: a local path, gs://... or s3://....")
     if separator and not rest.strip("/"):
         raise InputError(f"{path!r} has no bucket; accepted: {scheme}://BUCKET/....")
+    bucket = rest.partition("/")[0]
+    if separator and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
+        raise InputError(
+            f"{path!r} has no bucket: {bucket!r} is no name of one; accepted: {scheme}://BUCKET/..., with 3 or more "
+            "lower-case letters, digits, dots, - and _."
+        )
     if (scheme := path.partition(":/")[0]) in _PACKAGES and not separator:  # os.path.normpath, or a slip
         raise InputError(f"{path!r} has one slash after {scheme}:; give {scheme}://... or ./{path} for a folder here.")
 
@@ -87,18 +93,13 @@ def kvstore(path: str, *names: str) -> Spec:
     Amazon's own tools. TensorStore itself reads none of them.
 
     Raises:
-        InputError: another scheme.
+        InputError: as for `check_path`.
     """
-    check_scheme(path)
+    check_path(path)
     scheme, separator, rest = path.partition("://")
     if not separator:
         return {"driver": "file", "path": "/".join([os.path.abspath(os.path.expanduser(path)), *names]) + "/"}
     bucket, _, prefix = rest.partition("/")
-    if scheme in _PACKAGES and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
-        raise InputError(
-            f"{path!r} has no bucket: {bucket!r} is no name of one; accepted: {scheme}://BUCKET/..., with 3 or more "
-            "lower-case letters, digits, dots, - and _."
-        )
     folder = "/".join(filter(None, [prefix.strip("/"), *names])) + "/"
     if scheme == "gs":
         return {"driver": "gcs", "bucket": bucket, "path": folder, "gcs_request_retries": _RETRIES}
@@ -315,9 +316,9 @@ def as_path(path: epath.PathLike) -> epath.Path:
     """Returns a path that can be read and written through fsspec.
 
     Raises:
-        InputError: another scheme, or the package that serves it is missing.
+        InputError: as for `check_path`, or the package that serves the scheme is missing.
     """
-    check_scheme(str(path))
+    check_path(str(path))
     scheme, separator, _ = str(path).partition("://")
     if separator:
         _filesystem(scheme)

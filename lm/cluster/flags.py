@@ -81,7 +81,7 @@ def define_run() -> Run:
     workdir = cli.define_path("workdir", None, "Folder of the run: gs://, s3:// or shared.", required=True)
 
     def run(devices: int, slices: int = 1) -> Snapshot:
-        storage.check_scheme(workdir.value)
+        storage.check_path(workdir.value)
         checked = config()
         check_divisible(mesh_sizes(checked.mesh, devices, slices), checked)
         taken = snapshot.take(checked, config_arguments(), workdir.value)

@@ -135,8 +135,9 @@ def check(server: Server) -> None:
     Raises:
         InputError: the pods cannot read the checkpoint, or an option is one that the manifests set.
     """
-    for path in server.checkpoint.split(","):
-        if not storage.is_remote(path.rpartition("=")[2]):
+    for path in (each.rpartition("=")[2] for each in server.checkpoint.split(",")):
+        storage.check_path(path)
+        if not storage.is_remote(path):
             raise InputError(
                 f"--checkpoint is {server.checkpoint}, which no pod can see; accepted: gs://BUCKET/... or "
                 "s3://BUCKET/..., so copy the run there first."

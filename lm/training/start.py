@@ -69,9 +69,10 @@ def summary(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Memb
 
 def _corpus(member: Member) -> str:
     manifest = member.store.manifest
-    settings, kind = manifest["settings"], member.store.kind
+    settings = manifest["settings"]
     where = ", ".join(str(settings[name]) for name in ("source", "path") if settings.get(name))
     train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
+    kind = member.store.kind if train["documents"] != 1 else member.store.kind.removesuffix("s")
     return (
         f"{where}: {train['documents']:,} {kind} with {train['tokens']:,} tokens; held out: "
         f"{heldout['documents']:,} with {heldout['tokens']:,} tokens"

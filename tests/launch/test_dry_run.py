@@ -67,7 +67,7 @@ def test_no_golden_file_is_left_over() -> None:
             "'foo://b/r' has an unknown scheme; accepted",
         ),
         (
-            f"tpu_vm.py --zone=us-east5-a --topology=v5e:4x4 {RUN} --workdir=s3://b/r",
+            f"tpu_vm.py --zone=us-east5-a --topology=v5e:4x4 {RUN} --workdir=s3://bucket/r",
             "which TPU VMs do not share; accepted: gs:",
         ),
         (f"gke.py --image=i --topology=v5e:4x4 {BUCKET} --config.mesh.fsdp=32", "32 devices, but 16 are present"),

@@ -364,8 +364,12 @@ def test_a_plan_gives_the_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ("serve roll --image=i --checkpoint=gs://b/mini/checkpoints/9 --dry_run", 0, "rollout undo deployment/mini"),
-        ("train --image=i --checkpoint=gs://b/mini --dry_run", 2, "accepted: serve, or serve apply|status"),
+        (
+            "serve roll --image=i --checkpoint=gs://bucket/mini/checkpoints/9 --dry_run",
+            0,
+            "rollout undo deployment/mini",
+        ),
+        ("train --image=i --checkpoint=gs://bucket/mini --dry_run", 2, "accepted: serve, or serve apply|status"),
     ],
     ids=["roll", "unknown"],
 )

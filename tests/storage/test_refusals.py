@@ -39,8 +39,17 @@ def test_an_unusable_path_is_one_line(path: str, said: str, use: str, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_name_of_a_bucket_is_refused() -> None:
+    for name in ("b", "UPPER", "with space", "-first", "last-", "x" * 300):
+        for scheme in ("gs", "s3"):
+            with pytest.raises(InputError, match="is no name of one; accepted: "):
+                storage.check_path(f"{scheme}://{name}/run")
+    storage.check_path("gs://a-bucket_1.org/run")
+    storage.check_path("a/folder")
+
+
 def test_a_lost_slash_makes_no_folder() -> None:
-    for use in (storage.check_scheme, storage.as_path, USES["write"], USES["lease"]):
+    for use in (storage.check_path, storage.as_path, USES["write"], USES["lease"]):
         with pytest.raises(InputError, match="'gs:/bucket/x' has one slash after gs:; give gs://"):
             use("gs:/bucket/x")
 
