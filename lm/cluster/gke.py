@@ -123,8 +123,8 @@ def _pod(job: Job, run: Snapshot) -> Manifest:
 
 def _start(run: Snapshot) -> str:
     return (
-        f'cd "$(python -m lm.cluster.snapshot {shlex.quote(run.code)})" &&\n'
-        f'PYTHONPATH="$PWD" exec python {shlex.join(run.train)}\n'
+        f'code="$(python -m lm.cluster.snapshot {shlex.quote(run.code)})" && cd "$code" &&\n'
+        f'PYTHONPATH="$code" exec python {shlex.join(run.train)}\n'
     )
 
 
