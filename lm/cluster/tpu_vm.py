@@ -20,7 +20,7 @@ from lm.errors import InputError
 ABSENT, ACTIVE = "ABSENT", "ACTIVE"
 ENDED = ("FAILED", "SUSPENDED")  # a request in these states never becomes ACTIVE again; its name is free once deleted
 LOST = 255  # ssh's exit code when the connection is lost
-PATIENCE = 20  # lost connections in a row before we give up
+PATIENCE = 20  # lost connections, or questions without an answer, in a row before we give up
 PYTHON = "3.12"  # the machines' own Python is older than the project needs
 
 
@@ -68,18 +68,27 @@ class Request:
         where = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
         return Command(("gcloud", "compute", "tpus", "queued-resources", verb, self.name, *where, *arguments))
 
-    def state(self) -> str:
+    def state(self, patience: int = 0, poll: float = 0.0) -> str:
         """Returns the state of the request; ABSENT when there is none.
+
+        Args:
+            patience: how often to ask again where gcloud cannot tell, as while the network is away.
+            poll: seconds between two questions.
 
         Raises:
             InputError: gcloud cannot tell; a login or a permission is missing.
         """
-        described = self.describe().output()
-        if described.returncode == 0:
-            return described.stdout.strip()
-        if "NOT_FOUND" in described.stderr:
-            return ABSENT
-        raise InputError(f"gcloud cannot describe {self.name}: {described.stderr.strip() or 'it gives no reason'}")
+        for left in range(patience, -1, -1):
+            described = self.describe().output()
+            if described.returncode == 0:
+                return described.stdout.strip()
+            if "NOT_FOUND" in described.stderr:
+                return ABSENT
+            if left:
+                time.sleep(poll)
+        reason = described.stderr.strip() or "it gives no reason"
+        rented = f"; it may still be rented, and is returned with: {self.delete()}" if patience else ""
+        raise InputError(f"gcloud cannot describe {self.name}: {reason}{rented}")
 
 
 def install(run: Snapshot) -> str:
@@ -91,7 +100,8 @@ if [ -e installed ]; then exit 0; fi
 gcloud storage cat {shlex.quote(run.code)} | tar -xz
 python3 -m pip install --user --quiet uv
 python3 -m uv venv --quiet --clear --python={PYTHON} .venv
-python3 -m uv pip install --quiet --python=.venv --editable='.[gcs,tpu]'
+python3 -m uv pip install --quiet --python=.venv --require-hashes --no-deps --requirement=launch/locks/tpu.txt
+python3 -m uv pip install --quiet --python=.venv --no-deps --editable=.
 touch installed
 """
 
@@ -152,13 +162,14 @@ def supervise(request: Request, run: Snapshot, keep: bool, poll: float = 30.0) -
     """
     actions.check([request.describe()], run.workdir)
     actions.carry_out(run.files)
-    code, lost = EXIT_PREEMPTED, 0
+    code, lost, patience = EXIT_PREEMPTED, 0, 0
     while code == EXIT_PREEMPTED or 0 < lost <= PATIENCE:
-        _rent(request, poll)
+        _rent(request, poll, patience)
+        patience = PATIENCE  # the first question of all finds out whether there is a login
         code = request.ssh(install(run)).exit_code() or request.ssh(train(run)).exit_code()
         if code not in (EXIT_DONE, EXIT_INPUT, EXIT_PREEMPTED):
             time.sleep(poll)  # a preempted machine is gone before its state says so
-            if request.state() != ACTIVE:
+            if request.state(patience, poll) != ACTIVE:
                 code = EXIT_PREEMPTED
         lost = lost + 1 if code == LOST else 0
         if code == EXIT_PREEMPTED:
@@ -170,10 +181,11 @@ def supervise(request: Request, run: Snapshot, keep: bool, poll: float = 30.0) -
     return code
 
 
-def _rent(request: Request, poll: float) -> None:
+def _rent(request: Request, poll: float, patience: int) -> None:
     """Rents the machines; returns when they are ready."""
     before = ""
-    while (state := request.state()) != ACTIVE:
+    while (state := request.state(patience, poll)) != ACTIVE:
+        patience = PATIENCE
         if state != before:
             _say(f"{request.name}: {state}")
             before = state

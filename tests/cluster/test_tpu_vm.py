@@ -26,6 +26,10 @@ with open(calls, "a") as file:
     file.write(verb + chr(10))
 if verb == "create":
     state.write_text("PROVISIONING")
+elif verb == "describe" and (away := world / "away").exists():
+    left = int(away.read_text())
+    away.write_text(str(left - 1)) if left else away.unlink()
+    sys.exit("ERROR: the network is away")
 elif verb == "describe" and not state.exists():
     sys.exit("ERROR: NOT_FOUND: Resource was not found" if (world / "login").exists() else "ERROR: no account")
 elif verb == "describe":
@@ -53,6 +57,8 @@ turn="$(head -n 1 {world}/turns)"
 sed -i 1d {world}/turns
 echo "turn $turn of $(basename "$PWD") with $*"
 case "$turn" in
+  away) echo 5 >{world}/away; exit 255 ;;
+  gone) echo 1000 >{world}/away; exit 255 ;;
   suspended) echo SUSPENDED >{world}/state; exit 1 ;;
   *) exit "$turn" ;;
 esac
@@ -120,6 +126,12 @@ def test_without_a_login_nothing_is_asked_for(world: Path) -> None:
     with pytest.raises(InputError, match="gcloud cannot describe run: ERROR: no account"):
         supervise(world, "0")
     assert "create" not in (world / "calls").read_text()
+
+
+def test_a_network_that_is_away_for_a_while_ends_nothing(world: Path) -> None:
+    assert supervise(world, "away", "0") == (0, ["create", "ssh", "ssh", "ssh", "ssh", "delete"])
+    with pytest.raises(InputError, match=r"the network is away; it may still be rented, and is returned with: gcloud"):
+        supervise(world, "gone")
 
 
 def test_a_process_is_found_again(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
