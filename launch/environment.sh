@@ -1,14 +1,15 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it. `environment [EXTRAS]` puts the project, with the extras of setup.py that are
+# Sourced by the scripts beside it. `environment [EXTRAS] [LOCK]` puts the project, with the extras of setup.py that are
 # named (comma-separated), into a virtual environment at the root of the repository, and its commands first on the
-# PATH. The virtual environment is .venv. PYTHON=python3.13 chooses the Python; the virtual environment is then
-# .venv-3.13. `environment` installs again only when setup.py or the extras have changed.
+# PATH. Packages that a lock of launch/locks has get its versions. The virtual environment is .venv. PYTHON=python3.13
+# chooses the Python; the virtual environment is then .venv-3.13. `environment` installs again only when setup.py, the
+# lock or the extras have changed.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 TESTED=(3.13 3.12 3.11) # the Pythons that the tests pass on, newest first
 
 environment() {
-  local name base venv extras installed wanted stamp
+  local name base venv extras installed wanted stamp lock="${2:-}"
   name="$(environment_name)"
   venv="$ROOT/$name"
   stamp="$venv/.installed"
@@ -26,13 +27,15 @@ environment() {
   wanted="$(
     echo "$ROOT"
     "$venv/bin/python" -V
-    cksum <"$ROOT/setup.py"
+    cat "$ROOT/setup.py" ${lock:+"$lock"} | cksum
     sed '/^$/d; s/^/extra /' <<<"$extras"
   )"
   if [ "$wanted" != "$installed" ]; then
     extras="$(paste -sd, <<<"$extras")"
     echo "Installing lm${extras:+[$extras]} into $name: minutes, the first time"
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "$ROOT${extras:+[$extras]}"
+    # Without their hashes, which pip would then ask of every package.
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "$ROOT${extras:+[$extras]}" \
+      --constraint <(if [ "$lock" ]; then sed -n 's/ \\$//; /^[a-z].*==/p' "$lock"; fi)
     echo "$wanted" >"$stamp" # last: what was interrupted is repeated
   fi
   export PATH="$venv/bin:$PATH"

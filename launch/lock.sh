@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes launch/locks/cpu.txt, gpu.txt and tpu.txt anew: what the serving image installs, with hashes.
+# Writes launch/locks/cpu.txt, gpu.txt and tpu.txt anew: what images and TPU VMs install, with hashes.
 #
 #   bash launch/lock.sh [options of uv pip compile, such as --upgrade-package=jax]
 #

@@ -2,7 +2,8 @@
 # From a fresh machine to a green test suite: bash launch/test.sh [--newest] [--peers] [arguments of pytest].
 #
 # --newest  Runs style, types and a short part of the suite on the newest tested Python of this machine that is newer
-#           than the one of .venv. Takes about two minutes, installation included. Does nothing when there is none.
+#           than the one of .venv, with the versions of launch/locks/cpu.txt, which pods and images have. Takes about two
+#           minutes, installation included. Does nothing when there is none.
 # --peers   Adds the comparisons with transformers (torch and transformers are installed, some hundred megabytes).
 #
 # PYTHON=python3.13 bash launch/test.sh tests/models chooses the Python and installs into .venv-3.13.
@@ -17,6 +18,7 @@ SHORT=(tests/ops tests/tasks/test_sixth_task.py tests/models/test_packing.py)
 
 extras=test
 newest=
+lock=
 types=() # of everything that pyproject.toml names
 arguments=()
 for argument in "$@"; do
@@ -38,10 +40,11 @@ if [ "$newest" ]; then
     exit
   fi
   extras=check
+  lock=$ROOT/launch/locks/cpu.txt # what pods and images have
   types=(lm configs launch) # those of tests need the packages that the tests need
   arguments+=("${SHORT[@]}")
 fi
-environment "$extras"
+environment "$extras" "$lock"
 
 echo "Checking style and types with $(python -V)"
 ruff check

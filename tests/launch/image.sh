@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds launch/Dockerfile and trains in it, by hand, as root, with what Debian has: apt install buildah mmdebstrap.
 #
-#   bash tests/launch/image.sh [arguments of buildah bud, such as --build-arg=EXTRAS=gcs or --volume=...]
+#   bash tests/launch/image.sh [arguments of buildah bud, such as --build-arg=EXTRAS=parquet or --volume=...]
 #
 # Everything is kept in a temporary folder, and deleted at the end.
 set -euo pipefail
@@ -11,7 +11,7 @@ store() { buildah --storage-driver=vfs --root="$work/images" --runroot="$work/ru
 trap 'store rm --all >/dev/null; rm -rf "$work"' EXIT
 
 echo "== A base with Python, from Debian's packages"
-mmdebstrap --quiet --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$work/base.tar"
+mmdebstrap --quiet --variant=minbase --include=ca-certificates,python3,python3-venv trixie "$work/base.tar"
 base="$(store from scratch)"
 store add --quiet "$base" "$work/base.tar" / >/dev/null
 store commit --quiet "$base" base >/dev/null

@@ -1,4 +1,4 @@
-"""The locks of the serving image have what setup.py asks for, with hashes. bash launch/lock.sh writes them anew."""
+"""The locks of the images have what setup.py asks for, with hashes. bash launch/lock.sh writes them anew."""
 
 import ast
 import re
