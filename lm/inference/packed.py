@@ -68,7 +68,8 @@ def pack(
 
     A row is 64, 256, 512, 1024, ... tokens long. Requests are placed from the longest to the shortest. Each goes into a
     row with room, or else opens the shortest row that holds it. The shortest, because attention costs each token the
-    length of its row. For the numbers of rows see `counts`. With `fine`, a lone row that is half empty is cut to half.
+    length of its row. For the numbers of rows see `counts`. With `fine`, requests that fit into one row of 256 are one
+    row, and a lone row is cut to one of its `lone_lengths`.
 
     Args:
         rows: the requests, of at least one token each. Request i is `rows[i]`.
@@ -79,7 +80,10 @@ def pack(
         fine: whether there are more shapes, for less padding.
     """
     members: dict[int, list[list[int]]] = {}
-    for length, requests in _fit(rows, tokens_a_place):
+    everything = list(enumerate(rows))
+    together = fine and multiple == 1 and len(rows) > 1 and _fits(everything, min(budget, _LONG), tokens_a_place)
+    fitted = [(_LONG, list(range(len(rows))))] if together else _fit(rows, tokens_a_place)
+    for length, requests in fitted:
         members.setdefault(length, []).append(requests)
     for length, together in members.items():
         full = max(1, budget // length) * multiple
@@ -87,8 +91,10 @@ def pack(
             part = together[start : start + full]
             size = next(count * multiple for count in counts(budget // length, fine) if count * multiple >= len(part))
             requests = [[(i, rows[i]) for i in each] for each in part]
-            is_half_empty = fine and len(part) == 1 and _fits(requests[0], length // 2, tokens_a_place)
-            yield _batch(requests, (size, length // 2 if is_half_empty else length), tokens_a_place, pad_id)
+            cut = length
+            if fine and len(part) == 1:
+                cut = next(each for each in lone_lengths(length) if _fits(requests[0], each, tokens_a_place))
+            yield _batch(requests, (size, cut), tokens_a_place, pad_id)
 
 
 def _fits(requests: Sequence[tuple[int, Row]], length: int, tokens_a_place: int) -> bool:
@@ -123,6 +129,16 @@ def packed_length(size: int) -> int:
     return _SHORT if size <= _SHORT else max(_LONG, power(size, 2))
 
 
+def lone_lengths(length: int) -> list[int]:
+    """Returns the lengths that a row may be cut to where it is alone: 16, 32, 48, 64, 96, ..., 256, 320, ..., 512, ..."""
+    found = list(range(_SHORTEST, _SHORT + 1, _SHORTEST))
+    whole = _LONG
+    while whole <= length:
+        found += range(found[-1] + whole // 8, whole + 1, whole // 8)
+        whole *= 2
+    return found
+
+
 def counts(full: int, fine: bool) -> list[int]:
     """Returns the numbers of rows that a batch of at most `full` rows may have, ascending.
 
@@ -141,8 +157,8 @@ def shapes(longest: int, budget: int, multiple: int = 1, fine: bool = False) -> 
     while lengths[-1] < packed_length(longest):
         lengths.append(packed_length(lengths[-1] + 1))
     found = [(count * multiple, length) for length in lengths for count in counts(budget // length, fine)]
-    halves = [(multiple, length // 2) for length in lengths] if fine else []
-    return list(dict.fromkeys([*found, *halves]))
+    lone = [(multiple, cut) for cut in lone_lengths(lengths[-1])] if fine else []
+    return list(dict.fromkeys([*found, *lone]))
 
 
 def blank(shape_BL: tuple[int, int], tokens_a_place: int, pad_id: int) -> Packed:

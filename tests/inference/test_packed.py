@@ -84,18 +84,18 @@ def test_every_batch_has_one_of_the_shapes(fine, multiple):
     assert real > (0.75 if fine and multiple == 1 else 0.4) * computed
 
 
-def test_a_lone_row_that_is_half_empty_is_cut():
+def test_few_requests_are_one_row_that_is_cut_to_them():
     def shape(*rows: Row, fine: bool = True) -> tuple[int, ...]:
         (batch,) = pack(rows, budget=1024, tokens_a_place=8, pad_id=PAD, fine=fine)
         return batch.tokens_BL.shape
 
-    assert [shape(row(size)) for size in (9, 32, 33, 65, 128, 129)] == [(1, 32)] * 2 + [(1, 64)] + [(1, 128)] * 2 + [
-        (1, 256)
-    ]
+    lone = {9: 16, 16: 16, 17: 32, 33: 48, 65: 96, 129: 160, 256: 256, 257: 320, 450: 512}
+    assert {size: shape(row(size)) for size in lone} == {size: (1, length) for size, length in lone.items()}
     assert shape(row(9), fine=False) == (1, 64)
-    assert shape(*[row(3)] * 4) == (1, 32)
-    assert shape(*[row(3)] * 5) == (1, 64)  # five places, and a row of 32 has four
-    assert shape(*[row(40)] * 2) == (2, 64)
+    assert shape(*[row(3)] * 4) == (1, 32)  # four places, and a row of 16 has two
+    assert shape(*[row(40)] * 2) == (1, 96)
+    assert shape(row(200), row(40), row(10)) == (1, 256)
+    assert shape(*[row(40)] * 8) == (8, 64)
 
 
 def test_numbers_of_rows():
