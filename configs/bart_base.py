@@ -1,6 +1,6 @@
 """BART base (Lewis et al., 2020): 140M parameters, text infilling and sentence permutation.
 
-    python launch/train.py --config=configs/bart_base.py --workdir=gs://BUCKET/bart-base \\
+    python launch/train.py --config=configs/bart_base.py --workdir=gs://my-bucket/bart-base \\
         --config.data.path='corpus/*.jsonl'
 
 The corpus is one JSON object a line, with the document under "text". The paper's corpus is RoBERTa's 160 GB. Spans are

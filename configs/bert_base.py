@@ -1,6 +1,6 @@
 """BERT base (Devlin et al., 2019): 110M parameters, masked tokens and next sentences.
 
-    python launch/train.py --config=configs/bert_base.py --workdir=gs://BUCKET/bert-base \\
+    python launch/train.py --config=configs/bert_base.py --workdir=gs://my-bucket/bert-base \\
         --config.data.path='corpus/*.jsonl'
 
 The corpus is one JSON object a line, with the document under "text". The paper's corpus is English Wikipedia and

@@ -1,6 +1,6 @@
 """BERT large (Devlin et al., 2019): 340M parameters, masked tokens and next sentences.
 
-    python launch/train.py --config=configs/bert_large.py --workdir=gs://BUCKET/bert-large \\
+    python launch/train.py --config=configs/bert_large.py --workdir=gs://my-bucket/bert-large \\
         --config.data.path='corpus/*.jsonl'
 
 The corpus, the rows and the recipe are as in bert_base.py.

@@ -1,6 +1,6 @@
 """A causal language model of GPT-2's size (Radford et al., 2019): 124M parameters, a decoder alone.
 
-    python launch/train.py --config=configs/gpt_small.py --workdir=gs://BUCKET/gpt-small \\
+    python launch/train.py --config=configs/gpt_small.py --workdir=gs://my-bucket/gpt-small \\
         --config.data.path='corpus/*.jsonl'
 
 The corpus is one JSON object a line, with the document under "text". The model is the decoder of T5 and BART without

@@ -1,6 +1,6 @@
 """ModernBERT base (Warner et al., 2024): 149M parameters, masked tokens only.
 
-    python launch/train.py --config=configs/modernbert_base.py --workdir=gs://BUCKET/modernbert-base \\
+    python launch/train.py --config=configs/modernbert_base.py --workdir=gs://my-bucket/modernbert-base \\
         --config.data.path='corpus/*.jsonl'
 
 This is the paper's first phase: 1,719 billion tokens in rows of 1,024. Initial weights, StableAdamW and the shape of

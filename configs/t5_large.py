@@ -1,6 +1,6 @@
 """T5 1.1 large (Raffel et al., 2020; the 1.1 release): 783M parameters, span corruption.
 
-    python launch/train.py --config=configs/t5_large.py --workdir=gs://BUCKET/t5-large \\
+    python launch/train.py --config=configs/t5_large.py --workdir=gs://my-bucket/t5-large \\
         --config.data.path='corpus/*.jsonl'
 
 The corpus is one JSON object a line, with the document under "text". The paper's corpus is C4. As in the authors'

@@ -1,6 +1,6 @@
 """T5 1.1 small (Raffel et al., 2020; the 1.1 release): 77M parameters, span corruption.
 
-    python launch/train.py --config=configs/t5_small.py --workdir=gs://BUCKET/t5-small \\
+    python launch/train.py --config=configs/t5_small.py --workdir=gs://my-bucket/t5-small \\
         --config.data.path='corpus/*.jsonl'
 
 The corpus is one JSON object a line, with the document under "text". The paper's corpus is C4. As in the authors'

@@ -34,6 +34,8 @@ def main() -> None:
         case None, None, str(checkpoint), str(folder):
             from lm.huggingface import export_workdir
 
+            cli.refuse_given(("vocab_multiple",), "with --to_huggingface")
+
             said = export_workdir(checkpoint, folder)
             print("\n".join([f"{folder}: written", *said]))
         case _:

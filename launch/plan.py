@@ -44,13 +44,13 @@ def main() -> None:
         fleet_flags.run(_output)
         return
     config, topologies = _config(), [Topology.parse(name) for name in _topology.value or [""]]
-    if not (_search.value or flags.FLAGS.serve):  # these choose the mesh
+    serves = serving_flags.serves()
+    if not (_search.value or serves):  # these choose the mesh
         for each in topologies:
             mesh_sizes(config.mesh, each.devices, each.slices)
     what = f"compiling for {', '.join(_topology.value)} on this machine; a large model takes minutes"
     with workers.announced(what, at_once=True):
-        plan = serving_flags.run if flags.FLAGS.serve else _plan_training
-        found = plan(config, topologies)
+        found = (serving_flags.run if serves else _plan_training)(config, topologies)
     if _output.value:
         from lm.plan import tables
 

@@ -12,7 +12,8 @@ import os
 from absl import flags
 
 from lm import cli
-from lm.serving.settings import Settings, named_models, read_keys
+from lm.config.paths import named_models
+from lm.serving.settings import Settings, read_keys
 
 _D = Settings()
 _checkpoint = flags.DEFINE_string(

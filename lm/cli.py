@@ -23,7 +23,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, AnyStr, NoReturn
 
@@ -100,6 +100,17 @@ def define_path(name: str, default: str | None, help_: str, *, required: bool = 
     return flags.DEFINE(_PathParser(), name, default, help_, required=required)
 
 
+def refuse_given(names: Iterable[str], why: str) -> None:
+    """Refuses flags that the command line gives though they do nothing here.
+
+    Raises:
+        InputError: one of them is given.
+    """
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise InputError(f"--{name} has no effect {why}; leave it out.")
+
+
 def opened(
     flag: flags.FlagHolder[str], mode: str, standard: IO[AnyStr]
 ) -> contextlib.AbstractContextManager[IO[AnyStr]]:
@@ -108,8 +119,9 @@ def opened(
     Raises:
         InputError: it cannot be opened.
     """
+    encoding = None if "b" in mode else "utf-8"
     try:
-        return contextlib.nullcontext(standard) if flag.value == "-" else open(flag.value, mode)
+        return contextlib.nullcontext(standard) if flag.value == "-" else open(flag.value, mode, encoding=encoding)
     except OSError as error:
         kind = "a writable file, or - for stdout" if "w" in mode else "a file, or - for stdin"
         raise InputError(f"--{flag.name} is {flag.value!r}: {error.strerror}; give {kind}.") from error
@@ -135,7 +147,7 @@ def run(main: Callable[[], int | None], arguments: str = "", *, interrupted: str
 
 def _run(main: Callable[[], int | None], arguments: str, interrupted: str) -> NoReturn:
     try:
-        app.run(lambda _: main(), flags_parser=functools.partial(_parse_flags, arguments))
+        app.run(lambda _: _run_to_the_last_byte(main), flags_parser=functools.partial(_parse_flags, arguments))
     except InputError as error:
         _fail(error)
     except ModuleNotFoundError as error:
@@ -156,6 +168,13 @@ def _run(main: Callable[[], int | None], arguments: str, interrupted: str) -> No
         # A compiler's threads may still run. Python's own end would free what they use: a segmentation fault.
         os._exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_DONE)
+
+
+def _run_to_the_last_byte(main: Callable[[], int | None]) -> int | None:
+    """Calls `main`, and writes what it printed: a reader that has gone is not found out before that."""
+    code = main()
+    sys.stdout.flush()
+    return code
 
 
 def _lies_in_a_flag(path: str) -> bool:

@@ -65,6 +65,11 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
+def absolute(path: epath.PathLike) -> str:
+    """Returns a path that means the same from every folder; one on object storage is left as it is."""
+    return str(path) if is_remote(path) else os.path.abspath(path)
+
+
 def check_path(path: str) -> None:
     """Refuses a path that no storage can have, without asking one.
 

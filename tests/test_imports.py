@@ -44,7 +44,7 @@ ROOMS = {
     "lora": {"config", "errors", "parameters"},
     "tasks": GROUND | MIDDLE,
     "training": GROUND | MIDDLE | {"tasks", "distributed", "fonts"},
-    "inference": GROUND | MIDDLE | {"tasks", "fonts"},
+    "inference": GROUND | MIDDLE | {"tasks", "fonts", "cli"},
     "huggingface": GROUND | MIDDLE | {"families", "tasks"},
     "serving": GROUND | MIDDLE | {"checksums", "tasks", "inference", "cluster"},
     "plan": GROUND | MIDDLE | {"tasks", "training", "inference", "huggingface", "cli", "cluster"},

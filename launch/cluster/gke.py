@@ -1,7 +1,7 @@
 """Trains on Google Kubernetes Engine. Takes the flags of launch/train.py and flags for the machines.
 
 python launch/cluster/gke.py --topology=v5e:16x16 --image=REGISTRY/lm:tpu --queue=research \
-    --config=configs/bert_large.py --workdir=gs://BUCKET/runs/bert_large --config.mesh.fsdp=16
+    --config=configs/bert_large.py --workdir=gs://my-bucket/runs/bert_large --config.mesh.fsdp=16
 python launch/cluster/gke.py --gpu=nvidia-h100-80gb --nodes=2 --gpus_per_node=8 --spot --image=REGISTRY/lm:gpu ...
 
 The cluster needs JobSet, nodes of that kind and, with --queue, Kueue. A preempted run restarts and resumes by itself;

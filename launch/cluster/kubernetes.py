@@ -1,6 +1,6 @@
 """Serves a model on Kubernetes: replicas that follow the traffic, and new checkpoints without a pause.
 
-python launch/cluster/kubernetes.py serve --checkpoint=gs://BUCKET/runs/mine --image=REGISTRY/lm:serve \\
+python launch/cluster/kubernetes.py serve --checkpoint=gs://my-bucket/runs/mine --image=REGISTRY/lm:serve \\
     --accelerator=l4 --min_replicas=2 --max_replicas=20 --hostname=lm.example.com -- --tasks=embed
 
 `serve` or `serve apply` creates or changes everything and waits until the replicas are ready. With the same flags,
@@ -40,6 +40,8 @@ def main() -> int:
     verb = words[1] if len(words) > 1 else "apply"
     if words[0] != "serve" or verb not in rollout.VERBS or len(words) > 2:
         raise InputError(f"{' '.join(words)!r} is given; accepted: serve, or serve {'|'.join(rollout.VERBS)}.")
+    if _output.value and verb != "apply":
+        raise InputError(f"--output is {_output.value!r}, but serve {verb} writes no manifests; leave it out.")
     context, server = _context.value, _server(_options)
     made = rollout.objects(server, _scaling(), _gateway())
     if verb == "roll" and server.on_ray:  # a change of the RayService that leaves its pods running

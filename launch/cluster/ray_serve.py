@@ -1,7 +1,7 @@
 """Serves a model with Ray Serve: on this machine in one command, or on a cluster.
 
 python launch/cluster/ray_serve.py serve --checkpoint=runs/mine --max_replicas=2 -- --tasks=embed
-python launch/cluster/ray_serve.py serve --checkpoint=gs://BUCKET/runs/mine --address=http://HEAD:8265 --host=0.0.0.0
+python launch/cluster/ray_serve.py serve --checkpoint=gs://my-bucket/runs/mine --address=http://HEAD:8265 --host=0.0.0.0
 
 Without --address it starts Ray here and serves until Ctrl-C. `roll` gives another --checkpoint to the replicas that
 run; give the other flags as before. `status` and `delete` show and end it. Flags of launch/serve.py follow after --.
@@ -13,13 +13,12 @@ cluster with RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING=0: otherwise a node's req
 
 import lm.startup  # noqa: F401
 
-import os
-
 from absl import flags
 
-from lm import cli
+from lm import cli, storage
 from lm.cluster import actions, ray_serve
 from lm.cluster import flags as cluster_flags
+from lm.config.paths import named_models
 from lm.errors import InputError
 
 _D = ray_serve.Replicas("")
@@ -44,9 +43,9 @@ def main() -> int:
     if len(cli.words()) != 1 or cli.words()[0] not in ("serve", "roll", "status", "delete"):
         raise InputError(f"{' '.join(cli.words())!r} is given; accepted: serve, roll, status or delete.")
     verb = cli.words()[0]
-    here = "://" in _checkpoint.value or "=" in _checkpoint.value
+    absolute = [f"{name}={storage.absolute(path)}" for name, path in named_models(_checkpoint.value)]
     wanted = ray_serve.Replicas(
-        _checkpoint.value if here else os.path.abspath(_checkpoint.value),  # replicas have folders of their own
+        ",".join(absolute),  # replicas have folders of their own
         _options,
         least=_least.value,
         most=_most.value,

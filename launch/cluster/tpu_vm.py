@@ -1,7 +1,7 @@
 """Trains on Cloud TPU VMs. Takes the flags of launch/train.py and flags for the TPUs to rent.
 
 python launch/cluster/tpu_vm.py --topology=v5e:16x16 --zone=us-central1-a --spot \
-    --config=configs/bert_large.py --workdir=gs://BUCKET/runs/bert_large --config.mesh.fsdp=16
+    --config=configs/bert_large.py --workdir=gs://my-bucket/runs/bert_large --config.mesh.fsdp=16
 
 It queues for the TPUs, waits for them, installs the project on every machine, trains and shows the logs. When spot TPUs
 are preempted, it queues again. It deletes the TPUs when the run ends or fails, unless --keep is given.

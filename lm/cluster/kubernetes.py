@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from lm import storage
 from lm.cluster import google, manifests, serve_options
 from lm.cluster.manifests import SHARED_MEMORY, Manifest, Volume
+from lm.cluster.ray_serve import NOT_OF_REPLICAS
+from lm.config.paths import named_models
 from lm.errors import InputError
 
 PORT = 8000
@@ -87,7 +89,7 @@ class Server:
     @property
     def path(self) -> str:
         """The path of the first checkpoint."""
-        return self.checkpoint.split(",")[0].rpartition("=")[2]
+        return named_models(self.checkpoint)[0][1]
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -109,11 +111,10 @@ class Server:
         Raises:
             InputError: the options say something that is no number.
         """
-        given = [option.partition("=")[2] for option in self.options if re.match(r"--?deadline=", option)]
-        try:
-            return float(given[-1]) if given else DEADLINE
-        except ValueError:
-            raise InputError(f"--deadline is {given[-1]!r}; accepted: a number of seconds.") from None
+        given = [option.partition("=")[2] for option in self.options if option.startswith("--deadline=")]
+        if given and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", given[-1]):
+            raise InputError(f"--deadline is {given[-1]!r}; accepted: a number of seconds.")
+        return float(given[-1]) if given else DEADLINE
 
     @property
     def grace(self) -> int:
@@ -135,7 +136,7 @@ def check(server: Server) -> None:
     Raises:
         InputError: the pods cannot read the checkpoint, or an option is one that the manifests set.
     """
-    for path in (each.rpartition("=")[2] for each in server.checkpoint.split(",")):
+    for _, path in named_models(server.checkpoint):
         storage.check_path(path)
         if not storage.is_remote(path):
             raise InputError(
@@ -143,7 +144,7 @@ def check(server: Server) -> None:
                 "s3://BUCKET/..., so copy the run there first."
             )
     ours = ("checkpoint", "host", "port", "drain_seconds", "compilation_cache")
-    serve_options.check(server.options, ours)
+    serve_options.check(server.options, (*ours, *NOT_OF_REPLICAS) if server.on_ray else ours)
     if server.identity and not re.fullmatch(r"[\w.-]+@[\w.-]+\.iam\.gserviceaccount\.com|arn:\S+", server.identity):
         raise InputError(
             f"--identity is {server.identity!r}; accepted: NAME@PROJECT.iam.gserviceaccount.com, or an AWS role's ARN."

@@ -1,4 +1,4 @@
-"""How fast an autoscaler changes the number of replicas: what the manifests ask for and the fleet's plan simulates."""
+"""What replicas and their autoscaler keep to, and what the fleet's plan simulates."""
 
 import dataclasses
 
@@ -23,4 +23,5 @@ UP = Pace(window=0, percent=100, pods=4, period=15)
 DOWN = Pace(window=300, percent=10, pods=1, period=60)
 POLLING = 15  # seconds between two questions of KEDA
 COOL_DOWN = 300  # seconds without work after which KEDA stops the last replica
+FILLED = 0.5  # share of a request's time that a server's queue may take: its pace varies, and answers take time as well
 AVERAGED = 60  # seconds over which KEDA's query averages a gauge

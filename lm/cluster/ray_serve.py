@@ -18,6 +18,8 @@ OUTSTANDING = "outstanding_tokens"  # what replicas report
 # Environment of Ray's nodes. A proxy otherwise sends each request to a replica of its own node, or of its own zone,
 # until one has `max_ongoing_requests`: the replicas of other nodes stay idle.
 EVEN = {"RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", "RAY_SERVE_PROXY_PREFER_LOCAL_AZ_ROUTING": "0"}
+# Flags of launch/serve.py that are no settings of a server, and so none of a replica.
+NOT_OF_REPLICAS = ("checkpoint", "host", "port", "api_keys_file", "log_requests", "compilation_cache")
 _HERE = "http://127.0.0.1:8265"  # the dashboard that Ray starts on this machine
 _GRACE = 75  # seconds for the requests of a replica that leaves
 _RETRY = 2  # seconds after which a client that found the queue full may come again
@@ -62,7 +64,7 @@ def config(wanted: Replicas) -> Manifest:
         raise InputError(
             f"--max_replicas is {wanted.most} and --min_replicas is {wanted.least}; give a larger --max_replicas."
         )
-    serve_options.check(wanted.options, ("checkpoint", "host", "port"))
+    serve_options.check(wanted.options, NOT_OF_REPLICAS)
     actor: Manifest = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus}
     if wanted.resources:
         actor["resources"] = wanted.resources

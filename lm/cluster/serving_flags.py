@@ -12,6 +12,7 @@ from lm.cluster.flags import HOST, WORD, named
 from lm.cluster.gateway import Gateway
 from lm.cluster.kubernetes import Server
 from lm.cluster.scaling import Scaling
+from lm.config.paths import named_models
 from lm.errors import InputError
 
 flags.disclaim_key_flags()  # --help of the launcher lists these flags with its own
@@ -48,7 +49,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     ray = flags.DEFINE_bool("ray", False, "A RayService (KubeRay) instead of a Deployment; `roll` is then `apply`.")
 
     def server(options: tuple[str, ...]) -> Server:
-        first = checkpoint.value.split(",")[0].rpartition("=")[2]
+        first = named_models(checkpoint.value)[0][1]
         made = Server(
             named(name.value, first.partition("/checkpoints/")[0]),
             namespace.value,

@@ -70,9 +70,10 @@ exit "$code"
 def process(run: Snapshot, python: str) -> str:
     """Returns the shell commands of each process."""
     program, config, *rest = run.train
+    file = shlex.quote(config.removeprefix("--config="))
     return f"""
 code="$({shlex.quote(python)} -m lm.cluster.snapshot {shlex.quote(run.code)})" &&
-PYTHONPATH="$code" exec {shlex.quote(python)} "$code"/{program} --config="$code"/{config.removeprefix("--config=")} \\
+PYTHONPATH="$code" exec {shlex.quote(python)} "$code"/{program} --config="$code"/{file} \\
   {shlex.join(rest)}
 """
 

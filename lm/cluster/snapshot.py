@@ -74,7 +74,7 @@ def take(config: Config, arguments: Sequence[str], workdir: str, root: Path = RO
     if not file.is_relative_to(root):
         raise InputError(f"--config is {file}, which is outside of the code; move it into {root}, say into configs/.")
     name = file.relative_to(root).as_posix()
-    workdir = workdir if storage.is_remote(workdir) else os.path.abspath(workdir)
+    workdir = storage.absolute(workdir)
     tracked = _files(root, "--cached")
     others = _files(root, "--others", "--exclude-standard", "--", "*.py")
     present = sorted(path for path in {*tracked, name} if (root / path).is_file())

@@ -22,3 +22,28 @@ def expand(path: str) -> str:
         kind = "user" if missing[0].startswith("~") else "environment variable"
         raise InputError(f"{path!r} names {missing[0]}, but there is no such {kind}; correct the path, or set it.")
     return expanded
+
+
+def named_models(checkpoints: str, flag: str = "--checkpoint") -> list[tuple[str, str]]:
+    """Returns the name and path of each model of `PATH`, or of `NAME=PATH,NAME=PATH`.
+
+    What stands before the first `=` is a name where it has only letters, digits, dots, - and _; otherwise the `=`
+    belongs to the path. A model without a name is called by the last part of its path that is no step. `~` and
+    environment variables in paths are replaced.
+
+    Raises:
+        InputError: a name or a path is missing or unknown, or two models have one name.
+    """
+    found: dict[str, str] = {}
+    for part in checkpoints.split(","):
+        name, equals, path = part.partition("=")
+        if not equals or not re.fullmatch(r"[\w.-]*", name):
+            path = part
+            name = path.rstrip("/").partition("/checkpoints/")[0].rpartition("/")[2]
+        if not name or not path:
+            raise InputError(f"{flag} has {part!r}; accepted: PATH, or NAME=PATH,NAME=PATH.")
+        path = expand(path)
+        if name in found:
+            raise InputError(f"{flag} has two models named {name!r}; name them apart: NAME=PATH,NAME=PATH.")
+        found[name] = path
+    return list(found.items())

@@ -90,7 +90,14 @@ def compare(
     if not input_path:
         sources = [mixture.prefixed(loaded.config, pair.group, pair.source) for pair in pairs]
     with workers.announced(f"writing {len(sources):,} texts with {path}"):
-        outputs = [answer.get("text", "") for answer in write(sources)]
+        answers = list(write(sources))
+    answered = [(pair, answer) for pair, answer in zip(pairs, answers, strict=True) if "error" not in answer]
+    left_out += [
+        f"{source[:60]!r}: {each['error']}" for source, each in zip(sources, answers, strict=True) if "error" in each
+    ]
+    if not answered:
+        raise InputError(f"no text could be written: {left_out[-1]}")
+    pairs, outputs = [pair for pair, _ in answered], [answer["text"] for _, answer in answered]
     shown = min(shown, len(pairs))
     places = [len(pairs) * number // shown for number in range(shown)]
     return Comparison(

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import socket
 import sys
 import time
@@ -90,7 +89,7 @@ def answer(
     if "-" in (source, out):
         raise InputError("answers in Parquet need files: give --input=FILE, a glob or a folder, and --output=FOLDER.")
     workdir, step = checkpoint.locate(job.checkpoint)
-    folder = str(workdir) if storage.is_remote(workdir) else os.path.abspath(workdir)
+    folder = storage.absolute(workdir)
     job = dataclasses.replace(job, checkpoint=f"{folder}/checkpoints/{step}")
     found = parts.cut(source)
     with lease.hold(out):

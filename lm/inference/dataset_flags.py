@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from lm import cli
+
 if TYPE_CHECKING:  # with jax
     from lm.inference.dataset import Counts
     from lm.inference.predict import Options
@@ -26,8 +28,19 @@ class DatasetFlags:
     _text_field: flags.FlagHolder
 
     def runner(self, path: str) -> str | None:
-        """Returns where the requests of these files are answered; None if the answers are to be lines of JSON."""
-        return self._runner.value or ("local" if path.endswith(".parquet") else None)
+        """Returns where the requests of these files are answered; None if the answers are to be lines of JSON.
+
+        Raises:
+            InputError: a flag is given that does nothing then.
+        """
+        runner = self._runner.value or ("local" if path.endswith(".parquet") else None)
+        if runner is None:
+            cli.refuse_given(("workers", "id_field", "text_field"), "without --runner, but for *.parquet")
+        else:
+            cli.refuse_given(("attention", "attention_of", "attention_layer", "attention_head"), "on Parquet")
+        if runner == "local":
+            cli.refuse_given(("workers",), "without Ray")
+        return runner
 
     def answer(self, runner: str, checkpoint: str, task: str, options: "Options", path: str, out: str) -> "Counts":
         """Answers the requests of the files; see `lm.inference.dataset.answer`."""

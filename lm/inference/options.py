@@ -15,6 +15,8 @@ from lm.errors import InputError
 from lm.inference.packed import power
 
 NONE = -1  # fills up lists of tokens, and stands for no token
+_MOST = (1 << 31) - 1  # whole numbers become int32
+_HOTTEST = 1000.0  # a temperature above it would make forbidden tokens, whose logits are -1e9, likely
 
 _STOPPING = {value: code for code, value in enumerate(EARLY_STOPPING.values())}
 STOPS_WHEN_FULL, NEVER_STOPS_EARLY = _STOPPING[True], _STOPPING["never"]
@@ -68,8 +70,11 @@ class Decoding:
     def __post_init__(self) -> None:
         least = {"max_length": 1, "num_beams": 1, "forced_bos_token_id": NONE, "forced_eos_token_id": NONE}
         for name in (*least, "min_length", "temperature", "top_k", "no_repeat_ngram_size"):
-            if not getattr(self, name) >= least.get(name, 0):
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least.get(name, 0)}.")
+            value, lowest, most = getattr(self, name), least.get(name, 0), _MOST if name != "temperature" else _HOTTEST
+            if not value >= lowest:
+                raise InputError(f"{name} is {value}; it must be at least {lowest}.")
+            if value > most:
+                raise InputError(f"{name} is {value}; it must be at most {most}.")
         if self.min_length > self.max_length:
             raise InputError(f"min_length is {self.min_length}, but max_length is {self.max_length}; raise max_length.")
         if not 0 < self.top_p <= 1:
@@ -96,8 +101,9 @@ class Decoding:
             raise InputError("bad_words_ids has an empty list; give each the ids of a sequence.")
         for name in lists:
             words = self.bad_words_ids if name == "bad_words_ids" else [getattr(self, name)]
-            if (lowest := min((token for word in words for token in word), default=0)) < 0:
-                raise InputError(f"{name} has the id {lowest}; it must be at least 0.")
+            for token in (token for word in words for token in word):
+                if not 0 <= token <= _MOST:
+                    raise InputError(f"{name} has the id {token}; it must be from 0 to {_MOST}.")
 
 
 def with_defaults(generation: GenerationConfig, max_length: int, given: Mapping[str, object]) -> Decoding:

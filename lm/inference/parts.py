@@ -13,6 +13,7 @@ from typing import Protocol
 
 from lm import storage
 from lm.data import files, records
+from lm.data.characters import without_surrogates
 from lm.errors import InputError
 from lm.inference.requests import Request, parse
 
@@ -127,7 +128,7 @@ def _read_lines(part: Part, columns: Columns) -> Iterator[tuple[object, Request]
             return
         (request,) = parse([line])
         own = request.get(columns.id) if isinstance(request, dict) else None
-        yield (f"{part.file}:{offset}" if own is None else str(own)), request
+        yield (f"{part.file}:{offset}" if own is None else without_surrogates(str(own))), request
 
 
 def _read_parquet(part: Part, columns: Columns) -> Iterator[tuple[object, Request]]:

@@ -40,7 +40,9 @@ def field(request: Request, name: str, default: str | None = None) -> str:
         request = {"text": request}
     if not isinstance(request, Mapping):
         raise RequestError(f'accepted: a line of text, or an object with the string "{name}".')
-    value = request.get(name, default)
+    value = request.get(name)
+    if value is None:
+        value = default
     if not isinstance(value, str):
         raise RequestError(f'the request needs the string "{name}".')
     if value is not default and is_blank(value):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.cluster.pace import AVERAGED, COOL_DOWN, POLLING
+from lm.cluster.pace import AVERAGED, COOL_DOWN, FILLED, POLLING
 from lm.plan.autoscale import Rule
 
 SCRAPE = 10.0  # seconds between two looks at the gauges
@@ -29,7 +29,8 @@ class Capacity:
         batch_tokens: of a full batch.
         seconds: the shortest time of a batch, or until a sequence's first token.
         slots: sequences written at a time; 0 for a model that reads.
-        waiting_tokens, deadline: limits of the queue. A request that would wait longer is refused.
+        waiting_tokens, deadline: limits of the queue. A request is refused that would wait for more than half
+            of its time.
         startup: from the wish for a replica until it is ready: machine, image, weights, compiling.
     """
 
@@ -216,7 +217,8 @@ class Simulation:
         replica = second if second.unanswered < first.unanswered else first
         capacity, tokens = self._capacity, self._tokens[request]
         waiting = replica.waiting_tokens
-        if waiting + tokens > capacity.waiting_tokens or waiting > capacity.deadline * capacity.tokens_per_second:
+        in_time = FILLED * capacity.deadline * capacity.tokens_per_second
+        if waiting + tokens > capacity.waiting_tokens or waiting > in_time:
             self._refused += 1
             return
         replica.unanswered += 1

@@ -60,7 +60,7 @@ def search(
             f"no mesh of {', '.join(each.name for each in topologies)} divides data.batch_size="
             f"{config.data.batch_size} and the model's dimensions; change the batch, or take another topology."
         )
-    # Processes, not threads: the compiler holds the interpreter lock, and a crash ends one layout only.
+    # Processes, not threads: the compiler holds the interpreter lock.
     with executor(workers, thread=False) as processes:
 
         def compile_all(jobs: list[tuple[Config, Topology]]) -> list[Plan]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from lm import cli
 from lm.accelerators import Topology
 from lm.config import Config
 
@@ -21,6 +22,21 @@ def define_serving() -> None:
     flags.DEFINE_integer("length", None, "With --serve: tokens read; default: data.seq_length.", lower_bound=1)
     flags.DEFINE_integer("max_length", 128, "With --serve: tokens written.", lower_bound=1)
     flags.DEFINE_integer("num_beams", 1, "With --serve: beams.", lower_bound=1)
+
+
+def serves() -> bool:
+    """Returns whether the plan is one of serving.
+
+    Raises:
+        InputError: a flag is given that does nothing then.
+    """
+    if _F.serve:
+        cli.refuse_given(("search", "layouts", "prices", "deadline"), "with --serve")
+    else:
+        cli.refuse_given(("batch", "load", "length", "max_length", "num_beams"), "without --serve")
+    if not _F.search:
+        cli.refuse_given(("layouts", "workers"), "without --search")
+    return _F.serve
 
 
 def run(config: Config, topologies: Sequence[Topology]) -> list[dict[str, object]]:

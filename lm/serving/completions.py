@@ -34,7 +34,7 @@ _SAMPLING = {
     "model": optional(text()),
     "temperature": optional(number(0, 2)),
     "top_p": optional({**number(None, 1), "exclusiveMinimum": 0}),
-    "top_k": optional(integer(0)),
+    "top_k": optional(integer(0, (1 << 31) - 1)),
     "n": optional(integer(1, 128)),
     "stop": optional(either(text(1), several(text(1), most=4))),
     "seed": optional(integer()),
@@ -153,7 +153,6 @@ class _Writing:
             for place, row in enumerate(rows)
             for copy in range(copies)
         ]
-        service.check_count(self.items, "n")
         ends = end_ids(weights.predictor.loaded.config, tokenizer.special)
         self.choices = [_Choice(GrowingText(tokenizer, self.stop, ends)) for _ in self.items]
 
@@ -217,7 +216,8 @@ def refuse_unsupported(body: JSON, most_tops: int) -> None:
 
 async def completions(service: Service, request: Request, body: JSON) -> Response:
     model = service.model(body["model"], "generate")
-    weights, given = model.weights, as_list(body["prompt"])
+    weights, given, copies = model.weights, as_list(body["prompt"]), body["n"] or 1
+    service.check_count(range(len(given) * copies), "n" if copies > 1 else "prompt")
     prompt, decoding = weights.predictor.writing("generate", decoding_options(body, weights))
 
     def rows() -> list[Row]:
@@ -241,6 +241,7 @@ async def completions(service: Service, request: Request, body: JSON) -> Respons
 async def chat(service: Service, request: Request, body: JSON) -> Response:
     model = service.model(body["model"], "generate")
     weights, source = model.weights, _last_user_message(body["messages"])
+    service.check_count(range(body["n"] or 1), "n")
     prompt, decoding = weights.predictor.writing("generate", decoding_options(body, weights))
     rows = await service.written_rows(lambda: [prompt.row(source)])
     writing = _Writing(service, request, body, weights, decoding, rows)

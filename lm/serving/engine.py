@@ -110,14 +110,17 @@ class Engine:
         jax.monitoring.register_event_duration_secs_listener(self._count)
         try:
             for model in self.models.values():
-                model.warm_up()
+                for _ in model.warm_up():
+                    if self._closed:
+                        return
             self.is_ready = True
             while not self._closed:
                 self._beat = time.monotonic()
                 self._turn()
         except Exception as error:  # whatever it is, the server has to say it and to stop
             log.exception("the engine stopped")
-            self.fault = error
+            self.fault, self.is_ready = error, False
+            self.scheduler.stop(Refusal("failed", "the engine stopped; the server's log has the reason."))
         finally:
             self.is_ready = False
             jax.monitoring.unregister_event_duration_listener(self._count)
@@ -188,7 +191,8 @@ class Engine:
 
     def _started(self, items: Sequence[Item]) -> None:
         for job in {item.job for item in items}:
-            if job.started is not None and job.unfinished == len(job.items):
+            if job.started is not None and not job.is_counted:
+                job.is_counted = True
                 self.metrics.queue_seconds.observe(job.started - job.arrived)
 
     def _guarded(self, items: Sequence[Item], group: Group, compute: Callable[[], None]) -> None:

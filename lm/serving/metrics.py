@@ -37,13 +37,11 @@ class Metrics:
         self.compilations = Counter("lm_compilations", "Programs compiled after the start", registry=registry)
         self.reloads = Counter("lm_reloads", "New checkpoints by result", ["model", "result"], registry=registry)
         self.faults = Counter("lm_faults", "Exceptions of computations", registry=registry)
-        self._gauges: list[Gauge] = []
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Adds a gauge whose value is asked for at every scrape."""
         gauge = Gauge(name, text, registry=self.registry)
         gauge.set_function(value)
-        self._gauges.append(gauge)
 
     def page(self) -> bytes:
         """Returns the counters in Prometheus' text format."""

@@ -1,14 +1,15 @@
 """Reads the models of a server: each checkpoint, and each adapter under a name of its own."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
+from lm.config.paths import named_models
 from lm.errors import InputError
 from lm.serving.adapters import read_adapter, same_shapes
 from lm.serving.served import Served, Weights, able_tasks
-from lm.serving.settings import Settings, named_models
+from lm.serving.settings import Settings
 
 
 class Adapted(Served):
@@ -44,8 +45,9 @@ class Adapted(Served):
         adapters[self._number - 1] = new
         return self._base.make(dataclasses.replace(parts, adapters=tuple(adapters)))
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> Iterator[None]:
         """Compiles nothing: the base does."""
+        return iter(())
 
 
 def read_models(named: Sequence[tuple[str, str]], settings: Settings) -> list[Served]:

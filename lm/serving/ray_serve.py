@@ -7,6 +7,7 @@ launch/serve.py. `/metrics` is that of the replica which answers.
 import asyncio
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from lm.cluster.ray_serve import DEPLOYMENT, OUTSTANDING
+from lm.config.paths import named_models
 from lm.errors import InputError
 from lm.serving.models import read_models
 from lm.serving.server import make_app, make_service
-from lm.serving.settings import Settings, named_models
+from lm.serving.settings import Settings, read_keys
 
 log = logging.getLogger("lm.serving")
 
@@ -117,6 +119,8 @@ def settings(options: Sequence[str]) -> Settings:
     given: dict[str, Any] = {}
     for option in options:
         name, equals, text = option.removeprefix("--").partition("=")
+        if not equals and isinstance(fields.get(name.removeprefix("no")), bool):  # --truncate and --notruncate
+            name, equals, text = name.removeprefix("no"), "=", str(not name.startswith("no"))
         if name not in fields or not equals:
             raise InputError(f"{option!r} is no setting of a server; accepted: --NAME=VALUE of {', '.join(fields)}.")
         default = () if name == "mesh" else fields[name]  # as its flag
@@ -130,4 +134,5 @@ def settings(options: Sequence[str]) -> Settings:
         except (KeyError, ValueError):
             raise InputError(f"{option!r} has a value of another kind; the default is {default!r}.") from None
     lists = {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
-    return Settings.of({**lists, "beams": [str(n) for n in Settings().beams], **given}, ())
+    keys = read_keys("", os.environ.get("LM_API_KEYS", ""))
+    return Settings.of({**lists, "beams": [str(n) for n in Settings().beams], **given}, keys)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lm.cluster.pace import FILLED
 from lm.serving.refusals import Refusal
 
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
@@ -23,7 +24,6 @@ _PRIORITY_SECONDS = 5.0  # a request waits as if it had come so much later for e
 # that came a moment before.
 _SECONDS_A_TOKEN = 1e-4
 _MEASURED = 0.5  # seconds over which the pace of the queue is measured
-_FILLED = 0.5  # the queue may take this share of a request's time: its pace varies, and the answer takes time as well
 _LONGEST_RETRY = 60.0  # seconds
 
 
@@ -74,6 +74,7 @@ class Job:
         priority: one of `PRIORITIES`.
         arrived, started, due: times of admission, of the first item's start (None before) and of the deadline.
         unfinished: how many items are neither finished nor failed.
+        is_counted: whether the time that it waited is in the metrics.
     """
 
     items: Sequence[Item]
@@ -84,6 +85,7 @@ class Job:
     started: float | None = None
     due: float = 0.0
     unfinished: int = 0
+    is_counted: bool = False
 
     def __post_init__(self) -> None:
         for item in self.items:
@@ -102,7 +104,7 @@ class Limits:
     Attributes:
         waiting_items: texts that wait, over all requests.
         waiting_tokens: tokens that wait, over all requests.
-        batch_tokens: tokens of an encoder's batch, and of the sources that enter slots between two steps.
+        batch_tokens: tokens of an encoder's batch, and of the items that enter slots between two steps.
         seconds: until a request's deadline, if it names none; the most that it may name.
     """
 
@@ -142,6 +144,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._queues: dict[Group, _Queue] = {}
         self._jobs: set[Job] = set()
+        self._stopped: Refusal | None = None
         self._pace: float | None = None  # tokens that leave the queue in a second, while it is not empty
         self._since, self._left = clock(), 0  # since when `_left` tokens have left the queue
 
@@ -186,6 +189,8 @@ class Scheduler:
             self._check_room(1, 1, None)
 
     def _check_room(self, items: int, tokens: int, seconds: float | None) -> None:
+        if self._stopped:
+            raise self._stopped
         limits = self.limits
         for name, wanted, most in (("inputs", items, limits.waiting_items), ("tokens", tokens, limits.waiting_tokens)):
             if wanted > most:
@@ -194,7 +199,7 @@ class Scheduler:
         if self.items + items > limits.waiting_items or self.tokens + tokens > limits.waiting_tokens:
             raise Refusal("overloaded", "the queue is full; try again later.", retry_after=self._retry_after(wait))
         seconds = min(seconds or limits.seconds, limits.seconds)
-        if wait > _FILLED * seconds:
+        if wait > FILLED * seconds:
             message = f"the queue is {wait:.1f} s long, but the answer is due in {seconds:g} s; try again later."
             raise Refusal("overloaded", message, retry_after=self._retry_after(wait))
 
@@ -280,6 +285,13 @@ class Scheduler:
                 self._end(job)
             if known:
                 job.tell(None, refusal)
+
+    def stop(self, refusal: Refusal) -> None:
+        """Ends every request, and refuses all that come later."""
+        with self._changed:
+            self._stopped = refusal
+            items = [item for job in self._jobs for item in job.items]
+        self.fail(items, refusal)
 
     def expire(self) -> None:
         """Ends the requests whose deadline has passed."""

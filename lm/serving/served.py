@@ -2,13 +2,15 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from etils import epath
 
-from lm import checkpoint, models, sharding
-from lm.config import MeshConfig
+from lm import checkpoint, models, sharding, storage
+from lm.config import Config, MeshConfig
+from lm.config.paths import named_models
+from lm.data import sentence_encoder
 from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
 from lm.inference import predict, prompts
@@ -22,7 +24,7 @@ from lm.serving.adapters import Parts, check_finite, read_adapter
 from lm.serving.attending import Attending
 from lm.serving.lanes import Lane, LaneShape, Readers, make_decoders
 from lm.serving.refusals import Refusal
-from lm.serving.settings import Settings, named_models
+from lm.serving.settings import Settings
 from lm.storage import StorageError
 
 _SHORT_SOURCE = 128  # tokens; longer sources have a lane of their own, since a step reads the whole width of its lane
@@ -191,21 +193,35 @@ class Served:
         old = parts.base
         if parts.adapters:
             raise InputError(f"{self.name} has adapters, which are those of step {old.step}; start a new server.")
-        if checkpoint.read_config(workdir).model != old.config.model:
+        config = checkpoint.read_config(workdir)
+        if config.model != old.config.model:
             raise InputError(f"{workdir} now has another model; start a new server for it.")
-        if str(workdir) != self._workdir and load_tokenizer(str(workdir)).fingerprint != old.tokenizer.fingerprint:
-            raise InputError(f"{workdir} has another tokenizer; start a new server for it.")
+        if str(workdir) != self._workdir:
+            self._check_like(str(workdir), config)
         shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)  # noqa: E731
         params = checkpoint.load_params(workdir, step, jax.tree.map(shape, old.params))
         check_finite(f"{workdir}/checkpoints/{step}", params)
         return self.make(dataclasses.replace(parts, base=dataclasses.replace(old, params=params, step=step)))
 
-    def warm_up(self) -> None:
-        """Compiles every program, by running it once."""
-        for readers in self.weights.readers.values():
-            readers.warm_up()
-        for lane in self.weights.lanes:
-            lane.warm_up()
+    def _check_like(self, workdir: str, config: Config) -> None:
+        """Refuses another run whose answers depend on other settings than those that are served."""
+        old = self.weights.parts.base
+        files = (sentence_encoder.SETTINGS_FILE, sentence_encoder.WEIGHTS_FILE)
+        others = {
+            "tokenizer": load_tokenizer(workdir).fingerprint != old.tokenizer.fingerprint,
+            "generation settings": config.generation != old.config.generation,
+            "data.seq_length": config.data.seq_length != old.config.data.seq_length,
+            "train.activations": config.train.activations != old.config.train.activations,
+            "pooling": storage.read_keys(workdir, files) != storage.read_keys(self._workdir, files),
+        }
+        if differ := [name for name, is_other in others.items() if is_other]:
+            raise InputError(f"{workdir} has another {', another '.join(differ)}; start a new server for it.")
+
+    def warm_up(self) -> Iterator[None]:
+        """Compiles every program, by running it once. Yields now and then, so that a start can be broken off."""
+        for each in (*self.weights.readers.values(), *self.weights.lanes):
+            each.warm_up()
+            yield
 
     def _most_written(self, predictors: Sequence[Predictor]) -> int:
         """Returns how many tokens a request may write."""
@@ -283,8 +299,6 @@ class Served:
 def able_tasks(path: str, predictor: Predictor, wanted: Sequence[str]) -> tuple[str, ...]:
     """Returns the tasks that a model is asked to do and can do."""
     wanted = wanted or predict.TASKS
-    if unknown := sorted(set(wanted) - set(predict.TASKS)):
-        raise InputError(f"--tasks has {unknown[0]!r}; accepted: {', '.join(predict.TASKS)}.")
     found = tuple(task for task in wanted if predictor.can(task))
     if not found:
         raise InputError(f"{path} can do none of {', '.join(wanted)}; --tasks lists what to serve.")

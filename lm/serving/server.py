@@ -6,6 +6,7 @@ import functools
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -164,7 +165,9 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._service.draining = True
-        asyncio.get_running_loop().call_later(self._service.settings.drain_seconds, self._stop)
+        seconds = self._service.settings.drain_seconds
+        print(f"stopping: requests are taken for {seconds:g} s more; a second signal ends at once", file=sys.stderr)
+        asyncio.get_running_loop().call_later(seconds, self._stop)
 
     def _stop(self) -> None:
         self.should_exit = True

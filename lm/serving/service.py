@@ -362,8 +362,10 @@ def token_ids(weights: Weights, given: list[int]) -> np.ndarray:
 def _embedding_row(weights: Weights, prompt: prompts.Embed, given: Given, side: str) -> Row:
     tokenizer = weights.predictor.loaded.tokenizer
     cuts_as_asked = side in ("", "left" if tokenizer.cuts_left else "right")
-    if isinstance(given, str) and cuts_as_asked:
-        return prompt.row(given)
+    if isinstance(given, str):
+        row = prompt.row(given)
+        if cuts_as_asked or not row.truncated:
+            return row
     ids = (
         prompt.encode([prompt.prompt + without_surrogates(given)])[0]
         if isinstance(given, str)

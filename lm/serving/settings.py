@@ -1,14 +1,16 @@
 """The settings of a server, with their defaults. lm/serving/README.md has them as a table."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm.config import MeshConfig
-from lm.config.paths import expand
 from lm.errors import InputError
+from lm.inference.requests import TASKS
 
+_LEAST = {"slots": 1, "max_inputs": 1, "max_body_bytes": 1, "waiting_items": 1, "waiting_tokens": 1, "deadline": 1e-3}
 # Fields of `lm.inference.options.Extras` that a server can be started with.
 EXTRA_OPTIONS = ("early_stopping", "no_repeat_ngram_size", "repetition_penalty", "forced", "forced_eos")
 
@@ -67,6 +69,14 @@ class Settings:
     adapters: tuple[str, ...] = ()
     mesh: MeshConfig | None = None
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), _LEAST.get(field.name, 0)
+            if isinstance(value, int | float) and not least <= value < math.inf:
+                raise InputError(f"--{field.name} is {value}; accepted: a number from {least} on.")
+        if unknown := sorted(set(self.tasks) - set(TASKS)):
+            raise InputError(f"--tasks has {unknown[0]!r}; accepted: {', '.join(TASKS)}.")
+
     @classmethod
     def of(cls, given: Mapping[str, Any], api_keys: tuple[str, ...]) -> "Settings":
         """Returns the settings that flags give.
@@ -74,7 +84,7 @@ class Settings:
         Raises:
             InputError: a flag has another value than those that it accepts.
         """
-        beams = tuple(int(each) if str(each).isdigit() else 0 for each in given["beams"])
+        beams = tuple(int(each) if str(each).isdecimal() else 0 for each in given["beams"])
         if not beams or min(beams) < 1:
             raise InputError(f"--beams is {','.join(given['beams'])!r}; accepted: numbers from 1 on, such as 1,4.")
         if unknown := sorted(set(given["extra_options"]) - set(EXTRA_OPTIONS)):
@@ -93,7 +103,7 @@ def _mesh(axes: Sequence[str]) -> MeshConfig | None:
     sizes = {"data": 1}
     for part in axes:
         name, _, size = part.partition("=")
-        if name not in MESH_AXES or not (size == "-1" or size.isdigit()):
+        if name not in MESH_AXES or not (size == "-1" or size.isdecimal()):
             accepted = " or ".join(MESH_AXES)
             raise InputError(f"--mesh has {part!r}; accepted: {accepted}, each with its devices: data=2,tensor=4.")
         sizes[name] = int(size)
@@ -102,30 +112,6 @@ def _mesh(axes: Sequence[str]) -> MeshConfig | None:
     config = MeshConfig(**sizes)
     config.validate()
     return config
-
-
-def named_models(checkpoints: str, flag: str = "--checkpoint") -> list[tuple[str, str]]:
-    """Returns the name and path of each model of `PATH`, or of `NAME=PATH,NAME=PATH`.
-
-    A model without a name is called by the last part of its path that is no step. `~` and environment variables in
-    paths are replaced.
-
-    Raises:
-        InputError: a name or a path is missing or unknown, or two models have one name.
-    """
-    found: dict[str, str] = {}
-    for part in checkpoints.split(","):
-        name, equals, path = part.partition("=")
-        if not equals:
-            path = part
-            name = path.rstrip("/").partition("/checkpoints/")[0].rpartition("/")[2]
-        if not name or not path:
-            raise InputError(f"{flag} has {part!r}; accepted: PATH, or NAME=PATH,NAME=PATH.")
-        path = expand(path)
-        if name in found:
-            raise InputError(f"{flag} has two models named {name!r}; name them apart: NAME=PATH,NAME=PATH.")
-        found[name] = path
-    return list(found.items())
 
 
 def read_keys(path: str, environment: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from lm.data.pairs import Pair
 from lm.data.store import Store
 from lm.errors import InputError
 from lm.inference.comparison import compare, nearest
+from lm.inference.predict import Predictor
 from tests.inference.conftest import make_workdir
 
 
@@ -57,6 +58,22 @@ def test_a_file_has_both_baselines_and_its_bad_lines_are_named(pairs_workdir, tm
     assert len(found.left_out) == 2
     assert "own.tsv, line 2" in found.left_out[0]
     assert "own.tsv, line 4" in found.left_out[1]
+
+
+def test_texts_that_could_not_be_written_are_not_scored_as_empty_ones(pairs_workdir, monkeypatch):
+    def pipeline(self, task, options):
+        del self, task, options
+        return lambda sources: ({"error": "no"} if fails(i) else {"text": "a"} for i, _ in enumerate(sources))
+
+    monkeypatch.setattr(Predictor, "pipeline", pipeline)
+    fails = lambda i: i < 2  # noqa: E731
+    found = compare(pairs_workdir, "chrf", limit=6, shown=6)
+    assert sum(each["examples"] for each in found.scores.values()) == 4
+    assert len(found.shown) == 4
+    assert [each.rpartition(": ")[2] for each in found.left_out] == ["no", "no"]
+    fails = lambda i: True  # noqa: E731
+    with pytest.raises(InputError, match=r"no text could be written: .*: no"):
+        compare(pairs_workdir, "chrf", limit=6)
 
 
 def test_other_kinds_of_pairs_are_compared_with_the_whole_memory(pairs_workdir, tmp_path):

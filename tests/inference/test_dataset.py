@@ -79,7 +79,7 @@ def written(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("size", [1, 7, 64, 500, 1 << 20])
 def test_every_line_is_in_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
-    lines = [b"one", b"", b'{"text": "two", "id": 7}', "三".encode(), b"{broken", b"x" * 100, b'{"id": "b"}']
+    lines = [b"one", b"", b'{"text": "two", "id": 7}', "三".encode(), b"{broken", b"x" * 100, rb'{"id": "b \ud800"}']
     (tmp_path / "a.txt").write_bytes(b"\n".join(lines) + b"\n")
     (tmp_path / "b.jsonl").write_bytes(b"last without an end")
     monkeypatch.setattr(parts, "_BYTES", size)
@@ -87,10 +87,10 @@ def test_every_line_is_in_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (len(found) > 20) == (size < 64)
     read = [pair for part in found for pair in parts.read(part, Columns())]
     assert [request for _, request in read] == [
-        *("one", "", {"text": "two", "id": 7}, "三", None, "x" * 100, {"id": "b"}, "last without an end")
+        *("one", "", {"text": "two", "id": 7}, "三", None, "x" * 100, {"id": "b \ud800"}, "last without an end")
     ]
     a, b = tmp_path / "a.txt", tmp_path / "b.jsonl"
-    assert [own for own, _ in read] == [f"{a}:0", f"{a}:4", "7", f"{a}:30", f"{a}:34", f"{a}:42", "b", f"{b}:0"]
+    assert [own for own, _ in read] == [f"{a}:0", f"{a}:4", "7", f"{a}:30", f"{a}:34", f"{a}:42", "b ?", f"{b}:0"]
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 1000])

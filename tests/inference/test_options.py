@@ -8,6 +8,8 @@ from lm.config import GenerationConfig
 from lm.errors import InputError
 from lm.inference.options import NONE, Decoding, Extras, row_options, with_defaults
 
+LARGE = ("max_length", "top_k", "no_repeat_ngram_size", "forced_bos_token_id", "forced_eos_token_id")
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -17,11 +19,17 @@ from lm.inference.options import NONE, Decoding, Extras, row_options, with_defau
         ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
         ({"early_stopping": "always"}, "early_stopping is 'always'; accepted: false, true, never"),
         ({"bad_words_ids": [[]]}, "bad_words_ids has an empty list"),
-        ({"bad_words_ids": [[5], [6, -2]]}, "bad_words_ids has the id -2; it must be at least 0"),
-        ({"suppress_tokens": [-2]}, "suppress_tokens has the id -2; it must be at least 0"),
+        ({"bad_words_ids": [[5], [6, -2]]}, "bad_words_ids has the id -2; it must be from 0 to"),
+        ({"suppress_tokens": [-2]}, "suppress_tokens has the id -2; it must be from 0 to"),
         ({"num_beams": 2, "temperature": 0.5}, "num_beams is 2 and temperature is 0.5"),
         ({"top_k": 3}, "top_k is 3 and top_p is 1.0, but nothing is sampled at temperature 0"),
         ({"forced_bos_token_id": -2}, "forced_bos_token_id is -2; it must be at least -1"),
+        *(
+            ({name: 1 << 31, "temperature": 1.0}, f"{name} is 2147483648; it must be at most 2147483647")
+            for name in LARGE
+        ),
+        ({"suppress_tokens": [1 << 31]}, "suppress_tokens has the id 2147483648; it must be from 0 to 2147483647"),
+        ({"temperature": 1e9}, "temperature is 1000000000.0; it must be at most 1000"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

@@ -16,11 +16,12 @@ def test_lines_that_are_no_request_are_none():
 def test_a_field_is_a_string_that_is_not_empty():
     assert field("plain", "text") == field({"text": "plain"}, "text") == "plain"
     assert field({"text": "a \ud83d"}, "text") == "a ?"  # half a character
-    assert field({}, "language", "") == ""
+    assert field({}, "language", "") == field({"language": None}, "language", "") == ""
     for request, message in [
         (None, 'an object with the string "text"'),
         (3, 'an object with the string "text"'),
         ({"text": 3}, 'needs the string "text"'),
+        ({"text": None}, 'needs the string "text"'),
         ({"other": "x"}, 'needs the string "text"'),
         (" ", "the text is empty"),
         *(

@@ -113,7 +113,7 @@ def test_a_machine_that_is_taken_away_hands_its_requests_on() -> None:
 def test_the_autoscaler_sees_the_mean_of_what_waits() -> None:
     """Looks at 10, 20, 30 s; 1 s a request: 49, 39, 29 of them wait, of 100 tokens each."""
     rule = Script(every=31.0)
-    simulate([0.0] * 60, [100] * 60, rule=rule, averaged=60.0)
+    simulate([0.0] * 60, [100] * 60, dataclasses.replace(READER, deadline=120.0), rule=rule, averaged=60.0)
     assert rule.loads[0] == pytest.approx((49 + 39 + 29) / 3, abs=1.01)
 
 

@@ -18,6 +18,7 @@ from etils import epath
 
 from lm import checkpoint
 from lm.config import CheckpointConfig
+from lm.errors import InputError
 from lm.serving import lanes
 from lm.serving.server import make_app
 from lm.serving.service import Service
@@ -330,6 +331,17 @@ def test_bad_weights_are_refused(running: Running, workdirs):
             shutil.rmtree(folder, ignore_errors=True)
     assert running.post(*request) == expected
     assert running.client.get("/info").json()["step"] == step
+
+
+def test_another_run_with_other_settings_is_refused(running: Running, workdirs, tmp_path: Path):
+    """Its weights alone would answer otherwise than its own server."""
+    other = shutil.copytree(workdirs["reader"], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["data"]["seq_length"] += 8
+    (other / "config.json").write_text(json.dumps(config))
+    (other / "sentence_encoder.json").write_text('{"pooling": "cls", "normalize": false, "prompts": {}}')
+    with pytest.raises(InputError, match=r"has another data\.seq_length, another pooling; start a new server for it"):
+        running.service.engine.reload("reader", path=str(other))
 
 
 def vectors(found: list[list[float]]) -> str:

@@ -4,13 +4,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from lm.config.paths import named_models
 from lm.errors import InputError
 from lm.serving.server import serve
-from lm.serving.settings import Settings, named_models, read_keys
+from lm.serving.settings import Settings, read_keys
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -38,6 +40,7 @@ def test_models_are_named_by_the_flag_or_by_their_folder():
     assert named_models("runs/mine/") == [("mine", "runs/mine/")]
     assert named_models("gs://b/runs/mine/checkpoints/3") == [("mine", "gs://b/runs/mine/checkpoints/3")]
     assert named_models("a=x,b=s3://y/z") == [("a", "x"), ("b", "s3://y/z")]
+    assert named_models("runs/lr=1e-4,a=runs/lr=1") == [("lr=1e-4", "runs/lr=1e-4"), ("a", "runs/lr=1")]
 
 
 def test_keys_come_from_a_file_and_the_environment(tmp_path):
@@ -63,14 +66,22 @@ def test_wrong_settings_are_named(call, words, tmp_path):
         call(tmp_path)
 
 
+def test_tasks_that_a_model_cannot_do(workdirs):
+    with pytest.raises(InputError, match="can do none of generate"):
+        serve([("a", workdirs["reader"])], Settings(tasks=("generate",)), "127.0.0.1", 0)
+
+
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("wrong", "words"),
     [
-        (Settings(tasks=("generate",)), "can do none of generate"),
-        (Settings(tasks=("embed", "sing")), "accepted: fill-mask"),
+        ({"tasks": ("embed", "sing")}, "--tasks has 'sing'; accepted: fill-mask"),
+        ({"slots": 0}, "--slots is 0; accepted: a number from 1 on"),
+        ({"watch_seconds": -1.0}, "--watch_seconds is -1.0"),
+        ({"deadline": float("inf")}, "--deadline is inf"),
+        ({"deadline": float("nan")}, "--deadline is nan"),
     ],
-    ids=["generate", "sing"],
+    ids=str,
 )
-def test_tasks_that_a_model_cannot_do(workdirs, settings, words):
+def test_settings_without_meaning_are_refused_before_a_model_is_read(wrong: dict[str, Any], words: str):
     with pytest.raises(InputError, match=words):
-        serve([("a", workdirs["reader"])], settings, "127.0.0.1", 0)
+        Settings(**wrong)

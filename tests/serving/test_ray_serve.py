@@ -105,13 +105,17 @@ def test_outstanding_tokens_are_those_that_nobody_has_answered() -> None:
     assert scheduler.outstanding_tokens() == 5
 
 
-def test_options_are_settings() -> None:
+def test_options_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert deployment.settings([]) == Settings()
-    given = ["--tasks=embed,rerank", "--slots=8", "--beams=1,2", "--truncate=false", "--deadline=2", "--mesh=data=2"]
-    expected = Settings(tasks=("embed", "rerank"), slots=8, beams=(1, 2), truncate=False, deadline=2.0)
+    given = ["--tasks=embed,fill-mask", "--slots=8", "--beams=1,2", "--truncate=false", "--deadline=2", "--mesh=data=2"]
+    expected = Settings(tasks=("embed", "fill-mask"), slots=8, beams=(1, 2), truncate=False, deadline=2.0)
     expected = dataclasses.replace(expected, mesh=MeshConfig(data=2))
     assert deployment.settings(given) == expected
-    for wrong in ("--port=1", "--slots", "--slots=x", "--truncate=perhaps", "--api_keys=a"):
+    assert not deployment.settings(["--notruncate"]).truncate
+    assert deployment.settings(["--notruncate", "--truncate"]).truncate
+    monkeypatch.setenv("LM_API_KEYS", "one,two")
+    assert deployment.settings([]).api_keys == ("one", "two")
+    for wrong in ("--port=1", "--slots", "--slots=x", "--truncate=perhaps", "--api_keys=a", "--nosuch"):
         with pytest.raises(InputError, match=wrong):
             deployment.settings([wrong])
 

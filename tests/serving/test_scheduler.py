@@ -109,6 +109,19 @@ def test_a_request_whose_deadline_the_queue_would_miss_is_refused():
     world.ask(group, 1, seconds=25)
 
 
+def test_a_stop_ends_all_requests_and_refuses_later_ones():
+    world, readers, writers = World(), Group(), Slots(1)
+    world.ask(readers, 10)
+    running, waiting = world.ask(writers, 5), world.ask(writers, 5)
+    world.scheduler.fill_slots()
+    world.scheduler.stop(Refusal("failed", "the engine stopped"))
+    assert [(item, str(what)) for item, what in world.told] == [(None, "the engine stopped")] * 3
+    assert running.items[0].ended
+    assert waiting.items[0].ended
+    assert (world.scheduler.items, world.scheduler.tokens, world.scheduler.slots_in_use()) == (0, 0, 0)
+    assert world.refused(readers, 1).kind == "failed"
+
+
 # ---- Order --------------------------------------------------------------------------------------
 
 
