@@ -130,7 +130,7 @@ def packed_length(size: int) -> int:
 
 
 def lone_lengths(length: int) -> list[int]:
-    """Returns the lengths that a row may be cut to where it is alone: 16, 32, 48, 64, 96, ..., 256, 320, ..., 512, ..."""
+    """Returns the lengths that a lone row may be cut to: 16, 32, 48, 64, then 96, 128, ..., 256, then 320, ..."""
     found = list(range(_SHORTEST, _SHORT + 1, _SHORTEST))
     whole = _LONG
     while whole <= length:

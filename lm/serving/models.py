@@ -25,6 +25,7 @@ class Adapted(Served):
         self._base, self._number = base, number
         predictor = self.predictor
         self.loaded_at, self.mesh, self.is_encoder = base.loaded_at, base.mesh, base.is_encoder
+        self.batch_tokens = base.batch_tokens
         self.longest, self.longest_written = predictor.loaded.config.data.seq_length, base.longest_written
         self.tasks = able_tasks(self.path, predictor, settings.tasks)
         self._refused, self._workdir = None, str(predictor.loaded.workdir)

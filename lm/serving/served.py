@@ -30,6 +30,7 @@ from lm.storage import StorageError
 _SHORT_SOURCE = 128  # tokens; longer sources have a lane of their own, since a step reads the whole width of its lane
 _TOGETHER = {"cpu": 1}  # sources that one call encodes. The number is fixed, so a lone source pays for all
 _TOGETHER_ON_ACCELERATORS = 4
+_READ_TOGETHER = {"cpu": 512}  # tokens; more are read no faster there, and what comes meanwhile waits longer
 VECTORS = "vectors"  # the vector of every token, which no task of `predict` asks for
 ATTENTION = "attention"  # the attention weights of a row, which none asks for either
 
@@ -118,6 +119,7 @@ class Served:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
         mesh: the devices that hold it; None for one device.
         tasks: what it is asked to do and can do.
+        batch_tokens: of a batch, and of what enters slots between two steps, on each device.
         longest: the most tokens of an input.
         longest_written: the most tokens that it writes; 0 for an encoder.
         loaded_at: when the first ones were read, in seconds since 1970.
@@ -142,6 +144,10 @@ class Served:
         predictors = parts.predictors()
         self.tasks = able_tasks(path, predictors[0], settings.tasks)
         self.is_encoder = loaded.is_encoder
+        budget = predictors[0].runner.budget
+        if self.is_encoder:
+            budget = _READ_TOGETHER.get(sharding.platform(), budget)
+        self.batch_tokens = settings.batch_tokens or budget
         self.longest = loaded.config.data.seq_length
         self.longest_written = 0 if self.is_encoder else self._most_written(predictors)
         shapes = [] if self.is_encoder else self._lane_shapes(predictors)
@@ -265,14 +271,18 @@ class Served:
 
     def _readers(self, predictors: Sequence[Predictor]) -> dict[str, Readers]:
         runner, special = predictors[0].runner, predictors[0].loaded.tokenizer.special
-        budget = self._settings.batch_tokens or runner.budget
         wanted = self._settings.tasks or predict.TASKS
         able = [(each, task) for each in predictors for task in wanted if each.can(task)]
         readings = [predictor.reading(task, Options()) for predictor, task in able]
         programs = {reading.name: (reading.program, reading.tokens_a_place) for reading in readings}
         if any(task == "embed" for _, task in able):
             programs[VECTORS] = (runner.vectors, 1)
-        packing = {"longest": self.longest, "budget": budget, "multiple": runner.multiple, "pad_id": special.pad}
+        packing = {
+            "longest": self.longest,
+            "budget": self.batch_tokens,
+            "multiple": runner.multiple,
+            "pad_id": special.pad,
+        }
         # On CPUs a batch costs what its tokens cost, padding included. `VECTORS` is rarely asked for.
         is_fine = {name: name != VECTORS and sharding.platform() == "cpu" for name in programs}
         return {

@@ -44,7 +44,7 @@ log = logging.getLogger("lm.serving")
 def make_service(models: Sequence[Served], settings: Settings) -> Service:
     """Returns a service whose engine is not started."""
     runner = models[0].predictor.runner
-    batch_tokens = (settings.batch_tokens or runner.budget) * runner.multiple
+    batch_tokens = min(model.batch_tokens for model in models) * runner.multiple
     limits = Limits(settings.waiting_items, settings.waiting_tokens, batch_tokens, settings.deadline)
     scheduler, metrics = Scheduler(limits), Metrics()
     engine = Engine(models, scheduler, metrics)
