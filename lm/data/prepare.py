@@ -84,20 +84,21 @@ def prepare(
             f"data.vocab_size is {config.vocab_size}; to train a tokenizer, give {SMALLEST} or more: for 105 special "
             "tokens, 256 bytes and pieces of the text. Or give a data.tokenizer."
         )
-    with lease.hold(out), _executors(runner, num_workers) as (here, executor):
-        with workers.announced(f"reading the corpus, data.source={config.source}", progress):
-            shards = corpus.shards(config, here.map)
-        if not any(True for shard in shards for _ in corpus.read(shard)):
-            kind = "pair" if config.pairs else "document"
-            raise InputError(f"{files.named(config)} holds no {kind}; give other files.")
-        corpora = [shards, *(corpus.shards(other, here.map) for other in share_tokenizer_with)]
-        tokenizer = _tokenizer(config, out, settings, corpora, tokenizer, progress)
-        markers, removed = _write_splits(config, out, shards, tokenizer, executor, progress)
-    if not sum(marker["train"]["tokens"] for marker in markers):
-        raise InputError(f"{files.named(config)} holds no token; give other files, or another data.tokenizer.")
-    _say_share(config, markers)
-    _say_skipped(config, markers)
-    store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers, removed)
+    with lease.hold(out):
+        with _executors(runner, num_workers) as (here, executor):
+            with workers.announced(f"reading the corpus, data.source={config.source}", progress):
+                shards = corpus.shards(config, here.map)
+            if not any(True for shard in shards for _ in corpus.read(shard)):
+                kind = "pair" if config.pairs else "document"
+                raise InputError(f"{files.named(config)} holds no {kind}; give other files.")
+            corpora = [shards, *(corpus.shards(other, here.map) for other in share_tokenizer_with)]
+            tokenizer = _tokenizer(config, out, settings, corpora, tokenizer, progress)
+            markers, removed = _write_splits(config, out, shards, tokenizer, executor, progress)
+        if not sum(marker["train"]["tokens"] for marker in markers):
+            raise InputError(f"{files.named(config)} holds no token; give other files, or another data.tokenizer.")
+        _say_share(config, markers)
+        _say_skipped(config, markers)
+        store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers, removed)
     return store.Store.open(out)
 
 
@@ -185,11 +186,9 @@ def _tokenizer(
 ) -> Tokenizer:
     """Returns the tokenizer of an unfinished run for the same corpora; else the given one, or a new one."""
     digests = [shard.digest() for shards in corpora for shard in shards]
-    state = json.dumps({"settings": settings, "shards": digests}).encode()
-    for name in tokenizers.FILES:
-        in_progress, model = store.read_keys(out, [_IN_PROGRESS, name])
-        if in_progress == state and model is not None:
-            return tokenizers.load(model, name)
+    state = json.dumps({"settings": settings, "shards": digests})
+    if (unfinished := _unfinished(out, state)) is not None:
+        return unfinished
     storage.delete_folder(out, "shards")
     if given:
         tokenizer = given
@@ -210,13 +209,38 @@ def _tokenizer(
                 f"{tokenizer.vocab_size:,} pieces; the tokenizer has these",
                 file=sys.stderr,
             )
+    _forget_tokenizers(out, tokenizer.file_name)
     store.write_key(out, tokenizer.file_name, tokenizer.to_bytes())
-    store.write_key(out, _IN_PROGRESS, state)
+    in_progress = {"state": state, "file": tokenizer.file_name, "sha256": tokenizer.fingerprint}
+    store.write_key(out, _IN_PROGRESS, json.dumps(in_progress).encode())
     return tokenizer
 
 
+def _unfinished(out: str, state: str) -> Tokenizer | None:
+    """Returns the tokenizer of an unfinished run with this state; None if there is none."""
+    (content,) = store.read_keys(out, [_IN_PROGRESS])
+    in_progress = json.loads(content or b"{}")
+    if in_progress.get("state") != state:
+        return None
+    (model,) = store.read_keys(out, [in_progress["file"]])
+    if model is None or hashlib.sha256(model).hexdigest() != in_progress["sha256"]:
+        return None
+    return tokenizers.load(model, in_progress["file"])
+
+
+def _forget_tokenizers(out: str, kept: str) -> None:
+    """Deletes the tokenizers of unfinished runs with other settings. `data.tokenizer` may name the store's folder."""
+    for name in tokenizers.FILES:
+        content, version = storage.read_version(out, name)
+        if content is not None and name != kept:
+            storage.write_version(out, name, None, version)
+
+
 def _sample(shards: list[corpus.Shard], characters: int) -> Iterator[str]:
-    """Yields sentences, or halves of pairs, from the beginning of every shard: about `characters` in all."""
+    """Yields sentences, or halves of pairs, from the beginning of every shard: about `characters` in all.
+
+    The last document of a shard is taken whole, unless the shard would then have more than twice its share.
+    """
     share = -(-characters // len(shards))
     for shard in shards:
         taken = 0
@@ -224,6 +248,8 @@ def _sample(shards: list[corpus.Shard], characters: int) -> Iterator[str]:
             for sentence in shard_jobs.segments(document):
                 yield sentence
                 taken += len(sentence)
+                if taken >= 2 * share:
+                    break
             if taken >= share:
                 break
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lm import lease
 from lm.config import DataConfig
 from lm.data import corpus, prepare
 from lm.data.sentences import sentences
 from lm.data.store import Split, Store
+from lm.data.tokenizer import FILES, load_tokenizer
 from lm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +136,54 @@ def test_an_unfinished_store_of_another_corpus_starts_afresh(tmp_path: Path, dat
     made = prepare.prepare(other, str(out), num_workers=1, progress=False)
     assert sum(split["documents"] for split in made.manifest["splits"].values()) == 30
     assert len(list(out.glob("shards/*"))) == len(made.manifest["shards"]) == 1
+
+
+@pytest.mark.parametrize("first", ["trained", "imported"])
+def test_a_stopped_run_goes_on_with_its_own_tokenizer(
+    tmp_path: Path, made: Store, data_config: DataConfig, first: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Not with that of an earlier run with other settings, whose file has another name."""
+    pieces = tmp_path / "vocab.txt"
+    pieces.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "time", "year", "day"]))
+    imported = dataclasses.replace(data_config, tokenizer=str(pieces))
+    monkeypatch.setattr(prepare.SentencePiece, "train", lambda *_, **__: made.tokenizer)
+    runs = [data_config, imported] if first == "trained" else [imported, data_config]
+    out = str(tmp_path / "out")
+    for config in runs:
+        with monkeypatch.context() as stopped:
+            stopped.setattr(prepare, "_write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                prepare.prepare(config, out, num_workers=1, progress=False)
+    expected = load_tokenizer(str(pieces)) if first == "trained" else made.tokenizer
+    with monkeypatch.context() as again:
+        again.setattr(prepare.SentencePiece, "train", None)
+        again.setattr(prepare.tokenizers, "load_tokenizer", None)
+        store = prepare.prepare(runs[1], out, num_workers=1, progress=False)
+    assert store.tokenizer.fingerprint == expected.fingerprint
+    assert [name for name in FILES if Path(out, name).exists()] == [expected.file_name]
+    assert load_tokenizer(out).fingerprint == expected.fingerprint
+
+
+def test_a_store_is_finished_under_its_lease(tmp_path: Path, data_config: DataConfig, monkeypatch: pytest.MonkeyPatch):
+    held, finish = [], prepare.store.finish
+
+    def finish_seen(out: str, *args):
+        held.append(Path(out, lease.NAME).exists())
+        finish(out, *args)
+
+    monkeypatch.setattr(prepare.store, "finish", finish_seen)
+    prepare.prepare(data_config, str(tmp_path), num_workers=1, progress=False)
+    assert held == [True]
+    assert not (tmp_path / lease.NAME).exists()
+
+
+def test_one_long_document_does_not_fill_the_sample_of_a_tokenizer():
+    short = [f"Document {number}." for number in range(200)]
+    long = "A sentence of thirty characters." * 10_000
+    shards = [corpus.Shard("text", texts=tuple(short)), corpus.Shard("text", texts=(long,))]
+    sample = list(prepare._sample(shards, 1000))
+    assert sample[:42] == short[:42]  # 504 characters
+    assert 1000 <= sum(map(len, sample[42:])) < 2000
 
 
 def test_a_given_tokenizer_is_used(made: Store, data_config: DataConfig, tmp_path: Path):
