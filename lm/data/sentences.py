@@ -1,10 +1,16 @@
-"""Cuts documents into sentences, in English and in Chinese."""
+"""Cuts documents into sentences, in English, Chinese and Japanese."""
 
 import re
 from collections.abc import Iterator
 
 _BULLET = re.compile(r"([-*+•>#|=~`.:]|\d+[.)]|\w+ ?:)(\s|$)|>>>|\.\. |:\w")
 _FULL_LINE = 60  # columns; editors wrap at 72 or more, so a shorter line was ended on purpose
+# Chinese and Japanese characters: two columns wide, and without spaces between words. Hangul is wide, but has spaces.
+_CJK = r"\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff60\uffe0-\uffe6\U00020000-\U0003ffff"
+_QUOTES = "“”‘’…—"  # these stand beside Latin words too
+_WIDE = re.compile(rf"[{_CJK}\uac00-\ud7a3]")
+_FIRST_WORD = re.compile(rf"[{_CJK}]|[^{_CJK}]+")  # a line may break after every Chinese or Japanese character
+_UNSPACED = re.compile(rf"[{_CJK}][{_CJK}{_QUOTES}]|[{_QUOTES}][{_CJK}]")
 _LONGEST = 1000  # characters; cuts text without punctuation, such as logs or Thai
 _ABBREVIATION = r"(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\b[MD]r\.)(?<!\bMrs\.)(?<!\bSt\.)(?<!\bvs\.)(?<!\bcf\.)"
 _SENTENCE_END = re.compile(
@@ -22,7 +28,8 @@ def sentences(text: str) -> list[str]:
     fit into 60 columns, and the next line has the same indent and is no list item. Hard-wrapped lines are joined. In
     them a segment ends after `. ! ?` before a space, but not after initials and a few abbreviations. It also ends after
     `。！？……`, and at 1000 characters. Closing quotes belong to the segment that they close. Runs of whitespace become
-    one space.
+    one space. In Chinese and Japanese a character counts as a word and as two columns, and lines are joined without a
+    space.
 
     Returns:
         Segments without surrounding whitespace, none empty.
@@ -60,16 +67,26 @@ def _unwrapped(text: str) -> Iterator[str]:
             continue
         body = line.lstrip()
         indent = len(line) - len(body)
+        space, first_word = " ", words[0]
+        if not line.isascii():
+            first_word = _FIRST_WORD.findall(first_word)[0]
+            space = "" if paragraph and _UNSPACED.fullmatch(paragraph[-1][-1] + body[0]) else " "
         wrapped = (
-            previous_width + 1 + len(words[0]) > _FULL_LINE
+            previous_width + len(space) + _columns(first_word) > _FULL_LINE
             and previous_width
             and indent == previous_indent
             and not _BULLET.match(body)
         )
         if paragraph and not wrapped:
-            yield " ".join(paragraph)
+            yield "".join(paragraph)
             paragraph = []
-        paragraph += words
-        previous_indent, previous_width = indent, len(line.rstrip())
+        if paragraph:
+            paragraph.append(space)
+        paragraph.append(" ".join(words))
+        previous_indent, previous_width = indent, _columns(line.rstrip())
     if paragraph:
-        yield " ".join(paragraph)
+        yield "".join(paragraph)
+
+
+def _columns(text: str) -> int:
+    return len(text) if text.isascii() else len(text) + len(_WIDE.findall(text))

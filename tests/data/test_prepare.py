@@ -100,8 +100,8 @@ def test_a_killed_run_goes_on_where_it_was(
     killed = tmp_path / "killed"
     assert run_script(tmp_path, data_config, killed, workers, kill_at="shards/00004/complete.json") == -9
     complete = {path.parent.name for path in killed.glob("shards/*/complete.json")}
-    # The worker that shot its parent may finish its shard before it is gone itself.
-    assert {"00000", "00001", "00002"} <= complete
+    # The worker that shot its parent may finish its shard before it is gone itself; the other may be in an earlier one.
+    assert len({"00000", "00001", "00002", "00003"} & complete) >= 3
     assert len(complete) < len(list((tmp_path / "unbroken").glob("shards/*")))
     with pytest.raises(InputError, match="no complete token store"):
         Store.open(str(killed))
