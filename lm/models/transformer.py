@@ -168,10 +168,11 @@ class Stack(nnx.Module):
             layer, index = layer_and_index
             return layer(hidden_BLD, index, at_layer(config, view, index), memory_view, dropout_key)[0], None
 
-        run_layer = checkpointed(run_layer, execution.remat, in_scan=execution.unroll == 1)
+        scans = execution.unroll > 0 and not config.share_layers
+        run_layer = checkpointed(run_layer, execution.remat, in_scan=scans and execution.unroll == 1)
         dropout = make_dropout(config.dropout, dropout_key, EMBEDDING)
         hidden_BLD = self.embedding(tokens_BL, positions_BL, token_types_BL, dropout, shared_VD)
-        if execution.unroll and not config.share_layers:
+        if scans:
             unroll = min(execution.unroll, self.num_layers)
             layers = (self.layers, jnp.arange(self.num_layers))
             hidden_BLD, _ = jax.lax.scan(run_layer, hidden_BLD, layers, unroll=unroll)
