@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from lm import storage
 from lm.config import ModelConfig
 from lm.data.sentence_encoder import SentenceEncoder
 from lm.errors import InputError
@@ -73,6 +74,20 @@ class Imported:
         return lines
 
 
+def refuse_remote(folder: str | os.PathLike[str]) -> None:
+    """Refuses a Hugging Face folder that is not on this machine.
+
+    Raises:
+        InputError: it is in object storage, or its path can be on no storage.
+    """
+    storage.check_path(os.fspath(folder))
+    if storage.is_remote(os.fspath(folder)):
+        raise InputError(
+            f"{folder} is in object storage; accepted: a Hugging Face folder on this machine. Give a local folder, and "
+            "copy it from or to there."
+        )
+
+
 def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, seed: int = 0) -> Imported:
     """Reads a model of a family in `FAMILIES`. An encoder may lack the heads of pretraining.
 
@@ -85,6 +100,7 @@ def import_folder(folder: str | os.PathLike[str], *, vocab_multiple: int = 1, se
     Raises:
         InputError: something is missing, unexpected, of the wrong shape or not supported; names it.
     """
+    refuse_remote(folder)
     folder = Path(folder)
     try:
         body = transformer_folder(folder)
@@ -129,6 +145,7 @@ def export_folder(
     Raises:
         InputError: no family has such a model, or the folder holds a model already.
     """
+    refuse_remote(folder)
     folder = Path(folder)
     settings = write_config(config, model_type=model_type, token_ids=token_ids)
     if (folder / CONFIG_FILE).exists():

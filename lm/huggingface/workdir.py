@@ -16,7 +16,7 @@ from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.huggingface.convert import FAMILIES
 from lm.huggingface.family import Fields, Settings
-from lm.huggingface.folder import CONFIG_FILE, Imported, export_folder, import_folder
+from lm.huggingface.folder import CONFIG_FILE, Imported, export_folder, import_folder, refuse_remote
 from lm.huggingface.generation import write_generation
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from lm.parameters import Params
@@ -44,9 +44,15 @@ def import_workdir(
     Raises:
         InputError: the folder cannot be read or lacks a tokenizer, or `workdir` is in use.
     """
+    refuse_remote(folder)
     workdir = storage.as_path(workdir)
     if not checkpoint.is_new(workdir):
         raise InputError(f"{workdir} already holds a config.json; choose a new --workdir.")
+    if storage.list_keys(str(workdir / "checkpoints")):
+        raise InputError(
+            f"{workdir} has checkpoints but no config.json, as an interrupted import leaves it; delete it, or choose a "
+            "new --workdir."
+        )
     imported = import_folder(folder, vocab_multiple=vocab_multiple, seed=seed)
     tokenizer = read_tokenizer(imported.tokenizer[0].parent if imported.tokenizer else folder, imported.rows)
     model, encoder = imported.config, imported.sentence_encoder
@@ -78,6 +84,7 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> list[str]:
     Raises:
         InputError: there is no such checkpoint, no family has such a model, or `folder` holds a model already.
     """
+    refuse_remote(folder)
     workdir, step = checkpoint.locate(path)
     config = checkpoint.read_config(workdir)
     tokenizer = tokenizers.load_tokenizer(str(workdir))

@@ -91,6 +91,30 @@ def test_a_working_directory_in_use_is_left_alone(folder, tmp_path):
         import_workdir(folder, tmp_path / "run")
 
 
+def test_an_interrupted_import_is_not_repeated_over_its_checkpoint(folder, tmp_path):
+    import_workdir(folder, tmp_path / "run")
+    (tmp_path / "run/config.json").unlink()  # which is written last
+    with pytest.raises(InputError, match=r"has checkpoints but no config.json, as an interrupted import leaves it"):
+        import_workdir(folder, tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "remote", ["gs://bucket/x", "s3://bucket/x", "gs:/bucket/x", Path("s3://bucket/x"), "hf://a/b"]
+)
+def test_a_hugging_face_folder_is_local(folder, remote, tmp_path, monkeypatch):
+    """Nothing is read or written first: there is no checkpoint to export."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for convert_one in (import_folder, lambda remote: import_workdir(remote, "run")):
+        with pytest.raises(InputError, match=r"is in object storage; accepted|one slash after|unknown scheme"):
+            convert_one(remote)
+    for export in (lambda remote: export_workdir("absent", remote), lambda remote: export_folder(remote, CONFIG, {})):
+        with pytest.raises(InputError, match=r"is in object storage; accepted|one slash after|unknown scheme"):
+            export(remote)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_token_without_a_row_is_an_error_of_its_request(folder, tmp_path):
     """The tokenizer has one piece more than the model has embeddings, as those of BART for summaries."""
     (folder / "vocab.txt").write_text("\n".join([*PIECES, "more"]))
