@@ -1,4 +1,6 @@
-"""Converts models from and to Hugging Face folders: settings, weights and pooling. Tokenizer files are copied.
+"""Converts models from and to Hugging Face folders: settings, weights and pooling.
+
+Tokenizers are read into one file and written anew.
 
 Each family has one table of settings and one of weights, used for both reading and writing. Neither torch nor
 transformers is needed.

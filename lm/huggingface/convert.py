@@ -25,7 +25,7 @@ from lm.huggingface.t5 import MT5, T5, UMT5
 from lm.huggingface.tensors import FLOATS, Tensor, read_finite
 from lm.models import Model, Params, build
 from lm.models.positions import sinusoids
-from lm.sharding import path_name
+from lm.parameters import flatten, unflatten
 
 FAMILIES = {
     family.model_type: family
@@ -117,7 +117,7 @@ def to_tensors(config: ModelConfig, params: Params, settings: Settings | None = 
     """
     settings = settings or write_config(config)
     family = _family(settings, encoder_alone=config.architecture == "encoder")
-    flat = {path: np.asarray(array) for path, array in _flatten(params).items() if _head(path) not in family.no_head}
+    flat = {path: np.asarray(array) for path, array in flatten(params).items() if _head(path) not in family.no_head}
     tensors = {}
     for weight in family.rows(settings):
         if weight.ours[0] not in flat or not weight.applies(config):
@@ -155,7 +155,7 @@ def from_tensors(settings: Settings, tensors: Mapping[str, Tensor], *, seed: int
         config = dataclasses.replace(config, tie_embeddings=_tied(family, tensors, config.tie_embeddings))
     tensors = _without_copies(family, tensors, config.tie_embeddings)
     model = build(config)
-    shapes = {path: leaf.shape for path, leaf in _flatten(jax.eval_shape(model.init, jax.random.key(0))).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten(jax.eval_shape(model.init, jax.random.key(0))).items()}
     rows = {
         weight: [shapes[path][1:] if weight.stacked else shapes[path] for path in weight.ours]
         for weight in family.rows(settings)
@@ -173,7 +173,7 @@ def from_tensors(settings: Settings, tensors: Mapping[str, Tensor], *, seed: int
         for path, *arrays in zip(weight.ours, *layers, strict=True):
             first = flat[path][: weight.first_layer] if weight.first_layer else ()
             flat[path] = np.stack([*first, *arrays]) if weight.stacked else np.ascontiguousarray(arrays[0])
-    return Converted(config, _nest(flat), fresh, dropped)
+    return Converted(config, unflatten(flat), fresh, dropped)
 
 
 def _all_families() -> list[Family]:
@@ -349,21 +349,5 @@ def _head(path: str) -> str:
 
 def _initial(model: Model, seed: int, paths: Sequence[str]) -> dict[str, np.ndarray]:
     """Returns the initial values of these parameters. XLA leaves out the computation of the others."""
-    select = jax.jit(lambda key: {path: array for path, array in _flatten(model.init(key)).items() if path in paths})
+    select = jax.jit(lambda key: {path: array for path, array in flatten(model.init(key)).items() if path in paths})
     return {path: np.array(array) for path, array in select(jax.random.key(seed)).items()} if paths else {}
-
-
-def _flatten(params: Params) -> dict[str, jax.Array]:
-    """Returns the parameters by their paths."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
-def _nest(flat: Mapping[str, np.ndarray]) -> Params:
-    nested: Params = {}
-    for path, array in flat.items():
-        *parents, leaf = path.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return nested
