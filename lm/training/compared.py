@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from lm import checkpoint, storage
@@ -56,10 +57,16 @@ def table(runs: Runs) -> str:
     rows += [[name, *(_number(values.get(name)) for values in last)] for name in names]
     settings = [[name, *(str(value) or "''" for value in values)] for name, values in runs.settings.items()]
     rows += [[], ["settings that differ" if settings else "no setting differs"], *settings]
-    widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(len(runs.names) + 1)]
+    widths = [max(_columns(row[column]) for row in rows if len(row) > column) for column in range(len(runs.names) + 1)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows
+        "  ".join(cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in rows
     )
+
+
+def _columns(text: str) -> int:
+    """Returns the width of a text in a terminal, where East Asian characters take two columns."""
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
 
 
 def _order(name: str) -> tuple[bool, bool, str]:
@@ -78,7 +85,7 @@ def picture(runs: Runs) -> bytes:
     """Returns a PNG with one plot for each loss: the curve of each run, and its evaluations as points.
 
     Raises:
-        InputError: no run has a loss.
+        InputError: no run has a finite loss.
     """
     from matplotlib.figure import Figure
 
@@ -89,20 +96,18 @@ def picture(runs: Runs) -> bytes:
         family = fonts.families(labels)
     except InputError:  # no font of this machine has them: the order of the table
         labels = [f"run {number}" for number in range(1, len(labels) + 1)]
-    names = sorted({name for lines in runs.metrics for line in lines for name in line if loss_picture.is_loss(name)})
+    names = loss_picture.loss_names([line for lines in runs.metrics for line in lines])
     if not names:
-        raise InputError(f"{', '.join(runs.names)} have no loss in metrics.jsonl; there is nothing to draw.")
+        raise InputError(f"{', '.join(runs.names)} have no finite loss in metrics.jsonl; there is nothing to draw.")
     figure = Figure(figsize=(6.4 * len(names), 4.8), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for number, (run, lines) in enumerate(zip(labels, runs.metrics, strict=True)):
             color = f"C{number % 10}"
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
+            if points := loss_picture.points(lines, name):
                 steps, values = zip(*points, strict=True)
                 axis.plot(steps, values, color=color, alpha=0.2, linewidth=1)
                 axis.plot(steps, loss_picture.smooth(values), color=color, label=run)
-            evaluated = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
-            if evaluated:
+            if evaluated := loss_picture.points(lines, f"eval/{name}"):
                 axis.plot(*zip(*evaluated, strict=True), "o", color=color, markersize=4)
         axis.set(title=loss_picture.title(name), xlabel="step", ylabel="nats per prediction")
         axis.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """Runs are compared: their last metrics, what differs in their settings, and one picture."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -41,6 +42,25 @@ def test_runs_are_shown_side_by_side(tmp_path: Path) -> None:
 def test_a_picture_names_runs_in_any_script(tmp_path: Path, name: str) -> None:
     """Or numbers them, where no font has their characters. A missing glyph gives a warning, an error here."""
     assert compared.picture(compared.read([make_run(tmp_path / name, Config(), [5.0, 4.5])])).startswith(b"\x89PNG")
+
+
+def test_columns_are_aligned_under_names_in_any_script(tmp_path: Path) -> None:
+    names = [make_run(tmp_path / name, Config(), [5.0, 4.5]) for name in ("运行一", "ラン", "run")]
+    heads, steps, *_ = compared.table(compared.read(names)).splitlines()
+    wide = {character for character in heads if character in "运行一ラン"}
+    assert len(wide) == 5
+    shown = "".join(f"{character}_" if character in wide else character for character in heads)  # a cell a column
+    places = [shown.index("".join(f"{c}_" if c in wide else c for c in name)) for name in names]
+    assert [place for place, character in enumerate(steps) if character == "2"] == places
+
+
+def test_a_loss_that_is_not_finite_is_not_drawn(tmp_path: Path) -> None:
+    broken = make_run(tmp_path / "run", Config(), [5.0, float("nan"), 4.5, 4.0])
+    runs = compared.read([broken])
+    finite = [line for line in runs.metrics[0] if line["step"] != 2]
+    assert compared.picture(runs) == compared.picture(dataclasses.replace(runs, metrics=[finite]))
+    with pytest.raises(InputError, match="have no finite loss"):
+        compared.picture(compared.read([make_run(tmp_path / "lost", Config(), [float("inf")])]))
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.training.loss_picture import smooth
+from lm.training.loss_picture import draw, smooth
 from lm.training.metrics import MetricWriter, read_metrics
 
 
@@ -38,3 +38,10 @@ def test_a_smoothed_curve_does_not_lag(count: int):
     np.testing.assert_allclose(smooth(line), line, rtol=1e-12)
     noise = np.random.default_rng(0).normal(size=400)
     assert np.std(smooth(noise)) < np.std(noise) / 4
+
+
+def test_a_loss_that_is_not_finite_leaves_a_gap_in_its_curve():
+    lines = [{"step": step, "mlm_loss": 5.0 - 0.1 * step, "eval/mlm_loss": 6.0} for step in range(1, 30)]
+    bad = {"step": 10, "mlm_loss": float("inf"), "nsp_loss": float("nan"), "eval/mlm_loss": float("nan")}
+    assert draw([*lines[:9], bad, *lines[10:]]) == draw([*lines[:9], *lines[10:]])
+    assert draw([bad]) is None
