@@ -161,7 +161,7 @@ def train(config: Config, workdir: str, given: Collection[str] = ()) -> dict[str
         given: names of settings, such as `data.path`, that a complete `data.store` must have been made with.
 
     Returns:
-        The metrics of the last step and of the final evaluation.
+        The metrics of the last step and of the final evaluation; empty where no step was logged.
 
     Raises:
         InputError: config, workdir, data and devices do not fit together.
@@ -196,7 +196,8 @@ def train(config: Config, workdir: str, given: Collection[str] = ()) -> dict[str
             start = first_step(saved, root)
         if start >= config.train.steps:
             distributed.say(f"{root} is already trained for {start} steps; raise train.steps to go on.")
-            return metrics_lib.read_metrics(root)[-1]
+            lines = metrics_lib.read_metrics(root)
+            return lines[-1] if lines else {}
         start_lib.announce(config, root, mesh, members, start)
         return take_steps(config, root, mesh, members, objective, saved, start, check_lease)
 
@@ -225,37 +226,35 @@ def take_steps(
     source = mixed(members, config.data.batch_size)
     every, last = config.train.eval_every, config.train.steps
     evaluates = any(member.heldout for member in members)
-    try:
-        with (
-            distributed.fail_fast(Preempted, Diverged),
-            distributed.watchdog(config.train.hang_timeout) as alive,
-            distributed.stop_signal() as stop_asked,
-            jax.set_mesh(mesh),
-            jax.transfer_guard("disallow"),
-        ):
-            loader = batches.loader(source, start, program.rows)  # without end
-            for step, rows in zip(range(start + 1, last + 1), loader, strict=False):
-                state, metrics = program.step(state, program.put(rows))
-                report.add(step, metrics, rows)
-                alive()
-                stopping = stop_asked(step)
-                if evaluates and (step == last or (every and step % every == 0)):
-                    jax.block_until_ready(metrics)  # the clock stops when the steps are done
-                    with report.off_the_clock():
-                        report.extend(heldout_metrics(program, state["params"], members, config.train.eval_batches))
-                if step == last or step % config.checkpoint.every == 0 or stopping:
-                    report.flush()
-                    check_lease()
-                    writer.sync()
-                    with jax.transfer_guard("allow"):
-                        saved.save(step, state)
-                if stopping and step < last:
-                    raise Preempted(
-                        f"stopped at step {step}, saved; {last - step:,} of {last:,} steps are left: run the same "
-                        "command again to go on."
-                    )
-            report.flush()
-    finally:
-        saved.close()
-        writer.close()
+    with (
+        contextlib.closing(writer),  # after the checkpoints, also where their last save fails
+        contextlib.closing(saved),
+        distributed.fail_fast(Preempted, Diverged),
+        distributed.watchdog(config.train.hang_timeout) as alive,
+        distributed.stop_signal() as stop_asked,
+        jax.set_mesh(mesh),
+        jax.transfer_guard("disallow"),
+    ):
+        loader = batches.loader(source, start, program.rows)  # without end
+        for step, rows in zip(range(start + 1, last + 1), loader, strict=False):
+            state, metrics = program.step(state, program.put(rows))
+            report.add(step, metrics, rows)
+            alive()
+            stopping = stop_asked(step)
+            if evaluates and (step == last or (every and step % every == 0)):
+                jax.block_until_ready(metrics)  # the clock stops when the steps are done
+                with report.off_the_clock():
+                    report.extend(heldout_metrics(program, state["params"], members, config.train.eval_batches))
+            if step == last or step % config.checkpoint.every == 0 or stopping:
+                report.flush()
+                check_lease()
+                writer.sync()
+                with jax.transfer_guard("allow"):
+                    saved.save(step, state)
+            if stopping and step < last:
+                raise Preempted(
+                    f"stopped at step {step}, saved; {last - step:,} of {last:,} steps are left: run the same "
+                    "command again to go on."
+                )
+        report.flush()
     return report.last

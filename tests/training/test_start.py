@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import threading
 import types
@@ -209,3 +210,17 @@ def test_the_number_of_cut_pairs_says_whether_it_was_counted(
     monkeypatch.setattr(loop, "make_members", lambda *_: [member])
     loop.plan_members(Config(), {})
     assert capsys.readouterr().err.startswith(f"{count} of 9 are longer than data.seq_length=128 or")
+
+
+def test_a_run_that_stopped_before_its_first_line_has_no_metrics(run: Path, shaped: Config, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    assert loop.train(shaped, str(tmp_path / "run"))["loss"] > 0
+    (tmp_path / "run/metrics.jsonl").unlink()
+    assert loop.train(shaped, str(tmp_path / "run")) == {}
+
+
+def test_the_metrics_are_closed_also_where_the_last_save_fails(shaped: Config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint.Checkpoints, "close", lambda self: (_ for _ in ()).throw(InputError("full disk")))
+    with pytest.raises(InputError, match="full disk"):
+        loop.train(shaped, str(tmp_path / "run"))
+    assert (tmp_path / "run/loss.png").exists()
