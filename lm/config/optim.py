@@ -22,7 +22,8 @@ class OptimConfig:
         warmup_steps: steps of the warm-up.
         decay: how `wsd` falls: `sqrt`, as 1 - sqrt(p) after a share p of the decay (ModernBERT), or `linear`.
         decay_fraction: the share of the run's steps in which `wsd` decays.
-        final_fraction: the learning rate of the last step, as a share of the largest. `rsqrt` and `constant` ignore it.
+        final_fraction: the learning rate after the last step, as a share of the largest; the last step is one decrement
+            above it. `rsqrt` and `constant` ignore it.
         b1: the decay rate of Adam's first moment.
         b2: the decay rate of Adam's second moment.
         eps: what Adam adds to the root of the second moment.

@@ -25,7 +25,7 @@ LONGEST_PERIOD = 1 << 14  # rows
 
 
 def _paths(config: Config, folder: str) -> dict[str, str]:
-    """Where the token store of each member is, in the order of their names."""
+    """Returns the path of each member's token store, in the order of their names."""
     tasks = config.mixture.tasks
     stores = {name: expand(tasks[name].store) for name in sorted(tasks)}
     return {name: store or f"{folder}/{name}" for name, store in stores.items()} or {"": folder}
@@ -93,7 +93,7 @@ def prepare_stores(
 
 
 def prefixed(config: Config, name: str, source: str) -> str:
-    """A source after the prefix of its member, as the model reads it; `name` is empty where there is no mixture."""
+    """Returns a source after the prefix of its member, as the model reads it. Without a mixture `name` is empty."""
     prefix = one_line(config.mixture.tasks[name].prefix) if name else ""
     return f"{prefix} {source}" if prefix else source
 
@@ -102,7 +102,7 @@ def prefixed(config: Config, name: str, source: str) -> str:
 
 
 def size_factors(config: MixtureConfig, sizes: Sequence[int]) -> np.ndarray:
-    """By what each member's rate is multiplied for its size e: min(e, K)^(1/T), float64 [N].
+    """Returns the factor of each member's rate for its size e, min(e, K)^(1/T), float64 [N].
 
     Raffel et al. (2020), section 3.5.2; ones without a temperature.
     """
@@ -112,7 +112,7 @@ def size_factors(config: MixtureConfig, sizes: Sequence[int]) -> np.ndarray:
 
 
 def quota(rates: Sequence[float] | np.ndarray) -> np.ndarray:
-    """How many rows each member has in a period: the period of at most 16,384 rows that meets the rates best.
+    """Returns the rows of each member in a period, of at most 16,384 rows, that meets the rates best.
 
     Rates such as 1:2 or 0.35 are met exactly, others to about one row in 30,000.
 
@@ -132,7 +132,7 @@ def quota(rates: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def schedule(rows: np.ndarray) -> np.ndarray:
-    """The member of each row of a period, any beginning of which has each member within one row of its share.
+    """Returns the member of each row of a period. In every prefix each member is within one row of its share.
 
     The n-th row of a member may come no earlier than the row in which its share exceeds n, and no later than the one
     in which it reaches n + 1. Taking the member whose time runs out first meets all of these times, since together

@@ -28,7 +28,7 @@ def learning_rate(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array
 
     In the first `warmup_steps` the rate rises linearly to the peak; where `config.warmup` is `constant`, it is the peak
     from the start. What follows depends on `config.schedule`:
-        linear, cosine: a fall to `final_fraction` of the peak at the last step.
+        linear, cosine: a fall to `final_fraction` of the peak after the last step, which is one decrement above it.
         linear_from_start: a linear fall that begins at step 0; the warm-up replaces its beginning. So the rate drops
             at the end of a warm-up, by 1% after a warm-up of 1% of the run (optimization.py of google-research/bert).
         rsqrt: peak * sqrt(warmup / step) (Vaswani et al., 2017). With a constant warm-up of 10,000 steps and a peak of
