@@ -12,15 +12,18 @@ we take the most frequent translation.
 """
 
 import collections
+import contextlib
 import glob
 import importlib
 import os
 import re
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Protocol
 
+from lm import storage
 from lm.config import DataConfig
 from lm.data import files
 from lm.data.pairs import Pair, one_line, translation_source
@@ -111,7 +114,7 @@ def _language(path: str) -> str:
 
 def _content(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with storage.open_file(path) as file:
             return file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}; check the file.") from error
@@ -120,16 +123,30 @@ def _content(path: str) -> bytes:
 def _messages(path: str) -> list[tuple[str, str]]:
     """Returns the usable messages of a catalogue, in its order. Runs in a worker."""
     polib = _polib()
-    try:
-        # A damaged file may raise any exception: the library follows the offsets in it.
-        catalogue = polib.mofile(path) if path.endswith(".mo") else polib.pofile(path)
-    except (UnicodeError, LookupError) as error:
-        raise InputError(
-            f"{path} is a catalogue with broken encoding ({error}); its text must be in the charset that it names."
-        ) from error
-    except Exception as error:
-        raise InputError(f"{path} cannot be read as a message catalogue ({error}); repair or remove it.") from error
+    with _local(path) as local:
+        try:
+            # A damaged file may raise any exception: the library follows the offsets in it.
+            catalogue = polib.mofile(local) if path.endswith(".mo") else polib.pofile(local)
+        except (UnicodeError, LookupError) as error:
+            raise InputError(
+                f"{path} is a catalogue with broken encoding ({error}); its text must be in the charset that it names."
+            ) from error
+        except Exception as error:
+            said = str(error).replace(local, path)
+            raise InputError(f"{path} cannot be read as a message catalogue ({said}); repair or remove it.") from error
     return list(_usable(catalogue))
+
+
+@contextlib.contextmanager
+def _local(path: str) -> Iterator[str]:
+    """Yields the path of a file on this machine, or of a temporary copy of a remote one: polib opens local files."""
+    if not storage.is_remote(path):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile() as copy:
+        copy.write(_content(path))
+        copy.flush()
+        yield copy.name
 
 
 class _Message(Protocol):

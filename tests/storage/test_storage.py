@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import polib
 import pytest
 
 from lm import storage
 from lm.config import DataConfig
 from lm.data import corpus, manifest, prepare, store
+from lm.data.pairs import Pair
 from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.errors import InputError
 from tests.training.conftest import make_corpus
@@ -103,6 +105,20 @@ def test_a_remote_parquet_file_is_read(s3_url: str, tmp_path: Path):
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=500)
     storage.write_key(s3_url, "a.parquet", (tmp_path / "a.parquet").read_bytes())
     assert list(corpus.documents(DataConfig(source="parquet", path=s3_url))) == texts
+
+
+def test_message_catalogues_are_read_from_object_storage(url: str, tmp_path: Path):
+    header = 'msgid ""\nmsgstr ""\n"Language: de\\n"\n"Content-Type: text/plain; charset=ISO-8859-1\\n"\n'
+    text = f'{header}\nmsgid "Open the file"\nmsgstr "Die Datei öffnen"\n'.encode("latin-1")
+    binary = tmp_path / "a.mo"
+    polib.pofile(text.decode("latin-1")).save_as_mofile(str(binary))
+    for name, content in {"x.po": text, "de/LC_MESSAGES/a.mo": binary.read_bytes(), "fr.po": b"no keyword"}.items():
+        storage.write_key(url, name, content)
+    found = corpus.documents(DataConfig(source="gettext", path=f"{url}/x.po,{url}/de", languages="de"))
+    assert list(found) == [Pair("translate to de: Open the file", "Die Datei öffnen", "open the file")]
+    with pytest.raises(InputError, match=rf"^{url}/fr.po cannot be read as a message catalogue") as error:
+        list(corpus.documents(DataConfig(source="gettext", path=url, languages="fr")))
+    assert "/tmp" not in str(error.value).replace(url, "")
 
 
 def test_preparing_on_object_storage_goes_on_where_it_was_stopped(url: str, tmp_path: Path, monkeypatch):
