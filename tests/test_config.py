@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+import jax
 import pytest
 
 from lm.config import (
@@ -36,7 +37,7 @@ from lm.errors import InputError
         ({"model": ModelConfig(dropout=float("nan"))}, "model.dropout is nan"),
         ({"model": ModelConfig(head_dim=-8)}, "model.head_dim is -8; it must be at least 0"),
         ({"optim": OptimConfig(eps=float("nan"))}, "optim.eps is nan"),
-        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": -1}, "seed is -1; it must lie between 0 and 9223372036854775807"),
         ({"optim": OptimConfig(b2=1.0)}, "optim.b2 is 1.0"),
         ({"mesh": MeshConfig(tensor=0)}, "mesh.tensor is 0; accepted: a positive number of devices, or -1"),
         ({"train": TrainConfig(dtype="float16")}, "train.dtype is 'float16'; accepted: float32, bfloat16"),
@@ -130,6 +131,34 @@ def test_a_vocabulary_smaller_than_the_tokenizer_to_train_is_refused() -> None:
         Config(
             model=ModelConfig(vocab_size=8000), data=dataclasses.replace(DataConfig(), **{name: "runs/mine"})
         ).check_vocabulary()
+
+
+SECTIONS = [type(getattr(Config(), field.name)) for field in dataclasses.fields(Config) if field.name != "seed"]
+FLOATS = [
+    (each, field.name)
+    for each in SECTIONS
+    for field in dataclasses.fields(each)
+    if field.type == "float" or field.type is float
+]
+
+
+@pytest.mark.parametrize(("section", "name"), FLOATS)
+def test_a_number_is_finite(section: type, name: str) -> None:
+    for value in (float("nan"), float("inf"), -float("inf"), 10**400):
+        with pytest.raises(InputError, match=rf"\.{name} is .*; it must (be|lie) "):
+            section(**{name: value}).validate()
+
+
+def test_numbers_that_no_run_can_use_are_refused() -> None:
+    for name in ("rope_theta", "rope_theta_local"):
+        with pytest.raises(InputError, match=rf"model\.{name} is 0.*at least 1"):
+            Config(model=dataclasses.replace(ModelConfig(position="rotary"), **{name: 0}))
+    with pytest.raises(
+        InputError, match=r"seed is 100000000000000000000; it must lie between 0 and 9223372036854775807"
+    ):
+        Config(seed=10**20)
+    jax.random.key(Config(seed=2**63 - 1).seed)
+    assert len(FLOATS) > 20
 
 
 def test_what_is_accepted_at_the_edge() -> None:

@@ -1,6 +1,7 @@
 """What a field accepts, declared where the field is: `steps: int = setting(1000, at_least=1)`."""
 
 import dataclasses
+import sys
 from collections.abc import Collection
 from typing import ClassVar, Protocol, TypeVar, get_origin, get_type_hints
 
@@ -40,7 +41,8 @@ def setting(
 def check(section: str, values: Section) -> None:
     """Checks the type and the bound of every field of a section.
 
-    An int is accepted where a float is declared. A bool is accepted only where a bool is declared.
+    An int is accepted where a float is declared, and a float must be finite. A bool is accepted only where a bool is
+    declared.
 
     Args:
         section: the name that error messages put before the field's; empty for the config itself.
@@ -50,7 +52,8 @@ def check(section: str, values: Section) -> None:
         InputError: naming the field, its value and what is accepted.
     """
     prefix = f"{section}." if section else ""
-    for name, expected in get_type_hints(type(values)).items():
+    types = get_type_hints(type(values))
+    for name, expected in types.items():
         value = getattr(values, name)
         accepted = (int, float) if expected is float else get_origin(expected) or expected
         if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
@@ -63,6 +66,8 @@ def check(section: str, values: Section) -> None:
             within(name, value, *limits)
         if (accepted := field.metadata.get("one_of")) is not None:
             one_of(name, value, accepted)
+        if types[field.name] is float and not abs(value) <= sys.float_info.max:  # also an int that no float can hold
+            raise InputError(f"{name} is {value}; it must be a finite number.")
 
 
 def at_least(name: str, value: float, minimum: float) -> None:

@@ -1,7 +1,6 @@
 """The section `generation`: how the model writes where a request says nothing else."""
 
 import dataclasses
-import math
 
 from lm.config.bounds import check, setting
 from lm.errors import InputError
@@ -68,8 +67,6 @@ class GenerationConfig:
             if not 0 < getattr(self, name) <= (1 if name == "top_p" else 1e9):
                 most = "at most 1" if name == "top_p" else "finite"
                 raise InputError(f"generation.{name} is {getattr(self, name)}; it must be above 0 and {most}.")
-        if not math.isfinite(self.length_penalty):
-            raise InputError(f"generation.length_penalty is {self.length_penalty}; give a finite number.")
         if self.max_length and self.min_length > self.max_length:
             raise InputError(
                 f"generation.min_length is {self.min_length}, but generation.max_length is {self.max_length}; change "

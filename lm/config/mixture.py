@@ -51,7 +51,7 @@ class MixtureConfig:
     """
 
     tasks: dict[str, TaskConfig] = dataclasses.field(default_factory=dict)
-    temperature: float = 0.0
+    temperature: float = setting(0.0, at_least=0.0)
     limit: int = setting(0, at_least=0)
 
     def validate(self) -> None:
@@ -61,8 +61,6 @@ class MixtureConfig:
             InputError: naming the field, its value and what is accepted.
         """
         check("mixture", self)
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"mixture.temperature is {self.temperature}; it must be at least 0, and finite.")
         if self.limit and not self.temperature:
             raise InputError(
                 f"mixture.limit is {self.limit}, but without a mixture.temperature no size counts; set the temperature "
@@ -94,8 +92,7 @@ def _check_task(name: object, task: object) -> None:
         )
     if task.objective:
         one_of(f"{where}.objective", task.objective, ARCHITECTURES)
-    if not 0 < task.rate < float("inf"):
+    if task.rate <= 0:
         raise InputError(
-            f"{where}.rate is {task.rate}; it must be above 0, and finite. To leave the task out, "
-            "remove it from the config file."
+            f"{where}.rate is {task.rate}; it must be above 0. To leave the task out, remove it from the config file."
         )

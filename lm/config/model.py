@@ -102,8 +102,8 @@ class ModelConfig:
     relative_max_distance: int = 128
     relative_shared: bool = True
     token_types: int = setting(2, at_least=0)
-    rope_theta: float = setting(10_000.0, at_least=0)
-    rope_theta_local: float = setting(10_000.0, at_least=0)
+    rope_theta: float = setting(10_000.0, at_least=1)
+    rope_theta_local: float = setting(10_000.0, at_least=1)
     global_every: int = setting(1, at_least=1)
     window: int = setting(64, at_least=0)
     attention_scale: bool = True

@@ -24,7 +24,7 @@ _FIELDS_OF_A_TASK = ("source", "path", "field", "target_field", "languages", "st
 class Config:
     """A whole run. `seed` decides the initial weights, the order of the data, masking and dropout."""
 
-    seed: int = setting(0, at_least=0)
+    seed: int = setting(0, within=(0, 2**63 - 1))
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
