@@ -14,6 +14,7 @@ A supervised corpus consists of `Pair`s. `tsv` has one on each line. Records of 
 """
 
 import ast
+import concurrent.futures
 import dataclasses
 import functools
 import gc
@@ -48,6 +49,7 @@ _SHARDS_WANTED = 256
 
 _SHORTEST_DOCSTRING = 200  # characters; shorter ones say little more than a name
 _PYTHON_FILES_AT_ONCE = 32
+_REQUESTS_AT_ONCE = 32  # to object storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,18 +166,47 @@ def documents(config: DataConfig) -> Iterator[str | Pair]:
 # --- files
 
 
+def source_of(path: str, lines: str) -> str:
+    """Returns the source that reads the files of `path`: `jsonl` or `parquet` if their names end so, else `lines`.
+
+    Args:
+        path: as `data.path`.
+        lines: `text` or `tsv`.
+
+    Raises:
+        InputError: the path matches nothing, or files of several sources.
+    """
+    suffixes = {source: _SUFFIXES[source] for source in ("jsonl", "parquet", lines)}
+    examples: dict[str, str] = {}
+    for file in files.paths(DataConfig(source=lines, path=path), sum(suffixes.values(), ())):
+        examples[next((source for source in suffixes if file.endswith(suffixes[source])), lines)] = file
+    if len(examples) > 1:
+        found = ", ".join(f"{file} ({source})" for source, file in examples.items())
+        raise InputError(f"{path!r} has files of several kinds: {found}; give those of one kind, such as DIR/*.jsonl.")
+    return next(iter(examples))
+
+
+def _sizes(paths: Sequence[str]) -> dict[str, int]:
+    """Returns the bytes of each file. Object storage takes many requests at once, each of some milliseconds."""
+    with concurrent.futures.ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        found = (pool.map if any(map(storage.is_remote, paths)) else map)(storage.size, paths)
+        return dict(zip(paths, found, strict=True))
+
+
 def _file_shards(config: DataConfig) -> list[Shard]:
     """Cuts large files, and groups small ones, into shards of about equal size."""
-    sizes = {path: storage.size(path) for path in files.paths(config, _SUFFIXES[config.source])}
+    sizes = _sizes(files.paths(config, _SUFFIXES[config.source]))
     target = min(max(sum(sizes.values()) // _SHARDS_WANTED, _SMALLEST_SHARD), _LARGEST_SHARD)
     units: list[Shard] = []
     group: list[str] = []
+    grouped = 0  # bytes
 
     def close_group() -> None:
+        nonlocal grouped
         if group:
-            size = sum(sizes[path] for path in group)
-            units.append(Shard(config.source, tuple(group), 0, -1, config.field, config.target_field, size=size))
+            units.append(Shard(config.source, tuple(group), 0, -1, config.field, config.target_field, size=grouped))
             group.clear()
+            grouped = 0
 
     for path, size in sizes.items():
         can_cut = config.source in ("text", "jsonl", "tsv") and not path.endswith(".gz")
@@ -187,7 +218,8 @@ def _file_shards(config: DataConfig) -> list[Shard]:
                 units.append(Shard(config.source, (path,), start, stop, config.field, config.target_field, size=part))
             continue
         group.append(path)
-        if sum(sizes[path] for path in group) >= target:
+        grouped += size
+        if grouped >= target:
             close_group()
     close_group()
     return units
@@ -198,6 +230,8 @@ def _read_text(path: str, shard: Shard) -> Iterator[str]:
     block: list[str] = []
     ours = shard.start == 0
     for offset, line in files.lines(path, shard.start):
+        if not ours and 0 <= shard.stop <= offset:
+            return  # no block belongs to this part
         if line.strip():
             if ours:
                 block.append(files.decode(line, path, offset).rstrip())

@@ -127,11 +127,12 @@ def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair], lis
 
 
 def _data_of(config: Config, input_path: str) -> DataConfig:
-    """Returns how a file of pairs is read: JSON lines have the fields of the run."""
-    if ".jsonl" not in input_path:
-        return DataConfig(source="tsv", path=input_path)
+    """Returns how a file of pairs is read: records have the fields of the run."""
+    source = corpus.source_of(input_path, "tsv")
+    if source == "tsv":
+        return DataConfig(source=source, path=input_path)
     target_field = config.data.target_field or "target"
-    return DataConfig(source="jsonl", path=input_path, field=config.data.field, target_field=target_field)
+    return DataConfig(source=source, path=input_path, field=config.data.field, target_field=target_field)
 
 
 def read_lines(config: DataConfig) -> tuple[list[Pair], list[str]]:
@@ -145,6 +146,9 @@ def read_lines(config: DataConfig) -> tuple[list[Pair], list[str]]:
     for shard in corpus.shards(config):
         for path in shard.files:
             whole = dataclasses.replace(shard, files=(path,))
+            if config.source == "parquet":  # it has no lines to read one by one
+                pairs += (each for each in corpus.read(whole) if isinstance(each, Pair))
+                continue
             found, first = _until_refused(whole)
             if first is None:
                 pairs += found

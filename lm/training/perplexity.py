@@ -1,6 +1,7 @@
 """Measures the losses, perplexities and baselines of a checkpoint on text that it was not trained on."""
 
 import contextlib
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Iterator
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from lm import checkpoint, models, tasks
-from lm.config import Config, DataConfig
-from lm.data import mixture, prepare, workers
+from lm.config import Config, MixtureConfig
+from lm.data import corpus, mixture, prepare, workers
 from lm.data import tokenizer as tokenizers
 from lm.data.store import Store
 from lm.data.tokenizer import Tokenizer
@@ -27,8 +28,8 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
 
     Args:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
-        input_path: a text or .jsonl file, folder or glob; a TSV or .jsonl file where the run has pairs. Empty for the
-            held-out split of the run's store.
+        input_path: files of text, JSON lines or Parquet: a name, a folder or a glob. TSV in place of text where the run
+            has pairs. The first task of a mixture reads them. Empty for the held-out split of the run's store.
 
     Returns:
         `step`, `predictions` and the metrics of each loss. The losses are `mlm` and perhaps `nsp`, `seq2seq`, or `lm`.
@@ -40,6 +41,8 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
     """
     workdir, step = checkpoint.locate(path)
     config = checkpoint.read_config(workdir)
+    if input_path:
+        config = _on_files(config, input_path)
     tokenizer = tokenizers.load_tokenizer(str(workdir))
     objective = tasks.create_objective(config, tokenizer)
     model = models.build(config.model, models.Execution(config.train.activations))
@@ -81,20 +84,33 @@ def _metrics(
     return metrics
 
 
+def _on_files(config: Config, path: str) -> Config:
+    """Returns the config of a run on these files alone, with the objective and the fields of the first task."""
+    first = next(iter(config.mixture.tasks), None)
+    objective, text = config.objective, config.data
+    if first is not None:
+        objective, text = config.task_objective(first), config.task_data(first)
+    pairs = tasks.of_run(config).reads == "pairs"
+    source = corpus.source_of(path, "tsv" if pairs else "text")
+    records = source in ("jsonl", "parquet")
+    data = dataclasses.replace(
+        config.data,
+        source=source,
+        path=path,
+        field=text.field if records else "text",
+        target_field=(text.target_field or "target") if records and pairs else "",
+        languages="",
+        store="",
+    )
+    return dataclasses.replace(config, data=data, objective=objective, mixture=MixtureConfig())
+
+
 @contextlib.contextmanager
 def _stores(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_path: str) -> Iterator[dict[str, Store]]:
     """Yields the run's stores by member, or a temporary store whose train split holds the file."""
     if not input_path:
         yield mixture.open_stores(config, checkpoint.store_path(config, workdir), tokenizer)
         return
-    json_lines, pairs = input_path.endswith((".jsonl", ".jsonl.gz")), tasks.of_run(config).reads == "pairs"
-    data = DataConfig(
-        source="jsonl" if json_lines else "tsv" if pairs else "text",
-        path=input_path,
-        field=config.data.field if json_lines else "text",
-        target_field=(config.data.target_field or "target") if json_lines and pairs else "",
-        tokenizer=str(workdir),
-        heldout_fraction=0.0,
-    )
+    data = dataclasses.replace(config.data, tokenizer=str(workdir), heldout_fraction=0.0, near_duplicates=0.0)
     with tempfile.TemporaryDirectory() as folder:
         yield {"": prepare.prepare(data, folder, progress=False)}

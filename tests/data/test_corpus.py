@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,62 @@ def test_small_files_share_a_shard_and_keep_their_order(tmp_path: Path):
     assert 1 < len(units) < 20
     assert [text for unit in units for text in corpus.read(unit)] == [f"document {i:02d}" for i in range(50)]
     assert sum(unit.size for unit in units) == 50 * len("document 00")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_shard_is_closed_as_soon_as_it_is_large_enough(tmp_path: Path):
+    sizes = [1 + 37 * i % 61 for i in range(60)]
+    for i, size in enumerate(sizes):
+        (tmp_path / f"{i:02d}.txt").write_text("x" * size)
+    units = corpus.shards(config("text", tmp_path))
+    found = [[Path(file).stat().st_size for file in unit.files] for unit in units]
+    assert [size for group in found for size in group] == sizes
+    assert [unit.size for unit in units] == list(map(sum, found))
+    assert all(sum(group) >= 64 > sum(group[:-1]) for group in found[:-1])
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_part_without_a_blank_line_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not to the end of the file, which would read a file without blank lines once for each of its parts."""
+    document = "\n".join(f"line {i}" for i in range(1000))
+    (tmp_path / "a.txt").write_text(document)
+    (tmp_path / "b.txt").write_text(f"one\n\n{document}\n\nlast")
+    read, lines = [], corpus.files.lines
+    monkeypatch.setattr(
+        corpus.files, "lines", lambda *args: (read.append(len(line[1])) or line for line in lines(*args))
+    )
+    units = corpus.shards(config("text", tmp_path))
+    assert len(units) > 100
+    assert [text for unit in units for text in corpus.read(unit)] == [document, "one", document, "last"]
+    assert sum(read) < 5 * len(document)
+
+
+def test_sizes_of_remote_files_are_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    paths = [f"s3://bucket/{i:03d}.txt" for i in range(64)]
+    together = threading.Barrier(32, timeout=20)
+    monkeypatch.setattr(corpus.files, "paths", lambda *_: paths)
+    monkeypatch.setattr(corpus.storage, "size", lambda path: together.wait() * 0 + int(path[-7:-4]) + 1)
+    (unit,) = corpus.shards(config("text", "s3://bucket"))
+    assert (unit.files, unit.size) == (tuple(paths), 64 * 65 // 2)
+
+
+@pytest.mark.parametrize("lines", ["text", "tsv"])
+def test_the_names_of_files_say_how_they_are_read(tmp_path: Path, lines: str):
+    for source in ("jsonl", "parquet", lines):
+        for number, suffix in enumerate(corpus._SUFFIXES[source]):
+            file = tmp_path / source / str(number) / f"a{suffix}"
+            file.parent.mkdir(parents=True)
+            file.write_bytes(b"")
+            for path in (file, file.parent, f"{file.parent}/*", tmp_path / source, f"{file}, {file.parent}"):
+                assert corpus.source_of(str(path), lines) == source
+    (tmp_path / "unknown.log").write_bytes(b"")
+    assert corpus.source_of(str(tmp_path / "unknown.log"), lines) == lines
+    with pytest.raises(
+        InputError, match=r"has files of several kinds: .*\(jsonl\), .*\(parquet\), .*give those of one"
+    ):
+        corpus.source_of(str(tmp_path), lines)
+    with pytest.raises(InputError, match="matches nothing"):
+        corpus.source_of(str(tmp_path / "absent"), lines)
 
 
 def test_digest_changes_with_the_file(tmp_path: Path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lm import sharding, tasks
+from lm import checkpoint, sharding, tasks
 from lm.config import Config, MixtureConfig, TaskConfig
 from lm.data import mixture
 from lm.tasks.members import make_members
@@ -31,13 +31,20 @@ def config(tiny_config: Config, tiny_seq2seq: Config, tmp_path_factory: pytest.T
     return config
 
 
-def test_a_run_of_two_tasks_reports_each(config: Config, tmp_path: Path) -> None:
+def test_a_run_of_two_tasks_reports_each(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = loop.train(config, str(tmp_path))
     first, total, last = sorted(found[f"eval/{name}loss"] for name in ("", "spans/", "pairs/"))
     assert first < total == found["eval/loss"] < last
     evaluated = perplexity.measure(str(tmp_path))
     kinds = {"predictions", "seq2seq_loss", "seq2seq_accuracy", "seq2seq_baseline_accuracy", "seq2seq_perplexity"}
     assert {f"{task}/{kind}" for task in ("spans", "pairs") for kind in kinds} | {"step"} <= evaluated.keys()
+    # A file is read as the first task reads it, whatever the run's own objective is.
+    first_pairs = dict(reversed(config.mixture.tasks.items()))
+    config = dataclasses.replace(checkpoint.read_config(tmp_path), mixture=MixtureConfig(tasks=first_pairs))
+    monkeypatch.setattr(checkpoint, "read_config", lambda workdir: config)
+    found = perplexity.measure(str(tmp_path), config.mixture.tasks["pairs"].path)
+    assert found["predictions"] > 200
+    assert found["seq2seq_loss"] > 0
 
 
 def test_the_total_counts_each_task_by_its_rate(config: Config) -> None:

@@ -63,6 +63,14 @@ def test_a_file_can_be_evaluated(run, tmp_path):
         perplexity.measure(run, str(tmp_path / "nowhere.txt"))
 
 
+def test_a_folder_is_read_by_the_names_of_its_files(run, tmp_path):
+    """Not as lines of text, whose characters would be those of JSON."""
+    (tmp_path / "folder").mkdir()
+    document = make_corpus(tmp_path / "other.txt", documents=20, seed=5).read_text().split("\n\n")
+    (tmp_path / "folder/a.ndjson").write_text("\n".join(json.dumps({"text": each}) for each in document))
+    assert perplexity.measure(run, str(tmp_path / "folder")) == perplexity.measure(run, str(tmp_path / "other.txt"))
+
+
 def test_a_run_without_held_out_text_is_not_evaluated(tiny_config, tmp_path):
     data = dataclasses.replace(tiny_config.data, heldout_fraction=0.0, store="")
     config = changed(dataclasses.replace(tiny_config, data=data), train={"steps": 1})
