@@ -17,7 +17,7 @@ from lm.inference.metrics import METRICS
 
 _checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
 _input = cli.define_path(
-    "input", "", "File to evaluate on: text, .jsonl or .tsv with pairs; default: the run's held-out split."
+    "input", "", "Text, JSON lines, Parquet, or .tsv with pairs; default: the run's held-out split."
 )
 _OF_LOSSES = ("mlm", "perplexity")
 _metric = flags.DEFINE_enum("metric", "perplexity", [*_OF_LOSSES, *METRICS], "What to measure.")
