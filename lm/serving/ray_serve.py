@@ -94,7 +94,7 @@ class Replica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns what the autoscaling policy adds up."""
-        return {OUTSTANDING: float(self._service.scheduler.outstanding_tokens()) if self._service else 0.0}
+        return {OUTSTANDING: self._service.scheduler.outstanding_tokens() if self._service else 0.0}
 
 
 def application(arguments: dict[str, Any]) -> object:

@@ -145,6 +145,8 @@ class Scheduler:
         self._queues: dict[Group, _Queue] = {}
         self._jobs: set[Job] = set()
         self._stopped: Refusal | None = None
+        self._outstanding = 0  # tokens that wait or are computed
+        self._area, self._known, self._told = 0.0, clock(), clock()  # token-seconds of them since `_told`, at `_known`
         self._pace: float | None = None  # tokens that leave the queue in a second, while it is not empty
         self._since, self._left = clock(), 0  # since when `_left` tokens have left the queue
 
@@ -172,6 +174,7 @@ class Scheduler:
             self.items += len(job.items)
             self.tokens += job.tokens
             self._jobs.add(job)
+            self._count(job.tokens)
             self._changed.notify_all()
 
     def cancel(self, job: Job) -> None:
@@ -207,10 +210,17 @@ class Scheduler:
         """Returns how many seconds a new request would wait; 0 as long as nothing was measured."""
         return self.tokens / self._pace if self._pace else 0.0
 
-    def outstanding_tokens(self) -> int:
-        """Returns the tokens of all items that wait or are computed."""
+    def outstanding_tokens(self) -> float:
+        """Returns how many tokens waited or were computed, in the mean over the time since the last call.
+
+        Where a server has little of a core, who asks is served when nothing is computed. What it would see then is no
+        measure of the load.
+        """
         with self._changed:
-            return sum(item.tokens for job in self._jobs for item in job.items if not item.ended)
+            self._count(0)
+            area, seconds = self._area, self._known - self._told
+            self._area, self._told = 0.0, self._known
+            return area / seconds if seconds > 0 else float(self._outstanding)
 
     @staticmethod
     def _retry_after(wait: float) -> float:
@@ -270,6 +280,7 @@ class Scheduler:
             if item.ended:
                 return
             item.ended = True
+            self._count(-item.tokens)
             self._leave(item)
             item.job.unfinished -= 1
             if not item.job.unfinished:
@@ -331,6 +342,13 @@ class Scheduler:
             self._pace = measured if self._pace is None else 0.7 * self._pace + 0.3 * measured
             self._since, self._left = now, 0
 
+    def _count(self, tokens: int) -> None:
+        """Adds to the tokens that wait or are computed."""
+        now = self._clock()
+        self._area += self._outstanding * (now - self._known)
+        self._known = now
+        self._outstanding += tokens
+
     def _remove(self, item: Item) -> None:
         waiting = self._queues[item.group].waiting
         index = bisect.bisect_left(waiting, item.rank, key=lambda each: each.rank)
@@ -355,6 +373,7 @@ class Scheduler:
             if item.ended:
                 continue
             item.ended = True
+            self._count(-item.tokens)
             if item.slot is not None:
                 self._leave(item)
             elif item.waits:

@@ -90,19 +90,30 @@ def test_the_policy_asks_for_what_the_tokens_need() -> None:
     assert policy(context(None)) == policy(context({})) == (3, {})
 
 
-def test_outstanding_tokens_are_those_that_nobody_has_answered() -> None:
-    scheduler = Scheduler(Limits(batch_tokens=10))
+def test_outstanding_tokens_are_the_mean_since_they_were_asked_for() -> None:
+    now = [0.0]
+    scheduler = Scheduler(Limits(batch_tokens=10), lambda: now[0])
     group = Group()
     jobs = [Job([Item(group, 10), Item(group, 5)], lambda item, result: None) for _ in range(2)]
+
+    def after(seconds: float) -> float:
+        now[0] += seconds
+        return scheduler.outstanding_tokens()
+
+    assert after(1) == 0
     for job in jobs:
         scheduler.submit(job)
-    assert scheduler.outstanding_tokens() == 30
+    assert after(1) == 30
     (first,) = scheduler.next_batch()
-    assert (scheduler.outstanding_tokens(), scheduler.tokens) == (30, 20)
+    assert (after(1), scheduler.tokens) == (30, 20)
     scheduler.finish(first, None)
-    assert scheduler.outstanding_tokens() == 20
-    scheduler.cancel(jobs[1])
-    assert scheduler.outstanding_tokens() == 5
+    assert after(0) == 20  # no time has passed
+    assert after(1) == 20
+    now[0] += 3
+    scheduler.cancel(jobs[1])  # 15 tokens that were there for three of four seconds
+    assert after(1) == (3 * 20 + 5) / 4
+    scheduler.cancel(jobs[0])
+    assert after(1) == 0
 
 
 def test_options_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
