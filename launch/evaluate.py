@@ -48,7 +48,7 @@ def main() -> None:
         found = {**compared.scores, "shown": compared.shown}
         if compared.left_out:
             found["left_out"] = compared.left_out
-            print(f"left out {len(compared.left_out):,} of the lines or pairs: {compared.left_out[0]}", file=sys.stderr)
+            print(f"left out {len(compared.left_out):,} line(s): {compared.left_out[0]}", file=sys.stderr)
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 

@@ -157,7 +157,8 @@ def shapes(longest: int, budget: int, multiple: int = 1, fine: bool = False) -> 
     while lengths[-1] < packed_length(longest):
         lengths.append(packed_length(lengths[-1] + 1))
     found = [(count * multiple, length) for length in lengths for count in counts(budget // length, fine)]
-    lone = [(multiple, cut) for cut in lone_lengths(lengths[-1])] if fine else []
+    longest_lone = max(lengths[-1], _LONG if multiple == 1 else 0)  # requests together may be longer than each
+    lone = [(multiple, cut) for cut in lone_lengths(longest_lone)] if fine else []
     return list(dict.fromkeys([*found, *lone]))
 
 
@@ -172,7 +173,8 @@ def _batch(
     tokens_BL = np.full(shape_BL, pad_id, np.int32)
     types_BL, segments_BL, positions_BL, adapters_BL = (np.zeros(shape_BL, np.int32) for _ in range(4))
     most = max((sum(len(row.places) for _, row in requests) for requests in packed), default=1)
-    places_BP = np.zeros((shape_BL[0], max(shape_BL[1] // tokens_a_place, power(most, 2))), np.int32)
+    width = shape_BL[1] // tokens_a_place
+    places_BP = np.zeros((shape_BL[0], width if most <= width else power(most, 2)), np.int32)
     where = []
     for b, requests in enumerate(packed):
         begin = place = 0

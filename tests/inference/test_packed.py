@@ -67,13 +67,14 @@ def test_shapes_are_few_and_rows_are_full():
 
 @pytest.mark.parametrize("fine", [False, True])
 @pytest.mark.parametrize("multiple", [1, 4])
-def test_every_batch_has_one_of_the_shapes(fine, multiple):
+@pytest.mark.parametrize("longest", [20, 100, 600])
+def test_every_batch_has_one_of_the_shapes(fine, multiple, longest):
     """A server compiles them all before it is ready."""
     rng, computed, real = np.random.default_rng(3), 0, 0
-    for budget in (300, 1024):
-        known = shapes(600, budget, multiple, fine)
+    for budget in (64, 100, 300, 1024):
+        known = shapes(longest, budget, multiple, fine)
         for count in (1, 2, 3, 7, 20, 75):
-            sizes = rng.integers(1, 600, count).tolist()
+            sizes = rng.integers(1, longest + 1, count).tolist()
             for batch in pack(
                 [row(size) for size in sizes], budget=budget, tokens_a_place=8, pad_id=PAD, multiple=multiple, fine=fine
             ):
@@ -81,7 +82,7 @@ def test_every_batch_has_one_of_the_shapes(fine, multiple):
                 assert batch.places_BP.shape[1] == batch.tokens_BL.shape[1] // 8
                 computed += batch.tokens_BL.size
             real += sum(sizes)
-    assert real > (0.75 if fine and multiple == 1 else 0.4) * computed
+    assert real > (0.75 if fine and multiple == 1 else 0.3) * computed
 
 
 def test_few_requests_are_one_row_that_is_cut_to_them():

@@ -337,7 +337,7 @@ def test_another_run_with_other_settings_is_refused(running: Running, workdirs, 
     """Its weights alone would answer otherwise than its own server."""
     other = shutil.copytree(workdirs["reader"], tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    config["data"]["seq_length"] += 8
+    config["data"]["seq_length"] -= 8
     (other / "config.json").write_text(json.dumps(config))
     (other / "sentence_encoder.json").write_text('{"pooling": "cls", "normalize": false, "prompts": {}}')
     with pytest.raises(InputError, match=r"has another data\.seq_length, another pooling; start a new server for it"):
