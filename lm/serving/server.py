@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import signal
 import socket
@@ -132,7 +133,8 @@ class Server(uvicorn.Server):
     first, while requests are still answered; then the socket is closed, running requests finish, and the server ends.
     """
 
-    def __init__(self, service: Service, host: str, port: int):
+    def __init__(self, service: Service, host: str, port: int, when_ready: Callable[[], object] = lambda: None):
+        """Makes it; `when_ready` is called once every program is compiled, before it says where it serves."""
         config = uvicorn.Config(
             make_app(service),
             host,
@@ -145,7 +147,7 @@ class Server(uvicorn.Server):
             timeout_keep_alive=_KEEP_ALIVE,
         )
         super().__init__(config)
-        self._service = service
+        self._service, self._when_ready = service, when_ready
         self.url = ""
 
     @contextlib.contextmanager
@@ -188,11 +190,22 @@ class Server(uvicorn.Server):
                 self.should_exit = True
                 return
             await asyncio.sleep(0.02)
+        self._when_ready()
         print(f"serving on {self.url}", flush=True)
         while True:
             if engine.fault is not None:
                 self.should_exit = True
             await asyncio.sleep(1.0)
+
+
+def collect_often() -> None:
+    """Lets Python look for cycles among what requests make, soon and among nothing else.
+
+    A process that traces models looks rarely (`lm.cli.run`): a server would hold tens of megabytes of old requests.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(2_000, 10, 10)
 
 
 def serve(models: Sequence[tuple[str, str]], settings: Settings, host: str, port: int) -> None:
@@ -211,7 +224,7 @@ def serve(models: Sequence[tuple[str, str]], settings: Settings, host: str, port
         raise InputError(f"--host={host} --port={port}: {error.strerror}; choose another, or 0 for any port.") from None
     with listening:
         service = make_service(read_models(models, settings), settings)
-        server = Server(service, host, port)
+        server = Server(service, host, port, collect_often)
         service.engine.start()
         watching = Watcher(service) if settings.watch_seconds else None
         try:
