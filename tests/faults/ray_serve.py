@@ -230,9 +230,11 @@ async def trace(cluster: Cluster, load: Load) -> None:
 
 async def measure(cluster: Cluster, load: Load) -> dict[str, float]:
     """Returns the flags of launch/plan.py --fleet that describe a replica and its autoscaler."""
+    cluster.serve("serve", _checkpoint.value, *scaling(1, MOST))
+    cluster.wait(1)
     begun = time.monotonic()
-    cluster.serve("serve", _checkpoint.value, *scaling(2, 2))
-    cluster.wait(2)
+    cluster.serve("serve", _checkpoint.value, *scaling(MOST, MOST))  # they start together, as in the trace
+    cluster.wait(MOST)
     startup = time.monotonic() - begun
     cluster.serve("serve", _checkpoint.value, *scaling(1, 1))
     cluster.wait(1)
