@@ -10,6 +10,7 @@ Items wait in the order of their `rank`. It is fixed at admission and grows with
 
 import bisect
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ _PRIORITY_SECONDS = 5.0  # a request waits as if it had come so much later for e
 # Seconds by which an item moves back for each token of its own request before it. So a short request passes a long one
 # that came a moment before.
 _SECONDS_A_TOKEN = 1e-4
+_RECENT = 2.0  # seconds after which a moment counts e times less in the mean of outstanding tokens
 _MEASURED = 0.5  # seconds over which the pace of the queue is measured
 _LONGEST_RETRY = 60.0  # seconds
 
@@ -146,7 +148,7 @@ class Scheduler:
         self._jobs: set[Job] = set()
         self._stopped: Refusal | None = None
         self._outstanding = 0  # tokens that wait or are computed
-        self._area, self._known, self._told = 0.0, clock(), clock()  # token-seconds of them since `_told`, at `_known`
+        self._recent, self._known = 0.0, clock()  # their mean over the last seconds, as it was at `_known`
         self._pace: float | None = None  # tokens that leave the queue in a second, while it is not empty
         self._since, self._left = clock(), 0  # since when `_left` tokens have left the queue
 
@@ -211,16 +213,14 @@ class Scheduler:
         return self.tokens / self._pace if self._pace else 0.0
 
     def outstanding_tokens(self) -> float:
-        """Returns how many tokens waited or were computed, in the mean over the time since the last call.
+        """Returns how many tokens waited or were computed, in the mean over the last seconds.
 
-        Where a server has little of a core, who asks is served when nothing is computed. What it would see then is no
-        measure of the load.
+        Where a server has little of a core, who asks is served when nothing is computed. What it would see at that
+        moment is no measure of the load.
         """
         with self._changed:
             self._count(0)
-            area, seconds = self._area, self._known - self._told
-            self._area, self._told = 0.0, self._known
-            return area / seconds if seconds > 0 else float(self._outstanding)
+            return self._recent
 
     @staticmethod
     def _retry_after(wait: float) -> float:
@@ -345,7 +345,8 @@ class Scheduler:
     def _count(self, tokens: int) -> None:
         """Adds to the tokens that wait or are computed."""
         now = self._clock()
-        self._area += self._outstanding * (now - self._known)
+        kept = math.exp((self._known - now) / _RECENT)
+        self._recent = kept * self._recent + (1 - kept) * self._outstanding
         self._known = now
         self._outstanding += tokens
 
