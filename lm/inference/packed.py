@@ -157,9 +157,11 @@ def shapes(longest: int, budget: int, multiple: int = 1, fine: bool = False) -> 
     while lengths[-1] < packed_length(longest):
         lengths.append(packed_length(lengths[-1] + 1))
     found = [(count * multiple, length) for length in lengths for count in counts(budget // length, fine)]
-    longest_lone = max(lengths[-1], _LONG if multiple == 1 else 0)  # requests together may be longer than each
-    lone = [(multiple, cut) for cut in lone_lengths(longest_lone)] if fine else []
-    return list(dict.fromkeys([*found, *lone]))
+    if fine:  # requests that are one row together may be longer than each of them
+        together = next(cut for cut in lone_lengths(_LONG) if cut >= min(budget, _LONG)) if multiple == 1 else 0
+        cuts = lone_lengths(max(lengths[-1], _LONG))
+        found += [(multiple, cut) for cut in cuts if cut <= max(lengths[-1], together)]
+    return list(dict.fromkeys(found))
 
 
 def blank(shape_BL: tuple[int, int], tokens_a_place: int, pad_id: int) -> Packed:

@@ -104,7 +104,7 @@ def _check_any(schema: Schema, value: JSON, path: str) -> JSON:
 def _check_number(schema: Schema, value: float, path: str) -> float:
     least, most = schema.get("minimum"), schema.get("maximum")
     above = schema.get("exclusiveMinimum")
-    if not math.isfinite(value) or (isinstance(value, int) and abs(value) >= 1 << 64):
+    if abs(value) >= 1 << 64 if isinstance(value, int) else not math.isfinite(value):
         _refuse(path, "too large a number", schema, True)
     if (least is not None and value < least) or (most is not None and value > most):
         _refuse(path, str(value), schema, True)

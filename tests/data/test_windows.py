@@ -57,13 +57,11 @@ def make_split(documents: int, blocks: int, pairs: bool = False, seed: int = 0, 
 
 
 @functools.cache
-def large_split(pairs: bool = False) -> Split:
-    """20 million tokens of log-normal documents, or of pairs whose lengths are independent, in 96 blocks."""
+def large_split() -> Split:
+    """20 million tokens of log-normal documents in 96 blocks."""
     rng = np.random.default_rng(0)
     sentence_lengths = np.clip(rng.lognormal(3, 0.6, 900_000), 1, 200).astype(np.int64)
     document_lengths = np.clip(rng.lognormal(2.5, 1, 100_000), 1, 500).astype(np.int64)
-    if pairs:
-        document_lengths = np.full(len(sentence_lengths) // 2, 2)
     document_lengths = document_lengths[np.cumsum(document_lengths) <= len(sentence_lengths)]
     text = Text(np.zeros(0, int), sentence_lengths[: document_lengths.sum()], document_lengths)
     first = np.arange(96) * len(document_lengths) // 96
@@ -154,19 +152,12 @@ def test_epochs_differ_in_windows_and_packing():
 
 @pytest.mark.parametrize(
     ("name", "length", "segments"),
-    [
-        *itertools.product(["text", "causal_lm"], [128, 1024], [32]),
-        ("text", 512, 16),
-        ("nsp", 512, 16),
-        ("pairs", 128, 16),
-        ("pairs", 512, 64),
-    ],
+    [*itertools.product(["text", "causal_lm"], [128, 1024], [32]), ("text", 512, 16), ("nsp", 512, 16)],
 )
 def test_at_most_a_hundredth_is_padding(name: str, length: int, segments: int):
     """The margin of a window shrinks with its size; this one has a tenth of the usual tokens."""
-    split = large_split(name == "pairs")
-    sizes = {"seq_length": length, "target_length": length, "max_segments": segments, "batch_size": 256}
-    batches = make(name, split, windows=2, **sizes)
+    split = large_split()
+    batches = make(name, split, windows=2, seq_length=length, max_segments=segments, batch_size=256)
     steps = np.linspace(0, batches.steps_per_epoch - 1, 10).astype(int).tolist()
     assert np.mean([padding_fraction(batches(step)) for step in steps]) < 0.01
 

@@ -20,7 +20,7 @@ from tests.inference.conftest import make_workdir
 from tests.training.conftest import WORDS, tiny_config, tiny_seq2seq, tiny_store  # noqa: F401
 
 # A small batch has few shapes.
-SETTINGS = Settings(slots=4, beams=(1, 2), max_length=96, batch_tokens=256, top_logprobs=5)
+SETTINGS = Settings(slots=4, beams=(1, 2), max_length=96, batch_tokens=64, top_logprobs=5)
 
 
 @dataclasses.dataclass
