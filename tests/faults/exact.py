@@ -2,7 +2,7 @@
 
 DIR is that of `tests.benchmarks.serving`: the real MiniLM, and T5 small with random weights. The server takes the
 device that JAX finds here, such as a GPU. Every request is asked once alone, then 64 at a time, again and again in
-another order: embeddings of texts of 1 to 400 words, and texts written greedily, sampled with a seed, and by beams.
+another order. Requests embed texts of 1 to 400 words, or write texts greedily, by sampling with a seed, or by beams.
 Every eighth client leaves before its answer is ready.
 """
 

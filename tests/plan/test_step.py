@@ -86,12 +86,11 @@ def test_a_plan_as_json(replicated: step.Plan):
 
 
 def test_serving_an_encoder_decoder(encoder_decoder: Config):
-    beams = 4
-    decoding = Decoding(max_length=64, num_beams=beams)
+    decoding = Decoding(max_length=64, num_beams=4)
     plan = serving.plan(encoder_decoder, Topology.parse("v5e:1x1"), batch=2048, length=128, decoding=decoding)
     assert plan.fits
     layers, width, bfloat16 = encoder_decoder.model.num_layers, encoder_decoder.model.d_model, 2
-    assert plan.cache_bytes == 2 * layers * 2048 * (64 * beams + 128) * width * bfloat16
+    assert plan.cache_bytes == 2 * layers * 2048 * (64 * 4 + 128) * width * bfloat16
     assert plan.temporary_bytes > plan.cache_bytes / 2  # short-lived copies share what is free
     assert plan.predicted_tokens_per_second == 2048 * 64 / (plan.predicted_seconds or 0)
     assert "64, 4 beams" in tables.serving_table([plan])
