@@ -82,7 +82,7 @@ def test_training_refuses(config_file, tmp_path, case):
 def test_a_store_with_another_tokenizer_is_refused(tiny_config, config_file, tmp_path):  # noqa: F811
     """The store of one tokenizer, the config of another."""
     other = tmp_path / "other.model"
-    from lm.data.sentencepiece_tokenizer import SentencePiece
+    from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 
     other.write_bytes(SentencePiece.train(["a b c d", "e f g h"] * 20, vocab_size=400).to_bytes())
     result = launch(

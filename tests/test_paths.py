@@ -11,8 +11,8 @@ from lm import checkpoint
 from lm.config import Config, DataConfig
 from lm.config.paths import expand
 from lm.data import corpus
-from lm.data import tokenizer as tokenizers
 from lm.errors import InputError
+from lm.tokenizers import tokenizer as tokenizers
 
 ROOT = Path(__file__).parent.parent
 

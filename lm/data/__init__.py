@@ -1,1 +1,1 @@
-"""Turns text into batches: readers, tokenizers, token store, packing. Nothing here imports a model."""
+"""Turns text into batches: readers, token store, packing. Nothing here imports a model."""

@@ -12,11 +12,11 @@ import numpy as np
 from lm.config import Config, MixtureConfig
 from lm.config.paths import expand
 from lm.data import prepare
-from lm.data import tokenizer as tokenizers
 from lm.data.batches import Arrays, Batches, Rows, numbers
 from lm.data.pairs import one_line
 from lm.data.store import Store
-from lm.data.tokenizer import Tokenizer
+from lm.tokenizers import tokenizer as tokenizers
+from lm.tokenizers.tokenizer import Tokenizer
 
 LONGEST_PERIOD = 1 << 14  # rows
 

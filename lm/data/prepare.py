@@ -23,11 +23,11 @@ from lm import lease, storage
 from lm.config import DataConfig
 from lm.config.paths import expand
 from lm.data import corpus, files, near_duplicates, ray_workers, shard_jobs, store, workers
-from lm.data import tokenizer as tokenizers
 from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, Removed, read_manifest
-from lm.data.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SMALLEST, SentencePiece
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
+from lm.tokenizers import tokenizer as tokenizers
+from lm.tokenizers.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SMALLEST, SentencePiece
+from lm.tokenizers.tokenizer import Tokenizer
 
 # The settings that decide the content of a store. A store made with other values is refused.
 _SETTINGS = (

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.data import corpus, store
-from lm.data import tokenizer as tokenizers
 from lm.data.manifest import SPLITS, Marker, SplitName
 from lm.data.pairs import Pair
 from lm.data.sentences import sentences
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
+from lm.tokenizers import tokenizer as tokenizers
+from lm.tokenizers.tokenizer import Tokenizer
 
 HASHES = 1 << 64  # a document's hash is below it; below a job's threshold the document is held out
 _BATCH_CHARACTERS = 1 << 20  # encoded at once; limits the memory of a worker

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 from lm.data.arrays import Column
-from lm.data.tokenizer import Tokenizer
+from lm.tokenizers.tokenizer import Tokenizer
 
 DOCUMENTS, SENTENCES, TOKENS = range(3)  # the columns of a block's counts
 

@@ -25,7 +25,6 @@ from typing import cast
 import numpy as np
 
 from lm.data import arrays
-from lm.data import tokenizer as tokenizers
 from lm.data.arrays import Column
 from lm.data.manifest import (
     FORMAT_VERSION,
@@ -40,9 +39,10 @@ from lm.data.manifest import (
 )
 from lm.data.pairs import Pair
 from lm.data.split import DOCUMENTS, MEMORY_LIMIT, SENTENCES, TOKENS, Split
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.storage import errors, read_keys, write_key
+from lm.tokenizers import tokenizer as tokenizers
+from lm.tokenizers.tokenizer import Tokenizer
 
 BLOCK_TOKENS = 1 << 21  # of a block, about; see `lm.data.windows`
 _COUNTED = 1 << 22  # tokens that are counted at a time: numpy makes int64 of them first

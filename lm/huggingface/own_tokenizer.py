@@ -4,9 +4,9 @@ import re
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from lm.data import spiece
-from lm.data.sentencepiece_tokenizer import SentencePiece
-from lm.data.tokenizer_parts import assembled, untyped
+from lm.tokenizers import spiece
+from lm.tokenizers.parts import assembled, untyped
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 
 ROLES = {
     "pad_token": "[PAD]",

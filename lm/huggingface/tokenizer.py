@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lm.config import Config
-from lm.data import tokenizer_folder
-from lm.data.huggingface_tokenizer import HuggingFace
-from lm.data.piece_tokenizer import MODELS, VOCABULARY, PieceTokenizer
-from lm.data.sentencepiece_tokenizer import SentencePiece
-from lm.data.special_ids import SpecialIds
-from lm.data.tokenizer import Tokenizer
-from lm.data.tokenizer_settings import CONFIG, FAST, ROLES_MAP, read_object
 from lm.errors import InputError
 from lm.huggingface import own_tokenizer
+from lm.tokenizers import folders
+from lm.tokenizers.huggingface_tokenizer import HuggingFace
+from lm.tokenizers.piece_tokenizer import MODELS, VOCABULARY, PieceTokenizer
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
+from lm.tokenizers.settings import CONFIG, FAST, ROLES_MAP, read_object
+from lm.tokenizers.special_ids import SpecialIds
+from lm.tokenizers.tokenizer import Tokenizer
 
 # The class that transformers 5 registers for each model type. It reads folders that name no class.
 CLASSES = {
@@ -29,13 +29,13 @@ CLASSES = {
     "m2m_100": "M2M100Tokenizer",
     "marian": "MarianTokenizer",
     "mbart": "MBartTokenizer",
-    "modernbert": tokenizer_folder.GENERIC,
+    "modernbert": folders.GENERIC,
     "mpnet": "MPNetTokenizer",
     "mt5": "T5Tokenizer",
     "pegasus": "PegasusTokenizer",
     "roberta": "RobertaTokenizer",
     "t5": "T5Tokenizer",
-    "umt5": tokenizer_folder.GENERIC,
+    "umt5": folders.GENERIC,
     "xlm-roberta": "XLMRobertaTokenizer",
 }
 
@@ -52,7 +52,7 @@ def read_tokenizer(folder: str | os.PathLike[str], rows: int | None = None) -> T
     """
     try:
         settings = read_object(Path(folder), "config.json") or {}
-        return tokenizer_folder.read(Path(folder), CLASSES.get(str(settings.get("model_type"))), settings, rows)
+        return folders.read(Path(folder), CLASSES.get(str(settings.get("model_type"))), settings, rows)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
 

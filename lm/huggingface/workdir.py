@@ -10,9 +10,6 @@ from etils import epath
 from lm import checkpoint, parameters, storage
 from lm.config import CheckpointConfig, Config, DataConfig, GenerationConfig, ModelConfig, ObjectiveConfig, to_json
 from lm.data import sentence_encoder
-from lm.data import tokenizer as tokenizers
-from lm.data.special_ids import SpecialIds, decoder_start, end_ids
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.huggingface.convert import FAMILIES
 from lm.huggingface.family import Fields, Settings
@@ -21,6 +18,9 @@ from lm.huggingface.generation import write_generation
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from lm.parameters import Params
 from lm.tasks import heads
+from lm.tokenizers import tokenizer as tokenizers
+from lm.tokenizers.special_ids import SpecialIds, decoder_start, end_ids
+from lm.tokenizers.tokenizer import Tokenizer
 
 # The family of an imported model and the ids of its special tokens, for its export.
 SOURCE_FILE = "huggingface.json"

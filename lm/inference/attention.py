@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from lm.data.special_ids import decoder_start, end_ids
-from lm.data.tokenizer import Tokenizer
 from lm.inference.packed import Row
 from lm.inference.predict import Pipeline, Predictor
 from lm.inference.prompts import until_end
 from lm.inference.requests import Request
+from lm.tokenizers.special_ids import decoder_start, end_ids
+from lm.tokenizers.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

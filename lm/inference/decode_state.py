@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import Config
-from lm.data.special_ids import SpecialIds, decoder_start, end_ids
 from lm.inference.options import RowOptions
 from lm.models import Cache
+from lm.tokenizers.special_ids import SpecialIds, decoder_start, end_ids
 
 NEVER = -1.0e9  # the score of a token or beam that must not be chosen; finite, so that sums stay ordered
 

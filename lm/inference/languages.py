@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from lm.config import Config
-from lm.data import languages
 from lm.data.pairs import translation_source
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.inference.prompts import Writing, require_source
 from lm.inference.requests import Request, RequestError, field
+from lm.tokenizers import languages
+from lm.tokenizers.tokenizer import Tokenizer
 
 _CODES = frozenset((*languages.MBART50, *languages.NLLB, *languages.M2M100, *languages.WMT21))
 

@@ -8,10 +8,10 @@ from etils import epath
 from lm import checkpoint, models, sharding
 from lm.config import Config, check_divisible
 from lm.data import sentence_encoder
-from lm.data import tokenizer as tokenizers
 from lm.data.sentence_encoder import SentenceEncoder
-from lm.data.tokenizer import Tokenizer
 from lm.tasks import heads
+from lm.tokenizers import tokenizer as tokenizers
+from lm.tokenizers.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,11 @@ from lm import tasks
 from lm.config import Config
 from lm.data.pairs import one_line, question_source
 from lm.data.sentence_encoder import SentenceEncoder, lowered
-from lm.data.special_ids import SpecialIds, end_ids
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.inference.packed import Row
 from lm.inference.requests import Answer, Request, RequestError, field
+from lm.tokenizers.special_ids import SpecialIds, end_ids
+from lm.tokenizers.tokenizer import Tokenizer
 
 MASK = "[MASK]"  # marks in a request what the model fills in
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from lm import checkpoint, models, sharding
 from lm.accelerators import Topology
 from lm.config import Config, check_divisible
-from lm.data.special_ids import SpecialIds
 from lm.inference import decode
 from lm.inference.decode_state import Shape, TokenIds
 from lm.inference.options import Decoding, row_options
@@ -23,6 +22,7 @@ from lm.models import Prompts, Sources
 from lm.plan import compiled, memory
 from lm.plan.mesh import described_mesh
 from lm.plan.step import LINK_EFFICIENCY
+from lm.tokenizers.special_ids import SpecialIds
 
 _Program = tuple[Callable[..., object], tuple[object, ...]]  # and its abstract arguments after the parameters
 

@@ -10,13 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm import checkpoint, checksums, lora, parameters
 from lm.data import sentence_encoder
 from lm.data.sentence_encoder import SentenceEncoder
-from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
 from lm.inference.decode_state import TokenIds
 from lm.inference.load import Loaded
 from lm.inference.predict import Predictor
 from lm.inference.runner import Runner
 from lm.tasks import heads
+from lm.tokenizers.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

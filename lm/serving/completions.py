@@ -14,8 +14,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lm.data.characters import without_surrogates
-from lm.data.special_ids import end_ids
-from lm.data.tokenizer import Tokenizer
 from lm.inference.options import Decoding
 from lm.inference.packed import Row
 from lm.inference.predict import Options
@@ -28,6 +26,8 @@ from lm.serving.schema import JSON, boolean, either, fields, inputs, integer, nu
 from lm.serving.served import Weights
 from lm.serving.service import Service, Waiting, as_list, token_ids
 from lm.serving.text import GrowingText
+from lm.tokenizers.special_ids import end_ids
+from lm.tokenizers.tokenizer import Tokenizer
 
 _NOT_HERE = (0, None, {}, "")  # values of a field that ask for nothing
 _SAMPLING = {

@@ -11,7 +11,6 @@ from lm import checkpoint, models, sharding, storage
 from lm.config import Config, MeshConfig
 from lm.config.paths import named_models
 from lm.data import sentence_encoder
-from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
 from lm.inference import predict, prompts
 from lm.inference.languages import Languages
@@ -26,6 +25,7 @@ from lm.serving.lanes import Lane, LaneShape, Readers, make_decoders
 from lm.serving.refusals import Refusal
 from lm.serving.settings import Settings
 from lm.storage import StorageError
+from lm.tokenizers.tokenizer import load_tokenizer
 
 _SHORT_SOURCE = 128  # tokens; longer sources have a lane of their own, since a step reads the whole width of its lane
 _TOGETHER = {"cpu": 1}  # sources that one call encodes. The number is fixed, so a lone source pays for all

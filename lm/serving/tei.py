@@ -13,12 +13,12 @@ from starlette.responses import Response
 
 from lm import sharding
 from lm.data.characters import without_surrogates
-from lm.data.frame import Frame
 from lm.serving.refusals import Refusal
 from lm.serving.routes import Endpoint, answered
 from lm.serving.schema import JSON, boolean, choice, either, fields, inputs, integer, optional, several, text
 from lm.serving.served import Served
 from lm.serving.service import TOKENIZING_THREADS, Given, Service, Times, as_list
+from lm.tokenizers.frame import Frame
 
 _STATUS = {"failed": 424, "unknown": 424}
 _TYPES = {

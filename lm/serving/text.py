@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.data.tokenizer import Tokenizer
 from lm.inference.prompts import until_end, written_text
+from lm.tokenizers.tokenizer import Tokenizer
 
 _INCOMPLETE = "\ufffd"  # what a tokenizer decodes the first bytes of a character to
 

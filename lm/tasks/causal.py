@@ -5,12 +5,12 @@ import numpy as np
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.examples import Examples, running_text
-from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
 from lm.tasks.registry import register
 from lm.tasks.rows import TARGET, ended, write_side
 from lm.tasks.seq2seq import Seq2SeqLM
 from lm.tasks.task import ArraySpec, Task
+from lm.tokenizers.special_ids import SpecialIds
 
 
 class CausalRows:

@@ -7,10 +7,10 @@ import numpy as np
 from lm.config import DataConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.examples import Examples, running_text
-from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
 from lm.errors import InputError
 from lm.tasks.rows import SOURCE, TARGET, begins, ended, write_side
+from lm.tokenizers.special_ids import SpecialIds
 
 # Flat tokens of N texts, int [sum(sizes)], and their sizes, int64 [N].
 Texts = tuple[np.ndarray, np.ndarray]

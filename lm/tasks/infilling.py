@@ -7,13 +7,13 @@ import numpy as np
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data.examples import Examples
 from lm.data.flat import choose, ranks, starts, uniform
-from lm.data.special_ids import SpecialIds, require
 from lm.data.store import Split
 from lm.tasks.corrupted import CorruptedRows, Texts, hidden_counts
 from lm.tasks.registry import register
 from lm.tasks.rows import source_and_target_shapes
 from lm.tasks.seq2seq import Seq2SeqLM
 from lm.tasks.task import Task
+from lm.tokenizers.special_ids import SpecialIds, require
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,13 @@ import numpy as np
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.examples import Examples, running_text, sentence_pairs
-from lm.data.special_ids import SpecialIds, require
 from lm.data.store import Split
 from lm.tasks import masked_positions
 from lm.tasks.masked_positions import max_masked
 from lm.tasks.registry import register
 from lm.tasks.rows import SOURCE, ended, write_side, write_values
 from lm.tasks.task import ArraySpec, Batch, Sums, Task, Vocabulary
+from lm.tokenizers.special_ids import SpecialIds, require
 
 if TYPE_CHECKING:
     import jax

@@ -5,13 +5,13 @@ import numpy as np
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.examples import Examples, pairs
-from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
 from lm.errors import InputError
 from lm.tasks.registry import register
 from lm.tasks.rows import SOURCE, TARGET, begins, ended, source_and_target_shapes, write_side
 from lm.tasks.seq2seq import Seq2SeqLM
 from lm.tasks.task import Task
+from lm.tokenizers.special_ids import SpecialIds
 
 
 class PairRows:

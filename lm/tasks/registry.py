@@ -6,9 +6,9 @@ import numpy as np
 
 from lm.config import ARCHITECTURES, OF_PAIRS, Config, DataConfig, ObjectiveConfig
 from lm.data.batches import RowFormat
-from lm.data.special_ids import SpecialIds
 from lm.errors import InputError
 from lm.tasks.task import ArraySpec, Objective, Task, Vocabulary
+from lm.tokenizers.special_ids import SpecialIds
 
 _TASKS: dict[str, Task] = {}
 

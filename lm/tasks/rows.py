@@ -8,8 +8,8 @@ import numpy as np
 from lm.config import Config, DataConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.flat import ranks
-from lm.data.special_ids import SpecialIds, require
 from lm.tasks.task import ArraySpec
+from lm.tokenizers.special_ids import SpecialIds, require
 
 # The arrays of a side. Tokens: their ids. Segments: the number of a token's example in the row, from 1; 0 is padding.
 # Positions: the index of a token in its example, from 0.

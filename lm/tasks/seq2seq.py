@@ -9,8 +9,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from lm.config import Config
-from lm.data.special_ids import decoder_start
 from lm.tasks.task import Batch, Sums, Vocabulary
+from lm.tokenizers.special_ids import decoder_start
 
 if TYPE_CHECKING:
     import jax

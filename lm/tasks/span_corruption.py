@@ -7,7 +7,6 @@ import numpy as np
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data.examples import Examples, joined_text
 from lm.data.flat import choose, ranks, starts
-from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
 from lm.errors import InputError
 from lm.tasks.corrupted import CorruptedRows, Texts, hidden_counts
@@ -15,6 +14,7 @@ from lm.tasks.registry import register
 from lm.tasks.rows import source_and_target_shapes
 from lm.tasks.seq2seq import Seq2SeqLM
 from lm.tasks.task import Task
+from lm.tokenizers.special_ids import SpecialIds
 
 
 @dataclasses.dataclass(frozen=True)

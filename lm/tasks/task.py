@@ -14,7 +14,7 @@ import numpy as np
 
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data.batches import RowFormat
-from lm.data.special_ids import SpecialIds
+from lm.tokenizers.special_ids import SpecialIds
 
 if TYPE_CHECKING:
     import jax
@@ -34,7 +34,7 @@ class ArraySpec(NamedTuple):
 
 
 class Vocabulary(Protocol):
-    """The part of `lm.data.tokenizer.Tokenizer` that an objective uses."""
+    """The part of `lm.tokenizers.tokenizer.Tokenizer` that an objective uses."""
 
     special: SpecialIds
     special_ids: np.ndarray

@@ -6,10 +6,10 @@ The body of a model is its stacks `encoder` and `decoder`, embeddings included. 
 import jax
 
 from lm import checkpoint, distributed, lora, parameters
-from lm.data import tokenizer as tokenizers
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.parameters import Params
+from lm.tokenizers import tokenizer as tokenizers
+from lm.tokenizers.tokenizer import Tokenizer
 
 BODY = ("encoder", "decoder")
 

@@ -15,10 +15,10 @@ from lm import checkpoint, distributed, lease, models, sharding, storage, tasks
 from lm.config import Config, check_divisible
 from lm.data import batches, mixture, prepare, workers
 from lm.data.store import Store
-from lm.data.tokenizer import Tokenizer
 from lm.errors import InputError
 from lm.tasks import Objective
 from lm.tasks.members import Member, make_members, mixed
+from lm.tokenizers.tokenizer import Tokenizer
 from lm.training import adapters
 from lm.training import metrics as metrics_lib
 from lm.training import start as start_lib

@@ -13,10 +13,10 @@ from etils import epath
 from lm import checkpoint, models, tasks
 from lm.config import Config, MixtureConfig
 from lm.data import corpus, mixture, prepare, workers
-from lm.data import tokenizer as tokenizers
 from lm.data.store import Store
-from lm.data.tokenizer import Tokenizer
 from lm.tasks import Batch, Objective, Sums, losses, members
+from lm.tokenizers import tokenizer as tokenizers
+from lm.tokenizers.tokenizer import Tokenizer
 from lm.training import step as step_lib
 
 

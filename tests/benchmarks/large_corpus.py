@@ -29,8 +29,8 @@ from lm.config import DataConfig, ObjectiveConfig
 from lm.data import store as stores
 from lm.data.batches import Batches, padding_fraction
 from lm.data.manifest import Marker, SplitName
-from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.store import Store, Text
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 
 _folder = flags.DEFINE_string("folder", None, "Where the stores are made, 1 GB; by default a temporary folder.")
 _billions = flags.DEFINE_list("billions", ["0.5", "1", "2", "20", "156", "1700"], "Tokens of the stores.")

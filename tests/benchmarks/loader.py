@@ -27,9 +27,9 @@ from lm import cli, tasks
 from lm.accelerators import GPUS
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Batches, count_tokens
-from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.store import Store
 from lm.flops import model_flops
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 from tests.benchmarks import large_corpus
 from tests.storage import servers
 

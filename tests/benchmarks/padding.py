@@ -22,9 +22,9 @@ from lm import cli, tasks
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data import packing
 from lm.data.batches import Batches, RowFormat
-from lm.data.special_ids import SpecialIds
 from lm.data.split import Split
 from lm.data.store import Text
+from lm.tokenizers.special_ids import SpecialIds
 
 _millions = flags.DEFINE_integer("millions", 400, "Tokens of the corpus.", lower_bound=2)
 _window = flags.DEFINE_integer("window", 100, "Millions of tokens in a window.", lower_bound=1)

@@ -58,7 +58,7 @@ def make_writer(folder: Path, **sizes: Any) -> None:
 
     from lm import checkpoint, families, models
     from lm.config import CheckpointConfig, Config, DataConfig, ObjectiveConfig
-    from lm.data.sentencepiece_tokenizer import SentencePiece
+    from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 
     # With tied embeddings, random weights would write the start token again and again.
     model = families.t5(**sizes, tie_embeddings=False, scale_logits=False)

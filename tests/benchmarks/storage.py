@@ -31,8 +31,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import checkpoint, cli, storage
 from lm.config import CheckpointConfig
 from lm.data import store as stores
-from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.store import Store, Text
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 from tests.storage import servers
 from tests.storage.proxy import PASS, running
 

@@ -7,7 +7,7 @@ import pytest
 
 from lm.config import DataConfig
 from lm.data import prepare
-from lm.data.sentencepiece_tokenizer import SentencePiece
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 
 RNG = random.Random(0)
 

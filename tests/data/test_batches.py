@@ -10,10 +10,10 @@ import pytest
 
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Batches, loader, padding_fraction
-from lm.data.special_ids import SpecialIds
 from lm.data.store import Split, Store
 from lm.errors import InputError
 from lm.tasks import create_row_format
+from lm.tokenizers.special_ids import SpecialIds
 
 SPECIAL = SpecialIds()
 FIRST_TOKEN = 10  # ids of the synthetic corpus are unique, and no special id

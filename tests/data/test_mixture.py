@@ -19,8 +19,8 @@ from lm.config import (
     to_json,
 )
 from lm.data import mixture
-from lm.data.special_ids import FIRST_ORDINARY_ID
 from lm.errors import InputError
+from lm.tokenizers.special_ids import FIRST_ORDINARY_ID
 
 from .conftest import make_mixture
 

@@ -16,8 +16,8 @@ from lm.config import DataConfig
 from lm.data import corpus, prepare
 from lm.data.sentences import sentences
 from lm.data.store import Split, Store
-from lm.data.tokenizer import FILES, load_tokenizer
 from lm.errors import InputError
+from lm.tokenizers.tokenizer import FILES, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,9 @@ import pytest
 
 from lm.data import store
 from lm.data.manifest import SPLITS
-from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.store import Split, Store
 from lm.errors import InputError
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 
 
 @pytest.fixture

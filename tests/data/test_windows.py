@@ -15,13 +15,13 @@ import pytest
 from lm.config import Config, DataConfig, ObjectiveConfig
 from lm.data import arrays, mixture, prepare, store
 from lm.data.batches import Batches, Plan, loader, padding_fraction
-from lm.data.special_ids import SpecialIds
 from lm.data.split import TOKENS, Split
 from lm.data.store import Store, Text
 from lm.data.windows import fill
 from lm.errors import InputError
 from lm.tasks import create_row_format
 from lm.tasks.members import make_members, mixed
+from lm.tokenizers.special_ids import SpecialIds
 
 SPECIAL = SpecialIds()
 FIRST_TOKEN = 105

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 from lm import checkpoint, families, models
 from lm.data import sentence_encoder
 from lm.data.sentence_encoder import SentenceEncoder
-from lm.data.tokenizer import load_tokenizer
 from lm.errors import InputError
 from lm.huggingface import export_folder, export_workdir, import_folder, import_workdir
 from lm.huggingface.tokenizer import read_tokenizer
@@ -22,6 +21,7 @@ from lm.inference.predict import READING, Predictor
 from lm.inference.prompts import Embed
 from lm.inference.requests import RequestError
 from lm.tasks import heads
+from lm.tokenizers.tokenizer import load_tokenizer
 from tests.weights import random_params
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, Objecti
 from lm.data import prepare
 from lm.data.pairs import translation_source
 from lm.data.store import Store
-from lm.data.tokenizer import Tokenizer
+from lm.tokenizers.tokenizer import Tokenizer
 from tests.training.conftest import WORDS, changed, tiny_config, tiny_seq2seq  # noqa: F401
 
 

@@ -12,13 +12,13 @@ import pytest
 
 from lm import models
 from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig
-from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.inference import attention
 from lm.inference.load import Loaded
 from lm.inference.predict import Options, Predictor
 from lm.models.attention import Attention
 from lm.models.positions import relative_buckets
 from lm.models.transformer import unstack
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 
 SENTENCE = "我爱编程，编程很棒"
 BASE = ModelConfig(

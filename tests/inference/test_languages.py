@@ -7,11 +7,11 @@ import pytest
 
 from lm import families
 from lm.config import Config
-from lm.data.frame import Frame
-from lm.data.special_ids import SpecialIds
 from lm.errors import InputError
 from lm.inference.languages import Languages, Translate
 from lm.inference.requests import RequestError
+from lm.tokenizers.frame import Frame
+from lm.tokenizers.special_ids import SpecialIds
 
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "__de__", "__en__", "__fr__", "hello"]
 DE, EN, FR = 4, 5, 6

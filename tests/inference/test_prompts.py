@@ -11,7 +11,6 @@ import pytest
 from lm.config import Config, DataConfig, ModelConfig, ObjectiveConfig
 from lm.data.sentence_encoder import Normalize, SentenceEncoder
 from lm.data.store import Store
-from lm.data.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import InputError
 from lm.inference import prompts
 from lm.inference.languages import Translate
@@ -25,6 +24,7 @@ from lm.inference.prompts import (
     encode_with_sentinels,
 )
 from lm.inference.requests import RequestError
+from lm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from tests.huggingface.test_seq2seq import t5_tokenizer
 from tests.training.conftest import changed
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from lm.config import Config, ModelConfig
-from lm.data.special_ids import SpecialIds
 from lm.tasks.mlm import MaskedLM
+from lm.tokenizers.special_ids import SpecialIds
 
 SPECIAL = SpecialIds()
 FIRST_ORDINARY = 5

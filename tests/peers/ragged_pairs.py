@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from lm.config import Config, ModelConfig
-from lm.data.special_ids import SpecialIds
 from lm.tasks.seq2seq import Seq2SeqLM
+from lm.tokenizers.special_ids import SpecialIds
 
 FIRST_ORDINARY = 5
 

@@ -12,12 +12,12 @@ import torch
 import transformers
 
 from lm import models
-from lm.data.special_ids import SpecialIds
 from lm.huggingface import generation, import_folder
 from lm.inference import decode
 from lm.inference.decode_state import Decoded, Shape, TokenIds
 from lm.inference.options import Decoding, Extras, row_options, with_defaults
 from lm.models import Prompts, Sources
+from lm.tokenizers.special_ids import SpecialIds
 from tests.peers import ragged
 from tests.peers.test_seq2seq import BART_IDS, T5_IDS, make_theirs
 

@@ -12,10 +12,10 @@ import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from lm import models
-from lm.data.special_ids import SpecialIds
-from lm.data.tokenizer import load_tokenizer
 from lm.huggingface import export_folder, import_folder, to_tensors
 from lm.models.positions import relative_buckets
+from lm.tokenizers.special_ids import SpecialIds
+from lm.tokenizers.tokenizer import load_tokenizer
 from lm.training import optim
 from lm.training.step import gradients, train_step
 from tests.huggingface.test_seq2seq import t5_tokenizer

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from lm.config import Config
-from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.errors import InputError
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 from tests.data.test_tokenizer_folder import FEW, FILES, JSON, PIECES, TEXT, changed, places
 from tests.data.test_tokenizer_folder import write as write_files
 from tests.peers import tokenizer_folders

@@ -8,10 +8,10 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from lm import models
-from lm.data.special_ids import decoder_start
 from lm.inference import attention
 from lm.inference.predict import Options
 from lm.serving.scheduler import Scheduler
+from lm.tokenizers.special_ids import decoder_start
 from tests.serving.conftest import Running, limited, until
 
 TEXTS = ["the tree sings", "stone walks under the old river"]

@@ -12,8 +12,8 @@ from lm import storage
 from lm.config import DataConfig
 from lm.data import corpus, manifest, prepare, store
 from lm.data.pairs import Pair
-from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.errors import InputError
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 from tests.training.conftest import make_corpus
 
 from .proxy import PASS, running

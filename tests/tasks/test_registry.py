@@ -12,9 +12,9 @@ import pytest
 from lm import tasks
 from lm.config import ARCHITECTURES, Config, DataConfig, ModelConfig, ObjectiveConfig
 from lm.data.batches import Batches
-from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
 from lm.errors import InputError
+from lm.tokenizers.special_ids import SpecialIds
 
 OBJECTIVES = {
     "mlm": ObjectiveConfig(name="mlm", nsp=False),

@@ -7,10 +7,10 @@ import pytest
 
 from lm.config import DataConfig, ObjectiveConfig
 from lm.data.batches import Batches, count_tokens
-from lm.data.special_ids import SpecialIds
 from lm.data.store import Split
 from lm.errors import InputError
 from lm.tasks import create_row_format
+from lm.tokenizers.special_ids import SpecialIds
 
 SPECIAL = SpecialIds()
 OBJECTIVES = {

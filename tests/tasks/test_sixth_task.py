@@ -17,7 +17,6 @@ from lm import tasks
 from lm.config import ARCHITECTURES, Config, DataConfig, MixtureConfig, ObjectiveConfig, TaskConfig
 from lm.data.batches import Arrays, Placement
 from lm.data.examples import Examples, running_text
-from lm.data.special_ids import SpecialIds
 from lm.data.store import Split, Store
 from lm.errors import InputError
 from lm.models import Encoder
@@ -25,6 +24,7 @@ from lm.tasks import ArraySpec, Batch, Sums, Vocabulary, registry
 from lm.tasks.losses import weighted_sums
 from lm.tasks.members import make_members
 from lm.tasks.rows import SOURCE, write_side, write_values
+from lm.tokenizers.special_ids import SpecialIds
 from lm.training import loop, perplexity
 from tests.training.conftest import changed
 

@@ -23,10 +23,10 @@ from etils import epath
 from lm import checkpoint, distributed, sharding
 from lm.config import Config, DataConfig, ModelConfig, OptimConfig
 from lm.data import mixture
-from lm.data import tokenizer as tokenizers
 from lm.errors import InputError
 from lm.huggingface import export_workdir
 from lm.tasks.losses import weighted_sums
+from lm.tokenizers import tokenizer as tokenizers
 from lm.training import loop, start
 
 from .conftest import changed, tiny_config  # noqa: F401

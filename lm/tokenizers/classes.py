@@ -9,9 +9,9 @@ A class is a row of `CLASSES`. The other classes run `tokenizer.json` as it is.
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from lm.data import languages, spiece_classes
-from lm.data.tokenizer_parts import Roles, TokenizerClass, Vocabulary, assembled, name, template, token_id, untyped
-from lm.data.tokenizer_settings import Settings
+from lm.tokenizers import languages, spiece_classes
+from lm.tokenizers.parts import Roles, TokenizerClass, Vocabulary, assembled, name, template, token_id, untyped
+from lm.tokenizers.settings import Settings
 
 # ---- WordPiece and byte-level BPE ---------------------------------------------------------------
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
 
-from lm.data.tokenizer_settings import Settings, Token
 from lm.errors import InputError
+from lm.tokenizers.settings import Settings, Token
 
 Roles = dict[str, Token | None]
 Pair = tuple[str, float]

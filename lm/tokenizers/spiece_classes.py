@@ -6,10 +6,10 @@ from typing import cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from lm.data import languages
-from lm.data.tokenizer_parts import Pair, Roles, Vocabulary, assembled, name, token_id, untyped
-from lm.data.tokenizer_settings import Settings, Token
 from lm.errors import InputError
+from lm.tokenizers import languages
+from lm.tokenizers.parts import Pair, Roles, Vocabulary, assembled, name, token_id, untyped
+from lm.tokenizers.settings import Settings, Token
 
 
 def _metaspace(scheme: str, words: bool = True) -> tuple[object, object]:

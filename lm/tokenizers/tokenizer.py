@@ -14,12 +14,12 @@ import numpy as np
 
 from lm import storage
 from lm.config.paths import expand
-from lm.data.frame import Frame
-from lm.data.huggingface_tokenizer import HuggingFace
-from lm.data.piece_tokenizer import PieceTokenizer
-from lm.data.sentencepiece_tokenizer import SentencePiece
-from lm.data.special_ids import SpecialIds
 from lm.errors import InputError
+from lm.tokenizers.frame import Frame
+from lm.tokenizers.huggingface_tokenizer import HuggingFace
+from lm.tokenizers.piece_tokenizer import PieceTokenizer
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
+from lm.tokenizers.special_ids import SpecialIds
 
 FILES = (SentencePiece.file_name, HuggingFace.file_name, PieceTokenizer.file_name)  # of a store or a working directory
 _OF_FOLDERS = ("vocab.txt", "spiece.model")  # of imported models, converted when they are read
@@ -103,11 +103,11 @@ def load(model: bytes, name: str) -> Tokenizer:
     if name.endswith(".json"):
         return HuggingFace(model)
     if name in _OF_FOLDERS:
-        from lm.data import tokenizer_folder  # which imports `tokenizers`, slow to import
+        from lm.tokenizers import folders  # which imports `tokenizers`, slow to import
 
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, name).write_bytes(model)
-            return tokenizer_folder.read(Path(folder))
+            return folders.read(Path(folder))
     return SentencePiece(model)
 
 
@@ -129,12 +129,12 @@ def load_tokenizer(path: str) -> Tokenizer:
         if settings is not None:
             raise InputError(f"{path} is a Hugging Face folder; copy it to this machine, and give the local folder.")
     else:
-        from lm.data import tokenizer_folder
+        from lm.tokenizers import folders
 
         places = places[os.path.isdir(path) :][:1]
         whole = Path(path if os.path.isdir(path) else folder or ".")
-        if tokenizer_folder.is_folder(whole) and (os.path.isdir(path) or name in _OF_FOLDERS):
-            return tokenizer_folder.read(whole)
+        if folders.is_folder(whole) and (os.path.isdir(path) or name in _OF_FOLDERS):
+            return folders.read(whole)
     for place, names in places:
         for name, content in zip(names, storage.read_keys(place, names), strict=True):
             if content is not None:

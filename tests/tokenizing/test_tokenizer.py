@@ -11,13 +11,13 @@ import pytest
 import sentencepiece
 
 from lm.config import DataConfig, ObjectiveConfig
-from lm.data.huggingface_tokenizer import HuggingFace
-from lm.data.sentencepiece_tokenizer import SentencePiece
 from lm.data.sentences import sentences
-from lm.data.special_ids import FIRST_ORDINARY_ID, SpecialIds
-from lm.data.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import InputError
 from lm.tasks import create_row_format
+from lm.tokenizers.huggingface_tokenizer import HuggingFace
+from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
+from lm.tokenizers.special_ids import FIRST_ORDINARY_ID, SpecialIds
+from lm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 MARKUP = "[PAD] [UNK] [CLS] [SEP] [MASK] <extra_id_0> <extra_id_99> <0x41> ▁ ##a"
 

@@ -21,10 +21,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece
 
-from lm.data import words
-from lm.data.frame import Frame, cls_and_sep
-from lm.data.special_ids import FIRST_ORDINARY_ID, NUM_SENTINELS, SpecialIds, require
 from lm.errors import InputError
+from lm.tokenizers import words
+from lm.tokenizers.frame import Frame, cls_and_sep
+from lm.tokenizers.special_ids import FIRST_ORDINARY_ID, NUM_SENTINELS, SpecialIds, require
 
 # Characters of a training sample for each piece of the vocabulary. More take longer and change little.
 SAMPLE_CHARACTERS_PER_PIECE = 1200

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 import sentencepiece
 
-from lm.data import imported_ids, languages, words
-from lm.data.frame import Frame
-from lm.data.special_ids import SpecialIds, require
-from lm.data.tokenizer_settings import CONFIG, Settings, Token, read_object
 from lm.errors import InputError
+from lm.tokenizers import imported_ids, languages, words
+from lm.tokenizers.frame import Frame
+from lm.tokenizers.settings import CONFIG, Settings, Token, read_object
+from lm.tokenizers.special_ids import SpecialIds, require
 
 MARIAN, M2M100 = "MarianTokenizer", "M2M100Tokenizer"
 MODELS = {MARIAN: ("source.spm", "target.spm"), M2M100: ("sentencepiece.bpe.model",)}

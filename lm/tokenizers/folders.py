@@ -12,14 +12,14 @@ from typing import cast
 
 from tokenizers import AddedToken, Tokenizer, models, processors
 
-from lm.data import piece_tokenizer, spiece
-from lm.data.huggingface_tokenizer import HuggingFace, Imported
-from lm.data.piece_tokenizer import PieceTokenizer
-from lm.data.special_ids import SPECIAL_NAMES
-from lm.data.tokenizer_classes import CLASSES
-from lm.data.tokenizer_parts import Roles, TokenizerClass, Vocabulary, name, untyped
-from lm.data.tokenizer_settings import ADDED, CONFIG, FAST, ROLES, ROLES_MAP, Json, Settings, Token
 from lm.errors import InputError
+from lm.tokenizers import piece_tokenizer, spiece
+from lm.tokenizers.classes import CLASSES
+from lm.tokenizers.huggingface_tokenizer import HuggingFace, Imported
+from lm.tokenizers.parts import Roles, TokenizerClass, Vocabulary, name, untyped
+from lm.tokenizers.piece_tokenizer import PieceTokenizer
+from lm.tokenizers.settings import ADDED, CONFIG, FAST, ROLES, ROLES_MAP, Json, Settings, Token
+from lm.tokenizers.special_ids import SPECIAL_NAMES
 
 GENERIC = "TokenizersBackend"  # the class that runs tokenizer.json as it is
 

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lm.config import Config, DataConfig, ObjectiveConfig
-from lm.data import tokenizer_folder
-from lm.data.huggingface_tokenizer import HuggingFace
-from lm.data.tokenizer import load, load_tokenizer
 from lm.errors import InputError
 from lm.tasks import create_row_format
 from lm.tasks.mlm import MaskedLM
+from lm.tokenizers import folders
+from lm.tokenizers.huggingface_tokenizer import HuggingFace
+from lm.tokenizers.tokenizer import load, load_tokenizer
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "The", "year", "##s", "café", "cafe", "a", "b"]
 TEXT = "The years café <hl> [MASK] b"
@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fast(folder: Path) -> dict[str, object]:
-    made = tokenizer_folder.read(write(folder, {**FILES, "vocab.txt": "\n".join(PIECES)}))
+    made = folders.read(write(folder, {**FILES, "vocab.txt": "\n".join(PIECES)}))
     assert isinstance(made, HuggingFace)
     return json.loads(made.tokenizer_json)
 
@@ -93,7 +93,7 @@ def changed(content: object, path: tuple, value: object) -> object:
 def read(folder: Path) -> list[int] | None:
     """The ids of a text; None if the folder or the text is refused, in one line."""
     try:
-        tokenizer = tokenizer_folder.read(folder)
+        tokenizer = folders.read(folder)
         frame = tokenizer.frame(1)
         return frame.around(tokenizer.encode([TEXT]))[0].tolist()
     except InputError as refused:
@@ -193,7 +193,7 @@ def test_a_contradiction_is_named(case: str, folder: Path):
     files, reason = CONTRADICTIONS[case]
     write(folder, {"vocab.txt": "\n".join(PIECES), **files})
     with pytest.raises(InputError, match=reason):
-        tokenizer_folder.read(folder)
+        folders.read(folder)
 
 
 def test_vocabularies_that_cannot_be_read(folder: Path):
@@ -221,7 +221,7 @@ def test_a_folder_is_given_where_a_tokenizer_is_asked_for(folder: Path, fast: di
 
 
 def test_the_file_may_be_written_again_by_another_program(folder: Path):
-    made = tokenizer_folder.read(write(folder, {**FILES, "vocab.txt": "\n".join(PIECES)}))
+    made = folders.read(write(folder, {**FILES, "vocab.txt": "\n".join(PIECES)}))
     pretty = json.dumps(json.loads(made.to_bytes()), indent=1).encode()
     assert re.match(rb'\{\n "lm"', pretty)
     assert load(pretty, made.file_name).encode([TEXT])[0].tolist() == WHOLE[1:-1]
@@ -233,14 +233,14 @@ def test_masking_draws_no_token_without_a_piece_or_a_row(folder: Path):
     model = {"type": "WordPiece", "vocab": pieces, "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
     content = {"version": "1.0", "added_tokens": [], "model": {**model, "max_input_chars_per_word": 100}}
     write(folder, {FAST: content, CONFIG: {"tokenizer_class": "BertTokenizer"}})
-    tokenizer = tokenizer_folder.read(folder, rows=25)
+    tokenizer = folders.read(folder, rows=25)
     masked = MaskedLM.create(Config(), tokenizer)
     assert masked.ordinary_ids.tolist() == [*range(5, 13), 20]
     assert masked.mask_id == 4
     assert np.flatnonzero(~masked.starts_word_V).tolist() == [PIECES.index("##s")]
     with pytest.raises(InputError, match=r"'yankee' with the id 30"):
         tokenizer.encode(["yankee"])
-    none = tokenizer_folder.read(folder, rows=4)
+    none = folders.read(folder, rows=4)
     with pytest.raises(InputError, match=r"mask token has the id 4, but .* 4 rows; objective.name=mlm needs it"):
         create_row_format(DataConfig(), ObjectiveConfig(), none.special)
 
@@ -248,8 +248,8 @@ def test_masking_draws_no_token_without_a_piece_or_a_row(folder: Path):
 def test_config_json_says_what_stands_around_a_text_where_no_file_of_the_tokenizer_does(folder: Path, fast: dict):
     write(folder, {FAST: {**fast, "post_processor": None}})
     ids = {"cls_token_id": 2, "sep_token_id": 3}
-    assert tokenizer_folder.read(folder, config=ids).frame(2).ids == ((2,), (3,), (3,))
-    assert tokenizer_folder.read(folder, config={"cls_token_id": 2}).frame(1).ids == ((), ())
-    assert tokenizer_folder.read(folder, config={**ids, "sep_token_id": 99}).frame(1).ids == ((), ())
+    assert folders.read(folder, config=ids).frame(2).ids == ((2,), (3,), (3,))
+    assert folders.read(folder, config={"cls_token_id": 2}).frame(1).ids == ((), ())
+    assert folders.read(folder, config={**ids, "sep_token_id": 99}).frame(1).ids == ((), ())
     write(folder, {FAST: {**fast, "post_processor": None}, CONFIG: {}})
-    assert tokenizer_folder.read(folder, config=ids).frame(1).ids == ((), ())
+    assert folders.read(folder, config=ids).frame(1).ids == ((), ())

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from lm.data.special_ids import SpecialIds, require
 from lm.errors import InputError
+from lm.tokenizers.special_ids import SpecialIds, require
 
 
 def pieces_by_id(ids: Mapping[str, int], size: int) -> list[str]:

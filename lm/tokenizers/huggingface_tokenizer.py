@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.data import imported_ids, words
-from lm.data.frame import Frame
-from lm.data.special_ids import SPECIAL_NAMES, SpecialIds, require
 from lm.errors import InputError
+from lm.tokenizers import imported_ids, words
+from lm.tokenizers.frame import Frame
+from lm.tokenizers.special_ids import SPECIAL_NAMES, SpecialIds, require
 
 _SENTINEL_NAMES = ("<extra_id_{}>", "▁<extra_id_{}>")  # the second: mT5's, which are pieces of its sentencepiece model
 _BEGIN = b'{"lm": '  # of the first line
