@@ -36,6 +36,7 @@ class Endpoint:
         summary: a sentence for /openapi.json.
         request: the schema of the body; None for a GET.
         answer: the schema of the answer.
+        is_queued: whether a post waits for the engine.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Endpoint:
     summary: str
     request: Schema | None = None
     answer: Schema = dataclasses.field(default_factory=dict)
+    is_queued: bool = True
 
     @property
     def method(self) -> str:
@@ -55,6 +57,8 @@ class Endpoint:
         try:
             body = None
             if self.request is not None:
+                if self.is_queued:
+                    service.scheduler.check_open()  # an overloaded server reads no body that it would refuse
                 content = await _read_body(request, service.settings.max_body_bytes)
                 body = schema.check(self.request, schema.parse(content))
             return await self.handler(service, request, body)

@@ -156,5 +156,7 @@ _RELOADED = fields({"model": text(), "step": integer(), "loaded": boolean()})
 
 ENDPOINTS = (
     Endpoint("/tasks/{task}", answer, error, "Do a task of launch/predict.py.", _TASK, _ANSWERS),
-    Endpoint("/admin/reload", reload, error, "Serve the newest checkpoint of a model.", _RELOAD, _RELOADED),
+    Endpoint(
+        "/admin/reload", reload, error, "Serve the newest checkpoint of a model.", _RELOAD, _RELOADED, is_queued=False
+    ),
 )

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-Bodies = Iterator[tuple[str, dict[str, Any]]]  # path and body of one request after the other
+Body = dict[str, Any] | bytes | None  # None: a GET; bytes are JSON already
+Bodies = Iterator[tuple[str, Body]]  # path and body of one request after the other
 
 _IDLE = 3.0  # seconds; an older connection may just be closed by its server
 
@@ -30,13 +31,13 @@ class Client:
         self._used = 0.0
         self.content = b""  # of the last answer that was no stream
 
-    async def ask(self, path: str, body: dict[str, Any] | None, headers: str = "") -> Answer:
-        """Sends a request and reads the answer; a body of None is a GET."""
+    async def ask(self, path: str, body: Body, headers: str = "") -> Answer:
+        """Sends a request and reads the answer."""
         if self._streams is not None and (self._streams[0].at_eof() or time.perf_counter() - self._used > _IDLE):
             self.close()
         self._streams = self._streams or await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
-        content = b"" if body is None else json.dumps(body).encode()
+        content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         line = f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
         sent = time.perf_counter()
         writer.write(f"{line}{headers}Content-Length: {len(content)}\r\n\r\n".encode() + content)

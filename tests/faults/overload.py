@@ -29,9 +29,10 @@ CLIENTS = 8  # of the closed loop that measures the capacity
 
 
 def requests(texts: list[str]) -> serving_load.Bodies:
-    for start in itertools.cycle(range(0, len(texts), TOGETHER)):
-        body = {"input": texts[start : start + TOGETHER], "encoding_format": "base64"}
-        yield "/v1/embeddings", body
+    """The load shares the machine with the server, so the bodies are made before."""
+    starts = range(0, len(texts), TOGETHER)
+    bodies = [{"input": texts[start : start + TOGETHER], "encoding_format": "base64"} for start in starts]
+    return itertools.cycle([("/v1/embeddings", json.dumps(body).encode()) for body in bodies])
 
 
 def capacity(server: Server, bodies: serving_load.Bodies, seconds: float) -> float:
