@@ -9,7 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-_SHORT, _LONG = 64, 256  # the two shortest lengths of packed rows; longer ones are the doubles of the second
+_LENGTHS, _FINE_LENGTHS = (64, 256), (64, 128, 192, 256)  # of packed rows; longer ones are doubles of the last
+# What a batch costs on CPUs, measured with MiniLM: reading the weights takes the time of so many tokens, and in rows of
+# so many tokens attention takes as long as everything else.
+_WEIGHTS, _EVEN = 40, 768
 _SHORTEST = 16  # the shortest length of padded rows, whose lengths are powers of two
 
 
@@ -68,8 +71,8 @@ def pack(
 
     A row is 64, 256, 512, 1024, ... tokens long. Requests are placed from the longest to the shortest. Each goes into a
     row with room, or else opens the shortest row that holds it. The shortest, because attention costs each token the
-    length of its row. For the numbers of rows see `counts`. With `fine`, requests that fit into one row of 256 are one
-    row, and a lone row is cut to one of its `lone_lengths`.
+    length of its row. For the numbers of rows see `counts`. With `fine`, rows may also have 128 and 192 tokens, a lone
+    row is cut to one of its `lone_lengths`, and the shortest rows are as long as makes the batches cheapest.
 
     Args:
         rows: the requests, of at least one token each. Request i is `rows[i]`.
@@ -79,31 +82,49 @@ def pack(
         multiple: the number of rows is a multiple of this.
         fine: whether there are more shapes, for less padding.
     """
+    longest = max((len(row.tokens) for row in rows), default=1)
+    lengths = _row_lengths(longest, budget, fine)
+    ways = [lengths[first:] for first in range(len(lengths))] if fine else [lengths]
+    arranged = [_arranged(rows, way, (budget, tokens_a_place, multiple, fine)) for way in ways]
+    for shape_BL, part in min(arranged, key=_cost):
+        yield _batch([[(i, rows[i]) for i in each] for each in part], shape_BL, tokens_a_place, pad_id)
+
+
+_Arranged = list[tuple[tuple[int, int], list[list[int]]]]  # the shape of every batch, and the requests of its rows
+
+
+def _arranged(rows: Sequence[Row], lengths: Sequence[int], how: tuple[int, int, int, bool]) -> _Arranged:
+    """Returns batches whose rows have some lengths; for `how` see the arguments of `pack`."""
+    budget, tokens_a_place, multiple, fine = how
     members: dict[int, list[list[int]]] = {}
-    everything = list(enumerate(rows))
-    together = fine and multiple == 1 and len(rows) > 1 and _fits(everything, min(budget, _LONG), tokens_a_place)
-    fitted = [(_LONG, list(range(len(rows))))] if together else _fit(rows, tokens_a_place)
-    for length, requests in fitted:
+    for length, requests in _fit(rows, lengths, tokens_a_place):
         members.setdefault(length, []).append(requests)
+    found: _Arranged = []
     for length, together in members.items():
         full = max(1, budget // length) * multiple
         for start in range(0, len(together), full):
             part = together[start : start + full]
             size = next(count * multiple for count in counts(budget // length, fine) if count * multiple >= len(part))
-            requests = [[(i, rows[i]) for i in each] for each in part]
             cut = length
             if fine and len(part) == 1:
-                cut = next(each for each in lone_lengths(length) if _fits(requests[0], each, tokens_a_place))
-            yield _batch(requests, (size, cut), tokens_a_place, pad_id)
+                requests = [rows[i] for i in part[0]]
+                cut = next((each for each in lone_lengths(length) if _fits(requests, each, tokens_a_place)), length)
+            found.append(((size, cut), part))
+    return found
 
 
-def _fits(requests: Sequence[tuple[int, Row]], length: int, tokens_a_place: int) -> bool:
+def _cost(arranged: _Arranged) -> float:
+    """Returns what batches cost on CPUs, in tokens without attention."""
+    return sum(_WEIGHTS + count * length * (1 + length / _EVEN) for (count, length), _ in arranged)
+
+
+def _fits(requests: Sequence[Row], length: int, tokens_a_place: int) -> bool:
     """Returns whether a row of some length holds the requests."""
-    tokens, places = sum(len(row.tokens) for _, row in requests), sum(len(row.places) for _, row in requests)
+    tokens, places = sum(len(row.tokens) for row in requests), sum(len(row.places) for row in requests)
     return tokens <= length and places <= length // tokens_a_place
 
 
-def _fit(rows: Sequence[Row], tokens_a_place: int) -> list[tuple[int, list[int]]]:
+def _fit(rows: Sequence[Row], lengths: Sequence[int], tokens_a_place: int) -> list[tuple[int, list[int]]]:
     """Returns the length of every packed row and the requests in it, by best-fit decreasing."""
     found: list[tuple[int, list[int]]] = []
     room: list[int] = []  # free tokens of each row of `found`
@@ -114,7 +135,7 @@ def _fit(rows: Sequence[Row], tokens_a_place: int) -> list[tuple[int, list[int]]
         if fitting:
             best = min(fitting, key=room.__getitem__)
         else:
-            best, length = len(found), packed_length(size)
+            best, length = len(found), next(length for length in lengths if length >= size)
             found.append((length, []))
             room.append(length)
             places.append(length // tokens_a_place)
@@ -124,19 +145,31 @@ def _fit(rows: Sequence[Row], tokens_a_place: int) -> list[tuple[int, list[int]]
     return found
 
 
-def packed_length(size: int) -> int:
+def packed_length(size: int, fine: bool = False) -> int:
     """Returns the length of the shortest packed row that holds a request of `size` tokens."""
-    return _SHORT if size <= _SHORT else max(_LONG, power(size, 2))
+    return _row_lengths(size, 0, fine)[-1]
+
+
+def _row_lengths(longest: int, budget: int, fine: bool) -> list[int]:
+    """Returns the lengths of packed rows for requests of up to `longest` tokens.
+
+    With `fine`, requests may share a row that is longer than each of them needs, if a batch has so many tokens.
+    """
+    found = list(_FINE_LENGTHS if fine else _LENGTHS)
+    while found[-1] < longest:
+        found.append(2 * found[-1])
+    needed = next(length for length in found if length >= longest)
+    return [length for length in found if length <= (max(needed, budget) if fine else needed)]
 
 
 def lone_lengths(length: int) -> list[int]:
     """Returns the lengths that a lone row may be cut to: 16, 32, 48, 64, then 96, 128, ..., 256, then 320, ..."""
-    found = list(range(_SHORTEST, _SHORT + 1, _SHORTEST))
-    whole = _LONG
-    while whole <= length:
+    found = list(range(_SHORTEST, _LENGTHS[0] + 1, _SHORTEST))
+    whole = _LENGTHS[1]
+    while found[-1] < length:
         found += range(found[-1] + whole // 8, whole + 1, whole // 8)
         whole *= 2
-    return found
+    return [each for each in found if each <= length]
 
 
 def counts(full: int, fine: bool) -> list[int]:
@@ -153,14 +186,10 @@ def counts(full: int, fine: bool) -> list[int]:
 
 def shapes(longest: int, budget: int, multiple: int = 1, fine: bool = False) -> list[tuple[int, int]]:
     """Returns the shapes [B, L] of all batches that `pack` makes of requests of up to `longest` tokens."""
-    lengths = [_SHORT]
-    while lengths[-1] < packed_length(longest):
-        lengths.append(packed_length(lengths[-1] + 1))
+    lengths = _row_lengths(longest, budget, fine)
     found = [(count * multiple, length) for length in lengths for count in counts(budget // length, fine)]
-    if fine:  # requests that are one row together may be longer than each of them
-        together = next(cut for cut in lone_lengths(_LONG) if cut >= min(budget, _LONG)) if multiple == 1 else 0
-        cuts = lone_lengths(max(lengths[-1], _LONG))
-        found += [(multiple, cut) for cut in cuts if cut <= max(lengths[-1], together)]
+    if fine:
+        found += [(multiple, cut) for cut in lone_lengths(lengths[-1])]
     return list(dict.fromkeys(found))
 
 

@@ -78,7 +78,7 @@ class Readers(Group):
 
     def split(self, row: Row) -> list[Row]:
         """Returns copies of a row that each ask for few enough places, so that they fit into one of the shapes."""
-        most = max(1, packed.packed_length(len(row.tokens)) // self.tokens_a_place)
+        most = max(1, packed.packed_length(len(row.tokens), self._packing["fine"]) // self.tokens_a_place)
         parts = range(0, max(1, len(row.places)), most)
         return [dataclasses.replace(row, places=row.places[begin : begin + most]) for begin in parts]
 

@@ -97,7 +97,10 @@ def test_few_requests_are_one_row_that_is_cut_to_them():
     assert shape(*[row(3)] * 4) == (1, 32)  # four places, and a row of 16 has two
     assert shape(*[row(40)] * 2) == (1, 96)
     assert shape(row(200), row(40), row(10)) == (1, 256)
-    assert shape(*[row(40)] * 8) == (8, 64)
+    assert shape(row(100), row(90), row(80)) == (3, 128)
+    assert shape(row(150), row(150)) == (2, 192)
+    assert shape(*[row(40)] * 8) == (3, 128)
+    assert shape(*[row(60)] * 8) == (8, 64)
 
 
 def test_numbers_of_rows():
@@ -109,6 +112,7 @@ def test_numbers_of_rows():
 
 def test_a_row_is_as_long_as_its_longest_request_needs():
     assert [packed_length(size) for size in (1, 64, 65, 256, 257, 1024, 1025)] == [64, 64, 256, 256, 512, 1024, 2048]
+    assert [packed_length(size, fine=True) for size in (1, 65, 129, 193, 257)] == [64, 128, 192, 256, 512]
 
 
 def test_a_request_with_more_places_than_a_row_has_gets_them():
