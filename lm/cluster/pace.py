@@ -1,6 +1,7 @@
 """What replicas and their autoscaler keep to, and what the fleet's plan simulates."""
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,29 @@ class Pace:
 
 UP = Pace(window=0, percent=100, pods=4, period=15)
 DOWN = Pace(window=300, percent=10, pods=1, period=60)
+RECENT = 2.0  # seconds after which a moment counts e times less in a mean
 POLLING = 15  # seconds between two questions of KEDA
 COOL_DOWN = 300  # seconds without work after which KEDA stops the last replica
 FILLED = 0.5  # share of a request's time that a server's queue may take: its pace varies, and answers take time as well
 AVERAGED = 60  # seconds over which KEDA's query averages a gauge
+
+
+class Recent:
+    """An amount that changes, and its mean over the last seconds.
+
+    Where a server has little of a core, who asks is served when nothing is computed. What it would see at that moment
+    is no measure of the load.
+    """
+
+    def __init__(self, now: float):
+        self._amount, self._mean, self._known = 0, 0.0, now
+
+    def add(self, amount: int, now: float) -> None:
+        self.mean(now)
+        self._amount += amount
+
+    def mean(self, now: float) -> float:
+        kept = math.exp((self._known - now) / RECENT)
+        self._mean = kept * self._mean + (1 - kept) * self._amount
+        self._known = now
+        return self._mean

@@ -15,6 +15,8 @@ from lm.errors import InputError
 NAME = "lm"  # of the application
 DEPLOYMENT = "Replica"  # the class of lm/serving/ray_serve.py
 OUTSTANDING = "outstanding_tokens"  # what replicas report
+REPORTS = 2.0  # seconds between two reports of a replica; with Ray's 10 a tripled load was seen after 12 to 22 s
+AVERAGED = 30.0  # seconds over which the policy sees a replica's mean
 # Environment of Ray's nodes. A proxy otherwise sends each request to a replica of its own node, or of its own zone,
 # until one has `max_ongoing_requests`: the replicas of other nodes stay idle.
 EVEN = {"RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", "RAY_SERVE_PROXY_PREFER_LOCAL_AZ_ROUTING": "0"}
@@ -73,6 +75,8 @@ def config(wanted: Replicas) -> Manifest:
         "max_replicas": wanted.most,
         "upscale_delay_s": wanted.up,
         "downscale_delay_s": wanted.down,
+        "metrics_interval_s": REPORTS,
+        "look_back_period_s": AVERAGED,
         "policy": {
             "policy_function": f"{__name__}:OutstandingTokens",
             "policy_kwargs": {"target": wanted.target},

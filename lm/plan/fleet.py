@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.cluster.pace import AVERAGED, COOL_DOWN, FILLED, POLLING
+from lm.cluster.pace import AVERAGED, COOL_DOWN, FILLED, POLLING, Recent
 from lm.plan.autoscale import Rule
 
-SCRAPE = 10.0  # seconds between two looks at the gauges
+_SCRAPE = 10.0  # seconds between two looks of Prometheus at a gauge
 _GRACE = 15.0  # seconds between the notice of a preemption and the end of the machine
 _END, _STARTED, _LOOK, _DECIDE, _POLL, _PREEMPT, _GONE = range(7)
 
@@ -60,13 +60,16 @@ class Fleet:
         target: waiting tokens, or slots in use, that one replica may have; the autoscaler's target.
         least: replicas at the start; 0: KEDA starts the first when a request comes.
         preemptions: of a machine in an hour.
-        averaged: seconds over which the gauge is averaged.
-        counts: `queue`: waiting tokens; `slots`: slots in use; `outstanding`: all tokens that are not answered.
+        every: seconds between two looks at a replica's gauge.
+        averaged: seconds over which a replica's gauge is averaged.
+        counts: `queue`: waiting tokens; `slots`: slots in use; `outstanding`: all tokens that are not answered, in the
+            mean of the last seconds.
     """
 
     target: float
     least: int = 1
     preemptions: float = 0.0
+    every: float = _SCRAPE
     averaged: float = AVERAGED
     counts: str = "queue"
 
@@ -99,13 +102,27 @@ class Outcome:
 
 
 class _Replica:
-    __slots__ = ("alive", "born", "busy", "draining", "ready", "running", "unanswered", "waiting", "waiting_tokens")
+    __slots__ = (
+        "alive",
+        "born",
+        "busy",
+        "draining",
+        "looks",
+        "outstanding",
+        "ready",
+        "running",
+        "unanswered",
+        "waiting",
+        "waiting_tokens",
+    )
 
     def __init__(self, born: float):
         self.born, self.alive, self.ready, self.draining = born, True, False, False
         self.waiting: deque[int] = deque()
         self.waiting_tokens = self.unanswered = self.busy = 0
         self.running: set[int] = set()
+        self.outstanding = Recent(born)  # tokens
+        self.looks: deque[tuple[float, float]] = deque()  # when, and what the gauge said
 
 
 class Simulation:
@@ -138,7 +155,7 @@ class Simulation:
         self._order = self._draws = 0
         self._living: list[_Replica] = []
         self._ready: list[_Replica] = []
-        self._looks: deque[tuple[float, float]] = deque()
+        self._seen: list[_Replica] = []  # those with looks, also the ones that left lately
         self._seconds, self._last = 0.0, float("-inf")  # replica-seconds of the ended; the last arrival
         self._counts: list[tuple[float, int]] = []
 
@@ -146,7 +163,7 @@ class Simulation:
         """Returns what happens until the last request is answered."""
         for _ in range(self._fleet.least):
             self._add(0.0, ready=True)
-        self._at(SCRAPE, _LOOK)
+        self._at(self._fleet.every, _LOOK)
         self._at(self._rule.every, _DECIDE)
         if not self._fleet.least:
             self._at(POLLING, _POLL)
@@ -182,10 +199,8 @@ class Simulation:
             assert isinstance(what, tuple)
             self._end(now, *what)
         elif kind == _LOOK:
-            self._looks.append((now, self._load()))
-            while self._looks[0][0] < now - self._fleet.averaged:
-                self._looks.popleft()
-            self._at(now + SCRAPE, _LOOK)
+            self._look(now)
+            self._at(now + self._fleet.every, _LOOK)
         elif kind == _DECIDE:
             self._decide(now)
             self._at(now + self._rule.every, _DECIDE)
@@ -224,6 +239,7 @@ class Simulation:
         replica.unanswered += 1
         replica.waiting.append(request)
         replica.waiting_tokens += tokens
+        replica.outstanding.add(tokens, now)
         self._start(now, replica)
 
     def _draw(self, below: int) -> int:
@@ -257,6 +273,7 @@ class Simulation:
         for request in batch:
             self._latencies[request] = now - self._arrivals[request]
         replica.running.difference_update(batch)
+        replica.outstanding.add(-sum(self._tokens[request] for request in batch), now)
         replica.unanswered -= len(batch)
         replica.busy -= 1
         self._start(now, replica)
@@ -306,15 +323,30 @@ class Simulation:
 
     # ---- The autoscaler -------------------------------------------------------------------------
 
+    def _look(self, now: float) -> None:
+        """Reads the gauge of every replica, and forgets what is too old for the mean."""
+        for replica in self._living:
+            if replica.ready:
+                if not replica.looks:
+                    self._seen.append(replica)
+                replica.looks.append((now, self._gauge(now, replica)))
+        for replica in self._seen:
+            while replica.looks and replica.looks[0][0] < now - self._fleet.averaged:
+                replica.looks.popleft()
+        self._seen = [replica for replica in self._seen if replica.looks]
+
+    def _gauge(self, now: float, replica: _Replica) -> float:
+        if self._fleet.counts == "slots":
+            return float(replica.busy)
+        if self._fleet.counts == "queue":
+            return float(replica.waiting_tokens)
+        return replica.outstanding.mean(now)
+
     def _load(self) -> float:
-        """Returns the sum of the gauge over all replicas."""
-        counts = self._fleet.counts
-        if counts == "slots":
-            return float(sum(replica.busy for replica in self._living))
-        waiting = sum(replica.waiting_tokens for replica in self._living)
-        if counts == "outstanding":
-            waiting += sum(self._tokens[request] for replica in self._living for request in replica.running)
-        return float(waiting)
+        """Returns the sum of the replicas' means. Ray leaves out those that leave, Prometheus does not."""
+        is_ray = self._fleet.counts == "outstanding"
+        counted = [replica.looks for replica in self._seen if not (is_ray and replica.draining)]
+        return sum(sum(value for _, value in looks) / len(looks) for looks in counted)
 
     def _present(self) -> list[_Replica]:
         return [replica for replica in self._living if not replica.draining]
@@ -323,8 +355,7 @@ class Simulation:
         present = self._present()
         if not present:  # only KEDA's polling starts the first
             return
-        load = sum(load for _, load in self._looks) / max(1, len(self._looks))
-        wanted = self._rule.wanted(now, len(present), load / self._fleet.target)
+        wanted = self._rule.wanted(now, len(present), self._load() / self._fleet.target)
         direction = (wanted > len(present)) - (wanted < len(present))
         self._changes += direction * self._direction < 0
         self._direction = direction or self._direction

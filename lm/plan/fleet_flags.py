@@ -7,6 +7,7 @@ import sys
 from absl import flags
 
 from lm import cli
+from lm.cluster import ray_serve
 from lm.errors import InputError
 from lm.plan import traffic
 from lm.plan.autoscale import Delayed, Fixed, Horizontal, Rule
@@ -87,8 +88,10 @@ def simulate(requests: Traffic, capacity: Capacity, setting: Setting) -> Outcome
     """Returns what a setting leads to."""
     counts = "outstanding" if _F.autoscaler == "ray" else "slots" if capacity.slots else "queue"
     fleet = Fleet(setting.target, setting.least, _F.preemptions_per_hour, counts=counts)
-    if _F.autoscaler in ("hpa", "ray"):  # prometheus-adapter hands the newest value on; Ray averages over 30 s
-        fleet = dataclasses.replace(fleet, averaged=30.0 if _F.autoscaler == "ray" else 0.0)
+    if _F.autoscaler == "hpa":
+        fleet = dataclasses.replace(fleet, averaged=0.0)  # prometheus-adapter hands the newest value on
+    elif _F.autoscaler == "ray":
+        fleet = dataclasses.replace(fleet, every=ray_serve.REPORTS, averaged=ray_serve.AVERAGED)
     return Simulation(requests.arrivals, requests.tokens, capacity, fleet, _rule(setting), _F.seed).run()
 
 

@@ -10,13 +10,12 @@ Items wait in the order of their `rank`. It is fixed at admission and grows with
 
 import bisect
 import dataclasses
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lm.cluster.pace import FILLED
+from lm.cluster.pace import FILLED, Recent
 from lm.serving.refusals import Refusal
 
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
@@ -24,7 +23,6 @@ _PRIORITY_SECONDS = 5.0  # a request waits as if it had come so much later for e
 # Seconds by which an item moves back for each token of its own request before it. So a short request passes a long one
 # that came a moment before.
 _SECONDS_A_TOKEN = 1e-4
-_RECENT = 2.0  # seconds after which a moment counts e times less in the mean of outstanding tokens
 _MEASURED = 0.5  # seconds over which the pace of the queue is measured
 _LONGEST_RETRY = 60.0  # seconds
 
@@ -147,8 +145,7 @@ class Scheduler:
         self._queues: dict[Group, _Queue] = {}
         self._jobs: set[Job] = set()
         self._stopped: Refusal | None = None
-        self._outstanding = 0  # tokens that wait or are computed
-        self._recent, self._known = 0.0, clock()  # their mean over the last seconds, as it was at `_known`
+        self._outstanding = Recent(clock())  # tokens that wait or are computed
         self._pace: float | None = None  # tokens that leave the queue in a second, while it is not empty
         self._since, self._left = clock(), 0  # since when `_left` tokens have left the queue
 
@@ -176,7 +173,7 @@ class Scheduler:
             self.items += len(job.items)
             self.tokens += job.tokens
             self._jobs.add(job)
-            self._count(job.tokens)
+            self._outstanding.add(job.tokens, now)
             self._changed.notify_all()
 
     def cancel(self, job: Job) -> None:
@@ -213,14 +210,9 @@ class Scheduler:
         return self.tokens / self._pace if self._pace else 0.0
 
     def outstanding_tokens(self) -> float:
-        """Returns how many tokens waited or were computed, in the mean over the last seconds.
-
-        Where a server has little of a core, who asks is served when nothing is computed. What it would see at that
-        moment is no measure of the load.
-        """
+        """Returns how many tokens waited or were computed, in the mean over the last seconds."""
         with self._changed:
-            self._count(0)
-            return self._recent
+            return self._outstanding.mean(self._clock())
 
     @staticmethod
     def _retry_after(wait: float) -> float:
@@ -280,7 +272,7 @@ class Scheduler:
             if item.ended:
                 return
             item.ended = True
-            self._count(-item.tokens)
+            self._outstanding.add(-item.tokens, self._clock())
             self._leave(item)
             item.job.unfinished -= 1
             if not item.job.unfinished:
@@ -342,14 +334,6 @@ class Scheduler:
             self._pace = measured if self._pace is None else 0.7 * self._pace + 0.3 * measured
             self._since, self._left = now, 0
 
-    def _count(self, tokens: int) -> None:
-        """Adds to the tokens that wait or are computed."""
-        now = self._clock()
-        kept = math.exp((self._known - now) / _RECENT)
-        self._recent = kept * self._recent + (1 - kept) * self._outstanding
-        self._known = now
-        self._outstanding += tokens
-
     def _remove(self, item: Item) -> None:
         waiting = self._queues[item.group].waiting
         index = bisect.bisect_left(waiting, item.rank, key=lambda each: each.rank)
@@ -374,7 +358,7 @@ class Scheduler:
             if item.ended:
                 continue
             item.ended = True
-            self._count(-item.tokens)
+            self._outstanding.add(-item.tokens, self._clock())
             if item.slot is not None:
                 self._leave(item)
             elif item.waits:

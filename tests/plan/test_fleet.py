@@ -117,6 +117,18 @@ def test_the_autoscaler_sees_the_mean_of_what_waits() -> None:
     assert rule.loads[0] == pytest.approx((49 + 39 + 29) / 3, abs=1.01)
 
 
+@pytest.mark.parametrize("counts", ["outstanding", "queue"])
+def test_only_ray_leaves_out_a_replica_that_leaves(counts: str) -> None:
+    """One of two is told to leave after 15 s, and still has half of the work at 30 s."""
+    rule = Script(1, every=15.0)
+    patient = dataclasses.replace(READER, deadline=1e6)
+    simulate([0.0] * 400, [100] * 400, patient, rule, least=2, counts=counts, every=4.0, averaged=0.0)
+    both, after = rule.loads[:2]
+    assert both == pytest.approx(400 - 2 * 12, abs=8)
+    left = 400 - 2 * 28
+    assert after == pytest.approx(left / 2 if counts == "outstanding" else left, abs=40)
+
+
 def test_keda_starts_the_first_replica_and_stops_the_last() -> None:
     out = simulate([10.0, 40.0, 800.0], [100] * 3, dataclasses.replace(READER, startup=10.0), Script(), least=0)
     assert out.refused == 2  # before the first replica is ready, and after the quiet time

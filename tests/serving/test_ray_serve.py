@@ -34,7 +34,13 @@ def record(**fields: dict) -> dict:
 
 POLICY = record(policy_function=TEXT, policy_kwargs=record(target=NUMBER))
 SCALING = record(
-    min_replicas=COUNT, max_replicas=COUNT, upscale_delay_s=NUMBER, downscale_delay_s=NUMBER, policy=POLICY
+    min_replicas=COUNT,
+    max_replicas=COUNT,
+    upscale_delay_s=NUMBER,
+    downscale_delay_s=NUMBER,
+    metrics_interval_s=NUMBER,
+    look_back_period_s=NUMBER,
+    policy=POLICY,
 )
 ACTOR = record(num_cpus=NUMBER, num_gpus=NUMBER)
 DEPLOYMENT = record(
