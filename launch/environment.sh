@@ -33,8 +33,9 @@ environment() {
   if [ "$wanted" != "$installed" ]; then
     extras="$(paste -sd, <<<"$extras")"
     echo "Installing lm${extras:+[$extras]} into $name: minutes, the first time"
-    # Without their hashes, which pip would then ask of every package.
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "$ROOT${extras:+[$extras]}" \
+    # The lock without its hashes, which pip would then ask of every package. Modules are compiled when they are first
+    # imported: most of torch's and transformers' never are, and compiling them all takes a minute.
+    "$venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check --editable "$ROOT${extras:+[$extras]}" \
       --constraint <(if [ "$lock" ]; then sed -n 's/ \\$//; /^[a-z].*==/p' "$lock"; fi)
     echo "$wanted" >"$stamp" # last: what was interrupted is repeated
   fi
