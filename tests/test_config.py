@@ -83,6 +83,8 @@ def test_a_config_that_cannot_run_is_refused_where_it_is_built(sections: dict[st
         ({}, "model.rope_theta", "model.position is learned"),
         ({"objective": ObjectiveConfig(nsp=False)}, "data.short_seq_prob", "objective.name is mlm without"),
         ({"data": DataConfig(tokenizer="runs/mine")}, "data.vocab_size", "data.tokenizer names a tokenizer"),
+        ({}, "optim.lora_alpha", "optim.lora_rank is 0"),
+        ({"optim": OptimConfig(name="adafactor")}, "optim.b2", "optim.name is adafactor"),
     ],
 )
 def test_a_given_setting_without_an_effect_is_refused(sections: dict[str, Any], given: str, message: str) -> None:

@@ -66,8 +66,9 @@ FAMILIES = {
 MAY_NAME_FAMILIES = (
     "lm/families.py",
     "lm/huggingface/",
+    "lm/tokenizers/classes.py",
     "lm/tokenizers/languages.py",
-)  # lists of codes are named after models
+)  # classes and lists of codes are named after models
 MAY_USE_ORBAX = ("lm/checkpoint.py", "lm/orbax_storage.py")
 LAUNCH_LINES = 80  # logic belongs to lm, where a test can reach it
 

@@ -43,6 +43,10 @@ def without_effect(config: Config) -> dict[str, str]:
     unless(model.global_every > 1, "model.global_every is 1: every layer is global", "model.window")
     unless(optim.schedule == "wsd", f"optim.schedule is {optim.schedule}", "optim.decay", "optim.decay_fraction")
     unless(optim.schedule not in ("rsqrt", "constant"), f"optim.schedule is {optim.schedule}", "optim.final_fraction")
+    adaptive = ("optim.b1", "optim.b2", "optim.eps", "optim.bias_correction")
+    unless(optim.name != "adafactor", "optim.name is adafactor", *adaptive)
+    unless(optim.lora_rank > 0, "optim.lora_rank is 0", "optim.lora_alpha", "optim.lora_targets")
+    unless(not config.mixture.tasks, "each task of the mixture has its own", "data.source", "data.field")
     unless(not config.data.tokenizer, "data.tokenizer names a tokenizer", *_TRAINED_TOKENIZER)
     return found
 

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from lm import storage
-from lm.config import DataConfig
+from lm.config import Config, DataConfig
 from lm.data import catalogues, dates, docs_questions, files, records
 from lm.data.pairs import Pair, make_pair
 from lm.data.workers import ParallelMap
@@ -184,6 +184,28 @@ def source_of(path: str, lines: str) -> str:
         found = ", ".join(f"{file} ({source})" for source, file in examples.items())
         raise InputError(f"{path!r} has files of several kinds: {found}; give those of one kind, such as DIR/*.jsonl.")
     return next(iter(examples))
+
+
+def on_files(config: Config, path: str, lines: str) -> DataConfig:
+    """Returns the section of a run that reads files instead of its corpus. Records have the fields of its first task.
+
+    Args:
+        config: of the run.
+        path, lines: as for `source_of`, which may refuse them.
+    """
+    first = next(iter(config.mixture.tasks), None)
+    text = config.data if first is None else config.task_data(first)
+    source = source_of(path, lines)
+    has_fields = source in ("jsonl", "parquet")
+    return dataclasses.replace(
+        config.data,
+        source=source,
+        path=path,
+        field=text.field if has_fields else "text",
+        target_field=(text.target_field or "target") if has_fields and lines == "tsv" else "",
+        languages="",
+        store="",
+    )
 
 
 def _sizes(paths: Sequence[str]) -> dict[str, int]:

@@ -1,9 +1,10 @@
 """Finds the documents of a corpus that are nearly equal to others, and which of these leak a held-out document.
 
-Documents that share the key of a band (`lm.data.minhash`) are taken for near-duplicates. Of these the document with the
-lowest hash stays, and the others are left out. The same hash decides the split: documents with the lowest hashes are
-held out. So a held-out document stays, and its near-duplicates leave the training split: they are leaks. Neither the
-order of the corpus nor its shards decide what is found; they decide only which of several equal documents stays.
+Documents that share the key of a band (`lm.data.minhash`) are taken for near-duplicates, and so are those that such
+documents link. Of these the document with the lowest hash stays, and the others are left out. The same hash decides the
+split: documents with the lowest hashes are held out. So a held-out document stays, and its near-duplicates leave the
+training split: they are leaks. Neither the order of the corpus nor its shards decide what is found; they decide only
+which of several equal documents stays.
 
 The keys of a shard are computed by one worker and are written to STORE/near_duplicates, 8 bytes a band and document,
 until the store is complete. The main process reads the keys of one band at a time: about 90 bytes a document in memory.
@@ -31,7 +32,9 @@ _DOCUMENTS_AT_ONCE = 1 << 12
 
 
 def originals(hashes: np.ndarray, keys: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns for each document the one that stays for it, int64 [N]: itself, or the lowest that shares a key with it.
+    """Returns for each document the one that stays for it, int64 [N]: itself, or one with a lower hash.
+
+    That is the lowest that shares a key with it, or the one that stays for that.
 
     Args:
         hashes: uint64 [N]. Documents are ordered by them; of equal ones the first is the lowest.
@@ -46,6 +49,8 @@ def originals(hashes: np.ndarray, keys: Iterable[np.ndarray]) -> np.ndarray:
         begins = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1])) if len(ranked) else by_key
         shared = np.repeat(by_key[begins], np.diff(begins, append=len(ranked)))
         lowest[by_key] = np.minimum(lowest[by_key], shared)
+    while (lowest[lowest] != lowest).any():
+        lowest = lowest[lowest]
     found = np.empty_like(lowest)
     found[order] = order[lowest]
     return found

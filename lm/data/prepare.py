@@ -75,16 +75,12 @@ def prepare(
         del settings["near_duplicates"]  # as in stores that are older than it
     if tokenizer:
         settings["tokenizer"] = tokenizer.fingerprint
-    manifest = read_manifest(out)
-    if manifest is not None:
-        _refuse_changes(out, manifest["settings"], settings)
-        return store.Store.open(out)
-    if not tokenizer and not config.tokenizer and config.vocab_size < SMALLEST:
-        raise InputError(
-            f"data.vocab_size is {config.vocab_size}; to train a tokenizer, give {SMALLEST} or more: for 105 special "
-            "tokens, 256 bytes and pieces of the text. Or give a data.tokenizer."
-        )
+    if (found := _complete(out, settings)) is not None:
+        return found
+    _check_new(config, out, tokenizer)
     with lease.hold(out):
+        if (found := _complete(out, settings)) is not None:  # another process made it meanwhile
+            return found
         with _executors(runner, num_workers) as (here, executor):
             with workers.announced(f"reading the corpus, data.source={config.source}", progress):
                 shards = corpus.shards(config, here.map)
@@ -99,6 +95,30 @@ def prepare(
         _say_share(config, markers)
         _say_skipped(config, markers)
         store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers, removed)
+    return store.Store.open(out)
+
+
+def _check_new(config: DataConfig, out: str, tokenizer: Tokenizer | None) -> None:
+    """Refuses a folder that belongs to a run, whose tokenizer would be lost, and a tokenizer that is too small."""
+    if storage.read_keys(out, ["config.json"]) != [None]:
+        raise InputError(f"{out!r} is the working directory of a run; give another folder, such as {out}/store.")
+    if not tokenizer and not config.tokenizer and config.vocab_size < SMALLEST:
+        raise InputError(
+            f"data.vocab_size is {config.vocab_size}; to train a tokenizer, give {SMALLEST} or more: for 105 special "
+            "tokens, 256 bytes and pieces of the text. Or give a data.tokenizer."
+        )
+
+
+def _complete(out: str, settings: Mapping[str, object]) -> store.Store | None:
+    """Returns the store if it is complete.
+
+    Raises:
+        InputError: it was made with other settings.
+    """
+    manifest = read_manifest(out)
+    if manifest is None:
+        return None
+    _refuse_changes(out, manifest["settings"], settings)
     return store.Store.open(out)
 
 

@@ -79,7 +79,7 @@ class SentenceEncoder:
 
     Attributes:
         pooling: names in `POOLINGS`. The vectors of several are joined end to end.
-        include_prompt: whether the tokens of a prompt, and [CLS] before them, are pooled too.
+        include_prompt: whether the tokens of a prompt, and special tokens before them, are pooled too.
         steps: what follows pooling, in order.
         max_length: the longest text in tokens, special tokens included. Longer texts are cut. None is no limit.
         lower_case: whether texts become lower case before the tokenizer reads them.

@@ -221,6 +221,8 @@ def _obstacles(family: Family, config: ModelConfig) -> list[str]:
         changes.append(f"model.head_dim={config.d_model // config.num_heads} (not {config.head_dim})")
     if "token_types" in family.variable and config.token_types < 1:
         changes.append("model.token_types=1 or more (not 0)")
+    if any(each.ours == "embedding_width" for each in family.settings) and not config.embedding_width:
+        changes.append(f"model.embedding_width={config.d_model} (not 0)")
     shared: dict[str, Setting] = {}
     for each in family.settings:
         other = shared.setdefault(each.theirs, each)

@@ -1,6 +1,7 @@
 """Reads and writes what sentence-transformers, versions 2 to 6, puts around a model of transformers."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def write_sentence_encoder(folder: Path, encoder: SentenceEncoder, width: int) -
     for number, step in enumerate(encoder.steps, start=2):
         kind = type(step).__name__
         modules.append((kind, f"{number}_{kind}"))
-        (folder / modules[-1][1]).mkdir()
+        (folder / modules[-1][1]).mkdir(exist_ok=True)
         if isinstance(step, Dense):
             _write_dense(folder / modules[-1][1], step)
     _write(
@@ -219,6 +220,7 @@ def _write_dense(folder: Path, dense: Dense) -> None:
     _write(folder / "config.json", settings | ({"use_residual": True} if dense.is_residual else {}))
     tensors = {names[name]: np.ascontiguousarray(array) for name, array in dense.arrays.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors lets the owner alone read
 
 
 def _read_normalize(folder: Path) -> Normalize:

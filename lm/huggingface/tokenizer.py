@@ -12,32 +12,9 @@ from lm.tokenizers import folders
 from lm.tokenizers.huggingface_tokenizer import HuggingFace
 from lm.tokenizers.piece_tokenizer import MODELS, VOCABULARY, PieceTokenizer
 from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
-from lm.tokenizers.settings import CONFIG, FAST, ROLES_MAP, read_object
+from lm.tokenizers.settings import CONFIG, FAST, ROLES_MAP
 from lm.tokenizers.special_ids import SpecialIds
 from lm.tokenizers.tokenizer import Tokenizer
-
-# The class that transformers 5 registers for each model type. It reads folders that name no class.
-CLASSES = {
-    "albert": "AlbertTokenizer",
-    "bart": "RobertaTokenizer",
-    "bert": "BertTokenizer",
-    "camembert": "CamembertTokenizer",
-    "deberta": "DebertaTokenizer",
-    "deberta-v2": "DebertaV2Tokenizer",
-    "distilbert": "BertTokenizer",
-    "electra": "BertTokenizer",
-    "m2m_100": "M2M100Tokenizer",
-    "marian": "MarianTokenizer",
-    "mbart": "MBartTokenizer",
-    "modernbert": folders.GENERIC,
-    "mpnet": "MPNetTokenizer",
-    "mt5": "T5Tokenizer",
-    "pegasus": "PegasusTokenizer",
-    "roberta": "RobertaTokenizer",
-    "t5": "T5Tokenizer",
-    "umt5": folders.GENERIC,
-    "xlm-roberta": "XLMRobertaTokenizer",
-}
 
 
 def read_tokenizer(folder: str | os.PathLike[str], rows: int | None = None) -> Tokenizer:
@@ -51,8 +28,7 @@ def read_tokenizer(folder: str | os.PathLike[str], rows: int | None = None) -> T
         InputError: there is no tokenizer, it cannot be read, or a setting is not supported; names it.
     """
     try:
-        settings = read_object(Path(folder), "config.json") or {}
-        return folders.read(Path(folder), CLASSES.get(str(settings.get("model_type"))), settings, rows)
+        return folders.read(Path(folder), rows)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
 

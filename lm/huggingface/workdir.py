@@ -102,7 +102,7 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> list[str]:
     (content,) = storage.read_keys(str(workdir), [SOURCE_FILE])
     source = json.loads(content) if content else {}
     model, params = config.model, checkpoint.load_params(workdir, step)
-    if step:  # the checkpoint of an import is step 0, and comes back as it was
+    if step or special.rows:  # rows that an import without padding had come back as they were
         model, params = _without_padding(model, params, special.rows or tokenizer.vocab_size)
     export_folder(
         folder,

@@ -13,7 +13,7 @@ from etils import epath
 from scipy import sparse  # comes with jax
 
 from lm import checkpoint
-from lm.config import Config, DataConfig
+from lm.config import DataConfig
 from lm.data import corpus, files, mixture, workers
 from lm.data.pairs import QUESTION, TRANSLATION, Pair
 from lm.data.store import Store, read_pairs
@@ -76,7 +76,7 @@ def compare(
         raise InputError(f"metric is {metric!r}; accepted: {', '.join(METRICS)}.")
     METRICS[metric](["a"], ["a"])  # reports a missing library before anything is written
     if input_path:  # reports a missing file before the model is loaded
-        corpus.shards(_data_of(checkpoint.read_config(checkpoint.locate(path)[0]), input_path))
+        corpus.shards(corpus.on_files(checkpoint.read_config(checkpoint.locate(path)[0]), input_path, "tsv"))
     loaded = load(path)
     write = Predictor(loaded).pipeline("generate", Options(decoding={"num_beams": num_beams}))
     pairs, train, left_out = _pairs(loaded, input_path)
@@ -122,17 +122,8 @@ def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair], lis
     train = _stored(stores, "train")
     if not input_path:
         return _stored(stores, "heldout"), train, []
-    pairs, left_out = read_lines(_data_of(loaded.config, input_path))
+    pairs, left_out = read_lines(corpus.on_files(loaded.config, input_path, "tsv"))
     return pairs, train, left_out
-
-
-def _data_of(config: Config, input_path: str) -> DataConfig:
-    """Returns how a file of pairs is read: records have the fields of the run."""
-    source = corpus.source_of(input_path, "tsv")
-    if source == "tsv":
-        return DataConfig(source=source, path=input_path)
-    target_field = config.data.target_field or "target"
-    return DataConfig(source=source, path=input_path, field=config.data.field, target_field=target_field)
 
 
 def read_lines(config: DataConfig) -> tuple[list[Pair], list[str]]:

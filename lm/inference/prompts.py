@@ -126,7 +126,8 @@ class Embed:
         row = assemble(self.tokenizer, self.encode([self.prompt + first, *others]), self.longest)
         if self.encoder.include_prompt or not self.prompt:
             return row
-        skipped = 1 + len(self.encode([self.prompt])[0])
+        before = readable(self.tokenizer.frame, 1).ids[0]
+        skipped = len(before) + len(self.encode([self.prompt])[0])
         return dataclasses.replace(row, places=np.array([min(skipped, len(row.tokens) - 1)], np.int32))
 
     def answer(self, row: Row, result: np.ndarray) -> Answer:

@@ -75,7 +75,7 @@ def _check_objectives(config: Config) -> None:
         )
 
 
-def batches(config: Config, name: str, store: Store, split: Split) -> Batches:
+def batches(config: Config, name: str, store: Store, split: Split, prefix: str = "") -> Batches:
     """Returns the batches of one member.
 
     Args:
@@ -83,6 +83,7 @@ def batches(config: Config, name: str, store: Store, split: Split) -> Batches:
         name: the name of the member; empty where the run has no mixture.
         store: the member's token store.
         split: a split of that store.
+        prefix: goes before each source where `name` is empty; a member has its own.
 
     Raises:
         InputError: the store is not of the kind that the member's task reads, or its row format refuses the config.
@@ -94,15 +95,14 @@ def batches(config: Config, name: str, store: Store, split: Split) -> Batches:
         raise InputError(
             f"{asks} is {objective.name!r}, but the token store {store.path!r} holds {store.kind}; change one of them."
         )
-    if not name:
-        row_format = registry.create_row_format(config.data, objective, special)
-        return Batches(split, row_format, config.data, config.seed)
-    member = config.mixture.tasks[name]
     # The prefix ends without a space: the word mark at the beginning of a source stands for it.
-    (prefix,) = store.tokenizer.encode([one_line(member.prefix)])
+    (before,) = store.tokenizer.encode([one_line(config.mixture.tasks[name].prefix if name else prefix)])
+    if not name:
+        row_format = registry.create_row_format(config.data, objective, special, before)
+        return Batches(split, row_format, config.data, config.seed)
     seed = int(make_keys(config.seed, zlib.crc32(name.encode())))  # two members with one store get different orders
     try:
-        return Batches(split, registry.create_row_format(config.data, objective, special, prefix), config.data, seed)
+        return Batches(split, registry.create_row_format(config.data, objective, special, before), config.data, seed)
     except InputError as error:
         raise InputError(f"mixture.tasks.{name}: {error}") from None
 

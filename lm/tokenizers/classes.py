@@ -4,7 +4,8 @@ Transformers 5 builds most of its classes anew, even from a `tokenizer.json`: of
 merges, the compiled normalisation and the added tokens. Settings such as `do_lower_case` come from
 `tokenizer_config.json`. A folder's ids are the same here, because the same parts are built from the same values.
 
-A class is a row of `CLASSES`. The other classes run `tokenizer.json` as it is.
+A class is a row of `CLASSES`. The other classes run `tokenizer.json` as it is. `REGISTERED` has the class of each kind
+of model, for folders that name none.
 """
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -152,4 +153,28 @@ CLASSES = {
         spiece_classes.nllb_order,
         lambda given, _: list(languages.NLLB) if given is None else given,
     ),
+}
+
+GENERIC = "TokenizersBackend"  # the class that runs tokenizer.json as it is
+# The class that transformers 5 registers for each model type. It reads folders that name no class.
+REGISTERED = {
+    "albert": "AlbertTokenizer",
+    "bart": "RobertaTokenizer",
+    "bert": "BertTokenizer",
+    "camembert": "CamembertTokenizer",
+    "deberta": "DebertaTokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
+    "distilbert": "BertTokenizer",
+    "electra": "BertTokenizer",
+    "m2m_100": "M2M100Tokenizer",
+    "marian": "MarianTokenizer",
+    "mbart": "MBartTokenizer",
+    "modernbert": GENERIC,
+    "mpnet": "MPNetTokenizer",
+    "mt5": "T5Tokenizer",
+    "pegasus": "PegasusTokenizer",
+    "roberta": "RobertaTokenizer",
+    "t5": "T5Tokenizer",
+    "umt5": GENERIC,
+    "xlm-roberta": "XLMRobertaTokenizer",
 }

@@ -14,14 +14,12 @@ from tokenizers import AddedToken, Tokenizer, models, processors
 
 from lm.errors import InputError
 from lm.tokenizers import piece_tokenizer, spiece
-from lm.tokenizers.classes import CLASSES
+from lm.tokenizers.classes import CLASSES, GENERIC, REGISTERED
 from lm.tokenizers.huggingface_tokenizer import HuggingFace, Imported
 from lm.tokenizers.parts import Roles, TokenizerClass, Vocabulary, name, untyped
 from lm.tokenizers.piece_tokenizer import PieceTokenizer
-from lm.tokenizers.settings import ADDED, CONFIG, FAST, ROLES, ROLES_MAP, Json, Settings, Token
+from lm.tokenizers.settings import ADDED, CONFIG, FAST, ROLES, ROLES_MAP, Json, Settings, Token, read_object
 from lm.tokenizers.special_ids import SPECIAL_NAMES
-
-GENERIC = "TokenizersBackend"  # the class that runs tokenizer.json as it is
 
 # Other names of a class in `CLASSES`.
 _SAME = {
@@ -64,26 +62,25 @@ def is_folder(path: Path) -> bool:
     if any((path / each).is_file() for each in (CONFIG, ROLES_MAP, ADDED)):
         return True
     slow = ("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model", "merges.txt", *piece_tokenizer.FILES)
-    return not (path / FAST).is_file() and any((path / each).is_file() for each in slow)
+    if (path / FAST).is_file():  # a run has such a file too, beside its own config.json
+        return "model_type" in (read_object(path, "config.json") or {})
+    return any((path / each).is_file() for each in slow)
 
 
-def read(
-    folder: Path, registered: str | None = None, config: Mapping[str, object] | None = None, rows: int | None = None
-) -> HuggingFace | PieceTokenizer:
-    """Returns the tokenizer of a folder.
+def read(folder: Path, rows: int | None = None) -> HuggingFace | PieceTokenizer:
+    """Returns the tokenizer of a folder. Its ids are those of transformers' `AutoTokenizer`.
 
     Args:
-        folder: of `save_pretrained`, or of an older form.
-        registered: the class that transformers has registered for the kind of model. By default the files decide.
-        config: the content of `config.json`, for the ids of roles that the tokenizer's files do not name.
+        folder: of `save_pretrained`, or of an older form. If it has a `config.json`, that names the kind of model and
+            the ids of roles that the tokenizer's files do not name.
         rows: of the model's embedding table; larger ids are refused when a text holds them.
 
     Raises:
         InputError: a file is missing or cannot be read, or a setting is not supported.
     """
-    settings, config = Settings.read(folder), config or {}
+    settings, config = Settings.read(folder), read_object(folder, "config.json") or {}
     with refusing(f"the tokenizer of {folder}"):
-        class_name = _class_name(settings, registered, config)
+        class_name = _class_name(settings, config)
         if class_name in piece_tokenizer.CLASSES:
             return piece_tokenizer.read(settings, class_name, rows)
         tokenizer, roles = _build(settings, class_name)
@@ -121,7 +118,8 @@ def refusing(what: str) -> Iterator[None]:
 # ---- The class ----------------------------------------------------------------------------------
 
 
-def _class_name(settings: Settings, registered: str | None, config: Mapping[str, object]) -> str:
+def _class_name(settings: Settings, config: Mapping[str, object]) -> str:
+    registered = REGISTERED.get(str(config.get("model_type")))
     given = settings.values.get("tokenizer_class")
     named = config.get("tokenizer_class") if given is None else given
     if named is not None and not isinstance(named, str):

@@ -18,7 +18,7 @@ import sentencepiece
 from lm.errors import InputError
 from lm.tokenizers import imported_ids, languages, words
 from lm.tokenizers.frame import Frame
-from lm.tokenizers.settings import CONFIG, Settings, Token, read_object
+from lm.tokenizers.settings import CONFIG, ROLES, Settings, Token, read_object
 from lm.tokenizers.special_ids import SpecialIds, require
 
 MARIAN, M2M100 = "MarianTokenizer", "M2M100Tokenizer"
@@ -260,8 +260,7 @@ def _added(
     }
     known = _pieces_by_id(settings, vocabulary, class_name) | {content: index for content, (index, _) in added.items()}
     extra = settings.extra if settings.extra is not None else settings.additional
-    order = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    named = [roles[role] for role in order if role in roles]
+    named = [roles[role] for role in ROLES if role in roles]
     size = len(known)
     for content in dict.fromkeys([*named, *map(_name, settings.named.values()), *map(_name, extra or [])]):
         if content not in added:

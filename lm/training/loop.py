@@ -181,8 +181,9 @@ def train(config: Config, workdir: str, given: Collection[str] = ()) -> dict[str
             if not config.mixture.tasks:
                 config = dataclasses.replace(config, data=prepare.as_prepared(config.data, given))
             checkpoint.check_workdir(root, config)
-            start_lib.check_weights(config, root)
+            start_lib.check_new(config, root)
             check_lease = held.enter_context(lease.hold(workdir, enabled=primary))
+            checkpoint.check_workdir(root, config)  # another run may have begun in it before we had the lease
             stores = mixture.prepare_stores(config, folder) if primary else {}
         with distributed.agreement():
             stores = stores or shared_stores(config, folder)

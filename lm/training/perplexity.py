@@ -14,7 +14,7 @@ from lm import checkpoint, models, tasks
 from lm.config import Config, MixtureConfig
 from lm.data import corpus, mixture, prepare, workers
 from lm.data.store import Store
-from lm.tasks import Batch, Objective, Sums, losses, members
+from lm.tasks import Batch, Objective, Sums, heads, losses, members
 from lm.tokenizers import tokenizer as tokenizers
 from lm.tokenizers.tokenizer import Tokenizer
 from lm.training import step as step_lib
@@ -40,9 +40,10 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
         InputError: checkpoint, store or file cannot be used.
     """
     workdir, step = checkpoint.locate(path)
-    config = checkpoint.read_config(workdir)
+    config = _with_trained_heads(checkpoint.read_config(workdir), str(workdir), step)
+    prefix = ""
     if input_path:
-        config = _on_files(config, input_path)
+        config, prefix = _on_files(config, input_path)
     tokenizer = tokenizers.load_tokenizer(str(workdir))
     objective = tasks.create_objective(config, tokenizer)
     model = models.build(config.model, models.Execution(config.train.activations))
@@ -59,7 +60,8 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
     what = f"evaluating {path}, step {step:,}, on {input_path or 'the held-out split'}"
     with workers.announced(what), _stores(config, workdir, tokenizer, input_path) as stores:
         for name, store in stores.items():
-            source = members.batches(config, name, store, store.train if input_path else store.heldout)
+            split = store.train if input_path else store.heldout
+            source = members.batches(config, name, store, split, prefix=prefix)
             most_frequent = jnp.int32(store.manifest["most_frequent_token"]["id"])
             results = [
                 compute(params, source.once(index), jnp.int32(index), most_frequent)
@@ -84,25 +86,31 @@ def _metrics(
     return metrics
 
 
-def _on_files(config: Config, path: str) -> Config:
-    """Returns the config of a run on these files alone, with the objective and the fields of the first task."""
+def _with_trained_heads(config: Config, workdir: str, step: int) -> Config:
+    """Returns the config without next sentences if that head of an import has random weights.
+
+    Raises:
+        InputError: the head of masked tokens has.
+    """
+    untrained = heads.read_untrained(workdir, step)
+    if not untrained or config.objective.name != "mlm":
+        return config
+    heads.require_trained("fill-mask", untrained)
+    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, nsp=False))
+
+
+def _on_files(config: Config, path: str) -> tuple[Config, str]:
+    """Returns the config of a run on these files alone, with the objective and the fields of the first task.
+
+    The second is the prefix of that task. Pairs have theirs in the file.
+    """
     first = next(iter(config.mixture.tasks), None)
-    objective, text = config.objective, config.data
-    if first is not None:
-        objective, text = config.task_objective(first), config.task_data(first)
     pairs = tasks.of_run(config).reads == "pairs"
-    source = corpus.source_of(path, "tsv" if pairs else "text")
-    records = source in ("jsonl", "parquet")
-    data = dataclasses.replace(
-        config.data,
-        source=source,
-        path=path,
-        field=text.field if records else "text",
-        target_field=(text.target_field or "target") if records and pairs else "",
-        languages="",
-        store="",
-    )
-    return dataclasses.replace(config, data=data, objective=objective, mixture=MixtureConfig())
+    data = corpus.on_files(config, path, "tsv" if pairs else "text")
+    if first is None:
+        return dataclasses.replace(config, data=data), ""
+    prefix, objective = "" if pairs else config.mixture.tasks[first].prefix, config.task_objective(first)
+    return dataclasses.replace(config, data=data, objective=objective, mixture=MixtureConfig()), prefix
 
 
 @contextlib.contextmanager

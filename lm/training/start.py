@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from lm import checkpoint, distributed, lora, models, parameters
+from lm import checkpoint, distributed, lora, models, parameters, storage
 from lm.config import Config
 from lm.errors import InputError
 from lm.tasks.members import Member
@@ -17,13 +17,15 @@ _NAME_WIDTH = 11
 _NOTICEABLE = 1.01  # ratio of learning rates
 
 
-def check_weights(config: Config, root: epath.Path) -> None:
-    """Checks that a new run finds the weights that it is to begin with, before any work is done.
+def check_new(config: Config, root: epath.Path) -> None:
+    """Checks that a new run has a folder of its own and finds the weights to begin with, before any work is done.
 
     Raises:
-        InputError: there is no checkpoint at `checkpoint.init_from`; or adapters have no base, or are to stand beside
-            a kernel that does not exist.
+        InputError: the folder is a token store, whose tokenizer would be lost; there is no checkpoint at
+            `checkpoint.init_from`; or adapters have no base, or are to stand beside a kernel that does not exist.
     """
+    if checkpoint.is_new(root) and storage.read_keys(str(root), ["manifest.json"]) != [None]:
+        raise InputError(f"{root} is a token store; give it as data.store, and another folder as --workdir.")
     path = config.checkpoint.init_from
     if config.optim.lora_rank and not path and checkpoint.is_new(root):
         raise InputError(

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,15 @@ def test_a_store_is_finished_under_its_lease(tmp_path: Path, data_config: DataCo
     prepare.prepare(data_config, str(tmp_path), num_workers=1, progress=False)
     assert held == [True]
     assert not (tmp_path / lease.NAME).exists()
+
+
+def test_the_folder_of_a_run_is_no_store(tmp_path: Path, data_config: DataConfig):
+    """Its tokenizer would be overwritten."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="is the working directory of a run; give another folder"):
+        prepare.prepare(data_config, str(tmp_path), num_workers=1, progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "tokenizer.json"]
 
 
 def test_one_long_document_does_not_fill_the_sample_of_a_tokenizer():

@@ -239,6 +239,7 @@ def test_folders_without_readable_weights_are_refused(bert, tmp_path):
         (dataclasses.replace(BERT, first_attention_norm=False), "bert, needs model.first_attention_norm=True"),
         (dataclasses.replace(BERT, head_dim=4), r"needs model.head_dim=8 \(not 4\)"),
         (dataclasses.replace(BERT, head_activation="relu"), "needs model.activation and model.head_activation to be"),
+        (dataclasses.replace(BERT, share_layers=True), "model.share_layers=False"),
         (dataclasses.replace(MODERNBERT, token_types=2), r"modernbert, needs model.token_types=0 \(not 2\)"),
     ],
 )

@@ -3,7 +3,8 @@
 import dataclasses
 import subprocess
 import sys
-from typing import Any
+import types
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from lm.inference.prompts import (
     encode_with_sentinels,
 )
 from lm.inference.requests import RequestError
+from lm.tokenizers.frame import Frame
 from lm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from tests.huggingface.test_seq2seq import t5_tokenizer
 from tests.training.conftest import changed
@@ -107,6 +109,10 @@ def test_a_prompt_is_put_before_the_text_and_may_be_left_out_of_the_mean(tokeniz
     without = dataclasses.replace(encoder, include_prompt=False)
     (place,) = Embed(tokenizer, LONGEST, without, "the river ").row("old").places
     assert place == 1 + len(tokenizer.encode(["the river "])[0])
+    no_cls = Frame(((), (1,)), ((), (0,)), (0,))  # T5's
+    of_t5 = types.SimpleNamespace(encode=tokenizer.encode, frame=lambda texts: no_cls, special_ids=[], cuts_left=False)
+    (place,) = Embed(cast(Tokenizer, of_t5), LONGEST, without, "the river ").row("old").places
+    assert place == len(tokenizer.encode(["the river "])[0])
     assert encoder.prompt("own ", "query") == "own "
     assert encoder.prompt(None, None) == ""
     assert dataclasses.replace(encoder, default_prompt_name="query").prompt(None, None) == "the river "

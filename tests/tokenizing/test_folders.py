@@ -246,10 +246,19 @@ def test_masking_draws_no_token_without_a_piece_or_a_row(folder: Path):
 
 
 def test_config_json_says_what_stands_around_a_text_where_no_file_of_the_tokenizer_does(folder: Path, fast: dict):
-    write(folder, {FAST: {**fast, "post_processor": None}})
+    def frame(texts: int, config: dict[str, int], **files: dict) -> tuple[tuple[int, ...], ...]:
+        write(folder, {FAST: {**fast, "post_processor": None}, "config.json": config, **files})
+        return folders.read(folder).frame(texts).ids
+
     ids = {"cls_token_id": 2, "sep_token_id": 3}
-    assert folders.read(folder, config=ids).frame(2).ids == ((2,), (3,), (3,))
-    assert folders.read(folder, config={"cls_token_id": 2}).frame(1).ids == ((), ())
-    assert folders.read(folder, config={**ids, "sep_token_id": 99}).frame(1).ids == ((), ())
-    write(folder, {FAST: {**fast, "post_processor": None}, CONFIG: {}})
-    assert folders.read(folder, config=ids).frame(1).ids == ((), ())
+    assert frame(2, ids) == ((2,), (3,), (3,))
+    assert frame(1, {"cls_token_id": 2}) == ((), ())
+    assert frame(1, {**ids, "sep_token_id": 99}) == ((), ())
+    assert frame(1, ids, **{CONFIG: {}}) == ((), ())
+
+
+def test_config_json_names_the_kind_of_model(folder: Path):
+    """By its files the folder is BERT's, whose special tokens this vocabulary does not have."""
+    pieces = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *PIECES[5:]]
+    write(folder, {"vocab.txt": "\n".join(pieces), "config.json": {"model_type": "mpnet"}})
+    assert load_tokenizer(str(folder)).frame(2).ids == ((0,), (2, 2), (2,))

@@ -14,7 +14,7 @@ from lm.inference.load import load
 from lm.training import adapters, loop, metrics
 from lm.training.initial import initial_params
 from lm.training.program import define
-from lm.training.start import check_weights
+from lm.training.start import check_new
 from tests.weights import random_params
 
 from .conftest import changed
@@ -142,9 +142,9 @@ def test_what_is_no_regular_expression_is_refused():
 
 def test_a_run_is_refused_before_any_work(adapting, tmp_path):
     with pytest.raises(InputError, match=r"optim.lora_rank is 3, but checkpoint.init_from is empty"):
-        check_weights(changed(adapting, checkpoint={"init_from": ""}), tmp_path / "run")
+        check_new(changed(adapting, checkpoint={"init_from": ""}), tmp_path / "run")
     with pytest.raises(InputError, match=r"'.*/token', which matches encoder/embedding/token"):
-        check_weights(changed(adapting, optim={"lora_targets": ".*/token"}, model={"vocab_size": 0}), tmp_path / "run")
+        check_new(changed(adapting, optim={"lora_targets": ".*/token"}, model={"vocab_size": 0}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["adamw", "stable_adamw", "lamb", "adafactor"])

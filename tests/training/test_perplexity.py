@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from lm import checkpoint, sharding, tasks
+from lm.config import Config, MixtureConfig, ModelConfig, ObjectiveConfig, TaskConfig
 from lm.errors import InputError
-from lm.tasks import members
+from lm.tasks import heads, members
 from lm.tasks.members import make_members
 from lm.training import loop, metrics, perplexity
 from lm.training.program import compile_program
@@ -61,6 +63,40 @@ def test_a_file_can_be_evaluated(run, tmp_path):
     assert perplexity.measure(run, str(tmp_path / "other.jsonl")) == found
     with pytest.raises(InputError, match=r"nowhere\.txt"):
         perplexity.measure(run, str(tmp_path / "nowhere.txt"))
+
+
+def test_heads_without_training_are_not_measured(run, tmp_path):
+    """Their losses would be those of random weights."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "checkpoints/3").rename(folder / "checkpoints/0")  # untrained heads are those of an import
+    heads.write_untrained(str(folder), ["nsp"])
+    found = perplexity.measure(str(folder))
+    assert "mlm_loss" in found
+    assert "nsp_loss" not in found
+    heads.write_untrained(str(folder), ["mlm"])
+    with pytest.raises(InputError, match="fill-mask needs the head 'mlm'"):
+        perplexity.measure(str(folder))
+
+
+def test_files_are_read_as_the_first_task_of_a_mixture_reads_its_own(tmp_path):
+    mixed = {
+        "spans": TaskConfig(store="a", objective="span_corruption", prefix="fill: "),
+        "records": TaskConfig(
+            objective="pairs", source="jsonl", path="a", field="src", target_field="tgt", prefix="x: "
+        ),
+    }
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "a.jsonl").write_text('{"src": "a", "tgt": "b"}')
+
+    def read(name: str, tasks: dict[str, TaskConfig]) -> tuple[Config, str]:
+        model, objective = ModelConfig(architecture="encoder-decoder"), ObjectiveConfig(name="span_corruption")
+        run = Config(model=model, objective=objective, mixture=MixtureConfig(tasks=tasks))
+        return perplexity._on_files(run, str(tmp_path / name))
+
+    config, prefix = read("a.txt", mixed)
+    assert (config.data.source, config.objective.name, prefix) == ("text", "span_corruption", "fill: ")
+    config, prefix = read("a.jsonl", dict(reversed(mixed.items())))
+    assert (config.data.field, config.data.target_field, prefix) == ("src", "tgt", "")
 
 
 def test_a_folder_is_read_by_the_names_of_its_files(run, tmp_path):
