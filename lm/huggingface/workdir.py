@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -104,16 +106,18 @@ def export_workdir(path: str, folder: str | os.PathLike[str]) -> list[str]:
     model, params = config.model, checkpoint.load_params(workdir, step)
     if step or special.rows:  # rows that an import without padding had come back as they were
         model, params = _without_padding(model, params, special.rows or tokenizer.vocab_size)
-    export_folder(
-        folder,
-        model,
-        params,
-        token_ids=token_ids | {name: index for name, index in source.items() if name != "model_type"},
-        model_type=source.get("model_type"),
-        sentence_encoder=sentence_encoder.read(str(workdir)) if config.model.architecture == "encoder" else None,
-        generation_settings=_generation(config, special) if config.model.decoder_depth else None,
-    )
-    write_tokenizer(folder, tokenizer, config)
+    with tempfile.TemporaryDirectory() as files:
+        write_tokenizer(files, tokenizer, config)
+        export_folder(
+            folder,
+            model,
+            params,
+            tokenizer=sorted(Path(files).iterdir()),
+            token_ids=token_ids | {name: index for name, index in source.items() if name != "model_type"},
+            model_type=source.get("model_type"),
+            sentence_encoder=sentence_encoder.read(str(workdir)) if config.model.architecture == "encoder" else None,
+            generation_settings=_generation(config, special) if config.model.decoder_depth else None,
+        )
     written = json.loads(storage.read_keys(str(folder), [CONFIG_FILE])[0] or b"{}")
     if FAMILIES[written["model_type"]].tied_by_values and not model.tie_embeddings:
         # Its configs of T5 and relatives force tie_word_embeddings to be true, so no key avoids the warning.
