@@ -15,10 +15,12 @@ A launch script defines its flags, then passes its `main` to `run`:
 import contextlib
 import dataclasses
 import difflib
+import errno
 import functools
 import gc
 import importlib.machinery
 import importlib.util
+import io
 import os
 import re
 import sys
@@ -140,6 +142,8 @@ def run(main: Callable[[], int | None], arguments: str = "", *, interrupted: str
     cycles hundreds of times; looking rarely starts quickstart's run with a tenth less CPU time.
     """
     gc.set_threshold(100_000, 20, 100)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as the files that are read and written, whatever the locale
     skip_absent_tpus()
     with interrupts.raised():
         _run(main, arguments, interrupted)
@@ -155,9 +159,12 @@ def _run(main: Callable[[], int | None], arguments: str, interrupted: str) -> No
             raise
         _fail(InputError(f"this needs {error.name}; pip install -e '.[{extra}]'."))
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(EXIT_BROKEN_PIPE)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _drop_output()
+            _fail(InputError("the disk is full, so the output is not whole; free some space, or write it elsewhere."))
         if not _lies_in_a_flag(str(error.filename or "")):
             raise
         _fail(InputError(f"{error.filename!r} cannot be used: {error.strerror}; give another path."))
@@ -168,6 +175,11 @@ def _run(main: Callable[[], int | None], arguments: str, interrupted: str) -> No
         # A compiler's threads may still run. Python's own end would free what they use: a segmentation fault.
         os._exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_DONE)
+
+
+def _drop_output() -> None:
+    """Leaves what is not printed yet: Python would try again at its end, and fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run_to_the_last_byte(main: Callable[[], int | None]) -> int | None:

@@ -1,5 +1,6 @@
 """A script built on lm.cli prints the right messages and ends with the right exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def main():
         case "print": print(config.to_json(_config()), end="")
         case "/proc/x/y": open(_workdir.value + "/file", "w")
         case "elsewhere": open("/proc/none/file", "w")
+        case "much": print("好" * 9, flush=True)
         case "wrong": raise errors.InputError("first line;\\nsecond line")
         case "preempted": return cli.EXIT_PREEMPTED
         case "interrupted": raise KeyboardInterrupt
@@ -184,6 +186,16 @@ def test_help_lists_the_flags_of_the_script(folder: Path, flag: str) -> None:
     assert done.returncode == 0
     assert "--config: " in done.stdout
     assert "--workdir: " in done.stdout
+
+
+def test_a_full_disk_is_one_line_and_text_is_utf8(folder: Path) -> None:
+    command = [sys.executable, "script.py", "--config=good.py", "--workdir=much"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("error: the disk is full")
+    ascii_ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    assert subprocess.run(command, cwd=folder, capture_output=True, env=ascii_).stdout.decode() == "好" * 9 + "\n"
 
 
 def test_importing_it_does_not_load_jax() -> None:

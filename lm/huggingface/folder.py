@@ -150,16 +150,17 @@ def export_folder(
     settings = write_config(config, model_type=model_type, token_ids=token_ids)
     if (folder / CONFIG_FILE).exists():
         raise InputError(f"{folder} already holds a {CONFIG_FILE}; choose a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in tokenizer:
-        shutil.copy(file, folder)
-    save_file(to_tensors(config, params, settings), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    if sentence_encoder is not None:
-        write_sentence_encoder(folder, sentence_encoder, config.d_model)
-    if generation_settings is not None:
-        (folder / generation.FILE).write_text(json.dumps(generation_settings, indent=2) + "\n")
-    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors gives read access to the owner alone
+    with storage.errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in tokenizer:
+            shutil.copy(file, folder)
+        save_file(to_tensors(config, params, settings), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        if sentence_encoder is not None:
+            write_sentence_encoder(folder, sentence_encoder, config.d_model)
+        if generation_settings is not None:
+            (folder / generation.FILE).write_text(json.dumps(generation_settings, indent=2) + "\n")
+        (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors gives read access to the owner alone
 
 
 def _pad_vocabulary(config: ModelConfig, params: Params, rows: int) -> ModelConfig:
