@@ -15,10 +15,10 @@ from lm.config import Config
 from lm.errors import InputError
 from lm.huggingface.tokenizer import read_tokenizer, write_tokenizer
 from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
-from tests.data.test_tokenizer_folder import FEW, FILES, JSON, PIECES, TEXT, changed, places
-from tests.data.test_tokenizer_folder import write as write_files
 from tests.peers import tokenizer_folders
 from tests.peers.tokenizer_folders import AXES, BERT, LINES, WORDS, folders, hard_texts, model_type, write
+from tests.tokenizing.test_folders import FEW, FILES, JSON, PIECES, TEXT, changed, places
+from tests.tokenizing.test_folders import write as write_files
 
 pytestmark = pytest.mark.peers
 
