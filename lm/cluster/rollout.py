@@ -65,7 +65,7 @@ def shown_roll(context: str, server: Server) -> Iterator[Action | str]:
 
 
 def carry_out_roll(context: str, server: Server) -> None:
-    """Rolls, and takes the new checkpoint back if its pods do not become ready.
+    """Rolls, and takes the new checkpoint back if its rollout fails: a pod with it did not become ready in time.
 
     Raises:
         InputError: it was taken back.
@@ -75,16 +75,21 @@ def carry_out_roll(context: str, server: Server) -> None:
     if wait.exit_code():
         undo.carry_out()
         raise InputError(
-            f"--checkpoint is {server.checkpoint}, but no replica became ready with it, so the one before it is served "
-            "on; kubectl logs --previous of the new pod says why."
+            f"--checkpoint is {server.checkpoint}, but its rollout failed, as kubectl says above. All replicas get the "
+            "one before it back; kubectl logs --previous of a new pod may say why."
         )
 
 
 def _wait(context: str, server: Server) -> Command:
-    limit = f"--timeout={server.startup_seconds + 120}s"
+    """Returns what waits until all replicas are ready.
+
+    A Deployment replaces its replicas one group after another. `rollout status` fails by itself when none became ready
+    for `progressDeadlineSeconds`; a limit of its own would end a rollout of many replicas that goes well.
+    """
     if server.on_ray:
+        limit = f"--timeout={server.startup_seconds + 120}s"
         return kubectl(context, *_within(server), "wait", "--for=condition=Ready", f"rayservice/{server.name}", limit)
-    return kubectl(context, *_within(server), "rollout", "status", f"deployment/{server.name}", limit)
+    return kubectl(context, *_within(server), "rollout", "status", f"deployment/{server.name}")
 
 
 def _within(server: Server) -> tuple[str, ...]:
