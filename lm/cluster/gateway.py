@@ -10,6 +10,8 @@ from lm.cluster.kubernetes import DEADLINE, Server
 from lm.cluster.manifests import Manifest
 
 GROUP = "gateway.networking.k8s.io"
+# Envoy looks at httpStatusCodes for the last one alone.
+_RETRIED = ("connect-failure", "refused-stream", "reset", "retriable-status-codes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +71,7 @@ def _balancing(server: Server) -> Manifest:
             "targetRefs": [{"group": GROUP, "kind": "HTTPRoute", "name": server.name}],
             "loadBalancer": {"type": "LeastRequest", "slowStart": {"window": "10s"}},
             "healthCheck": {"active": {**active, **thresholds}, "panicThreshold": 0},
-            "retry": {
-                "numRetries": 1,
-                "retryOn": {"triggers": ["connect-failure", "refused-stream", "reset"], "httpStatusCodes": [503]},
-            },
+            "retry": {"numRetries": 1, "retryOn": {"triggers": list(_RETRIED), "httpStatusCodes": [503]}},
             "timeout": {"http": {"requestTimeout": f"{int(max(DEADLINE, server.deadline)) + 5}s"}},
         },
     }

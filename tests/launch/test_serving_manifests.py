@@ -84,7 +84,8 @@ CHECKED = record(
     {"type": {"const": "HTTP"}, "http": record({"path": TEXT, "method": TEXT, "expectedStatuses": array(COUNT)})}
     | {"interval": TEXT, "timeout": TEXT, "unhealthyThreshold": COUNT, "healthyThreshold": COUNT}
 )
-RETRIED = record({"triggers": array(TEXT), "httpStatusCodes": array(COUNT)})
+RETRIES = {**array(TEXT), "contains": {"const": "retriable-status-codes"}}  # without it Envoy ignores the codes
+RETRIED = record({"triggers": RETRIES, "httpStatusCodes": array(COUNT)})
 TRAFFIC = record(
     {
         "targetRefs": array(REFERENCE),
