@@ -18,6 +18,8 @@ key is ever in a manifest: give the pods an --identity, or name a --secret of th
 
 import lm.startup  # noqa: F401
 
+import sys
+
 from absl import flags
 
 from lm import cli
@@ -43,9 +45,13 @@ def main() -> int:
     if _output.value and verb != "apply":
         raise InputError(f"--output is {_output.value!r}, but serve {verb} writes no manifests; leave it out.")
     context, server = _context.value, _server(_options)
-    made = rollout.objects(server, _scaling(), _gateway())
+    reached = _gateway()
+    made = rollout.objects(server, _scaling(), reached)
     if verb == "roll" and server.on_ray:  # a change of the RayService that leaves its pods running
         verb = "apply"
+    if verb == "apply" and reached and not server.secret:
+        why = "there is no --secret, which would hold LM_API_KEYS"
+        print(f"anybody who reaches {reached.hostname} may ask: {why}", file=sys.stderr)
     if verb == "apply" and _output.value:
         wanted: list[actions.Action] = [actions.Write(_output.value, to_yaml(made).encode())]
     elif verb == "apply":

@@ -12,6 +12,12 @@ from lm.cluster.manifests import Manifest
 GROUP = "gateway.networking.k8s.io"
 # Envoy looks at httpStatusCodes for the last one alone.
 _RETRIED = ("connect-failure", "refused-stream", "reset", "retriable-status-codes")
+# What the public reaches. /metrics and /admin/reload are for the cluster alone.
+PUBLIC = (
+    *("/page", "/tasks", "/attention", "/v1", "/embed", "/embed_all", "/similarity", "/tokenize", "/decode", "/info"),
+    *("/predict", "/rerank", "/invocations", "/health", "/ping", "/ready", "/openapi.json"),
+)
+_MATCHES = 8  # in a rule; what the first version of the Gateway API allows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +41,7 @@ def objects(server: Server, gateway: Gateway) -> list[Manifest]:
     if gateway.tls_secret:
         listener = {"name": "https", "port": 443, "protocol": "HTTPS", "hostname": gateway.hostname}
         listener["tls"] = {"mode": "Terminate", "certificateRefs": [{"kind": "Secret", "name": gateway.tls_secret}]}
-    service, port = server.backend
-    route = {
-        "parentRefs": [{"name": server.name}],
-        "hostnames": [gateway.hostname],
-        "rules": [{"backendRefs": [{"name": service, "port": port}]}],
-    }
+    route = {"parentRefs": [{"name": server.name}], "hostnames": [gateway.hostname], "rules": _rules(server)}
     return [
         {
             "apiVersion": f"{GROUP}/v1",
@@ -50,6 +51,17 @@ def objects(server: Server, gateway: Gateway) -> list[Manifest]:
         },
         {"apiVersion": f"{GROUP}/v1", "kind": "HTTPRoute", "metadata": server.metadata(), "spec": route},
         _balancing(server),
+    ]
+
+
+def _rules(server: Server) -> list[Manifest]:
+    """Returns rules that match the public paths and what lies below them. The gateway answers any other with 404."""
+    service, port = server.backend
+    paths = [{"type": "Exact", "value": "/"}, *({"type": "PathPrefix", "value": each} for each in PUBLIC)]
+    matches = [{"path": each} for each in paths]
+    return [
+        {"matches": matches[i : i + _MATCHES], "backendRefs": [{"name": service, "port": port}]}
+        for i in range(0, len(matches), _MATCHES)
     ]
 
 

@@ -30,6 +30,9 @@ from lm.cluster.kubernetes import Server
 from lm.cluster.manifests import Manifest
 from lm.cluster.scaling import Scaling
 from lm.errors import InputError
+from lm.serving import explore
+from lm.serving.middleware import OPEN
+from lm.serving.server import ENDPOINTS
 from tests.launch.test_manifests import (
     COUNT,
     FLAG,
@@ -95,10 +98,9 @@ TRAFFIC = record(
         "timeout": record({"http": record({"requestTimeout": TEXT})}),
     }
 )
-ROUTE = record(
-    {"parentRefs": array(REFERENCE), "hostnames": array(TEXT)}
-    | {"rules": array(record({"backendRefs": array(REFERENCE)}))}
-)
+MATCH = record({"path": record({"type": {"enum": ["Exact", "PathPrefix"]}, "value": TEXT})})
+RULE = record({"matches": {**array(MATCH), "maxItems": 8}, "backendRefs": array(REFERENCE)})
+ROUTE = record({"parentRefs": array(REFERENCE), "hostnames": array(TEXT)} | {"rules": {**array(RULE), "maxItems": 16}})
 MONITOR = record(
     {
         "selector": record({"matchLabels": LABELS}),
@@ -281,6 +283,19 @@ def test_the_autoscaler_finds_the_pods_and_what_they_count() -> None:
         assert f'"{query.split("(")[2].split("{")[0]}"' in source
 
 
+@pytest.mark.parametrize("on_ray", [False, True])
+def test_the_gateway_publishes_all_routes_but_two(on_ray: bool) -> None:
+    """As the Gateway API matches: a path as a whole, or a path and what follows it after a slash."""
+    made = rollout.objects(dataclasses.replace(PLAIN, on_ray=on_ray), WIDE, Gateway("a.b"))
+    (route,) = (each["spec"] for each in made if each["kind"] == "HTTPRoute")
+    paths = [match["path"] for rule in route["rules"] for match in rule["matches"]]
+    exact = {path["value"] for path in paths if path["type"] == "Exact"}
+    prefixes = {path["value"] for path in paths if path["type"] == "PathPrefix"}
+    served = {endpoint.path for endpoint in ENDPOINTS} | {*OPEN, *explore.page_files()}
+    below = {path for path in served if any(f"{path}/".startswith(f"{prefix}/") for prefix in prefixes)}
+    assert served - below - exact == {"/admin/reload", "/metrics"}
+
+
 def test_rolling_takes_back_what_never_becomes_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     new = dataclasses.replace(PLAIN, checkpoint="gs://bucket/runs/mini/checkpoints/9")
@@ -372,9 +387,14 @@ def test_a_plan_gives_the_memory(tmp_path: Path) -> None:
             0,
             "rollout undo deployment/mini",
         ),
+        (
+            "serve --hostname=a.b --image=i --checkpoint=gs://bucket/mini --dry_run",
+            0,
+            "anybody who reaches a.b may ask",
+        ),
         ("train --image=i --checkpoint=gs://bucket/mini --dry_run", 2, "accepted: serve, or serve apply|status"),
     ],
-    ids=["roll", "unknown"],
+    ids=["roll", "public", "unknown"],
 )
 def test_the_command(arguments: str, code: int, words: str) -> None:
     command = [sys.executable, "launch/cluster/kubernetes.py", *arguments.split(), "--", "--tasks=embed"]

@@ -18,12 +18,22 @@ export function watch(place, tell) {
         show(place);
         tell(samples.at(-1).isReady ? "ready" : "starting");
       } catch {
-        tell("unreachable");
+        tell(await state());
       }
     }
     setTimeout(look, EVERY);
   };
   look();
+}
+
+/** Asks whether the server is ready. A gateway keeps /metrics from the public. */
+async function state() {
+  try {
+    await text("/ready");
+    return "ready";
+  } catch (problem) {
+    return problem.status === 503 ? "starting" : "unreachable";
+  }
 }
 
 function sample(page) {
