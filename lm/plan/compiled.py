@@ -11,6 +11,11 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from lm.accelerators import Tpu
+
+# Shares of the peak, for what the compiler estimates no cycles of. Assumptions, not measurements.
+KERNEL_EFFICIENCY = 0.4
+LINK_EFFICIENCY = 0.8
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
@@ -93,6 +98,23 @@ def read(text: str, devices: int) -> Summary:
         if (match := re.search(r'"estimated_cycles":"(\d+)"', line))
     )
     return Summary(cycles, list(_collectives(computations, times, devices)))
+
+
+def seconds(found: Summary, kernels: float, devices: int, chip: Tpu) -> float:
+    """Returns an estimate of the time of one execution.
+
+    Cycles are divided by the clock. Kernels run at KERNEL_EFFICIENCY of the peak, and synchronous collectives at
+    LINK_EFFICIENCY of the links.
+
+    Args:
+        found: from `read`.
+        kernels: the FLOPs of Pallas kernels over all devices, from `lm.flops.program_flops`.
+        devices: of the program.
+        chip: each of them.
+    """
+    synchronous = sum(each.bytes * each.times for each in found.collectives if not each.asynchronous)
+    computing = found.cycles / chip.clock + kernels / devices / (KERNEL_EFFICIENCY * chip.peak_flops)
+    return computing + synchronous / (LINK_EFFICIENCY * chip.link)
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from lm import checkpoint, models, sharding
 from lm.accelerators import Topology
 from lm.config import Config, check_divisible
+from lm.flops import program_flops
 from lm.inference import decode
 from lm.inference.decode_state import Shape, TokenIds
 from lm.inference.options import Decoding, row_options
 from lm.models import Prompts, Sources
 from lm.plan import compiled, memory
 from lm.plan.mesh import described_mesh
-from lm.plan.step import LINK_EFFICIENCY
 from lm.tokenizers.special_ids import SpecialIds
 
 _Program = tuple[Callable[..., object], tuple[object, ...]]  # and its abstract arguments after the parameters
@@ -105,15 +105,16 @@ def plan(config: Config, topology: Topology, batch: int, length: int, decoding: 
     began = time.monotonic()
     try:
         with jax.set_mesh(mesh):
-            program, text = compiled.build(jax.jit(function).lower(params, *inputs))
+            traced = jax.jit(function).trace(params, *inputs)
+            program, text = compiled.build(traced.lower())
     except jax.errors.JaxRuntimeError as error:
         changes = ["fewer sequences at a time", "mesh.tensor to split parameters and cache", "a larger slice"]
         message = memory.shortage(error, changes)
         return dataclasses.replace(planned, message=message, compile_seconds=time.monotonic() - began)
     peak = memory.peak_bytes(program)
     found = compiled.read(text, mesh.size)
-    synchronous = sum(each.bytes * each.times for each in found.collectives if not each.asynchronous)
-    seconds = found.cycles / topology.chip.clock + synchronous / (LINK_EFFICIENCY * topology.chip.link)
+    _, kernels = program_flops(traced.jaxpr)
+    seconds = compiled.seconds(found, kernels, mesh.size, topology.chip)
     return dataclasses.replace(
         planned,
         fits=True,

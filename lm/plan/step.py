@@ -13,10 +13,6 @@ from lm.plan import compiled, memory
 from lm.plan.mesh import described_mesh
 from lm.training import program
 
-# Shares of the peak, for what the compiler estimates no cycles of. Assumptions, not measurements.
-KERNEL_EFFICIENCY = 0.4
-LINK_EFFICIENCY = 0.8
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -38,8 +34,7 @@ class Plan:
         collective_bytes_per_step: what a device sends.
         collectives: for each kind its `executions`, `bytes`, and `hidden_bytes`: those of asynchronous collectives.
         estimated_cycles: the compiler's, of all but Pallas kernels and collectives.
-        predicted_step_seconds: cycles over the clock, kernels at KERNEL_EFFICIENCY of the peak, and synchronous
-            collectives at LINK_EFFICIENCY of the links. None if it does not fit.
+        predicted_step_seconds: by `compiled.seconds`. None if it does not fit.
         predicted_mfu: model FLOPs over the peak of the devices in that time.
         compile_seconds: on this machine.
     """
@@ -113,9 +108,7 @@ def plan(config: Config, topology: Topology) -> Plan:
     found = compiled.read(text, size)
     total, kernels = program_flops(traced.jaxpr)
     chip = topology.chip
-    synchronous = sum(each.bytes * each.times for each in found.collectives if not each.asynchronous)
-    step_seconds = found.cycles / chip.clock + synchronous / (LINK_EFFICIENCY * chip.link)
-    step_seconds += kernels / size / (KERNEL_EFFICIENCY * chip.peak_flops)
+    step_seconds = compiled.seconds(found, kernels, size, chip)
     return dataclasses.replace(
         planned,
         fits=True,

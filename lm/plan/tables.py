@@ -4,10 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 
 from lm.accelerators import Topology
+from lm.plan.compiled import KERNEL_EFFICIENCY, LINK_EFFICIENCY
 from lm.plan.cost import Run
 from lm.plan.serving import Serving
-from lm.plan.step import KERNEL_EFFICIENCY, LINK_EFFICIENCY, Plan
+from lm.plan.step import Plan
 
+_ESTIMATED = (
+    f"the compiler's cycles, with kernels at {KERNEL_EFFICIENCY:.0%} of the peak and synchronous collectives at "
+    f"{LINK_EFFICIENCY:.0%} of the links"
+)
 _HEADINGS = ("topology", "mesh", "rows", "remat", "unroll", "HBM", "of it", "step", "MFU", "run", "cost")
 
 
@@ -20,9 +25,8 @@ def table(runs: Sequence[Run]) -> str:
     """Returns a table with a line for each run, the reasons of those that do not fit, and a note on estimates."""
     reasons = [f"{_mesh(run.plan)} on {run.plan.topology}: {run.plan.message}" for run in runs if not run.plan.fits]
     note = (
-        "HBM is that of one device, as the compiler allocates it. Step, MFU, run and cost are estimates from the "
-        f"compiler's cycles, with kernels at {KERNEL_EFFICIENCY:.0%} of the peak and synchronous collectives at "
-        f"{LINK_EFFICIENCY:.0%} of the links."
+        "HBM is that of one device, as the compiler allocates it. Step, MFU, run and cost are estimates from "
+        f"{_ESTIMATED}."
     )
     return "\n".join([*aligned([_HEADINGS, *map(_cells, runs)]), *reasons, note])
 
@@ -71,8 +75,8 @@ def serving_table(plans: Sequence[Serving]) -> str:
     reasons = [f"{_mesh(plan)} on {plan.topology}: {plan.message}" for plan in plans if not plan.fits]
     note = (
         "HBM is that of one device, as the compiler allocates it. The cache holds the keys and values of the source "
-        "and of the tokens written. Time and tokens/s are estimates from the compiler's cycles, for a batch in which "
-        "at least one row reaches the maximum length."
+        "and of the tokens written. Time and tokens/s are estimates for a batch in which at least one row reaches "
+        f"the maximum length, from {_ESTIMATED}."
     )
     return "\n".join([*aligned([headings, *map(_serving_cells, plans)]), *reasons, note])
 

@@ -1,14 +1,13 @@
 """Plans of small training steps on small topologies: what fits and what does not, and why."""
 
-import dataclasses
 import json
 
 import pytest
 
 from lm.accelerators import Topology
-from lm.config import Config, MeshConfig
+from lm.config import Config
 from lm.inference.options import Decoding
-from lm.plan import cost, serving, step, tables
+from lm.plan import compiled, cost, serving, step, tables
 from tests.training.conftest import changed
 
 
@@ -96,11 +95,16 @@ def test_serving_an_encoder_decoder(encoder_decoder: Config):
     assert "64, 4 beams" in tables.serving_table([plan])
 
 
-def test_serving_an_encoder_on_several_devices(encoder: Config):
-    split = dataclasses.replace(encoder, mesh=MeshConfig(data=1, tensor=4))
-    plan = serving.plan(split, Topology.parse("v5e:2x2"), batch=8, length=128, decoding=Decoding())
+def test_serving_an_encoder_on_several_devices(encoder: Config, monkeypatch: pytest.MonkeyPatch):
+    split = changed(encoder, mesh={"data": 1, "tensor": 4}, train={"attention": "flash"})
+    topology = Topology.parse("v5e:2x2")
+    monkeypatch.setattr(compiled, "read", lambda *_: compiled.Summary(0, []))  # leaves what has no cycles: the kernels
+    plan = serving.plan(split, topology, batch=8, length=128, decoding=Decoding())
     assert plan.fits
     assert (plan.max_length, plan.cache_bytes) == (0, 0)
+    products = 2 * 2 * 8 * 128 * 128 * encoder.model.d_model * encoder.model.num_layers  # Q Kᵀ and its product with V
+    attention = products / 4 / (compiled.KERNEL_EFFICIENCY * topology.chip.peak_flops)
+    assert plan.predicted_seconds == pytest.approx(attention)
 
 
 def test_serving_what_does_not_fit(encoder: Config):
