@@ -26,6 +26,8 @@ RECENT = 2.0  # seconds after which a moment counts e times less in a mean
 POLLING = 15  # seconds between two questions of KEDA
 COOL_DOWN = 300  # seconds without work after which KEDA stops the last replica
 FILLED = 0.5  # share of a request's time that a server's queue may take: its pace varies, and answers take time as well
+QUEUE_TOKENS = 4096  # waiting tokens a replica that call for one more
+BUSY_SLOTS, SLOTS = 12, 16  # slots in use a replica that call for one more, of those that a server has by default
 AVERAGED = 60  # seconds over which KEDA's query averages a gauge
 
 

@@ -11,6 +11,7 @@ from lm.cluster import google, kubernetes, scaling
 from lm.cluster.flags import HOST, WORD, named
 from lm.cluster.gateway import Gateway
 from lm.cluster.kubernetes import Server
+from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS
 from lm.cluster.scaling import Scaling
 from lm.config.paths import named_models
 from lm.errors import InputError
@@ -84,9 +85,11 @@ def define_scaling() -> Callable[[], Scaling]:
     least = flags.DEFINE_integer("min_replicas", 2, "Fewest replicas; 0 needs --wake_query.", lower_bound=0)
     most = flags.DEFINE_integer("max_replicas", 10, "Most replicas.", lower_bound=1)
     tokens = flags.DEFINE_integer(
-        "queue_tokens", 4096, "Waiting tokens a replica that call for one more.", lower_bound=1
+        "queue_tokens", QUEUE_TOKENS, "Waiting tokens a replica that call for one more.", lower_bound=1
     )
-    slots = flags.DEFINE_integer("busy_slots", 12, "Slots in use a replica that call for one more; 0: never.", 0)
+    slots = flags.DEFINE_integer(
+        "busy_slots", BUSY_SLOTS, "Slots in use a replica that call for one more; 0: never.", lower_bound=0
+    )
     address = flags.DEFINE_string(
         "prometheus", "http://prometheus-operated.monitoring:9090", "Address of Prometheus, as KEDA reaches it."
     )

@@ -8,6 +8,7 @@ from absl import flags
 
 from lm import cli
 from lm.cluster import ray_serve
+from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS, SLOTS
 from lm.errors import InputError
 from lm.plan import traffic
 from lm.plan.autoscale import Delayed, Fixed, Horizontal, Rule
@@ -17,6 +18,7 @@ from lm.plan.traffic import Traffic
 flags.disclaim_key_flags()  # --help of the launcher lists these flags with its own
 
 _D = Capacity(tokens_per_second=1.0)
+_RAY = ray_serve.Replicas("")
 _F = flags.FLAGS
 _TARGETS = (0.25, 0.5, 1.0, 2.0)  # that --search tries, as multiples of --target
 _REFUSED = 0.001  # share of the requests that --search lets a setting refuse
@@ -45,11 +47,12 @@ def define_fleet() -> None:
     flags.DEFINE_integer("waiting_tokens", _D.waiting_tokens, "Limit of a replica's queue.", lower_bound=1)
     flags.DEFINE_float("startup_seconds", _D.startup, "Until a new replica is ready.", lower_bound=0)
     flags.DEFINE_enum("autoscaler", "keda", ["keda", "hpa", "ray", "none"], "Whose rule.")
-    flags.DEFINE_float("target", 4096, "Waiting tokens, or slots in use, of a replica.", lower_bound=1e-9)
+    what = "Waiting tokens, slots in use, or with Ray outstanding tokens, of a replica. Default: the launcher's."
+    flags.DEFINE_float("target", None, what, lower_bound=1e-9)
     flags.DEFINE_integer("min_replicas", 2, "Fewest replicas.", lower_bound=0)
     flags.DEFINE_integer("max_replicas", 10, "Most replicas.", lower_bound=1)
-    flags.DEFINE_float("upscale_delay", 30.0, "With --autoscaler=ray: seconds.", lower_bound=0)
-    flags.DEFINE_float("downscale_delay", 600.0, "With --autoscaler=ray: seconds.", lower_bound=0)
+    flags.DEFINE_float("upscale_delay", _RAY.up, "With --autoscaler=ray: seconds.", lower_bound=0)
+    flags.DEFINE_float("downscale_delay", _RAY.down, "With --autoscaler=ray: seconds.", lower_bound=0)
     flags.DEFINE_float("preemptions_per_hour", 0.0, "How often a machine is taken away.", lower_bound=0)
     flags.DEFINE_string("accelerator", "cpu", "Key of --prices: what an hour of a replica costs.")
     flags.DEFINE_float("target_p99", 1.0, "Seconds that a setting of --search keeps.", lower_bound=0)
@@ -66,8 +69,9 @@ def run(output: flags.FlagHolder[str]) -> None:
     Raises:
         InputError: flags do not go together, or a file is not what it should be.
     """
+    _refuse_unused()
     requests, capacity = _traffic(), _capacity()
-    settings = _settings(Setting(_F.min_replicas, _F.max_replicas, _F.target))
+    settings = _settings(Setting(_F.min_replicas, _F.max_replicas, _target(capacity)))
     from lm.plan import cost, fleet_report, tables  # with jax
 
     price = cost.read_prices(_F.prices).get(_F.accelerator)
@@ -84,10 +88,43 @@ def run(output: flags.FlagHolder[str]) -> None:
         fleet_report.draw(days[0], requests, _F.picture)
 
 
+def _refuse_unused() -> None:
+    """Refuses flags that do nothing beside others."""
+    if _F.plan:
+        cli.refuse_given(("tokens_per_second", "batch_tokens", "slots"), "with --plan")
+    if _F.slots:
+        cli.refuse_given(("batch_tokens",), "with --slots")
+    if _F.autoscaler != "ray":
+        cli.refuse_given(("upscale_delay", "downscale_delay"), "without --autoscaler=ray")
+    if _F.autoscaler == "none":
+        cli.refuse_given(("target",), "with --autoscaler=none")
+
+
+def _counts(capacity: Capacity) -> str:
+    """Returns what the autoscaler counts, as in `Fleet`."""
+    return "outstanding" if _F.autoscaler == "ray" else "slots" if capacity.slots else "queue"
+
+
+def _target(capacity: Capacity) -> float:
+    """Returns --target, by default that of the launcher.
+
+    Raises:
+        InputError: it is more than a replica can have.
+    """
+    if _counts(capacity) != "slots":
+        return _F.target or {"outstanding": _RAY.target, "queue": QUEUE_TOKENS}[_counts(capacity)]
+    target = _F.target or capacity.slots * BUSY_SLOTS / SLOTS
+    if _F.autoscaler != "none" and target >= capacity.slots:
+        raise InputError(
+            f"--target is {target:g} slots in use, and a replica has {capacity.slots}, so that no other would ever be "
+            "added; give fewer."
+        )
+    return target
+
+
 def simulate(requests: Traffic, capacity: Capacity, setting: Setting) -> Outcome:
     """Returns what a setting leads to."""
-    counts = "outstanding" if _F.autoscaler == "ray" else "slots" if capacity.slots else "queue"
-    fleet = Fleet(setting.target, setting.least, _F.preemptions_per_hour, counts=counts)
+    fleet = Fleet(setting.target, setting.least, _F.preemptions_per_hour, counts=_counts(capacity))
     if _F.autoscaler == "hpa":
         fleet = dataclasses.replace(fleet, averaged=0.0)  # prometheus-adapter hands the newest value on
     elif _F.autoscaler == "ray":
@@ -129,7 +166,7 @@ def _settings(first: Setting) -> list[Setting]:
 def _capacity() -> Capacity:
     """Returns a replica's capacity as it was measured, or from a plan of `--serve`."""
     limits = {"seconds": _F.seconds, "waiting_tokens": _F.waiting_tokens, "startup": _F.startup_seconds}
-    if bool(_F.plan) == (_F.tokens_per_second is not None):
+    if not _F.plan and _F.tokens_per_second is None:
         raise InputError("give a replica's capacity: --tokens_per_second as measured, or --plan=FILE of --serve.")
     if not _F.plan:
         return Capacity(_F.tokens_per_second, _F.batch_tokens, slots=_F.slots, **limits)

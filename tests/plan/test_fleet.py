@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lm import cli
+from lm.cluster import pace, ray_serve
 from lm.cluster.pace import Pace
 from lm.errors import InputError
 from lm.plan import fleet_flags, fleet_report, traffic
 from lm.plan.autoscale import Delayed, Fixed, Horizontal, Rule
 from lm.plan.fleet import Capacity, Fleet, Outcome, Simulation
 from lm.plan.fleet_flags import Setting
+from lm.serving.settings import Settings
 
 READER = Capacity(tokens_per_second=100, batch_tokens=100)
 OUTPUT: Any = types.SimpleNamespace(name="output", value="")
@@ -230,10 +233,12 @@ def flags(monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
         "slots": 0,
         "seconds": 0.1,
     }
-    values |= {"waiting_tokens": 1000, "startup_seconds": 30.0, "autoscaler": "keda", "target": 100.0, "seed": 0}
+    values |= {"waiting_tokens": 1000, "startup_seconds": 30.0, "autoscaler": "keda", "target": None, "seed": 0}
     values |= {"min_replicas": 1, "max_replicas": 2, "upscale_delay": 30.0, "downscale_delay": 600.0, "search": False}
     values |= {"preemptions_per_hour": 0.0, "accelerator": "l4", "target_p99": 9.0}
     monkeypatch.setattr(fleet_flags, "_F", types.SimpleNamespace(**{**values, **given}))
+    present = {name: types.SimpleNamespace(present=given.get(name) is not None) for name in values}
+    monkeypatch.setattr(cli.flags, "FLAGS", present)
 
 
 def test_the_flags_lead_to_a_table(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
@@ -253,6 +258,22 @@ def test_every_rule_has_its_gauge(autoscaler: str, monkeypatch: pytest.MonkeyPat
     flags(monkeypatch, autoscaler=autoscaler)
     fleet_flags.run(OUTPUT)
     assert "0 (0.00%)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "target"),
+    [({}, 4096), ({"slots": 16}, 12), ({"slots": 64}, 48), ({"slots": 16, "autoscaler": "ray"}, 4096)],
+)
+def test_the_target_is_that_of_the_launchers(given, target: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags(monkeypatch, **given)
+    assert fleet_flags._target(fleet_flags._capacity()) == target
+    assert Settings().slots == pace.SLOTS
+
+
+def test_rays_delays_are_those_of_the_launcher() -> None:
+    rule, launched = Delayed(1, 9), ray_serve.Replicas("")
+    assert [rule.wanted(t, 1, 5.0) for t in (0, launched.up - 1, launched.up)] == [1, 1, 5]
+    assert [rule.wanted(20 + t, 5, 1.0) for t in (0, launched.down - 1, launched.down)] == [5, 5, 1]
 
 
 def test_a_plan_is_the_capacity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -276,8 +297,14 @@ def test_a_plan_is_the_capacity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"plan": "none.json", "tokens_per_second": None}, "--plan is 'none.json': No such file"),
         ({"max_replicas": 1, "min_replicas": 2}, "give a larger one"),
         ({"min_replicas": 0, "autoscaler": "hpa"}, "which only --autoscaler=keda can do"),
+        ({"slots": 16, "target": 16.0}, "--target is 16 slots in use, and a replica has 16"),
+        ({"plan": "a.json", "tokens_per_second": 5.0}, "--tokens_per_second has no effect with --plan"),
+        ({"plan": "a.json", "slots": 4}, "--slots has no effect with --plan"),
+        ({"slots": 4, "batch_tokens": 9}, "--batch_tokens has no effect with --slots"),
+        ({"upscale_delay": 1.0}, "--upscale_delay has no effect without --autoscaler=ray"),
+        ({"autoscaler": "none", "target": 5.0}, "--target has no effect with --autoscaler=none"),
     ],
-    ids=range(6),
+    ids=range(12),
 )
 def test_what_cannot_be_simulated_is_refused(given, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags(monkeypatch, **given)
