@@ -61,7 +61,7 @@ def main() -> None:
 def _plan_training(config: Config, topologies: list[Topology]) -> list[dict[str, object]]:
     from lm.plan import cost, search, step, tables
 
-    prices = cost.read_prices(_prices.value)
+    prices = cost.read_prices(_prices.value, [each.kind for each in topologies])
     if _search.value:
         plans = search.search(config, topologies, _layouts.value, _compilations.value, _announce)
     else:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lm.accelerators import Topology
 from lm.errors import InputError
@@ -62,20 +62,29 @@ def ranked(runs: Sequence[Run], deadline: float | None = None) -> list[Run]:
     return sorted(runs, key=key)
 
 
-def read_prices(path: str | None) -> dict[str, float]:
+def read_prices(path: str | None, kinds: Iterable[str]) -> dict[str, float]:
     """Reads the price of a chip-hour of each kind from a JSON file such as `{"v5e": 1.2}`; no path: no prices.
 
+    Args:
+        path: of the file.
+        kinds: that are compared; money and chip-hours could not be.
+
     Raises:
-        InputError: there is no such file, or it holds something else.
+        InputError: there is no such file, it lacks a kind, or it holds something else.
     """
     if not path:
         return {}
     try:
         with open(path) as file:
-            return {kind: float(price) for kind, price in json.load(file).items()}
+            prices = {kind: float(price) for kind, price in json.load(file).items()}
     except OSError as error:
         raise InputError(f"--prices is {path!r}: {error.strerror}; give a JSON file.") from error
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
             f'--prices is {path!r}, which is no JSON object of prices; give one such as {{"v5e": 1.2}}.'
         ) from error
+    if lacking := [kind for kind in dict.fromkeys(kinds) if kind not in prices]:
+        raise InputError(
+            f"--prices is {path!r}, which has no price of {', '.join(lacking)}; give that of an hour, or no --prices."
+        )
+    return prices

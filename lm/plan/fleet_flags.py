@@ -74,7 +74,7 @@ def run(output: flags.FlagHolder[str]) -> None:
     settings = _settings(Setting(_F.min_replicas, _F.max_replicas, _target(capacity)))
     from lm.plan import cost, fleet_report, tables  # with jax
 
-    price = cost.read_prices(_F.prices).get(_F.accelerator)
+    price = cost.read_prices(_F.prices, [_F.accelerator]).get(_F.accelerator)
     days = [fleet_report.Day(each, simulate(requests, capacity, each), price) for each in settings]
     days = fleet_report.ranked(days, _F.target_p99, _REFUSED)
     print(fleet_report.table(days))

@@ -247,6 +247,9 @@ def test_the_flags_lead_to_a_table(monkeypatch: pytest.MonkeyPatch, capsys, tmp_
     output: Any = types.SimpleNamespace(name="output", value=str(tmp_path / "plan.json"))
     fleet_flags.run(output)
     assert json.loads((tmp_path / "plan.json").read_text())[0]["cost"] == pytest.approx(12, rel=0.01)
+    flags(monkeypatch, accelerator="h100", prices=str(tmp_path / "prices.json"))
+    with pytest.raises(InputError, match="which has no price of h100"):
+        fleet_flags.run(output)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 2 * 4 + 1
     assert " 12.0" in lines[1]  # 24 hours of one replica at 0.5

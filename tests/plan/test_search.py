@@ -72,11 +72,21 @@ def test_without_prices_chip_hours_count():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), ("{", "no JSON object"), ("[1]", "no JSON object"), ('{"v5e": "dear"}', "no JSON object")],
+    [
+        *((None, "No such file"), ("{", "no JSON object"), ("[1]", "no JSON object")),
+        ('{"v5e": "dear"}', "no JSON object"),
+        ('{"v5e": 1.2}', "which has no price of v6e, v5p; give"),
+    ],
 )
 def test_wrong_prices_are_refused(tmp_path, content: str | None, message: str):
     path = tmp_path / "prices.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=message):
-        cost.read_prices(str(path))
+        cost.read_prices(str(path), ["v5e", "v6e", "v5p", "v6e"])
+
+
+def test_prices_of_all_kinds_are_read(tmp_path):
+    (tmp_path / "prices.json").write_text('{"v5e": 1.2, "v6e": 2, "v4": 3}')
+    assert cost.read_prices(str(tmp_path / "prices.json"), ["v6e", "v5e"])["v6e"] == 2
+    assert cost.read_prices("", ["v6e"]) == {}
