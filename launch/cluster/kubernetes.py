@@ -46,7 +46,7 @@ def main() -> int:
         raise InputError(f"--output is {_output.value!r}, but serve {verb} writes no manifests; leave it out.")
     context, server = _context.value, _server(_options)
     reached = _gateway()
-    made = rollout.objects(server, _scaling(), reached)
+    made = rollout.objects(server, _scaling(server.on_ray), reached)
     if verb == "roll" and server.on_ray:  # a change of the RayService that leaves its pods running
         verb = "apply"
     if verb == "apply" and reached and not server.secret:

@@ -4,6 +4,8 @@ Ray adds and takes replicas by their outstanding tokens, and its autoscaler the 
 https://docs.ray.io/en/latest/cluster/kubernetes/getting-started/rayservice-quick-start.html
 """
 
+import dataclasses
+
 from lm.cluster import kubernetes, ray_serve
 from lm.cluster.google import Tpus
 from lm.cluster.kubernetes import PORT, Server
@@ -11,11 +13,14 @@ from lm.cluster.manifests import Manifest, pod, to_yaml
 from lm.cluster.scaling import Scaling
 
 _EVEN = [{"name": name, "value": value} for name, value in ray_serve.EVEN.items()]
+_API_PORTS = (443, 6443)  # of the Kubernetes API: before and after a cluster's address is replaced by a machine's
 HEAD_CPUS, HEAD_MEMORY = "2", "4Gi"  # of the pod that runs Ray's own processes
 
 
 def objects(server: Server, scaling: Scaling) -> list[Manifest]:
-    """Returns the objects of a server in a Ray cluster."""
+    """Returns the objects of a server in a Ray cluster. Without an autoscaler it has `least` replicas, always."""
+    if scaling.engine == "none":
+        scaling = dataclasses.replace(scaling, most=scaling.least)
     found = [kubernetes.service_account(server), _network_policy(server)]
     if server.cache_class:
         found.append(kubernetes.cache_claim(server))
@@ -95,10 +100,14 @@ def _head(server: Server) -> Manifest:
 
 
 def _network_policy(server: Server) -> Manifest:
-    """Returns the policy of a server, which also lets the pods of the Ray cluster talk to each other."""
+    """Returns the policy of a server, which also lets the pods of the Ray cluster talk to each other.
+
+    The autoscaler in the head's pod asks the Kubernetes API for pods.
+    """
     made = kubernetes.network_policy(server)
     own = {"podSelector": {"matchLabels": server.labels}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
     made["spec"]["ingress"].append({"from": [own, operator]})
-    made["spec"]["egress"].append({"to": [own]})
+    api = {"ports": [{"protocol": "TCP", "port": port} for port in _API_PORTS]}
+    made["spec"]["egress"] += [{"to": [own]}, api]
     return made

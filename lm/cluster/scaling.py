@@ -18,8 +18,8 @@ class Scaling:
     """When replicas come and go.
 
     Attributes:
-        engine: `keda`, `hpa`, or `none`: `least` replicas, always.
-        least, most: replicas. A `least` of 0 needs KEDA and `wake_query`.
+        engine: `keda`, `hpa`, or `none`: `least` replicas, always. With Ray its own takes the place of `keda`.
+        least, most: replicas. A `least` of 0 needs Ray, or KEDA and `wake_query`.
         queue_tokens: waiting tokens a replica above which another is wanted.
         slots: slots in use a replica above which another is wanted; 0: the model writes nothing.
         prometheus: address of the Prometheus that KEDA asks.
@@ -35,15 +35,17 @@ class Scaling:
     wake_query: str = ""
 
 
-def check(scaling: Scaling) -> None:
-    """Raises InputError if the autoscaler cannot do what is asked of it."""
+def check(scaling: Scaling, on_ray: bool = False) -> None:
+    """Raises InputError if the autoscaler, which may be Ray's own, cannot do what is asked of it."""
+    if on_ray and scaling.engine == "hpa":
+        raise InputError("--autoscaler is hpa, but with --ray the autoscaler is Ray's; leave it out, or give none.")
     if scaling.most < max(1, scaling.least):
         raise InputError(
             f"--max_replicas is {scaling.most} and --min_replicas is {scaling.least}; give a larger --max_replicas."
         )
     if not scaling.least and scaling.engine != "keda":
         raise InputError("--min_replicas is 0, which only --autoscaler=keda can do; use it, or keep one replica.")
-    if not scaling.least and not scaling.wake_query:
+    if not (scaling.least or on_ray or scaling.wake_query):  # Ray's proxies keep a request and say that it waits
         raise InputError(
             "--min_replicas is 0, but no pod is left then to say that somebody waits; give --wake_query, such as the "
             "gateway's rate of requests, or keep one replica."

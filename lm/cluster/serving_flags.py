@@ -79,10 +79,14 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     return server
 
 
-def define_scaling() -> Callable[[], Scaling]:
-    """Defines the flags of the autoscaler."""
+def define_scaling() -> Callable[[bool], Scaling]:
+    """Defines the flags of the autoscaler.
+
+    Returns:
+        A function to call in `main` with whether Ray runs the replicas. It raises InputError for what cannot be.
+    """
     engine = flags.DEFINE_enum("autoscaler", "keda", ["keda", "hpa", "none"], "What adds and takes replicas.")
-    least = flags.DEFINE_integer("min_replicas", 2, "Fewest replicas; 0 needs --wake_query.", lower_bound=0)
+    least = flags.DEFINE_integer("min_replicas", 2, "Fewest replicas; 0 needs --wake_query or --ray.", lower_bound=0)
     most = flags.DEFINE_integer("max_replicas", 10, "Most replicas.", lower_bound=1)
     tokens = flags.DEFINE_integer(
         "queue_tokens", QUEUE_TOKENS, "Waiting tokens a replica that call for one more.", lower_bound=1
@@ -95,9 +99,11 @@ def define_scaling() -> Callable[[], Scaling]:
     )
     wake = flags.DEFINE_string("wake_query", "", "PromQL that is above 0 while somebody asks and no replica runs.")
 
-    def wanted() -> Scaling:
+    def wanted(on_ray: bool) -> Scaling:
+        if on_ray:
+            cli.refuse_given(("busy_slots", "prometheus", "wake_query"), "with --ray")
         made = Scaling(engine.value, least.value, most.value, tokens.value, slots.value, address.value, wake.value)
-        scaling.check(made)
+        scaling.check(made, on_ray)
         return made
 
     return wanted

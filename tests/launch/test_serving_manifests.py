@@ -332,6 +332,26 @@ def test_ray_gets_the_machine_of_its_pod() -> None:
         )
 
 
+def test_ray_has_the_replicas_that_are_asked_for() -> None:
+    on_ray = dataclasses.replace(PLAIN, on_ray=True)
+    for engine, most in (("keda", 20), ("none", 2)):
+        spec = rollout.objects(on_ray, dataclasses.replace(WIDE, engine=engine), None)[-1]["spec"]
+        (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+        (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+        asked = application["deployments"][0]["autoscaling_config"]
+        assert (group["minReplicas"], group["maxReplicas"]) == (2, most)
+        assert (asked["min_replicas"], asked["max_replicas"]) == (2, most)
+    scaling.check(dataclasses.replace(WIDE, least=0), on_ray=True)  # Ray needs no query to wake
+
+
+def test_the_autoscaler_of_ray_reaches_the_kubernetes_api() -> None:
+    """Whatever the port of the object store is."""
+    policy = rollout.objects(dataclasses.replace(PLAIN, on_ray=True, store_port=9000), WIDE, None)[1]
+    open_to_all = [rule for rule in policy["spec"]["egress"] if "to" not in rule]
+    ports = {port["port"] for rule in open_to_all for port in rule["ports"] if port["protocol"] == "TCP"}
+    assert ports == {53, 9000, 443, 6443}
+
+
 def test_deleting_names_all_that_was_applied() -> None:
     made = rollout.objects(*CASES["serve_l4_spot_gateway"])
     (command,) = rollout.delete("pod", made)
@@ -353,8 +373,9 @@ def test_deleting_names_all_that_was_applied() -> None:
         (lambda: scaling.check(dataclasses.replace(WIDE, least=30)), "give a larger --max_replicas"),
         (lambda: scaling.check(dataclasses.replace(WIDE, least=0)), "give --wake_query"),
         (lambda: scaling.check(dataclasses.replace(WIDE, least=0, engine="hpa")), "which only --autoscaler=keda"),
+        (lambda: scaling.check(dataclasses.replace(WIDE, engine="hpa"), on_ray=True), "the autoscaler is Ray's; leave"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_cannot_be_is_refused(call: Any, words: str) -> None:
     kubernetes.check(PLAIN)
