@@ -28,6 +28,8 @@ class Traffic:
 def read_trace(path: str, tokens: int, seed: int = 0) -> Traffic:
     """Reads a CSV file with a header: `time,tokens`, a request a line; or `time,rate`, requests a second from then on.
 
+    Times are seconds, from any moment on, such as Unix times. The day begins at the first one.
+
     Args:
         tokens: mean of a request's tokens, where the file has none.
 
@@ -47,8 +49,9 @@ def read_trace(path: str, tokens: int, seed: int = 0) -> Traffic:
     except ValueError as error:
         raise InputError(f"--trace is {path!r}, where a line has no two numbers ({error}).") from None
     times, others = values[:, columns.index("time")], values[:, 1 - columns.index("time")]
-    if not len(times) or not np.isfinite(values).all() or (np.diff(times) < 0).any() or (values < 0).any():
-        raise InputError(f"--trace is {path!r}; accepted: lines with rising times from 0 on, and no number below 0.")
+    if not len(times) or not np.isfinite(values).all() or (np.diff(times) < 0).any() or (others < 0).any():
+        raise InputError(f"--trace is {path!r}; accepted: lines with rising times, and no tokens or rate below 0.")
+    times = times - times[0]
     if "tokens" in columns:
         return Traffic(times, np.maximum(1, others).astype(int))
     if len(times) < 2:

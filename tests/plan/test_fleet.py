@@ -192,7 +192,9 @@ def test_a_trace_is_read(tmp_path: Path) -> None:
     file.write_text("time,tokens\n0,5\n2.5,0\n")
     found = traffic.read_trace(str(file), tokens=9)
     assert (found.arrivals.tolist(), found.tokens.tolist()) == ([0, 2.5], [5, 1])
-    file.write_text("rate,time\n0,0\n50,100\n0,200\n")
+    file.write_text("time,tokens\n1.7e9,5\n1700000002.5,0\n")
+    assert traffic.read_trace(str(file), tokens=9).arrivals.tolist() == [0, 2.5]
+    file.write_text("rate,time\n0,1700000000\n50,1700000100\n0,1700000200\n")
     found = traffic.read_trace(str(file), tokens=1)
     assert len(found.arrivals) == pytest.approx(5000, rel=0.1)
     assert found.arrivals.min() >= 100
