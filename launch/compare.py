@@ -9,7 +9,7 @@ import sys
 
 from lm import cli
 
-_output = cli.define_path("output", "compare.png", "File for the picture of the losses.")
+_output = cli.define_picture("output", "compare.png", "File for the picture of the losses.", (".png",))
 
 
 def main() -> None:

@@ -36,7 +36,9 @@ _OPTIONS = {
     "seed": flags.DEFINE_integer("seed", 0, "Seed of sampling."),
 }
 _decoding = decoding_flags.define_decoding()
-_attention = cli.define_path("attention", "", "File for a picture of the first request's attention weights.")
+_attention = cli.define_picture(
+    "attention", "", "File for a picture of the first request's attention weights.", (".png", ".pdf", ".svg")
+)
 _of = flags.DEFINE_enum("attention_of", "", ["", "encoder", "decoder", "cross"], "Default: cross, or else encoder.")
 _layer = flags.DEFINE_integer("attention_layer", None, "Draw this layer, from 1; default: all layers.")
 _head = flags.DEFINE_integer("attention_head", None, "Draw this head, from 1; default: the mean over heads.")

@@ -19,6 +19,7 @@ from lm import cli, config, errors
 _config = cli.define_config()
 _workdir = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
 _kind = flags.DEFINE_enum("kind", "one", ["one", "two"], "Which.")
+_picture = cli.define_picture("picture", "", "What to draw.", (".png", ".svg"))
 _port = flags.DEFINE_integer("port", 80, "Where to listen.", lower_bound=1)
 
 def main():
@@ -101,6 +102,10 @@ def test_overrides_reach_the_config(folder: Path, command: str, steps: int, gate
         ("--workdri=x --config=good.py", "unknown flag --workdri; did you mean --workdir?"),
         ("--workdir=x --config=good.py --port=many", "--port is 'many'; accepted: a whole number."),
         ("--workdir=x --config=good.py --kind=three", "--kind is 'three'; accepted: one, two."),
+        (
+            "--workdir=x --config=good.py --picture=a.b.c",
+            "--picture is a.b.c; accepted: a file whose name ends in .png",
+        ),
         ("--workdir=x --config=good.py --port=0", "--port is 0; accepted: a positive integer."),
         ("--workdir=x --config=good.py --port", "Missing value for flag --port"),
         ("--workdir=x stray --config=good.py", "unexpected argument 'stray'"),

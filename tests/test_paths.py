@@ -67,7 +67,7 @@ def test_every_flag_for_a_file_or_folder_is_a_path():
     for script in [*(ROOT / "launch").rglob("*.py"), ROOT / "lm/cluster/flags.py"]:
         for node in ast.walk(ast.parse(script.read_text())):
             name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
-            paths += name == "define_path"
+            paths += name in ("define_path", "define_picture")
             if isinstance(node, ast.Call) and name == "DEFINE_string":
                 help_ = ast.literal_eval(node.args[2])
                 assert not re.search(r"\b([Ff]ile|[Ff]older|WORKDIR)\b", help_), f"{script}: {help_}"

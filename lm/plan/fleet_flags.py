@@ -56,7 +56,8 @@ def define_fleet() -> None:
     flags.DEFINE_float("preemptions_per_hour", 0.0, "How often a machine is taken away.", lower_bound=0)
     flags.DEFINE_string("accelerator", "cpu", "Key of --prices: what an hour of a replica costs.")
     flags.DEFINE_float("target_p99", 1.0, "Seconds that a setting of --search keeps.", lower_bound=0)
-    cli.define_path("picture", "", "PNG file: requests, replicas and p99 over the time.")
+    what = "File for a picture of requests, replicas and p99 over the time."
+    cli.define_picture("picture", "", what, (".png", ".pdf", ".svg"))
     flags.DEFINE_integer("seed", 0, "Of what is drawn at random.", lower_bound=0)
 
 

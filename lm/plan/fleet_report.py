@@ -108,7 +108,7 @@ def _mean(times: np.ndarray, values: np.ndarray) -> float:
 
 
 def draw(day: Day, traffic: Traffic, path: str) -> None:
-    """Draws requests a second, replicas and p99 over the time into a PNG file."""
+    """Draws requests a second, replicas and p99 over the time into a file: .png, .pdf or .svg."""
     from matplotlib.figure import Figure  # half a second
 
     end = max(float(traffic.arrivals[-1]), 1.0)
