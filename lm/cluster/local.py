@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from lm import interrupts
-from lm.cli import EXIT_DONE, EXIT_PREEMPTED
+from lm.cli import EXIT_BROKEN_PIPE, EXIT_DONE, EXIT_PREEMPTED
 from lm.errors import InputError
 
 GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL
@@ -56,7 +56,8 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = GRA
     process, or Ctrl-C, sends SIGTERM to all of them; a second Ctrl-C ends them at once.
 
     Returns:
-        0 when all succeed; the first exit code that is neither 0 nor 75 (128 + n for signal n); otherwise 75.
+        0 when all succeed; the first exit code that is neither 0 nor 75 (128 + n for signal n); otherwise 75. A process
+        whose output nobody reads any more counts as 141.
 
     Raises:
         InputError: there is no such command.
@@ -118,7 +119,8 @@ def _start(
     assert process.stdout is not None
     assert process.stderr is not None
     streams = ((process.stdout, sys.stdout.buffer), (process.stderr, sys.stderr.buffer))
-    pumps = [threading.Thread(target=_forward, args=(number, *pair), daemon=True) for pair in streams]
+    unread = threading.Event()
+    pumps = [threading.Thread(target=_forward, args=(number, *pair, unread), daemon=True) for pair in streams]
     for pump in pumps:
         pump.start()
 
@@ -126,18 +128,25 @@ def _start(
         code = process.wait()
         for pump in pumps:
             pump.join(timeout=1.0)  # a child of the process may keep the pipe open
+        if unread.is_set():
+            code = EXIT_BROKEN_PIPE
         ended.put((number, code if code >= 0 else 128 - code))
 
     threading.Thread(target=wait, daemon=True).start()
     return process
 
 
-def _forward(number: int, source: IO[bytes], destination: IO[bytes]) -> None:
-    for line in source:
-        if (joined := _JOINED.match(line)) and joined[1] == joined[2]:
-            continue
-        destination.write(b"[%d] %s\n" % (number, line.rstrip(b"\r\n")))  # one call a line, so that lines never mix
-        destination.flush()
+def _forward(number: int, source: IO[bytes], destination: IO[bytes], unread: threading.Event) -> None:
+    """Forwards lines. If nobody reads them, it sets `unread` and closes the pipe, so that the process ends as well."""
+    with source:
+        for line in source:
+            if (joined := _JOINED.match(line)) and joined[1] == joined[2]:
+                continue
+            try:  # one call a line, so that lines never mix
+                destination.write(b"[%d] %s\n" % (number, line.rstrip(b"\r\n")))
+                destination.flush()
+            except OSError:
+                return unread.set()
 
 
 @contextlib.contextmanager

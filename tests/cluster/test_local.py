@@ -75,6 +75,22 @@ def test_output_keeps_its_stream_and_its_last_line() -> None:
     assert (done.stdout, done.stderr) == ("", "[0] leaving with 0\n[0] and no newline at the end\n")
 
 
+def test_processes_whose_output_nobody_reads_end() -> None:
+    """As in a shell with `| head -3`. `yes` writes until its pipe is closed."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*LOCAL, "--processes=2", "--", "yes"], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None
+    assert {process.stdout.readline() for _ in range(3)} <= {"[0] y\n", "[1] y\n"}
+    process.stdout.close()
+    try:
+        assert process.wait(60) == 141
+    finally:
+        process.kill()
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert "Traceback" not in errors.read()
+
+
 def test_gloos_words_are_left_out_where_all_members_are_found() -> None:
     gloo = "[Gloo] Rank 0 is connected to {} peer ranks. Expected number of connected peer ranks is : 3"
     script = f"print({gloo.format(3)!r}); print({gloo.format(2)!r}); print('[Gloo] failed')"
