@@ -4,9 +4,10 @@ python launch/cluster/gke.py --topology=v5e:16x16 --image=REGISTRY/lm:tpu --queu
     --config=configs/bert_large.py --workdir=gs://my-bucket/runs/bert_large --config.mesh.fsdp=16
 python launch/cluster/gke.py --gpu=nvidia-h100-80gb --nodes=2 --gpus_per_node=8 --spot --image=REGISTRY/lm:gpu ...
 
-The cluster needs JobSet, nodes of that kind and, with --queue, Kueue. A preempted run restarts and resumes by itself;
-only wrong input ends it. An administrator may add --quota=64 --borrow=192 --cohort=all once, to make the queue. It then
-always has 64 chips, and may use 192 more while the other queues of the cohort leave them idle.
+The cluster needs JobSet, nodes of that kind and, with --queue, Kueue. A preempted run restarts and resumes by itself,
+as after any failure, 100 times in all. Wrong input ends it at once. An administrator may add --quota=64 --borrow=192
+--cohort=all once, to make the queue. It then always has 64 chips, and may use 192 more while the other queues of the
+cohort leave them idle.
 
 `kubectl logs --follow jobs/NAME-slice-0` shows the logs. `kubectl delete jobset NAME` stops the run; the same command
 resumes it. The image has the environment (see launch/Dockerfile). The code is that of this checkout, copied to the

@@ -32,7 +32,7 @@ class Job:
         secret: name of a Kubernetes secret that the pods get as environment variables, such as the keys of an s3://
             store. The manifests hold its name only.
         grace: seconds between the notice of a preemption and the end.
-        max_restarts: restarts after any failure except wrong input, which ends the run.
+        max_restarts: restarts after any failure, preemptions included, except wrong input, which ends the run.
     """
 
     name: str
