@@ -88,9 +88,14 @@ def given_settings() -> list[str]:
 
 
 class _PathParser(flags.ArgumentParser):
-    """Replaces `~` and environment variables in a path."""
+    """Replaces `~` and environment variables in a path. Its end may be given, but for an empty path and -."""
+
+    def __init__(self, ends: tuple[str, ...] = ("",)):
+        self._ends = ends
 
     def parse(self, argument: str) -> str:
+        if argument not in ("", "-") and not argument.lower().endswith(self._ends):
+            raise ValueError(f"it is not a file whose name ends in {' or '.join(self._ends)}")
         return expand(argument)
 
     def flag_type(self) -> str:
@@ -102,21 +107,9 @@ def define_path(name: str, default: str | None, help_: str, *, required: bool = 
     return flags.DEFINE(_PathParser(), name, default, help_, required=required)
 
 
-class _PictureParser(_PathParser):
-    """Refuses a file whose name ends in no kind of picture, before anything is computed. Empty and - are accepted."""
-
-    def __init__(self, kinds: tuple[str, ...]):
-        self._kinds = kinds
-
-    def parse(self, argument: str) -> str:
-        if argument not in ("", "-") and not argument.lower().endswith(self._kinds):
-            raise ValueError(f"it is not a file whose name ends in {' or '.join(self._kinds)}")
-        return super().parse(argument)
-
-
 def define_picture(name: str, default: str, help_: str, kinds: tuple[str, ...]) -> flags.FlagHolder[str]:
     """Defines a flag that is the path of a picture. Its name ends in one of `kinds`, such as `.png`."""
-    return flags.DEFINE(_PictureParser(kinds), name, default, help_)
+    return flags.DEFINE(_PathParser(kinds), name, default, help_)
 
 
 def refuse_given(names: Iterable[str], why: str) -> None:

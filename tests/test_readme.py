@@ -104,9 +104,9 @@ def defined_flags(script: str) -> set[str]:
         for node in ast.walk(waiting.pop()):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 name = node.func.attr
-                if (name.startswith("DEFINE_") or name in ("define_path", "define_word")) and isinstance(
-                    node.args[0], ast.Constant
-                ):
+                if (
+                    name.startswith("DEFINE_") or name in ("define_path", "define_picture", "define_word")
+                ) and isinstance(node.args[0], ast.Constant):
                     found.add(str(node.args[0].value))
                 elif name in helpers:
                     waiting.append(helpers[name])
