@@ -5,11 +5,17 @@ of linters and type checkers bring new findings. jax and flax have bounds for ea
 other: jax 0.11 left Python 3.11 behind, and flax before 0.12.10 does not import with jax 0.11.1 and later.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+_INIT = Path(__file__).parent / "lm" / "__init__.py"  # read, not imported: what it imports may not be installed yet
+_VERSION = re.findall(r'^__version__ = "(.+?)"', _INIT.read_text(), re.MULTILINE)
 
 setup(
     name="lm-jax",
-    version="0.1.0",
+    version=_VERSION[0],
     description="Pretrain, fine-tune, evaluate, convert and serve encoders and encoder-decoders with JAX",
     license="Apache-2.0",
     license_files=["LICENSE"],

@@ -7,6 +7,8 @@ if TYPE_CHECKING:  # `import lm` loads no JAX
 
     from lm.inference.predict import Predictor
 
+__version__ = "0.1.0"  # setup.py reads it; an image has this file and no metadata of a distribution
+
 
 def load(path: str, mesh: "jax.sharding.Mesh | None" = None) -> "Predictor":
     """Returns a trained model with its tasks as methods.

@@ -47,7 +47,7 @@ ROOMS = {
     "training": GROUND | MIDDLE | {"tasks", "distributed", "fonts"},
     "inference": GROUND | MIDDLE | {"tasks", "fonts", "cli"},
     "huggingface": GROUND | MIDDLE | {"families", "tasks"},
-    "serving": GROUND | MIDDLE | {"checksums", "tasks", "inference", "cluster"},
+    "serving": GROUND | MIDDLE | {"__version__", "checksums", "tasks", "inference", "cluster"},
     "plan": GROUND | MIDDLE | {"tasks", "training", "inference", "huggingface", "cli", "cluster"},
 }
 NEVER = {"configs", "launch", "tests", "torch", "transformers"}

@@ -1,9 +1,9 @@
 """/openapi.json: the routes, described by the schemas that check their requests."""
 
-import importlib.metadata
 import re
 from collections.abc import Sequence
 
+from lm import __version__
 from lm.serving.routes import Endpoint
 
 _ERRORS = {
@@ -39,7 +39,7 @@ def describe(endpoints: Sequence[Endpoint], with_keys: bool) -> dict[str, object
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
     found: dict[str, object] = {
         "openapi": "3.1.0",
-        "info": {"title": "lm", "version": importlib.metadata.version("lm-jax")},
+        "info": {"title": "lm", "version": __version__},
         "paths": paths,
     }
     if with_keys:

@@ -3,7 +3,6 @@
 They answer with the first model of the server that can do the task; /similarity also takes our field `model`.
 """
 
-import importlib.metadata
 import re
 import time
 
@@ -11,7 +10,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lm import sharding
+from lm import __version__, sharding
 from lm.data.characters import without_surrogates
 from lm.serving.refusals import Refusal
 from lm.serving.routes import Endpoint, answered
@@ -196,7 +195,7 @@ async def info(service: Service, request: Request, body: object) -> Response:
             "max_client_batch_size": settings.max_inputs,
             "auto_truncate": settings.truncate,
             "tokenization_workers": TOKENIZING_THREADS,
-            "version": importlib.metadata.version("lm-jax"),
+            "version": __version__,
             "sha": None,
             "docker_label": None,
             # Ours: the step of the weights, and what becomes of an embedding that a client wants shorter.

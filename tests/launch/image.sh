@@ -22,7 +22,7 @@ store bud --isolation=chroot --pull-never --build-arg=BASE=localhost/base "$@" \
 echo "== Build again after a change of the code: the packages come from the cache"
 mkdir "$work/changed"
 cp -r configs launch lm setup.py pyproject.toml LICENSE .dockerignore "$work/changed"
-echo "# changed" >>"$work/changed/lm/__init__.py"
+echo "# changed" >>"$work/changed/lm/cli.py"
 store bud --isolation=chroot --pull-never --build-arg=BASE=localhost/base "$@" \
   --layers --file=launch/Dockerfile --tag=changed "$work/changed" | tee "$work/log"
 [ "$(grep -c 'Using cache' "$work/log")" -ge 5 ]

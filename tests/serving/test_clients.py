@@ -1,5 +1,7 @@
 """Real clients of OpenAI and Hugging Face, and the contract of text-embeddings-inference field by field."""
 
+import importlib.metadata
+
 import huggingface_hub
 import jax
 import numpy as np
@@ -7,6 +9,7 @@ import openai
 import pytest
 from huggingface_hub import InferenceClient
 
+import lm
 from lm import models
 from lm.inference import attention
 from lm.inference.predict import Options
@@ -212,14 +215,19 @@ def test_tei_tokens(running: Running):
     assert running.post("/decode", {"ids": [[each["id"] for each in bare]] * 2}) == ["the tree"] * 2
 
 
-def test_tei_describes_the_server(running: Running):
+def test_tei_describes_the_server(running: Running, monkeypatch):
+    def absent(name: str) -> str:  # as in the serving image, which has the code alone
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    assert running.client.get("/openapi.json").json()["info"]["version"] == lm.__version__
     info = running.client.get("/info").json()
     fields = """model_id model_sha model_dtype served_model_name model_type max_concurrent_requests max_input_length
         max_batch_tokens max_batch_requests max_client_batch_size auto_truncate tokenization_workers version sha
         docker_label"""
     assert set(fields.split()) <= info.keys()
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
-    assert info["max_input_length"] == 32
+    assert (info["max_input_length"], info["version"]) == (32, lm.__version__)
     for path in ("/health", "/ping", "/"):
         assert running.client.get(path).status_code == 200
 
