@@ -18,7 +18,7 @@ from lm.inference.requests import RequestError
 from lm.serving.lanes import Written
 from lm.serving.openai import error
 from lm.serving.refusals import Refusal
-from lm.serving.routes import Endpoint, answered
+from lm.serving.routes import Endpoint, answered, answered_apart
 from lm.serving.schema import JSON, choice, fields, integer, optional, several, text
 from lm.serving.service import Service, Times
 from lm.serving.tasks import OPTIONS, REQUEST, check_task, options_of
@@ -86,7 +86,8 @@ async def attention(service: Service, request: Request, body: JSON) -> Response:
     of = body["of"] or next(iter(found))
     if of not in found:
         raise Refusal("invalid", f"this model has no attention {of!r}; it has {', '.join(found)}.", param="of")
-    return answered({"of": of, "has": list(found)} | _layer(found[of], body["layer"]))
+    layer = _layer(found[of], body["layer"])
+    return await answered_apart(lambda: {"of": of, "has": list(found)} | layer, np.size(layer["weights"]))
 
 
 async def _row(service: Service, prompt: Prompt, given: object) -> Row:
@@ -104,7 +105,7 @@ def _layer(weights: Weights, layer: int | None) -> dict[str, object]:
         raise Refusal("invalid", f"layer is {layer}; there are {layers}.", param="layer")
     rounded_HLS = np.round(weights.weights_NHLS[layer - 1].astype(np.float64), 4)
     tokens = {"queries": list(weights.queries), "keys": list(weights.keys)}
-    return {"layer": layer, "layers": layers, **tokens, "weights": rounded_HLS.tolist()}
+    return {"layer": layer, "layers": layers, **tokens, "weights": rounded_HLS}
 
 
 # ---- Files ----------------------------------------------------------------------------------------

@@ -1,14 +1,13 @@
 """OpenAI's routes /v1/embeddings and /v1/models, and its errors. `completions` has the routes that write."""
 
 import base64
-from collections.abc import Callable
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
 from lm.serving.refusals import Refusal
-from lm.serving.routes import Endpoint, answered
+from lm.serving.routes import Endpoint, answered, answered_apart
 from lm.serving.schema import JSON, choice, fields, inputs, integer, optional, text
 from lm.serving.service import Service, Times, as_list
 
@@ -53,10 +52,14 @@ async def embeddings(service: Service, request: Request, body: JSON) -> Response
     rows = await service.embedding_rows(weights, given, times)
     vectors = await service.embed(request, weights, rows, times, normalize=True, dimensions=body["dimensions"])
     as_base64 = body["encoding_format"] == "base64"
-    encode: Callable[[np.ndarray], object] = _base64 if as_base64 else np.ndarray.tolist
-    data = [{"object": "embedding", "index": i, "embedding": encode(vector_D)} for i, vector_D in enumerate(vectors)]
     usage = {"prompt_tokens": times.tokens, "total_tokens": times.tokens}
-    return answered({"object": "list", "data": data, "model": model.name, "usage": usage})
+
+    def answer() -> dict[str, object]:
+        told = map(_base64, vectors) if as_base64 else vectors
+        data = [{"object": "embedding", "index": i, "embedding": each} for i, each in enumerate(told)]
+        return {"object": "list", "data": data, "model": model.name, "usage": usage}
+
+    return await answered_apart(answer, sum(map(np.size, vectors)))
 
 
 def _base64(vector_D: np.ndarray) -> str:

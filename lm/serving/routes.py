@@ -4,14 +4,15 @@ import asyncio
 import dataclasses
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lm.errors import InputError
-from lm.serving import schema
+from lm.serving import large, schema
 from lm.serving.refusals import Refusal
 from lm.serving.schema import JSON, Schema
 from lm.serving.service import ClientLeft, Service
@@ -93,8 +94,45 @@ async def _read_body(request: Request, most: int) -> bytes:
 
 def answered(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Returns a JSON response. Lone surrogates of a text that is returned become question marks."""
-    content = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(content.encode("utf-8", "replace"), status, headers, "application/json")
+    return Response(_dumps(value).encode("utf-8", "replace"), status, headers, "application/json")
+
+
+async def answered_apart(
+    make: Callable[[], object], numbers: int, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Returns a JSON response. A large answer is made and encoded in a thread.
+
+    Args:
+        make: returns the answer, which may hold arrays.
+        numbers: how many it is made of, to tell if it is large.
+        headers: of the response.
+    """
+    content = await large.apart(lambda: "".join(_pieces(make())).encode("utf-8", "replace"), numbers)
+    return Response(content, 200, headers, "application/json")
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """Yields JSON in pieces, one for each vector. Other threads run between pieces, but not during a `json.dumps`."""
+    if isinstance(value, dict) and _has_parts(value.values()):
+        for number, (key, each) in enumerate(value.items()):
+            yield f"{',' if number else '{'}{_dumps(key)}:"
+            yield from _pieces(each)
+        yield "}"
+    elif isinstance(value, list | np.ndarray) and _has_parts(value[:1]):
+        for number, each in enumerate(value):
+            yield "," if number else "["
+            yield from _pieces(each)
+        yield "]"
+    else:
+        yield _dumps(value.tolist() if isinstance(value, np.ndarray) else value)
+
+
+def _has_parts(values: Iterable[object]) -> bool:
+    return any(isinstance(each, dict | list | np.ndarray) for each in values)
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def refused(error: ErrorFormat, refusal: Refusal) -> Response:

@@ -62,6 +62,11 @@ class Weights:
         """The step of the checkpoint."""
         return self.predictor.loaded.step
 
+    @property
+    def width(self) -> int:
+        """How many numbers the vector of a token has."""
+        return self.predictor.loaded.config.model.d_model
+
     def reading(self, task: str, options: Options) -> tuple[Reading, Readers]:
         """Returns the prompt and the group of an encoder's task.
 

@@ -22,6 +22,7 @@ from lm.inference.options import Decoding
 from lm.inference.packed import Row
 from lm.inference.predict import Options
 from lm.inference.requests import RequestError
+from lm.serving import large
 from lm.serving.engine import Engine
 from lm.serving.lanes import Progress, Readers, ToRead, ToWrite
 from lm.serving.metrics import Metrics
@@ -193,8 +194,12 @@ class Service:
         """
         reading, readers = weights.reading("embed", Options(normalize=normalize))
         assert isinstance(reading.prompt, prompts.Embed)
+        large.check(len(rows), "inputs", weights.width * len(reading.prompt.encoder.pooling))
         outputs = await self.read(request, weights, readers, rows, times)
-        vectors = [reading.prompt.encoder.finish(output[0]) for output in outputs]
+        encoder = reading.prompt.encoder
+        vectors = await large.apart(
+            lambda: [encoder.finish(output[0]) for output in outputs], sum(map(np.size, outputs))
+        )
         width = len(vectors[0])
         if dimensions is None or dimensions == width:
             return vectors
@@ -208,6 +213,7 @@ class Service:
         Raises:
             Refusal, ClientLeft: there is no answer.
         """
+        large.check(sum(len(row.tokens) for row in rows), "tokens", weights.width)
         everywhere = [dataclasses.replace(row, places=np.arange(len(row.tokens), dtype=np.int32)) for row in rows]
         return await self.read(request, weights, weights.readers[VECTORS], everywhere, times)
 

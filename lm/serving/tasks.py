@@ -1,8 +1,9 @@
 """POST /tasks/TASK, with the requests and answers of launch/predict.py; and POST /admin/reload."""
 
 import dataclasses
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,12 +12,13 @@ from lm.inference import predict
 from lm.inference.options import Decoding
 from lm.inference.packed import Row
 from lm.inference.predict import READING, TASKS, Options
-from lm.inference.prompts import Prompt
+from lm.inference.prompts import Embed, FillMask, Prompt
 from lm.inference.requests import Answer, RequestError
+from lm.serving import large
 from lm.serving.lanes import Progress, Written
 from lm.serving.openai import error
 from lm.serving.refusals import Refusal
-from lm.serving.routes import Endpoint, EventStream, answered
+from lm.serving.routes import Endpoint, EventStream, answered, answered_apart
 from lm.serving.schema import JSON, boolean, choice, either, fields, integer, number, optional, several, text
 from lm.serving.served import Weights
 from lm.serving.service import Service, Times, Waiting, as_list
@@ -43,6 +45,7 @@ OPTIONS = {
     "seed": integer(default=0),
     **_DECODING,
 }
+_KEPT = 64  # logits of a mask that count as one number of the answer: a request keeps at most 1 GiB of them
 _TASK = fields({"inputs": either(REQUEST, several(REQUEST, most=2048))}, {"stream": boolean(default=False), **OPTIONS})
 
 
@@ -79,11 +82,14 @@ async def _read(
     service: Service, request: Request, weights: Weights, task: str, options: Options, given: Sequence[object]
 ) -> Response:
     reading, readers = weights.reading(task, options)
-    rows, answers = await _rows(service, reading.prompt, given)
+    rows, errors = await _rows(service, reading.prompt, given)
+    if isinstance(reading.prompt, FillMask):
+        kept = weights.predictor.loaded.config.model.vocab_size // _KEPT
+        large.check(sum(len(row.places) for row in rows.values()), "masks", max(options.top, kept))
+    if isinstance(reading.prompt, Embed):
+        large.check(len(rows), "inputs", weights.width * len(reading.prompt.encoder.pooling))
     outputs = await service.read(request, weights, readers, list(rows.values()), Times())
-    for (index, row), output in zip(rows.items(), outputs, strict=True):
-        answers[index] = predict.answer(reading.prompt, row, output)
-    return answered({"answers": [answers[index] for index in range(len(given))]})
+    return await answered_apart(lambda: _answers(reading.prompt, rows, outputs, errors), sum(map(np.size, outputs)))
 
 
 async def _write(
@@ -99,9 +105,9 @@ async def _write(
     numbers = list(rows)
     if not stream:
         results = await service.results(request, items, Times())
-        for index, result in zip(numbers, results, strict=True):
-            answers[index] = predict.answer(prompt, rows[index], (result.tokens_NT, result.scores_N))
-        return answered({"answers": [answers[index] for index in range(len(given))]})
+        written = [(each.tokens_NT, each.scores_N) for each in results]
+        tokens = sum(tokens_NT.size for tokens_NT, _ in written)
+        return await answered_apart(lambda: _answers(prompt, rows, written, answers), tokens)
     tokenizer = weights.predictor.loaded.tokenizer
 
     async def events() -> AsyncGenerator[object]:
@@ -121,6 +127,15 @@ async def _write(
                 yield {"index": numbers[place], "answer": found}
 
     return await EventStream.make(events(), error, service.settings.deadline)
+
+
+def _answers(
+    prompt: Prompt, rows: Mapping[int, Row], results: Sequence[object], errors: Mapping[int, Answer]
+) -> dict[str, list[Answer]]:
+    """Returns the answers to all requests, in their order."""
+    found = {index: predict.answer(prompt, row, each) for (index, row), each in zip(rows.items(), results, strict=True)}
+    found |= errors
+    return {"answers": [found[index] for index in sorted(found)]}
 
 
 async def _rows(service: Service, prompt: Prompt, given: Sequence[object]) -> tuple[dict[int, Row], dict[int, Answer]]:

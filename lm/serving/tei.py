@@ -12,8 +12,9 @@ from starlette.responses import Response
 
 from lm import __version__, sharding
 from lm.data.characters import without_surrogates
+from lm.serving import large
 from lm.serving.refusals import Refusal
-from lm.serving.routes import Endpoint, answered
+from lm.serving.routes import Endpoint, answered, answered_apart
 from lm.serving.schema import JSON, boolean, choice, either, fields, inputs, integer, optional, several, text
 from lm.serving.served import Served
 from lm.serving.service import TOKENIZING_THREADS, Given, Service, Times, as_list
@@ -38,7 +39,7 @@ def error(refusal: Refusal) -> tuple[int, dict[str, object]]:
     return status, {"error": str(refusal), "error_type": _TYPES.get(refusal.kind, "Validation")}
 
 
-def _headers(service: Service, times: Times, characters: int) -> dict[str, str]:
+def _headers(times: Times, characters: int) -> dict[str, str]:
     milliseconds = lambda seconds: str(round(1000 * seconds))  # noqa: E731
     total = milliseconds(time.monotonic() - times.begun)
     return {
@@ -86,8 +87,7 @@ async def embed(service: Service, request: Request, body: JSON) -> Response:
     vectors = await service.embed(
         request, weights, rows, times, normalize=body["normalize"], dimensions=body["dimensions"]
     )
-    found = [vector_D.tolist() for vector_D in vectors]
-    return answered(found, headers=_headers(service, times, _characters(given)))
+    return await answered_apart(lambda: vectors, sum(map(np.size, vectors)), _headers(times, _characters(given)))
 
 
 async def embed_all(service: Service, request: Request, body: JSON) -> Response:
@@ -96,7 +96,7 @@ async def embed_all(service: Service, request: Request, body: JSON) -> Response:
     weights = model.weights
     rows = await _rows(service, model, given, body, times)
     found = await service.vectors(request, weights, rows, times)
-    return answered([vectors.tolist() for vectors in found], headers=_headers(service, times, _characters(given)))
+    return await answered_apart(lambda: found, sum(map(np.size, found)), _headers(times, _characters(given)))
 
 
 async def similarity(service: Service, request: Request, body: JSON) -> Response:
@@ -106,7 +106,7 @@ async def similarity(service: Service, request: Request, body: JSON) -> Response
     rows = await _rows(service, model, given, cut, times)
     source_D, *others = await service.embed(request, weights, rows, times, normalize=True)
     found = [float(np.dot(source_D, vector_D)) for vector_D in others]
-    return answered(found, headers=_headers(service, times, _characters(given)))
+    return answered(found, headers=_headers(times, _characters(given)))
 
 
 async def _rows(service: Service, model: Served, given: list[Given], body: JSON, times: Times) -> list:
@@ -134,6 +134,7 @@ _TOKENIZE = fields(
     {"add_special_tokens": boolean(default=True), "prompt_name": optional(text())},
     strict=False,
 )
+_NUMBERS_A_TOKEN = 4  # of JSON that is as long as what /tokenize says of a token
 _IDS = several(integer(0, (1 << 31) - 1))
 _DECODE = fields(
     {"ids": either(_IDS, several(_IDS, most=2048))}, {"skip_special_tokens": boolean(default=True)}, strict=False
@@ -147,13 +148,16 @@ async def tokenize(service: Service, request: Request, body: JSON) -> Response:
     given = [without_surrogates(each) for each in as_list(body["inputs"])]
     service.check_count(given, "inputs")
     ids = await service.in_thread(lambda: tokenizer.encode(given))
+    tokens = sum(map(len, ids))
+    large.check(tokens, "tokens", _NUMBERS_A_TOKEN)
     if body["add_special_tokens"]:
         special = tokenizer.special
         frame = tokenizer.frame(1) if model.is_encoder else Frame(((), (special.sep,)), ((), (0,)), (0,))
         ids = [frame.around([each])[0] for each in ids]
     specials = set(tokenizer.special_ids.tolist())
     one = lambda i: {"id": i, "text": tokenizer.id_to_piece(i), "special": i in specials, "start": None, "stop": None}  # noqa: E731
-    return answered([[one(i) for i in each.tolist()] for each in ids])
+    described = lambda: [[one(i) for i in each.tolist()] for each in ids]  # noqa: E731
+    return await answered_apart(described, _NUMBERS_A_TOKEN * tokens)
 
 
 async def decode(service: Service, request: Request, body: JSON) -> Response:
