@@ -102,9 +102,11 @@ class Service:
         self.metrics: Metrics = engine.metrics
         self.draining = False
         self._threads = concurrent.futures.ThreadPoolExecutor(TOKENIZING_THREADS, "tokenizer")
+        self._reloading = concurrent.futures.ThreadPoolExecutor(1, "reload")
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._reloading):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def model(self, name: str | None, task: str = "") -> Served:
         """Returns the model of that name; without a name, the first that can do the task.
@@ -125,6 +127,13 @@ class Service:
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    async def reload(self, name: str) -> tuple[int, bool]:
+        """Reads the newest checkpoint of a model, after the reloads before it; see `Engine.reload`.
+
+        Reloads have a thread of their own: they take long, and in the threads of tokenizers all requests would wait.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._reloading, self.engine.reload, name)
 
     async def tokenize(self, make: Callable[[], T]) -> T:
         """Returns the rows that a tokenizer makes.

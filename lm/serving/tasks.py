@@ -161,7 +161,7 @@ async def reload(service: Service, request: Request, body: JSON) -> Response:
     """Reads a new checkpoint. Running requests finish with the weights that they have."""
     del request
     model = service.model(body["model"])
-    step, is_new = await service.in_thread(lambda: service.engine.reload(model.name))
+    step, is_new = await service.reload(model.name)
     return answered({"model": model.name, "step": step, "loaded": is_new})
 
 

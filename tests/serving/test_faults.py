@@ -20,6 +20,7 @@ from lm import checkpoint
 from lm.config import CheckpointConfig
 from lm.errors import InputError
 from lm.serving import lanes
+from lm.serving.served import Served
 from lm.serving.server import make_app
 from lm.serving.service import Service
 from tests.serving.conftest import Running, limited, start, until
@@ -309,6 +310,30 @@ def test_new_weights_under_load(running: Running, workdirs):
     for place in (0, 1):
         assert old[place] != new[place]
         assert set(answers[place]) == {old[place], new[place]}
+
+
+def test_reloads_that_take_long_keep_no_request_waiting(running: Running, monkeypatch):
+    end, begun, arrived, model = threading.Event(), [], [], running.service.model
+
+    def asked(*which: str) -> Served:
+        arrived.append(which)
+        return model(*which)
+
+    def reload(name: str) -> tuple[int, bool]:
+        begun.append(name)
+        assert end.wait(120)
+        return len(begun), True
+
+    monkeypatch.setattr(running.service.engine, "reload", reload)
+    monkeypatch.setattr(running.service, "model", asked)
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        waiting = [threads.submit(running.post, "/admin/reload", {"model": "reader"}) for _ in range(3)]
+        try:
+            until(lambda: len(begun) > 0 and len(arrived) == 3)
+            assert len(running.post("/embed", {"inputs": ["a", "b"]}, timeout=30)) == 2
+        finally:
+            end.set()
+        assert sorted(each.result()["step"] for each in waiting) == [1, 2, 3]
 
 
 def test_bad_weights_are_refused(running: Running, workdirs):
