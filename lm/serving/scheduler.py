@@ -24,6 +24,7 @@ _PRIORITY_SECONDS = 5.0  # a request waits as if it had come so much later for e
 # that came a moment before.
 _SECONDS_A_TOKEN = 1e-4
 _MEASURED = 0.5  # seconds over which the pace of the queue is measured
+_FORGOTTEN = 10.0  # seconds after which a pace counts no more, once the queue has been empty
 _LONGEST_RETRY = 60.0  # seconds
 
 
@@ -147,6 +148,7 @@ class Scheduler:
         self._stopped: Refusal | None = None
         self._outstanding = Recent(clock())  # tokens that wait or are computed
         self._pace: float | None = None  # tokens that leave the queue in a second, while it is not empty
+        self._measured = clock()  # when the pace was
         self._since, self._left = clock(), 0  # since when `_left` tokens have left the queue
 
     # ---- For the server's threads -------------------------------------------------------------
@@ -164,6 +166,9 @@ class Scheduler:
             job.due = now + min(job.seconds or self.limits.seconds, self.limits.seconds)
             if not self.items:
                 self._since, self._left = now, 0
+                # Else a pace that is too low would keep the queue so short that it is never measured again.
+                if now - self._measured > _FORGOTTEN:
+                    self._pace = None
             rank = now + _PRIORITY_SECONDS * PRIORITIES[job.priority]
             for item in job.items:
                 item.rank, item.waits = rank, True
@@ -235,6 +240,7 @@ class Scheduler:
                 if room <= 0:
                     break
             self._take(taken)
+            self._measure(was_full=bool(waiting))
             return taken
 
     def fill_slots(self) -> list[tuple[Item, int]]:
@@ -259,6 +265,8 @@ class Scheduler:
                 queue.running[slot] = item
                 entered.append((item, slot))  # a client that leaves at once takes `item.slot` away
                 room -= item.tokens
+            if entered:
+                self._measure(any(queue.waiting for group, queue in self._queues.items() if group.slots))
             return entered
 
     def running(self) -> dict[Group, dict[int, Item]]:
@@ -323,16 +331,28 @@ class Scheduler:
     # ---- With the lock held -------------------------------------------------------------------
 
     def _take(self, items: Sequence[Item]) -> None:
-        """Removes items from their queue, and measures its pace."""
+        """Removes items from their queue."""
         now = self._clock()
         for item in items:
             self._remove(item)
             item.job.started = now if item.job.started is None else item.job.started
             self._left += item.tokens
-        if (passed := now - self._since) >= _MEASURED:
+
+    def _measure(self, was_full: bool) -> None:
+        """Measures the pace of the queue.
+
+        Args:
+            was_full: whether what was taken has left others of its kind behind. Otherwise the tokens that have left
+                the queue are those that were asked for, and say nothing about the pace.
+        """
+        now = self._clock()
+        if (passed := now - self._since) < _MEASURED:
+            return
+        if was_full:
             measured = self._left / passed
             self._pace = measured if self._pace is None else 0.7 * self._pace + 0.3 * measured
-            self._since, self._left = now, 0
+            self._measured = now
+        self._since, self._left = now, 0
 
     def _remove(self, item: Item) -> None:
         waiting = self._queues[item.group].waiting

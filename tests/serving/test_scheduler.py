@@ -52,6 +52,12 @@ class World:
             self.scheduler.finish(item, "done")
         return batch
 
+    def turn(self) -> None:
+        """Does one turn of the engine, in which what is written also ends."""
+        for item, _ in self.scheduler.fill_slots():
+            self.scheduler.finish(item, "done")
+        self.read()
+
 
 # ---- Admission ----------------------------------------------------------------------------------
 
@@ -107,6 +113,53 @@ def test_a_request_whose_deadline_the_queue_would_miss_is_refused():
         world.read()
     assert world.refused(group, 1, seconds=15).kind == "overloaded"  # the queue may take half of a request's time
     world.ask(group, 1, seconds=25)
+
+
+@pytest.mark.parametrize("group", [Group(), Slots(4)], ids=["encoder", "decoder"])
+def test_a_server_with_little_to_do_does_not_take_the_demand_for_its_pace(group: Group):
+    """Turns take 0.6 s. One or two small requests arrive in each of them, then a large one."""
+    world = World(batch_tokens=600)
+    for turn in range(40):
+        for _ in range(1 + turn % 2):
+            world.ask(group, 10)
+        world.clock.now += 0.6
+        world.turn()
+    assert world.scheduler.expected_wait() == 0
+    world.ask(group, *[100] * 10)
+    world.ask(group, 10)  # 1000 tokens wait, which are two turns
+    assert world.scheduler.items == 11
+
+
+def test_a_pace_that_is_wrong_does_not_stay():
+    world, group = World(batch_tokens=100), Group()
+    world.ask(group, *[100] * 10)
+    for _ in range(9):  # a machine that is busy otherwise: 10 tokens a second
+        world.clock.now += 10
+        world.read()
+    world.read()
+    world.ask(group, *[100] * 5)
+    assert world.refused(group, 1).kind == "overloaded"
+    world.read()  # now it is fast
+    while world.scheduler.items:
+        world.read()
+    world.clock.now += 11
+    for _ in range(5):
+        world.ask(group, *[100] * 10)
+        world.clock.now += 0.5
+        world.read()
+    assert world.scheduler.expected_wait() < 60
+    for _ in range(20):  # 200 tokens a second, and always more to do
+        world.ask(group, *[100] * 2)
+        world.clock.now += 1
+        world.read()
+        world.read()
+    assert world.scheduler.expected_wait() == pytest.approx(world.scheduler.tokens / 200, rel=0.2)
+    before = world.scheduler.expected_wait()
+    for _ in range(10):  # it becomes slow: 100 tokens in five seconds
+        world.clock.now += 5
+        world.read()
+    assert world.scheduler.expected_wait() > before
+    assert world.scheduler.expected_wait() == pytest.approx(world.scheduler.tokens / 20, rel=0.3)
 
 
 def test_a_stop_ends_all_requests_and_refuses_later_ones():
