@@ -143,7 +143,7 @@ class _Writing:
         self.tokenizer = tokenizer = weights.predictor.loaded.tokenizer
         stop = body["stop"] or []
         self.stop = [without_surrogates(each) for each in ([stop] if isinstance(stop, str) else stop)]
-        self.wants_logprobs = body.get("logprobs") not in (None, False)
+        self.wants_logprobs = _wants_logprobs(body)
         copies = body["n"] or 1
         seed = secrets.randbits(32) if body["seed"] is None else body["seed"] & 0xFFFFFFFF
         streams = bool(body["stream"] or self.stop or self.wants_logprobs)
@@ -210,7 +210,7 @@ def refuse_unsupported(body: JSON, most_tops: int) -> None:
     if body.get("top_logprobs") and not body["logprobs"]:
         raise Refusal("invalid", "top_logprobs needs logprobs; set it to true.", param="top_logprobs")
     beams = body["num_beams"] or 1
-    if beams > 1 and body.get("logprobs") not in (None, False):
+    if beams > 1 and _wants_logprobs(body):
         raise Refusal("invalid", "logprobs are known without beams only; leave out num_beams.", param="logprobs")
 
 
@@ -221,7 +221,7 @@ async def completions(service: Service, request: Request, body: JSON) -> Respons
     prompt, decoding = weights.predictor.writing("generate", decoding_options(body, weights))
 
     def rows() -> list[Row]:
-        ids = [prompt.row_of(token_ids(weights, each)) if isinstance(each, list) else None for each in given]
+        ids = [prompt.row_of(token_ids(weights, each, "prompt")) if isinstance(each, list) else None for each in given]
         return [row or prompt.row(each) for row, each in zip(ids, given, strict=True)]
 
     writing = _Writing(service, request, body, weights, decoding, await service.written_rows(rows))
@@ -296,6 +296,11 @@ async def _stream(
             yield {**head, "choices": [piece(index, new) | {"finish_reason": reason}], **more}
     if with_usage:
         yield {**head, "choices": [], "usage": writing.usage}
+
+
+def _wants_logprobs(body: JSON) -> bool:
+    """Returns whether the written tokens' log-probabilities are asked for. 0 asks for these, and for no best tokens."""
+    return body["logprobs"] is not None and body["logprobs"] is not False
 
 
 def _asked(body: JSON) -> int:

@@ -127,7 +127,7 @@ class Progress(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A finished sequence: its N best versions, tokens [N, T] and scores [N], and how long the best one is."""
+    """A finished sequence: its N best versions, tokens [N, T] and scores [N]; the length of the best, end included."""
 
     tokens_NT: np.ndarray
     scores_N: np.ndarray
@@ -306,7 +306,9 @@ class Lane(Group):
                 yield item, Progress(new, float(found.sums_B[slot]), _best(found.tops, slot))
             if found.done_B[slot]:
                 if self.shape.beams > 1:
-                    length = len(prompts.until_end(tokens_NT[0][: item.work.decoding.max_length], self._ids.ends))
+                    most = item.work.decoding.max_length
+                    before = len(prompts.until_end(tokens_NT[0][:most], self._ids.ends))
+                    length = min(before + 1, most)  # with the end, as without beams
                 yield item, Written(tokens_NT, scores_N, length)
 
     def warm_up(self) -> None:

@@ -49,7 +49,7 @@ async def embeddings(service: Service, request: Request, body: JSON) -> Response
     model, times = service.model(body["model"], "embed"), Times()
     weights, given = model.weights, as_list(body["input"])
     service.check_count(given, "input")
-    rows = await service.embedding_rows(weights, given, times)
+    rows = await service.embedding_rows(weights, given, times, param="input", hint="shorten it")
     vectors = await service.embed(request, weights, rows, times, normalize=True, dimensions=body["dimensions"])
     as_base64 = body["encoding_format"] == "base64"
     usage = {"prompt_tokens": times.tokens, "total_tokens": times.tokens}

@@ -155,6 +155,8 @@ class Service:
         truncate: bool | None = None,
         side: str = "",
         prompt_name: str | None = None,
+        param: str = "inputs",
+        hint: str = "shorten it, or set truncate",
     ) -> list[Row]:
         """Returns the rows of texts or token arrays to embed.
 
@@ -162,6 +164,7 @@ class Service:
             truncate: whether a longer input is cut; None is the server's setting.
             side: `left` or `right`: which end is cut; empty for that of the tokenizer.
             prompt_name: the model's name of a text to put before each text.
+            param, hint: the route's field of the inputs, and what a client can do about one that is too long.
 
         Raises:
             Refusal: an input is too long, or has an id that the tokenizer does not know.
@@ -171,14 +174,16 @@ class Service:
         assert isinstance(prompt, prompts.Embed)
         with times.measured("tokenizing"):
             try:
-                rows = await self.tokenize(lambda: [_embedding_row(weights, prompt, each, side) for each in given])
+                rows = await self.tokenize(
+                    lambda: [_embedding_row(weights, prompt, each, side, param) for each in given]
+                )
             except RequestError as error:
-                raise Refusal("invalid", str(error), param="inputs") from None
+                raise Refusal("invalid", str(error), param=param) from None
         for number, row in enumerate(rows):
             if row.truncated and not truncate:
                 longest = weights.predictor.loaded.config.data.seq_length
-                message = f"input {number} is longer than the {longest} tokens that the model reads; set truncate."
-                raise Refusal("invalid", message, param="inputs")
+                message = f"input {number} is longer than the {longest} tokens that the model reads; {hint}."
+                raise Refusal("invalid", message, param=param)
         times.tokens += sum(len(row.tokens) for row in rows)
         return rows
 
@@ -359,7 +364,7 @@ def as_list(given: JSON) -> list[JSON]:
     return [given] if is_one else list(given)
 
 
-def token_ids(weights: Weights, given: list[int]) -> np.ndarray:
+def token_ids(weights: Weights, given: list[int], param: str) -> np.ndarray:
     """Returns a token array without the special tokens at its ends, which are put there again.
 
     Raises:
@@ -367,14 +372,14 @@ def token_ids(weights: Weights, given: list[int]) -> np.ndarray:
     """
     tokenizer = weights.predictor.loaded.tokenizer
     if max(given) >= tokenizer.vocab_size:
-        raise Refusal("invalid", f"{max(given)} is no token id; there are {tokenizer.vocab_size}.", param="inputs")
+        raise Refusal("invalid", f"{max(given)} is no token id; there are {tokenizer.vocab_size}.", param=param)
     special = tokenizer.special
     begin = 1 if given[0] == special.cls else 0
     end = len(given) - 1 if len(given) > begin and given[-1] == special.sep else len(given)
     return np.array(given[begin:end], np.int32)
 
 
-def _embedding_row(weights: Weights, prompt: prompts.Embed, given: Given, side: str) -> Row:
+def _embedding_row(weights: Weights, prompt: prompts.Embed, given: Given, side: str, param: str) -> Row:
     tokenizer = weights.predictor.loaded.tokenizer
     cuts_as_asked = side in ("", "left" if tokenizer.cuts_left else "right")
     if isinstance(given, str):
@@ -384,7 +389,7 @@ def _embedding_row(weights: Weights, prompt: prompts.Embed, given: Given, side: 
     ids = (
         prompt.encode([prompt.prompt + without_surrogates(given)])[0]
         if isinstance(given, str)
-        else token_ids(weights, given)
+        else token_ids(weights, given, param)
     )
     room = prompt.longest - tokenizer.frame(1).size
     kept = ids[-room:] if side == "left" else ids[:room]

@@ -1,5 +1,6 @@
 """Real clients of OpenAI and Hugging Face, and the contract of text-embeddings-inference field by field."""
 
+import dataclasses
 import importlib.metadata
 
 import huggingface_hub
@@ -13,6 +14,7 @@ import lm
 from lm import models
 from lm.inference import attention
 from lm.inference.predict import Options
+from lm.serving import completions, lanes
 from lm.serving.scheduler import Scheduler
 from lm.tokenizers.special_ids import decoder_start
 from tests.serving.conftest import Running, limited, until
@@ -143,6 +145,57 @@ def test_openai_top_logprobs_are_those_of_the_model(running: Running, client):
     for wrong in ({"top_logprobs": 2}, {"top_logprobs": 6, "logprobs": True}):
         with pytest.raises(openai.BadRequestError, match="top_logprobs"):
             client.chat.completions.create(messages=messages, **asked, **wrong)
+
+
+@pytest.mark.parametrize("is_word", [False, True])
+def test_beams_that_end_say_so(running: Running, client, monkeypatch, is_word):
+    """An end is counted, and belongs to the text if it is an ordinary token, as where beams are not asked for."""
+    weights, take_steps = running.service.engine.models["writer"].weights, lanes._take_steps
+    tokenizer = weights.predictor.loaded.tokenizer
+    (text,) = tokenizer.encode(["the tree"])
+    end = int(text[-1]) if is_word else tokenizer.special.sep
+    written = text if is_word else np.append(text, end)
+    assert end not in written[:-1]
+
+    def write(*args):
+        state, step = take_steps(*args)
+        tokens_BNT = np.full_like(step.decoded.tokens_BNT, tokenizer.special.pad)
+        tokens_BNT[..., : len(written)] = written
+        return state, step._replace(decoded=step.decoded._replace(tokens_BNT=tokens_BNT))
+
+    (lane,) = [lane for lane in weights.lanes if lane.shape.beams == 2]
+    monkeypatch.setattr(lanes, "_take_steps", write)
+    monkeypatch.setattr(lane, "_ids", dataclasses.replace(lane._ids, end=end))
+    monkeypatch.setattr(completions, "end_ids", lambda *_: (end,))
+    for most, reason in ((12, "stop"), (len(written) - 1, "length")):
+        asked = {"model": "writer", "prompt": "the tree", "max_tokens": most, "extra_body": {"num_beams": 2}}
+        found = client.completions.create(**asked)
+        assert (found.choices[0].finish_reason, found.usage.completion_tokens) == (reason, min(most, len(written)))
+        assert (found.choices[0].text == "the tree") == (reason == "stop" or not is_word)
+
+
+def test_logprobs_of_zero_are_those_of_the_written_tokens(client):
+    asked = {"model": "writer", "prompt": "the tree", "temperature": 0, "max_tokens": 4}
+    none, one = (client.completions.create(**asked, logprobs=count).choices[0].logprobs for count in (0, 1))
+    assert (none.tokens, none.top_logprobs) == (one.tokens, None)
+    assert none.token_logprobs == pytest.approx(one.token_logprobs)
+    with pytest.raises(openai.BadRequestError, match="without beams"):
+        client.completions.create(**asked, logprobs=0, extra_body={"num_beams": 2})
+
+
+def test_openai_names_its_own_fields(running: Running, client, monkeypatch):
+    monkeypatch.setattr(running.service, "settings", dataclasses.replace(running.service.settings, truncate=False))
+    with pytest.raises(openai.BadRequestError, match="shorten it") as caught:
+        client.embeddings.create(model="reader", input="tree " * 99)
+    assert caught.value.param == "input"
+    assert "truncate" not in str(caught.value)  # the route does not take it
+    for create, name, field in (
+        (client.embeddings.create, "reader", "input"),
+        (client.completions.create, "writer", "prompt"),
+    ):
+        with pytest.raises(openai.BadRequestError, match="is no token id") as caught:
+            create(model=name, **{field: [10**6]})
+        assert caught.value.param == field
 
 
 def test_openai_errors(client):
