@@ -4,7 +4,8 @@ python launch/cluster/ray_serve.py serve --checkpoint=runs/mine --max_replicas=2
 python launch/cluster/ray_serve.py serve --checkpoint=gs://my-bucket/runs/mine --address=http://HEAD:8265 --host=0.0.0.0
 
 Without --address it starts Ray here and serves until Ctrl-C. `roll` gives another --checkpoint to the replicas that
-run; give the other flags as before. `status` and `delete` show and end it. Flags of launch/serve.py follow after --.
+run; give the other flags as before. A lone model is called lm unless --checkpoint=NAME=PATH names it. Of several
+models `roll` takes all, by name. `status` and `delete` show and end it. Flags of launch/serve.py follow after --.
 
 Ray adds replicas while each has more than --outstanding_tokens that are not answered. A full queue is answered with 429
 and Retry-After. pip install -e '.[ray,serve]' brings Ray; every node needs it, and this checkout. Start the nodes of a
@@ -15,10 +16,9 @@ import lm.startup  # noqa: F401
 
 from absl import flags
 
-from lm import cli, storage
+from lm import cli
 from lm.cluster import actions, ray_serve
 from lm.cluster import flags as cluster_flags
-from lm.config.paths import named_models
 from lm.errors import InputError
 
 _D = ray_serve.Replicas("")
@@ -43,9 +43,8 @@ def main() -> int:
     if len(cli.words()) != 1 or cli.words()[0] not in ("serve", "roll", "status", "delete"):
         raise InputError(f"{' '.join(cli.words())!r} is given; accepted: serve, roll, status or delete.")
     verb = cli.words()[0]
-    absolute = [f"{name}={storage.absolute(path)}" for name, path in named_models(_checkpoint.value)]
     wanted = ray_serve.Replicas(
-        ",".join(absolute),  # replicas have folders of their own
+        _checkpoint.value,
         _options,
         least=_least.value,
         most=_most.value,

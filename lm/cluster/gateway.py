@@ -6,7 +6,8 @@ https://gateway.envoyproxy.io/docs/api/extension_types
 
 import dataclasses
 
-from lm.cluster.kubernetes import DEADLINE, Server
+from lm.cluster import serve_options
+from lm.cluster.kubernetes import Server
 from lm.cluster.manifests import Manifest
 
 GROUP = "gateway.networking.k8s.io"
@@ -84,6 +85,6 @@ def _balancing(server: Server) -> Manifest:
             "loadBalancer": {"type": "LeastRequest", "slowStart": {"window": "10s"}},
             "healthCheck": {"active": {**active, **thresholds}, "panicThreshold": 0},
             "retry": {"numRetries": 1, "retryOn": {"triggers": list(_RETRIED), "httpStatusCodes": [503]}},
-            "timeout": {"http": {"requestTimeout": f"{int(max(DEADLINE, server.deadline)) + 5}s"}},
+            "timeout": {"http": {"requestTimeout": f"{int(max(serve_options.DEADLINE, server.deadline)) + 5}s"}},
         },
     }

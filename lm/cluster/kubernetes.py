@@ -16,7 +16,6 @@ from lm.config.paths import named_models
 from lm.errors import InputError
 
 PORT = 8000
-DEADLINE = 60  # seconds: --deadline of launch/serve.py, unless the options say another
 PRE_STOP = 5  # seconds until balancers that watch the pods have heard that one leaves
 _PROBE = 5  # seconds between two probes of a pod that starts
 CACHE = "/cache"
@@ -106,15 +105,8 @@ class Server:
 
     @property
     def deadline(self) -> float:
-        """Seconds after which the server gives a request up.
-
-        Raises:
-            InputError: the options say something that is no number.
-        """
-        given = [option.partition("=")[2] for option in self.options if option.startswith("--deadline=")]
-        if given and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", given[-1]):
-            raise InputError(f"--deadline is {given[-1]!r}; accepted: a number of seconds.")
-        return float(given[-1]) if given else DEADLINE
+        """Seconds after which the server gives a request up; see `serve_options.deadline`."""
+        return serve_options.deadline(self.options)
 
     @property
     def grace(self) -> int:
@@ -134,15 +126,17 @@ def check(server: Server) -> None:
     """Checks what the command line gave.
 
     Raises:
-        InputError: the pods cannot read the checkpoint, or an option is one that the manifests set.
+        InputError: the pods cannot read a run, or an option is one that the manifests set.
     """
-    for _, path in named_models(server.checkpoint):
-        storage.check_path(path)
-        if not storage.is_remote(path):
-            raise InputError(
-                f"--checkpoint is {server.checkpoint}, which no pod can see; accepted: gs://BUCKET/... or "
-                "s3://BUCKET/..., so copy the run there first."
-            )
+    adapters = [("--adapters", given) for given in serve_options.values(server.options, "adapters") if given]
+    for flag, given in [("--checkpoint", server.checkpoint), *adapters]:
+        for _, path in named_models(given, flag):
+            storage.check_path(path)
+            if not storage.is_remote(path):
+                raise InputError(
+                    f"{flag} is {given}, which no pod can see; accepted: gs://BUCKET/... or "
+                    "s3://BUCKET/..., so copy the run there first."
+                )
     ours = ("checkpoint", "host", "port", "drain_seconds", "compilation_cache")
     serve_options.check(server.options, (*ours, *NOT_OF_REPLICAS) if server.on_ray else ours)
     if server.identity and not re.fullmatch(r"[\w.-]+@[\w.-]+\.iam\.gserviceaccount\.com|arn:\S+", server.identity):

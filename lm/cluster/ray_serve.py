@@ -7,9 +7,11 @@ controller reads the policy.
 import dataclasses
 from typing import Any, Protocol
 
+from lm import storage
 from lm.cluster import serve_options
 from lm.cluster.actions import Action, Command, Write
 from lm.cluster.manifests import Manifest, to_yaml
+from lm.config.paths import named_models
 from lm.errors import InputError
 
 NAME = "lm"  # of the application
@@ -23,7 +25,7 @@ EVEN = {"RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", "RAY_SERVE_PROXY_PREFE
 # Flags of launch/serve.py that are no settings of a server, and so none of a replica.
 NOT_OF_REPLICAS = ("checkpoint", "host", "port", "api_keys_file", "log_requests", "compilation_cache")
 _HERE = "http://127.0.0.1:8265"  # the dashboard that Ray starts on this machine
-_GRACE = 75  # seconds for the requests of a replica that leaves
+_ENDING = 15  # seconds beside the deadline that a replica which leaves has for its requests
 _RETRY = 2  # seconds after which a client that found the queue full may come again
 
 
@@ -32,7 +34,7 @@ class Replicas:
     """What to ask of Ray.
 
     Attributes:
-        checkpoint: what is served, on a path that every node sees.
+        checkpoint: what is served, on paths that every node sees: `PATH`, or `NAME=PATH,NAME=PATH`.
         options: flags of launch/serve.py.
         least, most: replicas.
         target: outstanding tokens of a replica above which another is wanted.
@@ -40,6 +42,7 @@ class Replicas:
         cpus, gpus: of a replica.
         resources: further resources of a replica, such as `{"TPU": 4}`.
         host, port: where Ray's proxies listen.
+        name: of a lone model that the checkpoint does not name. The last part of its path would change with a roll.
     """
 
     checkpoint: str
@@ -54,6 +57,7 @@ class Replicas:
     resources: dict[str, float] = dataclasses.field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 8000
+    name: str = NAME
 
 
 def config(wanted: Replicas) -> Manifest:
@@ -84,12 +88,12 @@ def config(wanted: Replicas) -> Manifest:
     }
     deployment = {
         "name": DEPLOYMENT,
-        "user_config": {"checkpoint": wanted.checkpoint},
+        "user_config": {"checkpoint": _absolute(wanted.checkpoint, "--checkpoint", wanted.name)},
         "max_ongoing_requests": 1024,  # the engine has a queue of its own, which counts tokens
         "max_queued_requests": 1024,
         "backpressure_config": {"status_code": 429, "retry_after_s": _RETRY},
         "autoscaling_config": scaling,
-        "graceful_shutdown_timeout_s": _GRACE,
+        "graceful_shutdown_timeout_s": int(serve_options.deadline(wanted.options)) + _ENDING,
         "health_check_timeout_s": 30,
         "ray_actor_options": actor,
     }
@@ -97,12 +101,22 @@ def config(wanted: Replicas) -> Manifest:
         "name": NAME,
         "route_prefix": "/",
         "import_path": "lm.serving.ray_serve:application",
-        "args": {"options": list(wanted.options)},
+        "args": {"options": [_with_absolute_adapters(option) for option in wanted.options]},
         "deployments": [deployment],
     }
     location = "EveryNode" if wanted.host != "127.0.0.1" else "HeadOnly"
     http = {"host": wanted.host, "port": wanted.port}
     return {"proxy_location": location, "http_options": http, "applications": [application]}
+
+
+def _absolute(given: str, flag: str, only: str = "") -> str:
+    """Returns NAME=PATH,NAME=PATH with paths that mean the same everywhere: replicas have folders of their own."""
+    return ",".join(f"{name}={storage.absolute(path)}" for name, path in named_models(given, flag, only))
+
+
+def _with_absolute_adapters(option: str) -> str:
+    (given, *_) = serve_options.values([option], "adapters") or [""]
+    return f"--adapters={_absolute(given, '--adapters')}" if given else option
 
 
 class _Context(Protocol):

@@ -3,10 +3,13 @@
 import ast
 import difflib
 import functools
+import re
 from collections.abc import Collection, Sequence
 
 from lm.cluster.snapshot import ROOT
 from lm.errors import InputError
+
+DEADLINE = 60  # seconds: --deadline of launch/serve.py, unless the options say another
 
 
 def check(options: Sequence[str], ours: Collection[str] = ()) -> None:
@@ -29,6 +32,23 @@ def check(options: Sequence[str], ours: Collection[str] = ()) -> None:
             f"nearest: --{near[0]}" if near else f"accepted: --FLAG=VALUE of launch/serve.py except {', '.join(ours)}"
         )
         raise InputError(f"after -- there is {option!r}; {hint}.")
+
+
+def values(options: Sequence[str], name: str) -> list[str]:
+    """Returns the values that options give a flag."""
+    return [option.partition("=")[2] for option in options if option.startswith(f"--{name}=")]
+
+
+def deadline(options: Sequence[str]) -> float:
+    """Returns the seconds after which a server with these options gives a request up.
+
+    Raises:
+        InputError: the options say something that is no number.
+    """
+    given = values(options, "deadline")
+    if given and not re.fullmatch(r"\d+(\.\d*)?|\.\d+", given[-1]):
+        raise InputError(f"--deadline is {given[-1]!r}; accepted: a number of seconds.")
+    return float(given[-1]) if given else DEADLINE
 
 
 @functools.cache

@@ -24,12 +24,12 @@ def expand(path: str) -> str:
     return expanded
 
 
-def named_models(checkpoints: str, flag: str = "--checkpoint") -> list[tuple[str, str]]:
+def named_models(checkpoints: str, flag: str = "--checkpoint", only: str = "") -> list[tuple[str, str]]:
     """Returns the name and path of each model of `PATH`, or of `NAME=PATH,NAME=PATH`.
 
     What stands before the first `=` is a name where it has only letters, digits, dots, - and _; otherwise the `=`
-    belongs to the path. A model without a name is called by the last part of its path that is no step. `~` and
-    environment variables in paths are replaced.
+    belongs to the path. A model without a name is called by the last part of its path that is no step, or `only` if it
+    is the only one and `only` is not empty. `~` and environment variables in paths are replaced.
 
     Raises:
         InputError: a name or a path is missing or unknown, or two models have one name.
@@ -39,7 +39,8 @@ def named_models(checkpoints: str, flag: str = "--checkpoint") -> list[tuple[str
         name, equals, path = part.partition("=")
         if not equals or not re.fullmatch(r"[\w.-]*", name):
             path = part
-            name = path.rstrip("/").partition("/checkpoints/")[0].rpartition("/")[2]
+            last = path.rstrip("/").partition("/checkpoints/")[0].rpartition("/")[2]
+            name = only if only and path == checkpoints else last
         if not name or not path:
             raise InputError(f"{flag} has {part!r}; accepted: PATH, or NAME=PATH,NAME=PATH.")
         path = expand(path)

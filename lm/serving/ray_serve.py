@@ -34,6 +34,7 @@ class Replica:
             InputError: an option is none of launch/serve.py's settings.
         """
         self._settings = settings(options)
+        self._names: list[str] = []  # of the models, as long as the replica lives
         self._service = self._app = None
 
     def __serve_build_asgi_app__(self):
@@ -63,6 +64,8 @@ class Replica:
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Serves a checkpoint. The first one is compiled for; a later one replaces the weights under load.
 
+        A later one has the names of the first; a lone model keeps its name, whatever the later one is called.
+
         Raises:
             InputError: the first one cannot be served, so the replica does not start. A later one that cannot be
                 served changes nothing; the log has the reason.
@@ -72,7 +75,13 @@ class Replica:
             await asyncio.to_thread(self._begin, models)
             return
         engine = self._service.engine
-        for name, path in zip(engine.models, (path for _, path in models), strict=False):
+        if len(self._names) == len(models) == 1:
+            models = [(self._names[0], path) for _, path in models]
+        if sorted(self._names) != sorted(name for name, _ in models):
+            given = user_config["checkpoint"]
+            log.error("%s is not served; accepted: new paths of the models %s.", given, ", ".join(self._names))
+            return
+        for name, path in models:
             try:
                 await asyncio.to_thread(engine.reload, name, path=path)
             except InputError as error:
@@ -85,6 +94,7 @@ class Replica:
             if service.engine.fault is not None:
                 raise service.engine.fault
             time.sleep(0.02)
+        self._names = [name for name, _ in models]
         self._service, self._app = service, make_app(service)
 
     def check_health(self) -> None:

@@ -325,7 +325,7 @@ def test_ray_gets_the_machine_of_its_pod() -> None:
         (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
         (deployment,) = application["deployments"]
         assert deployment["ray_actor_options"] == {"num_cpus": 4, "num_gpus": 0} | asked
-        assert deployment["user_config"] == {"checkpoint": PLAIN.checkpoint}
+        assert deployment["user_config"] == {"checkpoint": f"{PLAIN.name}={PLAIN.checkpoint}"}
         assert (deployment["autoscaling_config"]["min_replicas"], deployment["autoscaling_config"]["max_replicas"]) == (
             2,
             20,
@@ -365,6 +365,10 @@ def test_deleting_names_all_that_was_applied() -> None:
     ("call", "words"),
     [
         (lambda: kubernetes.check(dataclasses.replace(PLAIN, checkpoint="runs/mini")), "which no pod can see"),
+        (
+            lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--adapters=a=gs://bucket/a,law=runs/law",))),
+            "--adapters is a=gs://bucket/a,law=runs/law, which no pod can see",
+        ),
         (lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--port=1",))), "after -- there is '--port=1'"),
         (lambda: kubernetes.check(dataclasses.replace(PLAIN, identity="me")), "--identity is 'me'; accepted"),
         (lambda: dataclasses.replace(PLAIN, options=("--deadline=x",)).grace, "--deadline is 'x'; accepted: a number"),

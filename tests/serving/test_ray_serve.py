@@ -6,10 +6,11 @@ python -m tests.faults.ray_serve asks it on Ray, by hand.
 import asyncio
 import dataclasses
 import inspect
+import os
 import shutil
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import jsonschema
@@ -22,6 +23,7 @@ from lm.errors import InputError
 from lm.serving import ray_serve as deployment
 from lm.serving import served
 from lm.serving.scheduler import Group, Item, Job, Limits, Scheduler
+from lm.serving.service import Service
 from lm.serving.settings import Settings
 
 # The fields of Ray's ServeDeploySchema that we use.
@@ -81,9 +83,49 @@ def test_the_config_has_rays_fields() -> None:
 def test_another_checkpoint_changes_the_user_config_alone() -> None:
     """Ray keeps replicas whose `user_config` changes, and replaces them for any other change."""
     old, new = (ray_serve.config(Replicas(name)) for name in ("a", "b"))
-    assert new["applications"][0]["deployments"][0].pop("user_config") == {"checkpoint": "b"}
-    assert old["applications"][0]["deployments"][0].pop("user_config") == {"checkpoint": "a"}
+    assert new["applications"][0]["deployments"][0].pop("user_config") == {"checkpoint": f"lm={os.path.abspath('b')}"}
+    assert old["applications"][0]["deployments"][0].pop("user_config") == {"checkpoint": f"lm={os.path.abspath('a')}"}
     assert old == new
+
+
+def test_paths_mean_the_same_on_every_node_and_names_stay() -> None:
+    def made(checkpoint: str, *options: str) -> dict[str, Any]:
+        (application,) = ray_serve.config(Replicas(checkpoint, options))["applications"]
+        (deployment,) = application["deployments"]
+        return {"options": application["args"]["options"], **deployment["user_config"], **deployment}
+
+    run, law = (os.path.abspath(path) for path in ("runs/a", "runs/law"))
+    found = made("x=runs/a,gs://b/y", "--adapters=law=runs/law,news=s3://b/news", "--deadline=300")
+    assert found["checkpoint"] == f"x={run},y=gs://b/y"
+    assert found["options"] == [f"--adapters=law={law},news=s3://b/news", "--deadline=300"]
+    assert found["graceful_shutdown_timeout_s"] == 315
+    assert made("runs/a")["checkpoint"] == f"lm={run}"
+    assert made("a=runs/a")["checkpoint"] == f"a={run}"
+    assert made("runs/a")["graceful_shutdown_timeout_s"] == 75
+    with pytest.raises(InputError, match="--deadline is 'soon'"):
+        made("runs/a", "--deadline=soon")
+
+
+@pytest.mark.parametrize(
+    ("names", "later", "reloaded"),
+    [
+        (["a"], "b=runs/b", [("a", "runs/b")]),  # one that was served before lone models had a name that stays
+        (["x", "y"], "y=runs/p,x=runs/q", [("y", "runs/p"), ("x", "runs/q")]),
+        (["x", "y"], "x=runs/p,z=runs/q", []),
+        (["x", "y"], "x=runs/p", []),
+        (["x"], "x=runs/p,y=runs/q", []),
+    ],
+    ids=str,
+)
+def test_new_checkpoints_go_to_the_models_of_their_names(names, later, reloaded, caplog) -> None:
+    found, replica = [], deployment.Replica()
+    engine = types.SimpleNamespace(reload=lambda name, path: found.append((name, path)))
+    replica._names, replica._service = names, cast("Service", types.SimpleNamespace(engine=engine))
+    asyncio.run(replica.reconfigure({"checkpoint": later}))
+    assert found == reloaded
+    assert [record.getMessage() for record in caplog.records] == (
+        [] if reloaded else [f"{later} is not served; accepted: new paths of the models {', '.join(names)}."]
+    )
 
 
 def test_the_policy_asks_for_what_the_tokens_need() -> None:
