@@ -27,8 +27,10 @@ def main() -> int:
     if config.data.store and "data.store" in cli.given_settings():
         raise InputError("--config.data.store has no effect here; --out says where the store is made.")
     print(f"preparing {_out.value}", file=sys.stderr, flush=True)
-    from lm.data import mixture
+    from lm.data import manifest, mixture
 
+    if manifest.read_manifest(_out.value):
+        print("it is complete already, of the corpus as it was; to prepare it again, delete it", file=sys.stderr)
     stores = mixture.prepare_stores(config, _out.value, num_workers=_workers.value, runner=_runner.value)
     for made in stores.values():
         splits = ", ".join(

@@ -9,6 +9,7 @@ WORKDIR/frozen, only in a run with `optim.frozen`: the frozen parameters, which 
 import contextlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeVar, cast
@@ -200,8 +201,6 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> None:
     if is_new(workdir):
         return
     old = read_config(workdir)
-    if not config.model.vocab_size:
-        config = config.with_vocabulary(old.model.vocab_size)
     changes = config_lib.changed_fields(old, config)
     if changes:
         raise InputError(
@@ -220,11 +219,11 @@ def _beginning_from(workdir: epath.PathLike, config: Config, changes: list[str])
     """Returns how a new run begins with the weights of a working directory; empty where it cannot."""
     if any(change.startswith(("model.", "mixture.")) for change in changes) or not _steps(epath.Path(workdir)):
         return ""
-    tokenizer = "" if config.data.tokenizer or config.data.store else f" --config.data.tokenizer={workdir}"
-    return (
-        f", or begin a new run with its weights: give --workdir={str(workdir).rstrip('/')}-2 "
-        f"--config.checkpoint.init_from={workdir}{tokenizer} with the rest of the command"
-    )
+    keeps = config.data.tokenizer or config.data.store
+    given = [f"--workdir={str(workdir).rstrip('/')}-2", f"--config.checkpoint.init_from={workdir}"]
+    given += [] if keeps else [f"--config.data.tokenizer={workdir}"]
+    without = "" if keeps else ", without --config.data.vocab_size"
+    return f", or begin a new run with its weights: give {shlex.join(given)} with the rest of the command{without}"
 
 
 def write_config(workdir: epath.PathLike, config: Config) -> None:

@@ -136,7 +136,8 @@ def named(name: str | None, workdir: str) -> str:
     part = workdir.rstrip("/").rpartition("/")[2].lower()
     given = re.sub(r"[^a-z0-9]+", "-", part).strip("-") if name is None else name
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", given):
-        raise InputError(f"--name is {given!r}; accepted: at most 40 lower-case letters, digits and -, a letter first.")
+        said = f"--name is {given!r}" if name is not None else f"no --name can be made of {part!r}, so give one"
+        raise InputError(f"{said}; accepted: at most 40 lower-case letters, digits and -, a letter first.")
     return given
 
 

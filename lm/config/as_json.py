@@ -36,6 +36,10 @@ def from_dict(values: Mapping[str, object], *, stored: bool = False) -> Config:
     """
     if not isinstance(values, Mapping):
         raise InputError(f"config is {type(values).__name__}; accepted: an object with a section in each field.")
+    if "model_type" in values:
+        raise InputError(
+            "this is the config.json of a Hugging Face folder; launch/convert.py --from_huggingface reads it."
+        )
     known = get_type_hints(Config)
     sections: dict[str, object] = {}
     for name, value in values.items():
@@ -56,8 +60,10 @@ def changed_fields(old: Config, new: Config) -> list[str]:
     """Returns the fields that a rerun may not change and that differ, each as `section.field (old -> new)`.
 
     A field that only one config has, such as those of a task, is None in the other. A field that neither reads is left
-    out: a run that began before the field existed has another value there.
+    out: a run that began before the field existed has another value there. `model.vocab_size=0` asks for no number.
     """
+    if not new.model.vocab_size:
+        new = dataclasses.replace(new, model=dataclasses.replace(new.model, vocab_size=old.model.vocab_size))
     before, after = (
         _leaves({name: value for name, value in dataclasses.asdict(config).items() if name not in RERUN_MAY_CHANGE})
         for config in (old, new)

@@ -50,6 +50,7 @@ _SHARDS_WANTED = 256
 _SHORTEST_DOCSTRING = 200  # characters; shorter ones say little more than a name
 _PYTHON_FILES_AT_ONCE = 32
 _REQUESTS_AT_ONCE = 32  # to object storage
+_WIDE_SPACE = "\u3000".encode()  # what Chinese and Japanese texts indent with; a line of them alone is blank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +255,7 @@ def _read_text(path: str, shard: Shard) -> Iterator[str]:
     for offset, line in files.lines(path, shard.start):
         if not ours and 0 <= shard.stop <= offset:
             return  # no block belongs to this part
-        if line.strip():
+        if line.strip() and not (line.startswith(_WIDE_SPACE) and files.decode(line, path, offset).isspace()):
             if ours:
                 block.append(files.decode(line, path, offset).rstrip())
             continue

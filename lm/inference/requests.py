@@ -39,7 +39,7 @@ def field(request: Request, name: str, default: str | None = None) -> str:
     if isinstance(request, str):
         request = {"text": request}
     if not isinstance(request, Mapping):
-        raise RequestError(f'accepted: a line of text, or an object with the string "{name}".')
+        raise RequestError(f'accepted: a line of UTF-8 text, or an object with the string "{name}".')
     value = request.get(name)
     if value is None:
         value = default

@@ -125,7 +125,8 @@ def draw(day: Day, traffic: Traffic, path: str) -> None:
     rate.plot(hours, np.bincount(places.clip(0, _BINS - 1), minlength=_BINS) / (edges[1] - edges[0]))
     rate.set_ylabel("requests a second")
     kept = day.outcome.times <= end
-    replicas.step(day.outcome.times[kept] / 3600, day.outcome.replicas[kept], where="post")
+    counts = day.outcome.replicas[kept]
+    replicas.step(np.append(day.outcome.times[kept], end) / 3600, np.append(counts, counts[-1]), where="post")
     replicas.set_ylabel("replicas")
     latency.plot(hours, p99)
     latency.set_ylabel("p99 (s)")

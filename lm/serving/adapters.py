@@ -18,6 +18,9 @@ from lm.inference.runner import Runner
 from lm.tasks import heads
 from lm.tokenizers.tokenizer import load_tokenizer
 
+# Fields of a model that change nothing of what it computes once it is trained.
+_OF_TRAINING = ("init", "init_std", "relative_init", "dropout", "attention_dropout", "mlp_dropout")
+
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
@@ -71,7 +74,7 @@ def read_adapter(path: str, base: Loaded) -> Adapter:
     if not config.optim.lora_rank:
         raise InputError(f"--adapters has {path}, a run without adapters (optim.lora_rank=0); give it to --checkpoint.")
     ours, theirs = dataclasses.asdict(base.config.model), dataclasses.asdict(config.model)
-    if different := [name for name in ours if ours[name] != theirs[name]]:
+    if different := [name for name in ours if name not in _OF_TRAINING and ours[name] != theirs[name]]:
         shown = f"model.{different[0]}={theirs[different[0]]!r}, and {base.workdir} {ours[different[0]]!r}"
         raise InputError(f"--adapters has {path}, whose base is another model: it has {shown}.")
     tokenizer = load_tokenizer(str(workdir))

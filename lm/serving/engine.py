@@ -93,7 +93,7 @@ class Engine:
             try:
                 new = model.load(again)
             except Exception as error:
-                model.path = before
+                model.path, self._loader = before, 0
                 if isinstance(error, InputError):
                     self.metrics.reloads.labels(name, "refused").inc()
                     log.warning("%s keeps step %d: %s", name, model.weights.step, error)
@@ -102,11 +102,15 @@ class Engine:
                 model.use(new)
                 self.metrics.reloads.labels(name, "loaded").inc()
                 log.info("%s now has step %d", name, model.weights.step)
+            self._loader = 0
             return model.weights.step, new is not None
 
     # ---- The thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
+        for name in self.models:  # a counter that begins at 1 has no increase, so no alert
+            for result in ("refused", "loaded"):
+                self.metrics.reloads.labels(name, result)
         jax.monitoring.register_event_duration_secs_listener(self._count)
         try:
             for model in self.models.values():

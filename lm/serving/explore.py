@@ -87,7 +87,7 @@ async def attention(service: Service, request: Request, body: JSON) -> Response:
     if of not in found:
         raise Refusal("invalid", f"this model has no attention {of!r}; it has {', '.join(found)}.", param="of")
     layer = _layer(found[of], body["layer"])
-    return await answered_apart(lambda: {"of": of, "has": list(found)} | layer, np.size(layer["weights"]))
+    return await answered_apart(lambda: {"of": of, "has": list(found)} | layer, found[of].weights_NHLS[0].size)
 
 
 async def _row(service: Service, prompt: Prompt, given: object) -> Row:

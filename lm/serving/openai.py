@@ -27,7 +27,7 @@ def error(refusal: Refusal) -> tuple[int, dict[str, object]]:
         "message": str(refusal),
         "type": _TYPES.get(refusal.kind, "invalid_request_error"),
         "param": refusal.param or None,
-        "code": _CODES.get(refusal.kind),
+        "code": _CODES.get(refusal.kind) if refusal.kind != "unknown" or refusal.param == "model" else None,
     }
     return 400 if refusal.kind == "invalid" else refusal.status, {"error": found}
 

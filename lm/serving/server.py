@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lm.data import workers
 from lm.errors import InputError
 from lm.serving import completions, explore, openai, openapi, tasks, tei
 from lm.serving.engine import Engine
@@ -185,11 +186,12 @@ class Server(uvicorn.Server):
 
     async def _announce(self) -> None:
         engine = self._service.engine
-        while not engine.is_ready:
-            if engine.fault is not None or self.should_exit:
-                self.should_exit = True
-                return
-            await asyncio.sleep(0.02)
+        with workers.announced("compiling every program; /ready says when it is done"):
+            while not engine.is_ready:
+                if engine.fault is not None or self.should_exit:
+                    self.should_exit = True
+                    return
+                await asyncio.sleep(0.02)
         self._when_ready()
         print(f"serving on {self.url}", flush=True)
         while True:
@@ -223,7 +225,9 @@ def serve(models: Sequence[tuple[str, str]], settings: Settings, host: str, port
     except OSError as error:
         raise InputError(f"--host={host} --port={port}: {error.strerror}; choose another, or 0 for any port.") from None
     with listening:
-        service = make_service(read_models(models, settings), settings)
+        with workers.announced(f"loading {', '.join(path for _, path in models)}"):
+            found = read_models(models, settings)
+        service = make_service(found, settings)
         server = Server(service, host, port, collect_often)
         service.engine.start()
         watching = Watcher(service) if settings.watch_seconds else None

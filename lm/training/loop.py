@@ -187,7 +187,7 @@ def train(config: Config, workdir: str, given: Collection[str] = ()) -> dict[str
             stores = mixture.prepare_stores(config, folder) if primary else {}
         with distributed.agreement():
             stores = stores or shared_stores(config, folder)
-            config = config.with_vocabulary(rows_needed(stores))
+            config = start_lib.with_rows(config, rows_needed(stores))
             check_divisible(mesh.shape, config)
             members = plan_members(config, stores)
             objective = tasks.create_objective(config, members[0].store.tokenizer)
@@ -197,7 +197,7 @@ def train(config: Config, workdir: str, given: Collection[str] = ()) -> dict[str
             start = first_step(saved, root)
         if start >= config.train.steps:
             distributed.say(f"{root} is already trained for {start} steps; raise train.steps to go on.")
-            lines = metrics_lib.read_metrics(root)
+            lines = [line for line in metrics_lib.read_metrics(root) if line["step"] <= start]
             return lines[-1] if lines else {}
         start_lib.announce(config, root, mesh, members, start)
         return take_steps(config, root, mesh, members, objective, saved, start, check_lease)

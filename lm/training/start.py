@@ -1,5 +1,6 @@
 """What a run says at its start: a block that shows what is about to be trained, on what, and where."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -43,6 +44,20 @@ def check_new(config: Config, root: epath.Path) -> None:
             raise InputError(f"checkpoint.init_from={path}: {error}") from error
 
 
+def with_rows(config: Config, needed: int) -> Config:
+    """Returns the config with the rows of its embedding: those of the model that it begins with, or else as needed.
+
+    Raises:
+        InputError: `model.vocab_size` is smaller than needed, and not 0.
+    """
+    path = config.checkpoint.init_from
+    if path and not config.model.vocab_size:
+        rows = checkpoint.read_config(checkpoint.locate(path)[0]).model.vocab_size
+        if rows >= needed:
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=rows))
+    return config.with_vocabulary(needed)
+
+
 def summary(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Member], start: int) -> str:
     """Returns the block: run, corpus, tokenizer, model, weights, step and devices, a line each.
 
@@ -66,7 +81,8 @@ def summary(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Memb
         ("step", _step(config)),
         ("devices", _devices(mesh)),
     ]
-    return "\n".join(f"{name:<{_NAME_WIDTH}}{text}" for name, text in lines)
+    width = max(_NAME_WIDTH, *(len(name) + 1 for name, _ in lines))
+    return "\n".join(f"{name:<{width}}{text}" for name, text in lines)
 
 
 def _corpus(member: Member) -> str:

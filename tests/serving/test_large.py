@@ -50,7 +50,7 @@ def test_a_large_answer_leaves_the_event_loop_free(monkeypatch):
 
     vectors = np.linspace(-1, 1, 2 * large.AT_ONCE, dtype=np.float32).reshape(2, -1)
     monkeypatch.setattr(routes, "_dumps", held)
-    assert json.loads(asyncio.run(answer()).body) == vectors.tolist()
+    assert json.loads(bytes(asyncio.run(answer()).body)) == vectors.tolist()
     assert asked == [True, True]
 
 
