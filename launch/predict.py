@@ -10,7 +10,6 @@ With --runner, or of *.parquet, files with requests become a folder of Parquet, 
 
 import lm.startup
 
-import json
 import sys
 
 from absl import flags
@@ -18,7 +17,7 @@ from absl import flags
 import lm
 from lm import cli
 from lm.data import workers
-from lm.inference import dataset_flags, decoding_flags, requests
+from lm.inference import dataset_flags, decoding_flags, output, requests
 
 _checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
 _task = flags.DEFINE_enum("task", None, requests.TASKS, "Task to do.", required=True)
@@ -61,7 +60,7 @@ def main() -> None:
         with workers.announced(f"loading {_checkpoint.value}"):
             model = lm.load(_checkpoint.value)
             pipeline = model.pipeline(_task.value, options())
-        with cli.opened(_output, "w", sys.stdout) as out:
+        with output.opened(_output, _input) as out:
             number = 0
             for arrived in requests.waiting_lines(lines):
                 asked = list(requests.parse(arrived))
@@ -71,8 +70,7 @@ def main() -> None:
                     draw(model, pipeline, asked[0], Picture(_attention.value, _of.value, _layer.value, _head.value))
                 with workers.announced(f"compiling {_task.value}, then answering", enabled=number == 0):
                     answers = pipeline(asked, number)
-                out.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-                out.flush()
+                out.write(answers)
                 number += len(asked)
 
 

@@ -135,7 +135,7 @@ def opened(
     try:
         return contextlib.nullcontext(standard) if flag.value == "-" else open(flag.value, mode, encoding=encoding)
     except OSError as error:
-        kind = "a writable file, or - for stdout" if "w" in mode else "a file, or - for stdin"
+        kind = "a file, or - for stdin" if "r" in mode else "a writable file, or - for stdout"
         raise InputError(f"--{flag.name} is {flag.value!r}: {error.strerror}; give {kind}.") from error
 
 
