@@ -23,7 +23,7 @@ import sys
 from absl import flags
 
 from lm import cli
-from lm.cluster import actions, rollout, serving_flags
+from lm.cluster import actions, rollout, serve_options, serving_flags
 from lm.cluster import flags as cluster_flags
 from lm.cluster.manifests import to_yaml
 from lm.errors import InputError
@@ -64,6 +64,8 @@ def main() -> int:
         actions.show(rollout.shown_roll(context, server) if verb == "roll" else wanted)
         return cli.EXIT_DONE
     actions.check(wanted, server.path if verb in ("apply", "roll") else "")
+    if verb in ("apply", "roll"):
+        serve_options.require_runs(server.checkpoint)
     if verb == "roll":
         rollout.carry_out_roll(context, server)
     else:

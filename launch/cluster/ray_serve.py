@@ -17,7 +17,7 @@ import lm.startup  # noqa: F401
 from absl import flags
 
 from lm import cli
-from lm.cluster import actions, ray_serve
+from lm.cluster import actions, ray_serve, serve_options
 from lm.cluster import flags as cluster_flags
 from lm.errors import InputError
 
@@ -66,6 +66,8 @@ def main() -> int:
         actions.show(made)
         return cli.EXIT_DONE
     actions.check(made, "")
+    if verb in ("serve", "roll"):
+        serve_options.require_runs(_checkpoint.value)
     actions.carry_out(made)
     return cli.EXIT_DONE
 

@@ -1,6 +1,7 @@
 """The actions of a launcher, which can be printed before they are carried out."""
 
 import dataclasses
+import os
 import shlex
 import shutil
 import subprocess
@@ -36,13 +37,18 @@ class Write:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Runs a program with `stdin` as its input. Printed, it is the line of shell that does the same."""
+    """Runs a program with `stdin` as its input. Printed, it is the line of shell that does the same.
+
+    Attributes:
+        environment: variables that are set for it.
+    """
 
     argv: tuple[str, ...]
     stdin: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        line = shlex.join(self.argv)
+        line = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in self.environment), shlex.join(self.argv)])
         return f"{line} <<'{END}'\n{self.stdin}{END}" if self.stdin else line
 
     def carry_out(self) -> None:
@@ -64,10 +70,10 @@ class Command:
 
     def _run(self, capture_output: bool = False) -> subprocess.CompletedProcess[str]:
         stdin = None if self.stdin else subprocess.DEVNULL
+        environment = {**os.environ, **dict(self.environment)}
+        how = {"input": self.stdin or None, "stdin": stdin, "capture_output": capture_output, "env": environment}
         try:
-            return subprocess.run(
-                self.argv, text=True, check=False, input=self.stdin or None, stdin=stdin, capture_output=capture_output
-            )
+            return subprocess.run(self.argv, text=True, check=False, **how)
         except FileNotFoundError:
             require(self.argv[0])
             raise  # it is installed, but what interprets it is not

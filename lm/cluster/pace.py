@@ -29,6 +29,10 @@ FILLED = 0.5  # share of a request's time that a server's queue may take: its pa
 QUEUE_TOKENS = 4096  # waiting tokens a replica that call for one more
 BUSY_SLOTS, SLOTS = 12, 16  # slots in use a replica that call for one more, of those that a server has by default
 AVERAGED = 60  # seconds over which KEDA's query averages a gauge
+# Ray: seconds between two reports of a replica (with its own 10 a tripled load is seen after 12 to 22 s), and over
+# which they are averaged; outstanding tokens a replica; seconds that the wish for more, or for fewer, has to last.
+RAY_REPORTS, RAY_AVERAGED = 2.0, 30.0
+RAY_TARGET, RAY_UP, RAY_DOWN = 4096, 10.0, 300.0
 
 
 class Recent:

@@ -5,10 +5,11 @@ controller reads the policy.
 """
 
 import dataclasses
+import os
 from typing import Any, Protocol
 
 from lm import storage
-from lm.cluster import serve_options
+from lm.cluster import pace, serve_options
 from lm.cluster.actions import Action, Command, Write
 from lm.cluster.manifests import Manifest, to_yaml
 from lm.config.paths import named_models
@@ -17,8 +18,6 @@ from lm.errors import InputError
 NAME = "lm"  # of the application
 DEPLOYMENT = "Replica"  # the class of lm/serving/ray_serve.py
 OUTSTANDING = "outstanding_tokens"  # what replicas report
-REPORTS = 2.0  # seconds between two reports of a replica; with Ray's 10 a tripled load was seen after 12 to 22 s
-AVERAGED = 30.0  # seconds over which the policy sees a replica's mean
 # Environment of Ray's nodes. A proxy otherwise sends each request to a replica of its own node, or of its own zone,
 # until one has `max_ongoing_requests`: the replicas of other nodes stay idle.
 EVEN = {"RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", "RAY_SERVE_PROXY_PREFER_LOCAL_AZ_ROUTING": "0"}
@@ -49,9 +48,9 @@ class Replicas:
     options: tuple[str, ...] = ()
     least: int = 1
     most: int = 4
-    target: int = 4096
-    up: float = 10.0
-    down: float = 300.0
+    target: int = pace.RAY_TARGET
+    up: float = pace.RAY_UP
+    down: float = pace.RAY_DOWN
     cpus: float = 1.0
     gpus: float = 0.0
     resources: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -79,8 +78,8 @@ def config(wanted: Replicas) -> Manifest:
         "max_replicas": wanted.most,
         "upscale_delay_s": wanted.up,
         "downscale_delay_s": wanted.down,
-        "metrics_interval_s": REPORTS,
-        "look_back_period_s": AVERAGED,
+        "metrics_interval_s": pace.RAY_REPORTS,
+        "look_back_period_s": pace.RAY_AVERAGED,
         "policy": {
             "policy_function": f"{__name__}:OutstandingTokens",
             "policy_kwargs": {"target": wanted.target},
@@ -153,7 +152,7 @@ def serve(wanted: Replicas, file: str, address: str) -> list[Action]:
     """
     write = Write(file, to_yaml([config(wanted)]).encode())
     if address:
-        return [write, Command(("serve", "deploy", f"--address={address}", file))]
+        return [write, _ask("deploy", address, file)]
     return [write, Command(("serve", "run", file))]
 
 
@@ -163,8 +162,15 @@ def roll(wanted: Replicas, file: str, address: str) -> list[Action]:
 
 
 def status(address: str) -> list[Action]:
-    return [Command(("serve", "status", f"--address={address or _HERE}"))]
+    return [_ask("status", address or _HERE)]
 
 
 def delete(address: str) -> list[Action]:
-    return [Command(("serve", "shutdown", "--yes", f"--address={address or _HERE}"))]
+    return [_ask("shutdown", address or _HERE, "--yes")]
+
+
+def _ask(verb: str, address: str, *rest: str) -> Command:
+    """Returns what asks a cluster. One that Ray starts here wants the token that it made, if nothing else is set."""
+    is_own = address == _HERE and "RAY_AUTH_MODE" not in os.environ
+    environment = (("RAY_AUTH_MODE", "token"),) if is_own else ()
+    return Command(("serve", verb, f"--address={address}", *rest), environment=environment)

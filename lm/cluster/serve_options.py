@@ -6,7 +6,9 @@ import functools
 import re
 from collections.abc import Collection, Sequence
 
+from lm import storage
 from lm.cluster.snapshot import ROOT
+from lm.config.paths import named_models
 from lm.errors import InputError
 
 DEADLINE = 60  # seconds: --deadline of launch/serve.py, unless the options say another
@@ -32,6 +34,20 @@ def check(options: Sequence[str], ours: Collection[str] = ()) -> None:
             f"nearest: --{near[0]}" if near else f"accepted: --FLAG=VALUE of launch/serve.py except {', '.join(ours)}"
         )
         raise InputError(f"after -- there is {option!r}; {hint}.")
+
+
+def require_runs(checkpoint: str) -> None:
+    """Refuses models that are not there, before replicas look for them.
+
+    Raises:
+        InputError: a path of `PATH` or `NAME=PATH,NAME=PATH` holds no run, or not the checkpoint that it names.
+    """
+    for _, path in named_models(checkpoint):
+        workdir, _, step = path.rstrip("/").partition("/checkpoints/")
+        keys = ["config.json", *([f"checkpoints/{step}/_CHECKPOINT_METADATA"] if step else [])]
+        for key, content in zip(keys, storage.read_keys(workdir, keys), strict=True):
+            if content is None:
+                raise InputError(f"--checkpoint is {path}, and there is no {workdir}/{key}; give a run that is there.")
 
 
 def values(options: Sequence[str], name: str) -> list[str]:

@@ -5,10 +5,8 @@ import math
 from collections import deque
 from typing import Protocol
 
-from lm.cluster import ray_serve
-from lm.cluster.pace import DOWN, UP, Pace
+from lm.cluster.pace import DOWN, RAY_DOWN, RAY_UP, UP, Pace
 
-_RAY = ray_serve.Replicas("")
 SYNC = 15.0  # seconds between two decisions of a HorizontalPodAutoscaler
 TOLERANCE = 0.1  # it does nothing while the sum is within a tenth of what the replicas may have
 
@@ -99,7 +97,7 @@ class Delayed:
         every: seconds between two decisions.
     """
 
-    def __init__(self, least: int, most: int, up: float = _RAY.up, down: float = _RAY.down, every: float = 1.0):
+    def __init__(self, least: int, most: int, up: float = RAY_UP, down: float = RAY_DOWN, every: float = 1.0):
         self.every = every
         self._least, self._most, self._up, self._down = least, most, up, down
         self._since: float | None = None

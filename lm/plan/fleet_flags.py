@@ -7,7 +7,7 @@ import sys
 from absl import flags
 
 from lm import cli
-from lm.cluster import ray_serve
+from lm.cluster import pace
 from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS, SLOTS
 from lm.errors import InputError
 from lm.plan import traffic
@@ -18,7 +18,6 @@ from lm.plan.traffic import Traffic
 flags.disclaim_key_flags()  # --help of the launcher lists these flags with its own
 
 _D = Capacity(tokens_per_second=1.0)
-_RAY = ray_serve.Replicas("")
 _F = flags.FLAGS
 _TARGETS = (0.25, 0.5, 1.0, 2.0)  # that --search tries, as multiples of --target
 _REFUSED = 0.001  # share of the requests that --search lets a setting refuse
@@ -51,8 +50,8 @@ def define_fleet() -> None:
     flags.DEFINE_float("target", None, what, lower_bound=1e-9)
     flags.DEFINE_integer("min_replicas", 2, "Fewest replicas.", lower_bound=0)
     flags.DEFINE_integer("max_replicas", 10, "Most replicas.", lower_bound=1)
-    flags.DEFINE_float("upscale_delay", _RAY.up, "With --autoscaler=ray: seconds.", lower_bound=0)
-    flags.DEFINE_float("downscale_delay", _RAY.down, "With --autoscaler=ray: seconds.", lower_bound=0)
+    flags.DEFINE_float("upscale_delay", pace.RAY_UP, "With --autoscaler=ray: seconds.", lower_bound=0)
+    flags.DEFINE_float("downscale_delay", pace.RAY_DOWN, "With --autoscaler=ray: seconds.", lower_bound=0)
     flags.DEFINE_float("preemptions_per_hour", 0.0, "How often a machine is taken away.", lower_bound=0)
     flags.DEFINE_string("accelerator", "cpu", "Key of --prices: what an hour of a replica costs.")
     flags.DEFINE_float("target_p99", 1.0, "Seconds that a setting of --search keeps.", lower_bound=0)
@@ -113,7 +112,7 @@ def _target(capacity: Capacity) -> float:
         InputError: it is more than a replica can have.
     """
     if _counts(capacity) != "slots":
-        return _F.target or {"outstanding": _RAY.target, "queue": QUEUE_TOKENS}[_counts(capacity)]
+        return _F.target or {"outstanding": pace.RAY_TARGET, "queue": QUEUE_TOKENS}[_counts(capacity)]
     target = _F.target or capacity.slots * BUSY_SLOTS / SLOTS
     if _F.autoscaler != "none" and target >= capacity.slots:
         raise InputError(
@@ -129,7 +128,7 @@ def simulate(requests: Traffic, capacity: Capacity, setting: Setting) -> Outcome
     if _F.autoscaler == "hpa":
         fleet = dataclasses.replace(fleet, averaged=0.0)  # prometheus-adapter hands the newest value on
     elif _F.autoscaler == "ray":
-        fleet = dataclasses.replace(fleet, every=ray_serve.REPORTS, averaged=ray_serve.AVERAGED)
+        fleet = dataclasses.replace(fleet, every=pace.RAY_REPORTS, averaged=pace.RAY_AVERAGED)
     return Simulation(requests.arrivals, requests.tokens, capacity, fleet, _rule(setting), _F.seed).run()
 
 

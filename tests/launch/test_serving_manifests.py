@@ -379,7 +379,7 @@ def test_deleting_names_all_that_was_applied() -> None:
         (lambda: scaling.check(dataclasses.replace(WIDE, least=0, engine="hpa")), "which only --autoscaler=keda"),
         (lambda: scaling.check(dataclasses.replace(WIDE, engine="hpa"), on_ray=True), "the autoscaler is Ray's; leave"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_cannot_be_is_refused(call: Any, words: str) -> None:
     kubernetes.check(PLAIN)
