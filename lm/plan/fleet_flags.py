@@ -8,7 +8,6 @@ from absl import flags
 
 from lm import cli
 from lm.cluster import pace
-from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS, SLOTS
 from lm.errors import InputError
 from lm.plan import traffic
 from lm.plan.autoscale import Delayed, Fixed, Horizontal, Rule
@@ -112,8 +111,8 @@ def _target(capacity: Capacity) -> float:
         InputError: it is more than a replica can have.
     """
     if _counts(capacity) != "slots":
-        return _F.target or {"outstanding": pace.RAY_TARGET, "queue": QUEUE_TOKENS}[_counts(capacity)]
-    target = _F.target or capacity.slots * BUSY_SLOTS / SLOTS
+        return _F.target or {"outstanding": pace.RAY_TARGET, "queue": pace.QUEUE_TOKENS}[_counts(capacity)]
+    target = _F.target or capacity.slots * pace.BUSY_SLOTS / pace.SLOTS
     if _F.autoscaler != "none" and target >= capacity.slots:
         raise InputError(
             f"--target is {target:g} slots in use, and a replica has {capacity.slots}, so that no other would ever be "

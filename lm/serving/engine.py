@@ -88,22 +88,28 @@ class Engine:
             InputError: the checkpoint cannot be used; the present one stays.
         """
         with self._loading:
-            model, self._loader = self.models[name], threading.get_ident()
-            before, model.path = model.path, path or model.path
+            self._loader = threading.get_ident()
             try:
-                new = model.load(again)
-            except Exception as error:
-                model.path, self._loader = before, 0
-                if isinstance(error, InputError):
-                    self.metrics.reloads.labels(name, "refused").inc()
-                    log.warning("%s keeps step %d: %s", name, model.weights.step, error)
-                raise
-            if new is not None:
-                model.use(new)
-                self.metrics.reloads.labels(name, "loaded").inc()
-                log.info("%s now has step %d", name, model.weights.step)
-            self._loader = 0
-            return model.weights.step, new is not None
+                return self._load(self.models[name], path, again)
+            finally:
+                self._loader = 0
+
+    def _load(self, model: Served, path: str, again: bool) -> tuple[int, bool]:
+        """Does what `reload` says."""
+        before, model.path = model.path, path or model.path
+        try:
+            new = model.load(again)
+        except Exception as error:
+            model.path = before
+            if isinstance(error, InputError):
+                self.metrics.reloads.labels(model.name, "refused").inc()
+                log.warning("%s keeps step %d: %s", model.name, model.weights.step, error)
+            raise
+        if new is not None:
+            model.use(new)
+            self.metrics.reloads.labels(model.name, "loaded").inc()
+            log.info("%s now has step %d", model.name, model.weights.step)
+        return model.weights.step, new is not None
 
     # ---- The thread ---------------------------------------------------------------------------
 
