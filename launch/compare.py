@@ -3,7 +3,7 @@
 It prints the last metrics of the runs side by side and the settings in which they differ, and draws their losses.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 import sys
 

@@ -4,7 +4,7 @@ python launch/convert.py --from_huggingface=DIR --workdir=DIR
 python launch/convert.py --checkpoint=WORKDIR[/checkpoints/N] --to_huggingface=DIR
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 from absl import flags
 

@@ -5,7 +5,7 @@ With bleu, chrf, rouge or exact-match it scores what the model writes against he
 A line of --input that holds no pair is counted and named, and the others are scored.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 import json
 import sys

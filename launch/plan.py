@@ -12,7 +12,7 @@ what so many requests a second take. --fleet simulates a day's requests, and the
     python launch/plan.py --fleet --rate=2:20 --tokens_per_second=900 --startup_seconds=90 --picture=day.png
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 import os
 import sys

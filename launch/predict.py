@@ -8,7 +8,7 @@ written as soon as it is ready. A request that cannot be answered gets {"error":
 With --runner, or of *.parquet, files with requests become a folder of Parquet, here or on Ray: see launch/README.md.
 """
 
-import lm.startup
+import startup  # noqa: F401
 
 import sys
 

@@ -7,7 +7,7 @@ With --runner=ray the shards are tokenised on a Ray cluster: the one that runs o
 names, or with ray://HOST:PORT another. Every node has to see the corpus and DIR. The store's bytes are the same.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 import sys
 

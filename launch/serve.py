@@ -4,7 +4,7 @@ It prints `serving on http://HOST:PORT` once every program is compiled. SIGTERM 
 --drain_seconds, and ends it when the running requests are answered.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 import logging
 import os

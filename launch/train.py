@@ -1,6 +1,6 @@
 """Trains a model, or resumes a run: python launch/train.py --config=FILE --workdir=DIR."""
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 from lm import cli
 

@@ -1,5 +1,6 @@
 """A script without its extra says in one line what to install. tests/data and tests/inference hold it for readers."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -17,8 +18,24 @@ ROOT = Path(__file__).parent.parent
 SERVE = """
 import runpy, sys
 sys.modules["uvicorn"] = None
+sys.path.insert(0, "launch")
 sys.argv = ["serve.py", "--checkpoint=runs/nowhere"]
 runpy.run_path("launch/serve.py", run_name="__main__")
+"""
+
+# Runs a script in a Python that lacks a module.
+LACKS = """
+import os, runpy, sys
+
+class Lacking:
+    def find_spec(self, name, path=None, target=None):
+        if name == lacking:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+lacking, *sys.argv = sys.argv[1:]
+sys.meta_path.insert(0, Lacking())
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -26,6 +43,36 @@ def test_serving_without_its_packages_is_refused() -> None:
     done = subprocess.run([sys.executable, "-c", SERVE], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: this needs uvicorn; pip install -e '.[serve]'.\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "lacking"),
+    [("train.py", "lm"), ("cluster/slurm.py", "absl"), ("evaluate.py --checkpoint=nowhere", "jax")],
+)
+def test_a_python_without_the_packages_is_named(command: str, lacking: str) -> None:
+    words = [sys.executable, "-c", LACKS, lacking, *f"launch/{command}".split()]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {sys.executable} (Python 3.")
+    assert (
+        f") lacks the package {lacking}; activate the environment with `source .venv/bin/activate`; if" in done.stderr
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_script_imports_startup_first() -> None:
+    for path in (ROOT / "launch").rglob("*.py"):
+        if path.name != "startup.py":
+            first = next(node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import))
+            assert [alias.name for alias in first.names] == ["startup"], path
+
+
+def test_a_missing_module_of_ours_is_a_fault() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LACKS, "lm.cli", "launch/train.py"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert b"Traceback" in done.stderr
 
 
 def test_planning_without_the_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

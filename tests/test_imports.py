@@ -21,7 +21,6 @@ MIDDLE = {"tokenizers", "data", "ops", "models", "checkpoint"}
 ROOMS = {
     "errors": set(),
     "interrupts": set(),
-    "startup": set(),
     "fonts": {"errors"},
     "__main__": set(),
     "config": {"errors"},
@@ -150,7 +149,7 @@ def test_what_is_imported_is_what_setup_declares() -> None:
     }
     optional = set.union(*map(packages, keywords["extras_require"].values()))
     names = {name.split(".")[0] for path, source in SOURCES.items() for name in imports(path, source)}
-    imported = names - set(sys.stdlib_module_names) - {"lm"}
+    imported = names - set(sys.stdlib_module_names) - {"lm", "startup"}
     required = packages(keywords["install_requires"])
     assert imported - required - optional == set()  # installed by chance, as another package's dependency
     assert required - imported == set()  # no longer needed

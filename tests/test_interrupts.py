@@ -12,7 +12,7 @@ from lm import interrupts
 
 ROOT = Path(__file__).parent.parent
 
-SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*.py"))
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*.py") if path.name != "startup.py")
 
 # Presses Ctrl-C where a script begins to import one of the modules that are named.
 AT_IMPORT = """
@@ -27,6 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupt())
 modules = sys.argv[1].split(",")
 sys.argv = sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name=os.environ.get("NAME", "__main__"))
 """
 LARGE = "jax,tensorstore"  # what a script imports when it has read its flags

@@ -15,7 +15,7 @@ workdir. For a bucket, give the pods a --service_account with access to it, or a
 and so on.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 from absl import flags
 

@@ -16,7 +16,7 @@ Prometheus operator, and Envoy Gateway for --hostname. The image has to hold lau
 key is ever in a manifest: give the pods an --identity, or name a --secret of the cluster.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 import sys
 

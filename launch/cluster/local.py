@@ -8,7 +8,7 @@ output begins with the number of its process. When one process fails, the others
 The exit code is the first one that is neither 0 nor 75. Without one, it is 75 if a process was preempted, else 0.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 from absl import flags
 

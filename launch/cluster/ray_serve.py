@@ -12,7 +12,7 @@ and Retry-After. pip install -e '.[ray,serve]' brings Ray; every node needs it, 
 cluster with RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING=0: otherwise a node's requests go to its own replicas alone.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 from absl import flags
 

@@ -12,7 +12,7 @@ The workdir must be on one too, or on gs://... or s3://... The job runs a copy o
 it.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 from absl import flags
 

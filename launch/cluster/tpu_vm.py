@@ -11,7 +11,7 @@ The run does not depend on this terminal. After Ctrl-C or a lost connection, the
 a bucket that their service account may write to.
 """
 
-import lm.startup  # noqa: F401
+import startup  # noqa: F401
 
 import sys
 

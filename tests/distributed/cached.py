@@ -4,6 +4,7 @@ JAX lets only the first process write to the compile cache. On CPU the other pro
 would compile everything at every start.
 """
 
+import os
 import runpy
 import sys
 from typing import Any
@@ -25,4 +26,5 @@ def _write_whoever(*arguments: Any) -> None:
 if __name__ == "__main__":
     compiler._cache_write = _write_whoever
     del sys.argv[0]
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))
     runpy.run_path(sys.argv[0], run_name="__main__")

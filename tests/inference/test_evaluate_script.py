@@ -16,6 +16,7 @@ class Found:
 
 sys.modules["lm.inference.comparison"] = comparison = types.ModuleType("comparison")
 comparison.compare = lambda *_, **__: Found
+sys.path.insert(0, "launch")
 sys.argv = ["evaluate.py", "--checkpoint=runs/mine", "--metric=chrf", "--input=own.tsv"]
 runpy.run_path("launch/evaluate.py", run_name="__main__")
 """

@@ -44,6 +44,7 @@ sys.modules["lm.inference.predict"] = predict = types.ModuleType("predict")
 predict.Options, predict.TOGETHER = dict, 1
 lm.inference.predict = predict
 sys.stderr = Heard()
+sys.path.insert(0, "launch")
 sys.argv = ["predict.py", "--checkpoint=runs/mine", "--task=embed"]
 runpy.run_path("launch/predict.py", run_name="__main__")
 """
