@@ -8,6 +8,7 @@ from absl import flags
 
 from lm import cli
 from lm.cluster import pace
+from lm.data import workers
 from lm.errors import InputError
 from lm.plan import traffic
 from lm.plan.autoscale import Delayed, Fixed, Horizontal, Rule
@@ -69,12 +70,18 @@ def run(output: flags.FlagHolder[str]) -> None:
         InputError: flags do not go together, or a file is not what it should be.
     """
     _refuse_unused()
-    requests, capacity = _traffic(), _capacity()
+    capacity = _capacity()
     settings = _settings(Setting(_F.min_replicas, _F.max_replicas, _target(capacity)))
     from lm.plan import cost, fleet_report, tables  # with jax
 
     price = cost.read_prices(_F.prices, [_F.accelerator]).get(_F.accelerator)
-    days = [fleet_report.Day(each, simulate(requests, capacity, each), price) for each in settings]
+    with workers.announced("reading the requests" if _F.trace else "drawing the requests"):
+        requests = _traffic()
+    days = []
+    for number, each in enumerate(settings, 1):
+        which = f"setting {number} of {len(settings)}: {each.least} to {each.most} replicas, target {each.target:g}"
+        with workers.announced(f"simulating {len(requests.arrivals):,} requests, {which}"):
+            days.append(fleet_report.Day(each, simulate(requests, capacity, each), price))
     days = fleet_report.ranked(days, _F.target_p99, _REFUSED)
     print(fleet_report.table(days))
     if _F.search:

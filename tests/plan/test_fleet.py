@@ -1,5 +1,6 @@
 """A simulated fleet against cases that are computed by hand, and the autoscalers' rules against their definitions."""
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -12,6 +13,7 @@ import pytest
 from lm import cli
 from lm.cluster import pace, ray_serve
 from lm.cluster.pace import Pace
+from lm.data import workers
 from lm.errors import InputError
 from lm.plan import fleet_flags, fleet_report, traffic
 from lm.plan.autoscale import Delayed, Fixed, Horizontal, Rule
@@ -256,6 +258,19 @@ def test_the_flags_lead_to_a_table(monkeypatch: pytest.MonkeyPatch, capsys, tmp_
     assert len(lines) == 1 + 2 * 4 + 1
     assert " 12.0" in lines[1]  # 24 hours of one replica at 0.5
     assert lines[-1] == "The first line is the cheapest that keeps the target."
+
+
+def test_a_long_simulation_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """What takes longer than a second names its setting."""
+    said: list[str] = []
+    monkeypatch.setattr(workers, "announced", lambda what: (said.append(what), contextlib.nullcontext())[1])
+    flags(monkeypatch, search=True, autoscaler="none")
+    fleet_flags.run(OUTPUT)
+    assert said[0] == "drawing the requests"
+    assert [what.partition(" requests, ")[2] for what in said[1:]] == [
+        "setting 1 of 2: 1 to 2 replicas, target 4096",
+        "setting 2 of 2: 2 to 2 replicas, target 4096",
+    ]
 
 
 @pytest.mark.parametrize("autoscaler", ["hpa", "ray", "none"])
