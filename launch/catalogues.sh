@@ -46,4 +46,4 @@ if [ -z "$(find "$folder" -name '*.mo' -print -quit)" ]; then
   echo "no catalogue was found; run 'apt-get update' as root once, and check how the languages are called (de, zh_CN)." >&2
   exit 1
 fi
-echo "train on them with --config.data.path=$folder --config.data.languages=$(IFS=,; echo "${languages[*]}")"
+echo "train on them with --config.data.path=$(printf %q "$folder") --config.data.languages=$(IFS=,; echo "${languages[*]}")"

@@ -73,7 +73,7 @@ class Command:
         environment = {**os.environ, **dict(self.environment)}
         how = {"input": self.stdin or None, "stdin": stdin, "capture_output": capture_output, "env": environment}
         try:
-            return subprocess.run(self.argv, text=True, check=False, **how)
+            return subprocess.run(self.argv, encoding="utf-8", errors="replace", check=False, **how)
         except FileNotFoundError:
             require(self.argv[0])
             raise  # it is installed, but what interprets it is not

@@ -112,7 +112,7 @@ _Dumper.add_representer(str, _text)
 
 
 def to_yaml(manifests: Sequence[Manifest]) -> str:
-    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=120)
+    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def kubectl(context: str, *arguments: str, manifests: Sequence[Manifest] = ()) -> Command:

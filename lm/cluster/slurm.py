@@ -50,7 +50,7 @@ def script(job: Job, run: Snapshot, python: str = sys.executable) -> str:
         "open-mode": "append",
         "output": log(run),
     }
-    lines = [f"#SBATCH --{name}={value}" for name, value in chosen.items() if value]
+    lines = [f"#SBATCH --{name}={_quoted(str(value))}" for name, value in chosen.items() if value]
     return f"""#!/bin/bash
 {chr(10).join(lines)}
 #SBATCH --requeue
@@ -65,6 +65,14 @@ if [[ "$code" =~ ^({EXIT_PREEMPTED}|143)$ && "$state" =~ ^(RUNNING|SIGNALING)$ ]
 fi
 exit "$code"
 """
+
+
+def _quoted(value: str) -> str:
+    """Returns a value as sbatch reads it from its script: quotes as in a shell, but \\ escapes within them too.
+
+    `get_argument` of its sources.
+    """
+    return shlex.quote(value).replace("\\", "\\\\")
 
 
 def process(run: Snapshot, python: str) -> str:
@@ -108,7 +116,8 @@ def check_time(limit: str, notice: int) -> None:
 
 def log(run: Snapshot) -> str:
     """Returns the file to which every turn appends its output; in the folder of submission if the workdir is remote."""
-    return "%x-%j.log" if storage.is_remote(run.folder) else f"{run.folder}/%x-%j.log"
+    folder = run.folder.replace("%", "%%")  # % begins a pattern, such as %j, the number of the job
+    return "%x-%j.log" if storage.is_remote(run.folder) else f"{folder}/%x-%j.log"
 
 
 def actions(job: Job, run: Snapshot) -> list[Action]:
