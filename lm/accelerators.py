@@ -180,8 +180,12 @@ class Topology:
     slices: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> "Topology":
+    def parse(cls, text: str, flag: str = "--topology") -> "Topology":
         """Reads `KIND:SHAPE` or `SLICES*KIND:SHAPE`. A third dimension of 1 may be written or left out.
+
+        Args:
+            text: to read.
+            flag: that gave it, for the message.
 
         Raises:
             InputError: the text has another form, or no chip has that shape.
@@ -196,12 +200,12 @@ class Topology:
                 if not _is_sold(shape):
                     flat = ", ".join("x".join(map(str, each)) for each in _FLAT)
                     raise InputError(
-                        f"--topology is {text!r}, but no {match[2]} slice has the shape {match[3]}; accepted: "
+                        f"{flag} is {text!r}, but no {match[2]} slice has the shape {match[3]}; accepted: "
                         f"{flat if chip.dimensions == 2 else _SOLID}."
                     )
                 return cls(match[2], shape, int(match[1] or 1))
         raise InputError(
-            f"--topology is {repr(text) if text else 'missing'}; accepted: KIND:SHAPE with a kind among "
+            f"{flag} is {repr(text) if text else 'missing'}; accepted: KIND:SHAPE with a kind among "
             f"{', '.join(TPUS)} and the chips along each dimension, such as v5e:16x16, v6e:8x8 or v5p:4x4x4; "
             "several slices are written 2*v5e:16x16."
         )

@@ -1,5 +1,6 @@
 """A script built on lm.cli prints the right messages and ends with the right exit codes."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -76,6 +77,15 @@ def test_the_package_itself_names_the_scripts() -> None:
     scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*.py") if path.name != "startup.py"}
     assert {line.split()[0] for line in done.stderr.splitlines()[1:]} == scripts
     assert "error: lm has no command of its own" in done.stderr
+
+
+def test_the_help_of_a_script_shows_its_lines_as_they_are_written() -> None:
+    """A backslash at the end of a line would join it with the next one: a command could not be copied."""
+    for path in (ROOT / "launch").rglob("*.py"):
+        source = path.read_text()
+        shown = ast.get_docstring(ast.parse(source), clean=False)
+        assert shown is not None
+        assert shown == source[3 : source.index('"""', 3)].replace("\\\\", "\\"), path
 
 
 @pytest.mark.parametrize(

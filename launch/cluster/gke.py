@@ -1,6 +1,6 @@
 """Trains on Google Kubernetes Engine. Takes the flags of launch/train.py and flags for the machines.
 
-python launch/cluster/gke.py --topology=v5e:16x16 --image=REGISTRY/lm:tpu --queue=research \
+python launch/cluster/gke.py --topology=v5e:16x16 --image=REGISTRY/lm:tpu --queue=research \\
     --config=configs/bert_large.py --workdir=gs://my-bucket/runs/bert_large --config.mesh.fsdp=16
 python launch/cluster/gke.py --gpu=nvidia-h100-80gb --nodes=2 --gpus_per_node=8 --spot --image=REGISTRY/lm:gpu ...
 
@@ -25,13 +25,13 @@ from lm.cluster import gke, google
 from lm.cluster.flags import WORD
 from lm.errors import InputError
 
-_run = cluster_flags.define_run()
+_run = cluster_flags.define_run("gs:// or s3://")
 _image = cluster_flags.define_word(
     "image", None, "Container image with the project's environment.", WORD, required=True
 )
 _name = cluster_flags.define_name()
 _topology = cluster_flags.define_topology(required=False)
-_gpu = cluster_flags.define_word("gpu", "", "Kind of GPU, such as nvidia-h100-80gb.")
+_gpu = cluster_flags.define_word("gpu", "", "Kind of GPU, such as h100 or nvidia-h100-80gb.")
 _nodes = flags.DEFINE_integer("nodes", 1, "Number of machines with GPUs.", lower_bound=1)
 _gpus = flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each machine.", lower_bound=1)
 _spot = flags.DEFINE_bool("spot", False, "Machines that may be preempted; otherwise on demand.")
@@ -53,7 +53,9 @@ def main() -> int:
         raise InputError(f"--topology is {topology!r} and --gpu is {_gpu.value!r}; give one of them.")
     if (_quota.value is not None and not _queue.value) or (_borrow.value and not _cohort.value):
         raise InputError("--quota needs a --queue, and --borrow needs a --cohort; give their names.")
-    machines = google.Tpus(_topology()) if topology else google.Gpus(_gpu.value, _nodes.value, _gpus.value)
+    unused = ("nodes", "gpus_per_node") if topology else ("slices",)
+    cli.refuse_given(unused, "with --topology" if topology else "with --gpu")
+    machines = google.Tpus(_topology()) if topology else google.gpus(_gpu.value, _nodes.value, _gpus.value)
     run = _run(machines.devices, machines.groups)
     job = gke.Job(
         name=_name(run),

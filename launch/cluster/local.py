@@ -1,6 +1,6 @@
 """Runs N processes of one command on this machine as one run, like the hosts of a pod.
 
-python launch/cluster/local.py --processes=2 --devices=4 -- \
+python launch/cluster/local.py --processes=2 --devices=4 -- \\
     python launch/train.py --config=configs/quickstart.py --workdir=runs/two --config.mesh.fsdp=8
 
 Each process has --devices CPU devices. The run has the same batches as one process with all the devices. Every line of

@@ -1,6 +1,6 @@
 """Trains on a SLURM cluster. Takes the flags of launch/train.py and flags for SLURM.
 
-python launch/cluster/slurm.py --nodes=4 --gpus_per_node=8 --time=24:00:00 \
+python launch/cluster/slurm.py --nodes=4 --gpus_per_node=8 --time=24:00:00 \\
     --config=configs/bert_base.py --workdir=/shared/runs/bert_base --config.mesh.fsdp=8
 
 `squeue --me` shows whether the job runs. Its output is in WORKDIR/launch/<id>/NAME-JOB.log. Shortly before the time
@@ -21,7 +21,7 @@ from lm.cluster import flags as cluster_flags
 from lm.cluster import slurm
 from lm.cluster.flags import WORD
 
-_run = cluster_flags.define_run()
+_run = cluster_flags.define_run("gs://, s3:// or shared")
 _name = cluster_flags.define_name()
 _nodes = flags.DEFINE_integer("nodes", 1, "Number of machines.", lower_bound=1)
 _gpus = flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each machine; 0: train on CPUs.", lower_bound=0)

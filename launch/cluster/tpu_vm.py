@@ -1,6 +1,6 @@
 """Trains on Cloud TPU VMs. Takes the flags of launch/train.py and flags for the TPUs to rent.
 
-python launch/cluster/tpu_vm.py --topology=v5e:16x16 --zone=us-central1-a --spot \
+python launch/cluster/tpu_vm.py --topology=v5e:16x16 --zone=us-central1-a --spot \\
     --config=configs/bert_large.py --workdir=gs://my-bucket/runs/bert_large --config.mesh.fsdp=16
 
 It queues for the TPUs, waits for them, installs the project on every machine, trains and shows the logs. When spot TPUs
@@ -22,7 +22,7 @@ from lm.cluster import actions, tpu_vm
 from lm.cluster import flags as cluster_flags
 from lm.cluster.flags import WORD
 
-_run = cluster_flags.define_run()
+_run = cluster_flags.define_run("gs://")
 _topology = cluster_flags.define_topology(required=True)
 _zone = flags.DEFINE_string("zone", None, "Zone to rent in, such as us-central1-a.", required=True)
 _name = cluster_flags.define_name()

@@ -75,10 +75,14 @@ class Run(Protocol):
         ...
 
 
-def define_run() -> Run:
-    """Defines `--config=FILE` with its overrides and `--workdir`, and returns a function to call in `main`."""
+def define_run(where: str) -> Run:
+    """Defines `--config=FILE` with its overrides and `--workdir`, and returns a function to call in `main`.
+
+    Args:
+        where: the workdir may be, as --help says it.
+    """
     config = cli.define_config()
-    workdir = cli.define_path("workdir", None, "Folder of the run: gs://, s3:// or shared.", required=True)
+    workdir = cli.define_path("workdir", None, f"Folder of the run: {where}.", required=True)
 
     def run(devices: int, slices: int = 1) -> Snapshot:
         storage.check_path(workdir.value)

@@ -5,6 +5,7 @@ https://cloud.google.com/kubernetes-engine/docs/how-to/gpus
 """
 
 import dataclasses
+import difflib
 
 from lm.accelerators import TPUS, Topology
 from lm.cluster.manifests import Manifest
@@ -18,6 +19,11 @@ GPU_NAMES = {
     "h100": "nvidia-h100-80gb",
     "h200": "nvidia-h200-141gb",
 }
+_GPUS = (
+    *GPU_NAMES.values(),
+    *("nvidia-a100-80gb", "nvidia-h100-mega-80gb", "nvidia-b200", "nvidia-gb200", "nvidia-rtx-pro-6000"),
+    *("nvidia-tesla-t4", "nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,19 @@ class Gpus:
         return {"cloud.google.com/gke-accelerator": self.kind}
 
 
+def gpus(given: str, hosts: int, per_host: int) -> Gpus:
+    """Returns nodes with the GPU that `--gpu` names: by Google's name, or briefly, h100 for nvidia-h100-80gb.
+
+    Raises:
+        InputError: there is no such GPU.
+    """
+    if (name := GPU_NAMES.get(given, given)) in _GPUS:
+        return Gpus(name, hosts, per_host)
+    near = [name for name in _GPUS if given and given in name] or difflib.get_close_matches(given, _GPUS, cutoff=0.5)
+    hint = f"nearest: {', '.join(near)}" if near else f"accepted: {', '.join([*GPU_NAMES, *_GPUS])}"
+    raise InputError(f"--gpu is {given!r}; {hint}.")
+
+
 def one_machine(accelerator: str) -> Tpus | Gpus | None:
     """Returns what `--accelerator` names, on one machine; None for `cpu`.
 
@@ -87,7 +106,7 @@ def one_machine(accelerator: str) -> Tpus | Gpus | None:
         raise InputError(
             f"--accelerator is {accelerator!r}; accepted: cpu, {', '.join(GPU_NAMES)}, or a TPU slice such as v5e:1x1."
         )
-    topology = Topology.parse(accelerator)
+    topology = Topology.parse(accelerator, "--accelerator")
     if topology.slices > 1 or topology.hosts_per_slice > 1:
         raise InputError(
             f"--accelerator is {accelerator!r}, which has several hosts; a replica is one process, so choose a slice "

@@ -10,7 +10,7 @@ from absl import flags
 
 from lm import storage
 from lm.accelerators import Topology
-from lm.cluster import actions, serve_options, slurm, tpu_vm
+from lm.cluster import actions, google, serve_options, slurm, tpu_vm
 from lm.cluster import flags as cluster_flags
 from lm.cluster.actions import Command
 from lm.cluster.snapshot import Snapshot
@@ -104,6 +104,20 @@ def test_a_turn_is_longer_than_its_notice() -> None:
 def test_a_topology_has_a_shape_that_is_sold(text: str, accepted: str) -> None:
     with pytest.raises(InputError, match=f"--topology is {text!r}, but no .* slice has the shape .*{accepted}"):
         Topology.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("nvidia-h100", "nearest: nvidia-h100-80gb, nvidia-h100-mega-80gb"),
+        ("nvidia-telsa-t4", "nearest: nvidia-tesla-t4"),
+        ("banana", "accepted: l4, a100, h100, h200, nvidia-l4"),
+    ],
+)
+def test_a_gpu_is_one_that_google_has(given: str, said: str) -> None:
+    assert google.gpus("h100", 2, 8) == google.gpus("nvidia-h100-80gb", 2, 8) == google.Gpus("nvidia-h100-80gb", 2, 8)
+    with pytest.raises(InputError, match=f"--gpu is '{given}'; {said}"):
+        google.gpus(given, 1, 1)
 
 
 def test_a_plan_of_a_mesh_that_does_not_fit_is_refused_before_any_work() -> None:

@@ -374,12 +374,14 @@ def test_deleting_names_all_that_was_applied() -> None:
         (lambda: dataclasses.replace(PLAIN, options=("--deadline=x",)).grace, "--deadline is 'x'; accepted: a number"),
         (lambda: google.one_machine("v9"), "--accelerator is 'v9'; accepted: cpu, l4"),
         (lambda: google.one_machine("v5e:4x4"), "which has several hosts"),
+        (lambda: google.one_machine("v5e"), "--accelerator is 'v5e'; accepted: KIND:SHAPE"),
+        (lambda: google.one_machine("v5e:3x5"), "--accelerator is 'v5e:3x5', but no v5e slice has"),
         (lambda: scaling.check(dataclasses.replace(WIDE, least=30)), "give a larger --max_replicas"),
         (lambda: scaling.check(dataclasses.replace(WIDE, least=0)), "give --wake_query"),
         (lambda: scaling.check(dataclasses.replace(WIDE, least=0, engine="hpa")), "which only --autoscaler=keda"),
         (lambda: scaling.check(dataclasses.replace(WIDE, engine="hpa"), on_ray=True), "the autoscaler is Ray's; leave"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_what_cannot_be_is_refused(call: Any, words: str) -> None:
     kubernetes.check(PLAIN)
