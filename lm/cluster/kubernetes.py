@@ -4,12 +4,11 @@ scaling.py says how many replicas there are, gateway.py how requests reach them,
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 
 from lm import storage
-from lm.cluster import google, manifests, serve_options
+from lm.cluster import google, manifests, planned, serve_options
 from lm.cluster.manifests import SHARED_MEMORY, Manifest, Volume
 from lm.cluster.ray_serve import NOT_OF_REPLICAS
 from lm.config.paths import named_models
@@ -153,19 +152,11 @@ def planned_memory(path: str, accelerator: str) -> int:
     Raises:
         InputError: there is no such plan, or it is for another machine or does not fit.
     """
-    try:
-        with open(path) as file:
-            plan = json.load(file)
-        parameters, temporary = plan["parameter_bytes"], plan["temporary_bytes"]
-        topology, fits = plan["topology"], plan["fits"]
-    except OSError as error:
-        raise InputError(f"--plan is {path!r}: {error.strerror}; give a file of launch/plan.py --serve.") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"--plan is {path!r}, which is no plan of launch/plan.py --serve for one topology.") from None
-    if ":" in accelerator and not (fits and topology == accelerator):
-        what = f"is for {topology}" if fits else "does not fit"
+    plan = planned.read(path)
+    if ":" in accelerator and not (plan.fits and plan.topology == accelerator):
+        what = f"is for {plan.topology}" if plan.fits else "does not fit"
         raise InputError(f"--plan is {path!r}, which {what}; make one for --topology={accelerator} that fits.")
-    return int(2 * parameters + (temporary if accelerator == "cpu" else 0)) + _PROGRAM
+    return int(2 * plan.parameter_bytes + (plan.temporary_bytes if accelerator == "cpu" else 0)) + _PROGRAM
 
 
 def objects(server: Server) -> list[Manifest]:

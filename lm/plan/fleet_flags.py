@@ -1,13 +1,12 @@
 """launch/plan.py --fleet: its flags, and what they lead to."""
 
 import dataclasses
-import json
 import sys
 
 from absl import flags
 
 from lm import cli
-from lm.cluster import pace
+from lm.cluster import pace, planned
 from lm.data import workers
 from lm.errors import InputError
 from lm.plan import traffic
@@ -176,12 +175,8 @@ def _capacity() -> Capacity:
         raise InputError("give a replica's capacity: --tokens_per_second as measured, or --plan=FILE of --serve.")
     if not _F.plan:
         return Capacity(_F.tokens_per_second, _F.batch_tokens, slots=_F.slots, **limits)
-    try:
-        with open(_F.plan) as file:
-            plan = json.load(file)
-        speed, batch, length = plan["predicted_tokens_per_second"], plan["batch"], plan["length"]
-        return Capacity(float(speed), batch * length, slots=batch if plan["max_length"] else 0, **limits)
-    except OSError as error:
-        raise InputError(f"--plan is {_F.plan!r}: {error.strerror}; give a file of launch/plan.py --serve.") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"--plan is {_F.plan!r}, which is no plan of launch/plan.py --serve that fits.") from None
+    plan = planned.read(_F.plan)
+    if plan.tokens_per_second is None:
+        raise InputError(f"--plan is {_F.plan!r}, which does not fit; give one that does.")
+    slots = plan.batch if plan.max_length else 0
+    return Capacity(plan.tokens_per_second, plan.batch * plan.length, slots=slots, **limits)

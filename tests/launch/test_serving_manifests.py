@@ -393,6 +393,7 @@ def test_what_cannot_be_is_refused(call: Any, words: str) -> None:
 def test_a_plan_gives_the_memory(tmp_path: Path) -> None:
     file, gib = tmp_path / "plan.json", 1 << 30
     plan = {"parameter_bytes": 2 * gib, "temporary_bytes": gib, "topology": "v5e:1x1", "fits": True}
+    plan |= {"batch": 8, "length": 64, "max_length": 0, "predicted_tokens_per_second": 800.0}
     file.write_text(json.dumps(plan))
     assert kubernetes.planned_memory(str(file), "v5e:1x1") == 7 * gib
     assert kubernetes.planned_memory(str(file), "cpu") == 8 * gib
@@ -401,9 +402,14 @@ def test_a_plan_gives_the_memory(tmp_path: Path) -> None:
     file.write_text(json.dumps({**plan, "fits": False}))
     with pytest.raises(InputError, match="which does not fit"):
         kubernetes.planned_memory(str(file), "v5e:1x1")
-    file.write_text("[]")
-    with pytest.raises(InputError, match="which is no plan of"):
-        kubernetes.planned_memory(str(file), "cpu")
+    for text, words in (
+        ("[]", "which is no plan of"),
+        ("{", "which is no plan of"),
+        (json.dumps([plan, plan]), r"has 2 plans; give a file with one, .* one --topology and one --batch"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=words):
+            kubernetes.planned_memory(str(file), "cpu")
 
 
 @pytest.mark.parametrize(

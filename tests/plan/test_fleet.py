@@ -297,14 +297,15 @@ def test_rays_delays_are_those_of_the_launcher() -> None:
 
 
 def test_a_plan_is_the_capacity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plan = {"predicted_tokens_per_second": 800.0, "batch": 8, "length": 64, "max_length": 0}
+    plan = {"predicted_tokens_per_second": 800.0, "batch": 8, "length": 64, "max_length": 0, "fits": True}
+    plan |= {"topology": "v5e:1x1", "parameter_bytes": 1.0, "temporary_bytes": 1.0}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     flags(monkeypatch, plan=str(tmp_path / "plan.json"), tokens_per_second=None)
     assert fleet_flags._capacity() == Capacity(800.0, 512, 0.1, 0, 1000, startup=30.0)
     (tmp_path / "plan.json").write_text(json.dumps({**plan, "max_length": 32}))
     assert fleet_flags._capacity().slots == 8
     (tmp_path / "plan.json").write_text(json.dumps({**plan, "predicted_tokens_per_second": None}))
-    with pytest.raises(InputError, match=r"which is no plan of launch/plan\.py --serve that fits"):
+    with pytest.raises(InputError, match="which does not fit; give one that does"):
         fleet_flags.run(OUTPUT)
 
 
