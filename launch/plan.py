@@ -6,7 +6,7 @@ pip install -e '.[plan]'. --search varies mesh, rematerialisation, unroll and mi
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:8x8,v6e:4x4 --search --prices=prices.json
 
 --serve plans one batch of requests instead: decoding with its KV cache, or the forward pass of an encoder. --load says
-what so many requests a second take. --fleet simulates a day's requests, and the autoscaler's replicas that serve them:
+what so many requests a second take. --fleet simulates a day's requests and its replicas. --prices adds what it costs:
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:1x1 --serve --batch=32,128 --load=50
     python launch/plan.py --fleet --rate=2:20 --tokens_per_second=900 --startup_seconds=90 --picture=day.png
@@ -43,8 +43,8 @@ def main() -> None:
     if flags.FLAGS.fleet:
         fleet_flags.run(_output)
         return
-    config, topologies = _config(), [Topology.parse(name) for name in _topology.value or [""]]
     serves = serving_flags.serves()
+    config, topologies = _config(), [Topology.parse(name) for name in _topology.value or [""]]
     if not (_search.value or serves):  # these choose the mesh
         for each in topologies:
             mesh_sizes(config.mesh, each.devices, each.slices)

@@ -1,11 +1,12 @@
-"""What a whole run costs by a plan of its step: hours, money, and which plan is best."""
+"""What a plan costs: the hours and the money of a whole run, which plan is best, and the money of served tokens."""
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lm.accelerators import Topology
 from lm.errors import InputError
+from lm.plan.serving import Serving
 from lm.plan.step import Plan
 
 
@@ -39,8 +40,21 @@ def whole_run(plan: Plan, steps: int, prices: dict[str, float]) -> Run:
     if not plan.predicted_step_seconds:
         return Run(plan, None, None)
     hours = plan.predicted_step_seconds * steps / 3600
+    hour = per_hour(topology, prices)
+    return Run(plan, hours, None if hour is None else hours * hour)
+
+
+def per_hour(topology: Topology, prices: Mapping[str, float]) -> float | None:
+    """Returns the price of an hour of a topology, by the price of a chip-hour of its kind; None without that."""
     price = prices.get(topology.kind)
-    return Run(plan, hours, None if price is None else hours * price * topology.chips)
+    return None if price is None else price * topology.chips
+
+
+def million_tokens(plan: Serving, prices: Mapping[str, float]) -> float | None:
+    """Returns what a million tokens cost, written or for an encoder read, on a replica that is always full."""
+    hour = per_hour(Topology.parse(plan.topology), prices)
+    speed = plan.predicted_tokens_per_second
+    return None if hour is None or not speed else hour / 3600 / speed * 1e6
 
 
 def ranked(runs: Sequence[Run], deadline: float | None = None) -> list[Run]:

@@ -20,6 +20,11 @@ _D = Capacity(tokens_per_second=1.0)
 _F = flags.FLAGS
 _TARGETS = (0.25, 0.5, 1.0, 2.0)  # that --search tries, as multiples of --target
 _REFUSED = 0.001  # share of the requests that --search lets a setting refuse
+_OF_OTHERS = (  # flags of launch/plan.py that change no simulation
+    *("config", "topology", "layouts", "workers", "deadline", "serve", "batch", "load", "length", "max_length"),
+    "num_beams",
+)
+_own: list[str] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Setting:
 
 def define_fleet() -> None:
     """Defines the flags of a fleet. `run` reads them."""
+    before = set(_F)
     flags.DEFINE_bool("fleet", False, "Simulate replicas that serve a day's requests.")
     cli.define_path("trace", "", "CSV file: time,tokens of each request, or time,rate.")
     flags.DEFINE_string("rate", "", "Requests a second, such as 20, or 2:20 for night and day.")
@@ -57,6 +63,12 @@ def define_fleet() -> None:
     what = "File for a picture of requests, replicas and p99 over the time."
     cli.define_picture("picture", "", what, (".png", ".pdf", ".svg"))
     flags.DEFINE_integer("seed", 0, "Of what is drawn at random.", lower_bound=0)
+    _own[:] = [name for name in _F if name not in before and name != "fleet"]
+
+
+def refuse_without_fleet() -> None:
+    """Refuses the flags of a fleet where none is simulated."""
+    cli.refuse_given(_own, "without --fleet")
 
 
 def run(output: flags.FlagHolder[str]) -> None:
@@ -70,7 +82,8 @@ def run(output: flags.FlagHolder[str]) -> None:
     """
     _refuse_unused()
     capacity = _capacity()
-    settings = _settings(Setting(_F.min_replicas, _F.max_replicas, _target(capacity)))
+    most = _F.min_replicas if _F.autoscaler == "none" and not _F.search else _F.max_replicas
+    settings = _settings(Setting(_F.min_replicas, most, _target(capacity)))
     from lm.plan import cost, fleet_report, tables  # with jax
 
     price = cost.read_prices(_F.prices, [_F.accelerator]).get(_F.accelerator)
@@ -94,7 +107,14 @@ def run(output: flags.FlagHolder[str]) -> None:
 
 
 def _refuse_unused() -> None:
-    """Refuses flags that do nothing beside others."""
+    """Refuses flags that do nothing, or nothing beside others."""
+    cli.refuse_given(_OF_OTHERS, "with --fleet")
+    if not _F.prices:
+        cli.refuse_given(("accelerator",), "without --prices")
+    if not _F.search:
+        cli.refuse_given(("target_p99",), "without --search")
+        if _F.autoscaler == "none":
+            cli.refuse_given(("max_replicas",), "with --autoscaler=none")
     if _F.plan:
         cli.refuse_given(("tokens_per_second", "batch_tokens", "slots"), "with --plan")
     if _F.slots:

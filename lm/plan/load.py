@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lm.accelerators import Topology
 from lm.errors import InputError
+from lm.plan.cost import per_hour
 from lm.plan.serving import Serving
 from lm.plan.tables import aligned
 
@@ -52,12 +53,13 @@ def carry(plan: Serving, load: float) -> Carried | None:
     return Carried(plan, capacity, replicas, chips, share / capacity, share * plan.predicted_seconds)
 
 
-def tables(plans: Sequence[Serving], load: float | None) -> list[str]:
+def tables(plans: Sequence[Serving], load: float | None, prices: Mapping[str, float]) -> list[str]:
     """Returns a table with a line for each plan that fits, fewest chips first and then the fastest; none without load.
 
     Args:
         plans: of requests as long as those of the load.
         load: requests a second.
+        prices: the price of a chip-hour by the kind of chip; with prices a column says what an hour costs.
     """
     if load is None:
         return []
@@ -67,13 +69,16 @@ def tables(plans: Sequence[Serving], load: float | None) -> list[str]:
         f"For {load:g} requests a second of these lengths, with replicas used for at most {USED:.0%}. Time is that of "
         "a request with all slots in use, without waiting. `launch/serve.py --slots` sets the slots."
     )
-    return ["\n".join([*aligned([_HEADINGS, *map(_cells, found)]), note])]
+    headings = (*_HEADINGS, *(["an hour"] if prices else []))
+    return ["\n".join([*aligned([headings, *(_cells(each, prices) for each in found)]), note])]
 
 
-def _cells(found: Carried) -> tuple[str, ...]:
+def _cells(found: Carried, prices: Mapping[str, float]) -> tuple[str, ...]:
     start = (found.plan.topology, str(found.plan.batch), f"{found.capacity:,.1f}", str(found.replicas))
     middle = (str(found.chips), f"{found.used:.0%}", f"{found.slots_in_use:.1f}")
-    return (*start, *middle, f"{found.plan.predicted_seconds:.3g} s")
+    hour = per_hour(Topology.parse(found.plan.topology), prices)
+    cost = [] if hour is None else [f"{hour * found.replicas:,.2f}"]
+    return (*start, *middle, f"{found.plan.predicted_seconds:.3g} s", *cost)
 
 
 def sizes(given: Sequence[str]) -> list[int]:

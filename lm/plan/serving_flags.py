@@ -8,6 +8,7 @@ from absl import flags
 from lm import cli
 from lm.accelerators import Topology
 from lm.config import Config
+from lm.plan import fleet_flags
 
 flags.disclaim_key_flags()  # --help of the launcher lists these flags with its own
 
@@ -30,8 +31,9 @@ def serves() -> bool:
     Raises:
         InputError: a flag is given that does nothing then.
     """
+    fleet_flags.refuse_without_fleet()
     if _F.serve:
-        cli.refuse_given(("search", "layouts", "prices", "deadline"), "with --serve")
+        cli.refuse_given(("search", "layouts", "deadline"), "with --serve")
     else:
         cli.refuse_given(("batch", "load", "length", "max_length", "num_beams"), "without --serve")
     if not _F.search:
@@ -43,14 +45,18 @@ def run(config: Config, topologies: Sequence[Topology]) -> list[dict[str, object
     """Plans each batch on each topology, prints the tables, and returns the plans for JSON.
 
     Raises:
-        InputError: a size is no number, or the model cannot be planned.
+        InputError: a size is no number, a flag has no effect for this model, a price is missing, or the model cannot be
+            planned.
     """
     from lm.inference.options import Decoding
-    from lm.plan import load, serving, tables
+    from lm.plan import cost, load, serving, tables
 
+    if config.model.architecture == "encoder":
+        cli.refuse_given(("max_length", "num_beams"), "for an encoder, which writes nothing")
+    prices = cost.read_prices(_F.prices, [each.kind for each in topologies])
     decoding = Decoding(max_length=_F.max_length, num_beams=_F.num_beams)
     length = _F.length or config.data.seq_length
     cases = [(topology, size) for topology in topologies for size in load.sizes(_F.batch)]
     plans = [serving.plan(config, *case, length, decoding) for case in cases]
-    print(tables.serving_table(plans), *load.tables(plans, _F.load), sep="\n\n")
-    return [dataclasses.asdict(each) for each in plans]
+    print(tables.serving_table(plans, prices), *load.tables(plans, _F.load, prices), sep="\n\n")
+    return [{**dataclasses.asdict(each), "million_tokens_cost": cost.million_tokens(each, prices)} for each in plans]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from lm.accelerators import Topology
 from lm.plan.compiled import KERNEL_EFFICIENCY, LINK_EFFICIENCY
-from lm.plan.cost import Run
+from lm.plan.cost import Run, million_tokens
 from lm.plan.serving import Serving
 from lm.plan.step import Plan
 
@@ -57,8 +57,13 @@ def details(run: Run) -> str:
     return "\n".join(lines)
 
 
-def serving_table(plans: Sequence[Serving]) -> str:
-    """Returns a table with a line for each topology, the reasons where nothing fits, and a note on estimates."""
+def serving_table(plans: Sequence[Serving], prices: Mapping[str, float]) -> str:
+    """Returns a table with a line for each topology, the reasons where nothing fits, and a note on estimates.
+
+    Args:
+        plans: to show.
+        prices: the price of a chip-hour by the kind of chip; with prices a column says what a million tokens cost.
+    """
     headings = (
         "topology",
         "mesh",
@@ -71,6 +76,7 @@ def serving_table(plans: Sequence[Serving]) -> str:
         "cache",
         "time",
         "tokens/s",
+        *(["1M tokens"] if prices else []),
     )
     reasons = [f"{_mesh(plan)} on {plan.topology}: {plan.message}" for plan in plans if not plan.fits]
     note = (
@@ -78,17 +84,19 @@ def serving_table(plans: Sequence[Serving]) -> str:
         "and of the tokens written. Time and tokens/s are estimates for a batch in which at least one row reaches "
         f"the maximum length, from {_ESTIMATED}."
     )
-    return "\n".join([*aligned([headings, *map(_serving_cells, plans)]), *reasons, note])
+    return "\n".join([*aligned([headings, *(_serving_cells(plan, prices) for plan in plans)]), *reasons, note])
 
 
-def _serving_cells(plan: Serving) -> tuple[str, ...]:
+def _serving_cells(plan: Serving, prices: Mapping[str, float]) -> tuple[str, ...]:
     written = f"{plan.max_length}" + (f", {plan.num_beams} beams" if plan.num_beams > 1 else "")
     start = (plan.topology, _mesh(plan), str(plan.batch), str(plan.length), written)
     parts = (_size(plan.parameter_bytes), _size(plan.cache_bytes))
     if plan.predicted_seconds is None:
-        return (*start, "does not fit", "", *parts, "", "")
+        return (*start, "does not fit", "", *parts, "", "", *([""] if prices else []))
     hbm = (_size(plan.hbm_bytes_per_chip), f"{plan.hbm_peak_fraction:.0%}")
-    return (*start, *hbm, *parts, f"{plan.predicted_seconds:.3g} s", f"{plan.predicted_tokens_per_second:,.0f}")
+    cost = million_tokens(plan, prices)
+    speed = (f"{plan.predicted_seconds:.3g} s", f"{plan.predicted_tokens_per_second:,.0f}")
+    return (*start, *hbm, *parts, *speed, *([] if cost is None else [f"{cost:.3g}"]))
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

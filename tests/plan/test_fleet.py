@@ -242,7 +242,8 @@ def flags(monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
     values |= {"preemptions_per_hour": 0.0, "accelerator": "l4", "target_p99": 9.0}
     monkeypatch.setattr(fleet_flags, "_F", types.SimpleNamespace(**{**values, **given}))
     present = {name: types.SimpleNamespace(present=given.get(name) is not None) for name in values}
-    monkeypatch.setattr(cli.flags, "FLAGS", present)
+    others = {name: types.SimpleNamespace(present=name in given) for name in fleet_flags._OF_OTHERS}
+    monkeypatch.setattr(cli.flags, "FLAGS", {**present, **others})
 
 
 def test_the_flags_lead_to_a_table(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
@@ -324,8 +325,13 @@ def test_a_plan_is_the_capacity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"slots": 4, "batch_tokens": 9}, "--batch_tokens has no effect with --slots"),
         ({"upscale_delay": 1.0}, "--upscale_delay has no effect without --autoscaler=ray"),
         ({"autoscaler": "none", "target": 5.0}, "--target has no effect with --autoscaler=none"),
+        ({"autoscaler": "none", "max_replicas": 5}, "--max_replicas has no effect with --autoscaler=none"),
+        ({"target_p99": 2.0}, "--target_p99 has no effect without --search"),
+        ({"accelerator": "l4"}, "--accelerator has no effect without --prices"),
+        ({"config": "mini"}, "--config has no effect with --fleet"),
+        ({"num_beams": 2}, "--num_beams has no effect with --fleet"),
     ],
-    ids=range(12),
+    ids=range(17),
 )
 def test_what_cannot_be_simulated_is_refused(given, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags(monkeypatch, **given)

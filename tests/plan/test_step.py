@@ -92,7 +92,7 @@ def test_serving_an_encoder_decoder(encoder_decoder: Config):
     assert plan.cache_bytes == 2 * layers * 2048 * (64 * 4 + 128) * width * bfloat16
     assert plan.temporary_bytes > plan.cache_bytes / 2  # short-lived copies share what is free
     assert plan.predicted_tokens_per_second == 2048 * 64 / (plan.predicted_seconds or 0)
-    assert "64, 4 beams" in tables.serving_table([plan])
+    assert "64, 4 beams" in tables.serving_table([plan], {})
 
 
 def test_serving_an_encoder_on_several_devices(encoder: Config, monkeypatch: pytest.MonkeyPatch):
@@ -110,4 +110,4 @@ def test_serving_an_encoder_on_several_devices(encoder: Config, monkeypatch: pyt
 def test_serving_what_does_not_fit(encoder: Config):
     plan = serving.plan(encoder, Topology.parse("v5e:1x1"), batch=1 << 18, length=128, decoding=Decoding())
     assert not plan.fits
-    assert "fewer sequences at a time" in tables.serving_table([plan])
+    assert "fewer sequences at a time" in tables.serving_table([plan], {})
