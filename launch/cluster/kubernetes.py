@@ -5,8 +5,8 @@ python launch/cluster/kubernetes.py serve --checkpoint=gs://my-bucket/runs/mine 
 
 `serve` or `serve apply` creates or changes everything and waits until the replicas are ready. With the same flags,
 `serve status` shows it and `serve delete` deletes it. `serve roll --checkpoint=WORKDIR/checkpoints/N` serves another
-checkpoint: a new replica has to be ready before an old one leaves, and one that cannot serve is taken back. Flags of
-launch/serve.py follow after --.
+checkpoint: a new replica has to be ready before an old one leaves, and one that cannot serve is taken back. A lone
+model is called as --name says, also then. Flags of launch/serve.py follow after --.
 
 WORKDIR alone is read at a pod's start, so pods of one server may have different steps while training goes on;
 WORKDIR/checkpoints/N is the same everywhere.

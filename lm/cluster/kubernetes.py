@@ -90,6 +90,11 @@ class Server:
         return named_models(self.checkpoint)[0][1]
 
     @property
+    def models(self) -> str:
+        """The checkpoint with names: a lone model has the server's, since the last part of its path may change."""
+        return ",".join(f"{name}={path}" for name, path in named_models(self.checkpoint, only=self.name))
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """The options, and a mesh over all devices of the machine if the options name none."""
         devices = self.machines.devices if self.machines else 1
@@ -231,7 +236,7 @@ def deployment(server: Server) -> Manifest:
         *("python", "launch/serve.py", f"--checkpoint=$({CHECKPOINT})", "--host=0.0.0.0", f"--port={PORT}"),
         *(f"--drain_seconds={server.drain_seconds}", f"--compilation_cache={CACHE}", *server.flags),
     ]
-    made = container(server, command, [{"name": CHECKPOINT, "value": server.checkpoint}])
+    made = container(server, command, [{"name": CHECKPOINT, "value": server.models}])
     made["ports"] = [{"name": "http", "containerPort": PORT}]
     made |= _probes(server)
     # The balancer hears of a leaving pod while the pod still takes requests; then SIGTERM begins --drain_seconds.

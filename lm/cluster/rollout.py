@@ -52,7 +52,7 @@ def roll(context: str, server: Server) -> tuple[Command, Command, Command]:
     """
     within = _within(server)
     change = kubectl(
-        context, *within, "set", "env", f"deployment/{server.name}", f"{kubernetes.CHECKPOINT}={server.checkpoint}"
+        context, *within, "set", "env", f"deployment/{server.name}", f"{kubernetes.CHECKPOINT}={server.models}"
     )
     return change, _wait(context, server), kubectl(context, *within, "rollout", "undo", f"deployment/{server.name}")
 

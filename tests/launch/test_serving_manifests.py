@@ -307,7 +307,7 @@ def test_rolling_takes_back_what_never_becomes_ready(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(actions.Command, "exit_code", exit_code)
     fails = False
     rollout.carry_out_roll("", new)
-    assert ran[0].endswith(f"set env deployment/mini LM_CHECKPOINT={new.checkpoint}")
+    assert ran[0].endswith(f"set env deployment/mini LM_CHECKPOINT=mini={new.checkpoint}")
     # No limit: a rollout takes as long as its replicas take one after another. Only one that stands still fails.
     assert ran[1:] == ["kubectl --namespace default rollout status deployment/mini"]
     assert kubernetes.deployment(new)["spec"]["progressDeadlineSeconds"] > new.startup_seconds
@@ -315,6 +315,19 @@ def test_rolling_takes_back_what_never_becomes_ready(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="All replicas get the one before it back"):
         rollout.carry_out_roll("", new)
     assert ran[-1] == "kubectl --namespace default rollout undo deployment/mini"
+
+
+def test_a_roll_leaves_the_names_of_models_as_they_are() -> None:
+    """Whichever run is served next; and those of several models."""
+    for given, served in (
+        ("gs://bucket/runs/other/checkpoints/9", "mini=gs://bucket/runs/other/checkpoints/9"),
+        ("law=gs://bucket/a", "law=gs://bucket/a"),
+        ("a=gs://bucket/a,gs://bucket/b", "a=gs://bucket/a,b=gs://bucket/b"),
+    ):
+        server = dataclasses.replace(PLAIN, checkpoint=given)
+        (container,) = kubernetes.deployment(server)["spec"]["template"]["spec"]["containers"]
+        assert container["env"][0] == {"name": "LM_CHECKPOINT", "value": served}
+        assert rollout.roll("", server)[0].argv[-1] == f"LM_CHECKPOINT={served}"
 
 
 def test_ray_gets_the_machine_of_its_pod() -> None:
