@@ -24,7 +24,7 @@ from lm import checksums, lora, orbax_storage, parameters, storage
 from lm import config as config_lib
 from lm.checksums import Sums
 from lm.config import CheckpointConfig, Config
-from lm.config.paths import expand
+from lm.config.paths import expand, split_step
 from lm.errors import InputError
 from lm.parameters import Params, Tree
 
@@ -260,13 +260,13 @@ def locate(checkpoint: str) -> tuple[epath.Path, int]:
         InputError: there is no such checkpoint; names the steps that exist.
     """
     checkpoint = expand(checkpoint)
-    match = re.fullmatch(r"(.+)/checkpoints/(\d+)/?", checkpoint)
-    workdir = storage.as_path(match[1] if match else checkpoint)
+    path, number = split_step(checkpoint)
+    workdir = storage.as_path(path)
     read_config(workdir)
     folder, steps = workdir / "checkpoints", _steps(workdir)
     if not steps:
         raise InputError(f"{workdir} has no checkpoint yet; train it first.")
-    step = int(match[2]) if match else steps[-1]
+    step = int(number) if number else steps[-1]
     if step not in steps:
         raise InputError(f"{checkpoint} does not exist; {folder} has the steps {', '.join(map(str, steps))}.")
     return workdir, step

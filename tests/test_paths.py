@@ -9,7 +9,7 @@ from etils import epath
 
 from lm import checkpoint
 from lm.config import Config, DataConfig
-from lm.config.paths import expand
+from lm.config.paths import expand, split_step
 from lm.data import corpus
 from lm.errors import InputError
 from lm.tokenizers import tokenizer as tokenizers
@@ -49,6 +49,13 @@ def test_a_path_that_exists_is_taken_as_it_is_written(home: Path):
 def test_what_cannot_be_expanded_is_refused(path: str, message: str):
     with pytest.raises(InputError, match=message):
         expand(path)
+
+
+def test_a_step_is_what_follows_checkpoints():
+    for workdir in ("runs/mine", "gs://b/checkpoints/3/mine", "checkpoints/run"):
+        assert split_step(workdir) == (workdir, "")
+        assert split_step(f"{workdir}/checkpoints/12") == split_step(f"{workdir}/checkpoints/12/") == (workdir, "12")
+    assert split_step("runs/checkpoints/last") == ("runs/checkpoints/last", "")
 
 
 def test_paths_of_the_config_are_expanded(home: Path):

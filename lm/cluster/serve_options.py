@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from lm import storage
 from lm.cluster.snapshot import ROOT
-from lm.config.paths import named_models
+from lm.config.paths import named_models, split_step
 from lm.errors import InputError
 
 DEADLINE = 60  # seconds: --deadline of launch/serve.py, unless the options say another
@@ -43,7 +43,7 @@ def require_runs(checkpoint: str) -> None:
         InputError: a path of `PATH` or `NAME=PATH,NAME=PATH` holds no run, or not the checkpoint that it names.
     """
     for _, path in named_models(checkpoint):
-        workdir, _, step = path.rstrip("/").partition("/checkpoints/")
+        workdir, step = split_step(path.rstrip("/"))
         keys = ["config.json", *([f"checkpoints/{step}/_CHECKPOINT_METADATA"] if step else [])]
         for key, content in zip(keys, storage.read_keys(workdir, keys), strict=True):
             if content is None:

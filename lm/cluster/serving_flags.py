@@ -13,7 +13,7 @@ from lm.cluster.gateway import Gateway
 from lm.cluster.kubernetes import Server
 from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS
 from lm.cluster.scaling import Scaling
-from lm.config.paths import named_models
+from lm.config.paths import named_models, split_step
 from lm.errors import InputError
 
 flags.disclaim_key_flags()  # --help of the launcher lists these flags with its own
@@ -52,7 +52,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     def server(options: tuple[str, ...]) -> Server:
         first = named_models(checkpoint.value)[0][1]
         made = Server(
-            named(name.value, first.partition("/checkpoints/")[0]),
+            named(name.value, split_step(first)[0]),
             namespace.value,
             image.value,
             checkpoint.value,

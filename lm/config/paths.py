@@ -24,6 +24,12 @@ def expand(path: str) -> str:
     return expanded
 
 
+def split_step(path: str) -> tuple[str, str]:
+    """Splits `WORKDIR/checkpoints/N` into working directory and step; the step of `WORKDIR` is empty."""
+    match = re.fullmatch(r"(.+)/checkpoints/(\d+)/?", path)
+    return (match[1], match[2]) if match else (path, "")
+
+
 def named_models(checkpoints: str, flag: str = "--checkpoint", only: str = "") -> list[tuple[str, str]]:
     """Returns the name and path of each model of `PATH`, or of `NAME=PATH,NAME=PATH`.
 
@@ -39,7 +45,7 @@ def named_models(checkpoints: str, flag: str = "--checkpoint", only: str = "") -
         name, equals, path = part.partition("=")
         if not equals or not re.fullmatch(r"[\w.-]*", name):
             path = part
-            last = path.rstrip("/").partition("/checkpoints/")[0].rpartition("/")[2]
+            last = split_step(path)[0].rstrip("/").rpartition("/")[2]
             name = only if only and path == checkpoints else last
         if not name or not path:
             raise InputError(f"{flag} has {part!r}; accepted: PATH, or NAME=PATH,NAME=PATH.")
