@@ -50,6 +50,10 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     ray = flags.DEFINE_bool("ray", False, "A RayService (KubeRay) instead of a Deployment; `roll` is then `apply`.")
 
     def server(options: tuple[str, ...]) -> Server:
+        if plan.value:
+            cli.refuse_given(("memory_gib",), "with --plan")
+        if not cache.value:
+            cli.refuse_given(("cache_gib",), "without --cache_class")
         first = named_models(checkpoint.value)[0][1]
         made = Server(
             named(name.value, split_step(first)[0]),
@@ -102,7 +106,13 @@ def define_scaling() -> Callable[[bool], Scaling]:
     def wanted(on_ray: bool) -> Scaling:
         if on_ray:
             cli.refuse_given(("busy_slots", "prometheus", "wake_query"), "with --ray")
-        made = Scaling(engine.value, least.value, most.value, tokens.value, slots.value, address.value, wake.value)
+        if engine.value == "hpa":
+            cli.refuse_given(("prometheus", "wake_query"), "with --autoscaler=hpa")
+        if engine.value == "none":
+            unused = ("max_replicas", "queue_tokens", "busy_slots", "prometheus", "wake_query")
+            cli.refuse_given(unused, "with --autoscaler=none")
+        largest = least.value if engine.value == "none" else most.value
+        made = Scaling(engine.value, least.value, largest, tokens.value, slots.value, address.value, wake.value)
         scaling.check(made, on_ray)
         return made
 
@@ -114,7 +124,14 @@ def define_gateway() -> Callable[[], Gateway | None]:
     hostname = cluster_flags.define_word("hostname", "", "Name in DNS; makes a Gateway, least requests first.", HOST)
     secret = cluster_flags.define_word("tls_secret", "", "With --hostname: Kubernetes secret with its certificate.")
     kind = cluster_flags.define_word("gateway_class", "envoy", "With --hostname: GatewayClass of Envoy Gateway.")
-    return lambda: Gateway(hostname.value, secret.value, kind.value) if hostname.value else None
+
+    def gateway() -> Gateway | None:
+        if hostname.value:
+            return Gateway(hostname.value, secret.value, kind.value)
+        cli.refuse_given(("tls_secret", "gateway_class"), "without --hostname")
+        return None
+
+    return gateway
 
 
 def _pairs(flag: str, given: list[str]) -> dict[str, str]:

@@ -439,8 +439,18 @@ def test_a_plan_gives_the_memory(tmp_path: Path) -> None:
             "anybody who reaches a.b may ask",
         ),
         ("train --image=i --checkpoint=gs://bucket/mini --dry_run", 2, "accepted: serve, or serve apply|status"),
+        (
+            "serve --autoscaler=none --min_replicas=12 --max_replicas=13 --image=i --checkpoint=gs://bucket/mini",
+            2,
+            "--max_replicas has no effect with --autoscaler=none; leave it out",
+        ),
+        (
+            "serve --gateway_class=a --image=i --checkpoint=gs://bucket/mini",
+            2,
+            "--gateway_class has no effect without --hostname; leave it out",
+        ),
     ],
-    ids=["roll", "public", "unknown"],
+    ids=["roll", "public", "unknown", "fixed", "no gateway"],
 )
 def test_the_command(arguments: str, code: int, words: str) -> None:
     command = [sys.executable, "launch/cluster/kubernetes.py", *arguments.split(), "--", "--tasks=embed"]
