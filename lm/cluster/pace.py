@@ -27,8 +27,10 @@ POLLING = 15  # seconds between two questions of KEDA
 COOL_DOWN = 300  # seconds without work after which KEDA stops the last replica
 FILLED = 0.5  # share of a request's time that a server's queue may take: its pace varies, and answers take time as well
 QUEUE_TOKENS = 4096  # waiting tokens a replica that call for one more
+READ = 0.75  # share of the tokens a second that an encoder can read, above which a replica calls for one more
 BUSY_SLOTS, SLOTS = 12, 16  # slots in use a replica that call for one more, of those that a server has by default
-AVERAGED = 60  # seconds over which KEDA's query averages a gauge
+AVERAGED = 60  # seconds over which KEDA's query averages a gauge, or takes the rate of a counter
+ADAPTED = 300  # seconds over which prometheus-adapter takes the rate of a counter, by its own rules
 # Ray: seconds between two reports of a replica (with its own 10 a tripled load is seen after 12 to 22 s), and over
 # which they are averaged; outstanding tokens a replica; seconds that the wish for more, or for fewer, has to last.
 RAY_REPORTS, RAY_AVERAGED = 2.0, 30.0

@@ -1,4 +1,4 @@
-"""How many replicas there are: an autoscaler that looks at the tokens that wait and at the slots in use.
+"""How many replicas there are: an autoscaler looks at the tokens that wait, at those read, and at the slots in use.
 
 A HorizontalPodAutoscaler wants `ceil(sum over the replicas / target)` replicas, and does nothing while that is within a
 tenth of what runs. KEDA asks Prometheus and makes such an autoscaler itself; it can also stop the last replica.
@@ -12,6 +12,8 @@ from lm.cluster.manifests import Manifest
 from lm.cluster.pace import AVERAGED, COOL_DOWN, DOWN, POLLING, UP, Pace
 from lm.errors import InputError
 
+READ = "lm_read_tokens"  # a second; the others are gauges
+
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
@@ -24,6 +26,8 @@ class Scaling:
         slots: slots in use a replica above which another is wanted; 0: the model writes nothing.
         prometheus: address of the Prometheus that KEDA asks.
         wake_query: PromQL that is above 0 while somebody asks a server without replicas, such as the gateway's count.
+        read_tokens: tokens read a second by a replica above which another is wanted; 0: never. At a constant rate of
+            requests this number is constant, while the queue is empty until there are too few replicas.
     """
 
     engine: str
@@ -33,6 +37,7 @@ class Scaling:
     slots: int = 0
     prometheus: str = ""
     wake_query: str = ""
+    read_tokens: int = 0
 
 
 def check(scaling: Scaling, on_ray: bool = False) -> None:
@@ -77,13 +82,16 @@ def _pace(pace: Pace) -> Manifest:
 
 
 def _targets(scaling: Scaling) -> dict[str, int]:
-    """Returns the gauges that scale, and what a replica may have of each."""
-    slots = {"lm_slots_in_use": scaling.slots} if scaling.slots else {}
-    return {"lm_queue_tokens": scaling.queue_tokens, **slots}
+    """Returns the metrics that scale, and what a replica may have of each. That of tokens read is a rate."""
+    found = {"lm_queue_tokens": scaling.queue_tokens, READ: scaling.read_tokens, "lm_slots_in_use": scaling.slots}
+    return {name: target for name, target in found.items() if target}
 
 
 def autoscaler(server: Server, scaling: Scaling) -> Manifest:
-    """Returns a HorizontalPodAutoscaler. prometheus-adapter, or another adapter, has to serve the pods' metrics."""
+    """Returns a HorizontalPodAutoscaler. prometheus-adapter, or another adapter, has to serve the pods' metrics.
+
+    By its own rules prometheus-adapter serves the counter lm_read_tokens_total as the rate lm_read_tokens.
+    """
     metrics = [
         {
             "type": "Pods",
@@ -109,10 +117,11 @@ def scaled_object(server: Server, scaling: Scaling) -> Manifest:
     """Returns KEDA's object. While Prometheus does not answer, the number of replicas stays."""
     fallback = {"failureThreshold": 3, "replicas": max(1, scaling.least), "behavior": "currentReplicasIfHigher"}
     pods = f'namespace="{server.namespace}",pod=~"{server.name}-[a-z0-9]+-[a-z0-9]+"'
-    queries = {name: f"sum(avg_over_time({name}{{{pods}}}[{AVERAGED}s]))" for name in _targets(scaling)}
-    triggers = [
-        _trigger(scaling, name.replace("_", "-"), queries[name], target) for name, target in _targets(scaling).items()
-    ]
+    recent = f"{{{pods}}}[{AVERAGED}s]"
+    triggers = []
+    for name, target in _targets(scaling).items():
+        query = f"sum(rate({name}_total{recent}))" if name == READ else f"sum(avg_over_time({name}{recent}))"
+        triggers.append(_trigger(scaling, name.replace("_", "-"), query, target))
     if scaling.wake_query:  # it wakes the first replica and asks for no more
         triggers.append(_trigger(scaling, "wake", scaling.wake_query, 1_000_000_000))
     return {

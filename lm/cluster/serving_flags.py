@@ -7,11 +7,11 @@ from absl import flags
 
 from lm import cli
 from lm.cluster import flags as cluster_flags
-from lm.cluster import google, kubernetes, scaling
+from lm.cluster import google, kubernetes, planned, scaling
 from lm.cluster.flags import HOST, WORD, named
 from lm.cluster.gateway import Gateway
 from lm.cluster.kubernetes import Server
-from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS
+from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS, READ
 from lm.cluster.scaling import Scaling
 from lm.config.paths import named_models, split_step
 from lm.errors import InputError
@@ -95,6 +95,10 @@ def define_scaling() -> Callable[[bool], Scaling]:
     tokens = flags.DEFINE_integer(
         "queue_tokens", QUEUE_TOKENS, "Waiting tokens a replica that call for one more.", lower_bound=1
     )
+    what = (
+        "Tokens read a second by a replica that call for one more; 0: never. Default: by an encoder's --plan, else 0."
+    )
+    read = flags.DEFINE_integer("read_tokens", None, what, lower_bound=0)
     slots = flags.DEFINE_integer(
         "busy_slots", BUSY_SLOTS, "Slots in use a replica that call for one more; 0: never.", lower_bound=0
     )
@@ -105,18 +109,35 @@ def define_scaling() -> Callable[[bool], Scaling]:
 
     def wanted(on_ray: bool) -> Scaling:
         if on_ray:
-            cli.refuse_given(("busy_slots", "prometheus", "wake_query"), "with --ray")
+            cli.refuse_given(("read_tokens", "busy_slots", "prometheus", "wake_query"), "with --ray")
         if engine.value == "hpa":
             cli.refuse_given(("prometheus", "wake_query"), "with --autoscaler=hpa")
         if engine.value == "none":
-            unused = ("max_replicas", "queue_tokens", "busy_slots", "prometheus", "wake_query")
+            unused = ("max_replicas", "queue_tokens", "read_tokens", "busy_slots", "prometheus", "wake_query")
             cli.refuse_given(unused, "with --autoscaler=none")
-        largest = least.value if engine.value == "none" else most.value
-        made = Scaling(engine.value, least.value, largest, tokens.value, slots.value, address.value, wake.value)
+        made = Scaling(
+            engine.value,
+            least.value,
+            max(1, least.value) if engine.value == "none" else most.value,
+            tokens.value,
+            slots.value,
+            address.value,
+            wake.value,
+            _planned_reading() if read.value is None else read.value,
+        )
         scaling.check(made, on_ray)
         return made
 
     return wanted
+
+
+def _planned_reading() -> int:
+    """Returns the tokens a second that a replica of an encoder may read by the plan of its machine; 0 without one."""
+    path, accelerator = flags.FLAGS.plan, flags.FLAGS.accelerator
+    plan = planned.read(path) if path else None
+    if not plan or plan.max_length or plan.topology != accelerator or plan.tokens_per_second is None:
+        return 0
+    return int(READ * plan.tokens_per_second)
 
 
 def define_gateway() -> Callable[[], Gateway | None]:

@@ -64,6 +64,8 @@ class Fleet:
         averaged: seconds over which a replica's gauge is averaged.
         counts: `queue`: waiting tokens; `slots`: slots in use; `outstanding`: all tokens that are not answered, in the
             mean of the last seconds.
+        read: tokens read a second that one replica may have, a second target beside `target`; 0: none.
+        rated: seconds over which the tokens read are counted.
     """
 
     target: float
@@ -72,6 +74,8 @@ class Fleet:
     every: float = _SCRAPE
     averaged: float = AVERAGED
     counts: str = "queue"
+    read: float = 0.0
+    rated: float = AVERAGED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +162,8 @@ class Simulation:
         self._seen: list[_Replica] = []  # those with looks, also the ones that left lately
         self._seconds, self._last = 0.0, float("-inf")  # replica-seconds of the ended; the last arrival
         self._counts: list[tuple[float, int]] = []
+        self._read = 0  # tokens, by all replicas
+        self._reads: deque[tuple[float, int]] = deque([(0.0, 0)])  # when, and what had been read
 
     def run(self) -> Outcome:
         """Returns what happens until the last request is answered."""
@@ -272,6 +278,7 @@ class Simulation:
             return
         for request in batch:
             self._latencies[request] = now - self._arrivals[request]
+        self._read += sum(self._tokens[request] for request in batch)
         replica.running.difference_update(batch)
         replica.outstanding.add(-sum(self._tokens[request] for request in batch), now)
         replica.unanswered -= len(batch)
@@ -334,6 +341,9 @@ class Simulation:
             while replica.looks and replica.looks[0][0] < now - self._fleet.averaged:
                 replica.looks.popleft()
         self._seen = [replica for replica in self._seen if replica.looks]
+        self._reads.append((now, self._read))
+        while self._reads[0][0] < now - self._fleet.rated:
+            self._reads.popleft()
 
     def _gauge(self, now: float, replica: _Replica) -> float:
         if self._fleet.counts == "slots":
@@ -343,10 +353,17 @@ class Simulation:
         return replica.outstanding.mean(now)
 
     def _load(self) -> float:
-        """Returns the sum of the replicas' means. Ray leaves out those that leave, Prometheus does not."""
+        """Returns the sum of the replicas' means, by what one may have. Of two targets the larger wish counts.
+
+        Ray leaves out those that leave, Prometheus does not.
+        """
         is_ray = self._fleet.counts == "outstanding"
         counted = [replica.looks for replica in self._seen if not (is_ray and replica.draining)]
-        return sum(sum(value for _, value in looks) / len(looks) for looks in counted)
+        load = sum(sum(value for _, value in looks) / len(looks) for looks in counted) / self._fleet.target
+        (first, before), (last, after) = self._reads[0], self._reads[-1]
+        if self._fleet.read and last > first:
+            load = max(load, (after - before) / (last - first) / self._fleet.read)
+        return load
 
     def _present(self) -> list[_Replica]:
         return [replica for replica in self._living if not replica.draining]
@@ -355,7 +372,7 @@ class Simulation:
         present = self._present()
         if not present:  # only KEDA's polling starts the first
             return
-        wanted = self._rule.wanted(now, len(present), self._load() / self._fleet.target)
+        wanted = self._rule.wanted(now, len(present), self._load())
         direction = (wanted > len(present)) - (wanted < len(present))
         self._changes += direction * self._direction < 0
         self._direction = direction or self._direction

@@ -29,11 +29,17 @@ _own: list[str] = []
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What may be chosen: the fewest and the most replicas, and what one may have before another is wanted."""
+    """What may be chosen: the fewest and the most replicas, and what one may have before another is wanted.
+
+    Attributes:
+        target: as in `Fleet`.
+        read: tokens read a second; 0: they are not looked at.
+    """
 
     least: int
     most: int
     target: float
+    read: float = 0.0
 
 
 def define_fleet() -> None:
@@ -53,6 +59,8 @@ def define_fleet() -> None:
     flags.DEFINE_enum("autoscaler", "keda", ["keda", "hpa", "ray", "none"], "Whose rule.")
     what = "Waiting tokens, slots in use, or with Ray outstanding tokens, of a replica. Default: the launcher's."
     flags.DEFINE_float("target", None, what, lower_bound=1e-9)
+    what = "Tokens read a second by a replica that call for one more; 0: never. Default: 0.75 of what it can read."
+    flags.DEFINE_float("read_tokens", None, what, lower_bound=0)
     flags.DEFINE_integer("min_replicas", 2, "Fewest replicas.", lower_bound=0)
     flags.DEFINE_integer("max_replicas", 10, "Most replicas.", lower_bound=1)
     flags.DEFINE_float("upscale_delay", pace.RAY_UP, "With --autoscaler=ray: seconds.", lower_bound=0)
@@ -83,7 +91,7 @@ def run(output: flags.FlagHolder[str]) -> None:
     _refuse_unused()
     capacity = _capacity()
     most = _F.min_replicas if _F.autoscaler == "none" and not _F.search else _F.max_replicas
-    settings = _settings(Setting(_F.min_replicas, most, _target(capacity)))
+    settings = _settings(Setting(_F.min_replicas, most, _target(capacity), _read(capacity)))
     from lm.plan import cost, fleet_report, tables  # with jax
 
     price = cost.read_prices(_F.prices, [_F.accelerator]).get(_F.accelerator)
@@ -96,6 +104,8 @@ def run(output: flags.FlagHolder[str]) -> None:
             days.append(fleet_report.Day(each, simulate(requests, capacity, each), price))
     days = fleet_report.ranked(days, _F.target_p99, _REFUSED)
     print(fleet_report.table(days))
+    if read := settings[0].read:
+        print(f"One more is wanted for each {read:g} tokens read a second, too: the launcher's --read_tokens={read:g}.")
     if _F.search:
         is_kept = fleet_report.keeps(days[0], _F.target_p99, _REFUSED)
         print(f"The first line {'is the cheapest that keeps' if is_kept else 'comes nearest; none keeps'} the target.")
@@ -147,11 +157,23 @@ def _target(capacity: Capacity) -> float:
     return target
 
 
+def _read(capacity: Capacity) -> float:
+    """Returns --read_tokens, by default that of the launcher for a replica that is planned.
+
+    Raises:
+        InputError: it is given, and the replica writes, or the autoscaler does not look at it.
+    """
+    if capacity.slots or _F.autoscaler not in ("keda", "hpa"):
+        cli.refuse_given(("read_tokens",), "with a model that writes, --autoscaler=ray or none")
+        return 0.0
+    return int(pace.READ * capacity.tokens_per_second) if _F.read_tokens is None else _F.read_tokens
+
+
 def simulate(requests: Traffic, capacity: Capacity, setting: Setting) -> Outcome:
     """Returns what a setting leads to."""
-    fleet = Fleet(setting.target, setting.least, _F.preemptions_per_hour, counts=_counts(capacity))
-    if _F.autoscaler == "hpa":
-        fleet = dataclasses.replace(fleet, averaged=0.0)  # prometheus-adapter hands the newest value on
+    fleet = Fleet(setting.target, setting.least, _F.preemptions_per_hour, counts=_counts(capacity), read=setting.read)
+    if _F.autoscaler == "hpa":  # prometheus-adapter hands the newest value of a gauge on
+        fleet = dataclasses.replace(fleet, averaged=0.0, rated=pace.ADAPTED)
     elif _F.autoscaler == "ray":
         fleet = dataclasses.replace(fleet, every=pace.RAY_REPORTS, averaged=pace.RAY_AVERAGED)
     return Simulation(requests.arrivals, requests.tokens, capacity, fleet, _rule(setting), _F.seed).run()
@@ -185,7 +207,7 @@ def _settings(first: Setting) -> list[Setting]:
         return [first]
     fewest = sorted({first.least, *(2**power for power in range(8) if 2**power <= first.most)})
     targets = (1.0,) if _F.autoscaler == "none" else _TARGETS
-    return [Setting(least, first.most, first.target * factor) for least in fewest for factor in targets]
+    return [dataclasses.replace(first, least=n, target=first.target * factor) for n in fewest for factor in targets]
 
 
 def _capacity() -> Capacity:

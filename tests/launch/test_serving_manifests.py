@@ -14,6 +14,7 @@ import itertools
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lm.cluster import actions, google, kubernetes, rollout, scaling
+from lm.cluster import actions, google, kubernetes, rollout, scaling, serving_flags
 from lm.cluster.actions import Action
 from lm.cluster.gateway import Gateway
 from lm.cluster.kubernetes import Server
@@ -129,7 +130,7 @@ PLAIN = Server("mini", "default", "registry/lm:serve", "gs://bucket/runs/mini")
 WIDE = Scaling("keda", 2, 20, 4096, 12, "http://prometheus:9090")
 Case = tuple[Server, Scaling, Gateway | None]
 CASES: dict[str, Case] = {
-    "serve_cpu_hpa": (PLAIN, dataclasses.replace(WIDE, engine="hpa"), None),
+    "serve_cpu_hpa": (PLAIN, dataclasses.replace(WIDE, engine="hpa", read_tokens=900), None),
     "serve_l4_spot_gateway": (
         dataclasses.replace(
             PLAIN,
@@ -138,7 +139,7 @@ CASES: dict[str, Case] = {
             options=("--tasks=embed",),
             identity="reader@lab.iam.gserviceaccount.com",
         ),
-        WIDE,
+        dataclasses.replace(WIDE, read_tokens=30_000),
         Gateway("lm.example.com", "certificate"),
     ),
     "serve_tpu_zero_cache": (
@@ -274,13 +275,15 @@ def test_a_pod_is_given_the_time_that_its_requests_may_take() -> None:
 
 
 def test_the_autoscaler_finds_the_pods_and_what_they_count() -> None:
-    """Its query names the pods of the Deployment, and gauges that the server has."""
-    (scaled,) = scaling.objects(PLAIN, WIDE)
+    """Its query names the pods of the Deployment, and what the server counts."""
+    (scaled,) = scaling.objects(PLAIN, dataclasses.replace(WIDE, read_tokens=900))
     queries = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
     assert all('namespace="default"' in query and 'pod=~"mini-' in query for query in queries)
-    source = (ROOT / "lm/serving/server.py").read_text()
+    assert queries[1].startswith("sum(rate(lm_read_tokens_total{")
+    assert scaled["spec"]["triggers"][1]["metadata"]["threshold"] == "900"
+    source = (ROOT / "lm/serving/server.py").read_text() + (ROOT / "lm/serving/metrics.py").read_text()
     for query in queries:
-        assert f'"{query.split("(")[2].split("{")[0]}"' in source
+        assert f'"{query.split("(")[2].split("{")[0].removesuffix("_total")}"' in source
 
 
 @pytest.mark.parametrize("on_ray", [False, True])
@@ -416,13 +419,29 @@ def test_a_plan_gives_the_memory(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="which does not fit"):
         kubernetes.planned_memory(str(file), "v5e:1x1")
     for text, words in (
-        ("[]", "which is no plan of"),
+        ("[]", "has 0 plans"),
         ("{", "which is no plan of"),
         (json.dumps([plan, plan]), r"has 2 plans; give a file with one, .* one --topology and one --batch"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=words):
             kubernetes.planned_memory(str(file), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "changed", "read"),
+    [("v5e:1x1", {}, 600), ("cpu", {}, 0), ("v5e:1x1", {"max_length": 32}, 0), ("", {}, 0)],
+    ids=["an encoder", "another machine", "a model that writes", "no plan"],
+)
+def test_a_plan_gives_the_tokens_that_an_encoder_may_read(
+    accelerator: str, changed: dict[str, int], read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {"parameter_bytes": 1.0, "temporary_bytes": 1.0, "topology": "v5e:1x1", "fits": True, "batch": 8}
+    plan |= {"length": 64, "max_length": 0, "predicted_tokens_per_second": 800.0}
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, **changed}))
+    given = types.SimpleNamespace(plan=str(tmp_path / "plan.json") if accelerator else "", accelerator=accelerator)
+    monkeypatch.setattr(serving_flags.flags, "FLAGS", given)
+    assert serving_flags._planned_reading() == read
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,17 @@ def test_keda_starts_the_first_replica_and_stops_the_last() -> None:
     assert moments[345.0] == 0  # the first poll more than 300 s after the last
 
 
+@pytest.mark.parametrize(("read", "is_steady"), [(0.0, False), (75.0, True)])
+def test_tokens_read_keep_replicas_steady_at_a_constant_rate(read: float, is_steady: bool) -> None:
+    """120 tokens a second need two replicas of 100. Their queues are empty, so by the queue one of them has to go."""
+    rule = Horizontal(1, 4)
+    capacity = dataclasses.replace(READER, startup=30.0)
+    out = simulate(np.arange(0, 5400, 0.5), [60] * 10_800, capacity, rule, target=500.0, averaged=60.0, read=read)
+    late = out.replicas[out.times > 600]
+    assert (out.changes == 0 and late.tolist() == [2]) if is_steady else (out.changes > 2 and late.min() == 1)
+    assert (np.quantile(out.latencies[1200:], 0.99) < 3) == is_steady
+
+
 # ---- The rules ----------------------------------------------------------------------------------------
 
 
@@ -238,6 +249,7 @@ def flags(monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
         "seconds": 0.1,
     }
     values |= {"waiting_tokens": 1000, "startup_seconds": 30.0, "autoscaler": "keda", "target": None, "seed": 0}
+    values |= {"read_tokens": None}
     values |= {"min_replicas": 1, "max_replicas": 2, "upscale_delay": 30.0, "downscale_delay": 600.0, "search": False}
     values |= {"preemptions_per_hour": 0.0, "accelerator": "l4", "target_p99": 9.0}
     monkeypatch.setattr(fleet_flags, "_F", types.SimpleNamespace(**{**values, **given}))
@@ -256,7 +268,8 @@ def test_the_flags_lead_to_a_table(monkeypatch: pytest.MonkeyPatch, capsys, tmp_
     with pytest.raises(InputError, match="which has no price of h100"):
         fleet_flags.run(output)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 2 * 4 + 1
+    assert len(lines) == 1 + 2 * 4 + 2
+    assert lines[-2].endswith("for each 75 tokens read a second, too: the launcher's --read_tokens=75.")
     assert " 12.0" in lines[1]  # 24 hours of one replica at 0.5
     assert lines[-1] == "The first line is the cheapest that keeps the target."
 
@@ -330,8 +343,10 @@ def test_a_plan_is_the_capacity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"accelerator": "l4"}, "--accelerator has no effect without --prices"),
         ({"config": "mini"}, "--config has no effect with --fleet"),
         ({"num_beams": 2}, "--num_beams has no effect with --fleet"),
+        ({"slots": 16, "read_tokens": 9.0}, "--read_tokens has no effect with a model that writes"),
+        ({"autoscaler": "ray", "read_tokens": 9.0}, "--read_tokens has no effect with a model that writes"),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_what_cannot_be_simulated_is_refused(given, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags(monkeypatch, **given)
