@@ -41,7 +41,6 @@ _attention = cli.define_picture(
 _of = flags.DEFINE_enum("attention_of", "", ["", "encoder", "decoder", "cross"], "Default: cross, or else encoder.")
 _layer = flags.DEFINE_integer("attention_layer", None, "Draw this layer, from 1; default: all layers.")
 _head = flags.DEFINE_integer("attention_head", None, "Draw this head, from 1; default: the mean over heads.")
-
 _dataset = dataset_flags.define_dataset()
 
 
@@ -52,6 +51,9 @@ def options():
 
 
 def main() -> None:
+    decoding_flags.refuse_without_effect(_task.value, [*_OPTIONS, *_decoding()])
+    if not _attention.value:
+        cli.refuse_given(("attention_of", "attention_layer", "attention_head"), "without --attention")
     if (runner := _dataset.runner(_input.value)) is not None:
         counts = _dataset.answer(runner, _checkpoint.value, _task.value, options(), _input.value, _output.value)
         counted = f"{counts.requests:,} answers, {counts.errors:,} of them errors; {counts.tokens:,} tokens"

@@ -180,8 +180,10 @@ def _answer_part(job: Job, out: str, number: int, part: Part) -> Counts:
     """Answers one part and writes it; runs on a worker."""
     if storage.read_keys(out, [_SETTINGS]) == [None]:
         raise InputError(f"{out} is not seen on {socket.gethostname()}; {_SHARE}")
-    seed = hashlib.sha256(f"{job.options.seed} {number}".encode()).digest()
-    options = dataclasses.replace(job.options, seed=int.from_bytes(seed[:4], "big"))
+    options = job.options
+    if job.task in WRITING:
+        seed = hashlib.sha256(f"{options.seed} {number}".encode()).digest()
+        options = dataclasses.replace(options, seed=int.from_bytes(seed[:4], "big"))
     pipeline = _model(job.checkpoint).pipeline(job.task, options)
     tokens = 0
 

@@ -1,12 +1,14 @@
 """The flags of decoding: one for each field of `lm.inference.options.Decoding`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from absl import flags
 
+from lm import cli
 from lm.config import EARLY_STOPPING
 from lm.errors import InputError
+from lm.inference.requests import has_effect
 
 flags.disclaim_key_flags()  # --help of a script lists these flags with its own
 
@@ -45,6 +47,18 @@ def define_decoding() -> Callable[[], dict[str, object]]:
         return found
 
     return given
+
+
+def refuse_without_effect(task: str, options: Iterable[str]) -> None:
+    """Refuses flags of options that the command line gives though the task does not use them.
+
+    Raises:
+        InputError: names the flag, and those that the task takes.
+    """
+    options = tuple(options)
+    taken = ", ".join(f"--{name}" for name in options if has_effect(name, task)) or "none of these flags"
+    unused = (name for name in options if not has_effect(name, task))
+    cli.refuse_given(unused, f"with --task={task}, which takes {taken}")
 
 
 def _token_ids(name: str, text: str) -> object:

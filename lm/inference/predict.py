@@ -17,7 +17,7 @@ from lm.inference.load import Loaded
 from lm.inference.options import Decoding, with_defaults
 from lm.inference.packed import Packed, Row
 from lm.inference.prompts import Prompt, Written
-from lm.inference.requests import READING, TASKS, TOGETHER, Answer, Request, RequestError, finite
+from lm.inference.requests import READING, TASKS, TOGETHER, Answer, Request, RequestError, finite, has_effect
 from lm.inference.runner import Runner
 from lm.models import Params, Prompts, Sources
 from lm.tasks import heads
@@ -83,7 +83,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of all tasks. A task ignores those of other tasks.
+    """The options of all tasks. A task refuses those of other tasks, if they are not at their default.
 
     Attributes:
         top: the number of candidates for each mask.
@@ -104,6 +104,20 @@ class Options:
     language: str = ""
     seed: int = 0
     decoding: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def check(self, task: str) -> None:
+        """Refuses options that do nothing in a task.
+
+        Raises:
+            InputError: names the first one, and the options that the task takes.
+        """
+        defaults = {each.name: each.default for each in dataclasses.fields(self) if each.name != "decoding"}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        given += [name for name, value in self.decoding.items() if value is not None]
+        if unused := [name for name in given if not has_effect(name, task)]:
+            known = (*defaults, *(each.name for each in dataclasses.fields(Decoding)))
+            taken = ", ".join(name for name in known if has_effect(name, task)) or "no options"
+            raise InputError(f"{unused[0]} has no effect on {task}, which takes {taken}; leave it out.")
 
 
 class Predictor:
@@ -200,6 +214,7 @@ class Predictor:
         """
         if not self.loaded.is_encoder:
             raise InputError(f"{task} needs an encoder, but this model writes text; use generate, translate or answer.")
+        options.check(task)
         heads.require_trained(task, self.loaded.untrained)
         config, tokenizer, runner = self.loaded.config, self.loaded.tokenizer, self.runner
         longest = config.data.seq_length
@@ -222,6 +237,7 @@ class Predictor:
         Raises:
             InputError: the model cannot do the task, or not with these options.
         """
+        options.check(task)
         config, tokenizer = self.loaded.config, self.loaded.tokenizer
         decoding = self.decoding(options.decoding)
         forced = decoding.forced_bos_token_id

@@ -18,6 +18,13 @@ from lm.data.characters import is_blank, without_surrogates
 READING = ("fill-mask", "next-sentence", "embed")
 WRITING = ("generate", "translate", "answer")
 TASKS = (*READING, *WRITING)
+# The fields of `lm.inference.predict.Options` that one task alone uses. The others, and those of `Decoding`, are for
+# the writing tasks.
+_OWN_OPTIONS = {
+    "fill-mask": ("top",),
+    "embed": ("pooling", "normalize", "prompt", "prompt_name"),
+    "translate": ("language",),
+}
 
 Request = object  # a string or a mapping; anything else is answered with an error
 Answer = dict[str, Any]
@@ -28,6 +35,12 @@ _BLOCK = 1 << 16  # bytes read at once, the capacity of a pipe
 
 class RequestError(Exception):
     """One request cannot be answered; the others can."""
+
+
+def has_effect(option: str, task: str) -> bool:
+    """Returns whether a task uses an option, which is a field of `lm.inference.predict.Options` or of `Decoding`."""
+    owners = [owner for owner, options in _OWN_OPTIONS.items() if option in options]
+    return task in (owners or WRITING)
 
 
 def field(request: Request, name: str, default: str | None = None) -> str:

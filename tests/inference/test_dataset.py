@@ -269,7 +269,8 @@ def test_a_part_has_random_numbers_of_its_own(source: str, tmp_path: Path, monke
     storage.write_key(str(tmp_path), "_predict.json", b"{}")
     for seed, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
         with pytest.raises(Killed):
-            dataset._answer_part(job("run", seed=seed), str(tmp_path), number, parts.cut(source)[0])
+            writing = Job("run", "generate", Options(seed=seed), Columns(text="content"))
+            dataset._answer_part(writing, str(tmp_path), number, parts.cut(source)[0])
     assert len(set(seeds[:3])) == 3
     assert seeds[3] == seeds[0]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ from lm.data.store import Store
 from lm.errors import InputError
 from lm.inference import prompts
 from lm.inference.load import Loaded
-from lm.inference.predict import Pipeline, Predictor
-from lm.inference.requests import parse
+from lm.inference.predict import Options, Pipeline, Predictor
+from lm.inference.requests import READING, parse
 from tests.inference.conftest import make_workdir
 from tests.training.conftest import WORDS, changed, tiny_config  # noqa: F401
 from tests.weights import random_params
@@ -287,6 +288,23 @@ def test_options_that_the_model_cannot_follow_are_refused(writer):
         writer.generate(["tree"], num_beams=0)
 
 
+@pytest.mark.parametrize(
+    ("task", "given", "taken"),
+    [
+        ("fill-mask", {"decoding": {"top_k": 3}}, "top_k has no effect on fill-mask, which takes top; leave it out."),
+        ("next-sentence", {"top": 3}, "top has no effect on next-sentence, which takes no options; leave it out."),
+        ("embed", {"seed": 1}, "seed has no effect on embed, which takes pooling, normalize, prompt, prompt_name;"),
+        ("generate", {"language": "de"}, "language has no effect on generate, which takes seed, max_length,"),
+        ("translate", {"prompt": "query"}, "prompt has no effect on translate, which takes language, seed, max_length"),
+    ],
+)
+def test_an_option_without_an_effect_on_the_task_is_refused(writer, predictor, task, given, taken):
+    model = predictor if task in READING else writer
+    with pytest.raises(InputError, match=re.escape(taken)):
+        model.pipeline(task, Options(**given))
+    model.pipeline(task, Options(decoding={"top_k": None}))  # None is the default
+
+
 def test_one_request_is_not_a_list_of_its_characters(predictor):
     for request in ("river", {"text": "river"}):
         with pytest.raises(InputError, match="give a list of them"):
@@ -337,6 +355,19 @@ def test_the_script_answers_a_line_before_the_next_is_written(workdir):
         process.stdin.close()
         assert process.stdout.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--top_k=3", "--top_k has no effect with --task=fill-mask, which takes --top; leave it out."),
+        ("--nonormalize", "--normalize has no effect with --task=fill-mask, which takes --top; leave it out."),
+        ("--attention_layer=1", "--attention_layer has no effect without --attention; leave it out."),
+    ],
+)
+def test_the_script_refuses_a_flag_without_an_effect_before_it_loads(flag, message):
+    result = launch("no/such/run", "--task=fill-mask", flag)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
 def test_the_script_refuses_an_unknown_language_in_one_line(pairs_workdir):

@@ -137,6 +137,7 @@ def test_what_never_fits_is_named(running: Running):
     with_many = running.refusal("/v1/completions", {**LONG, "n": 128, "prompt": ["a"] * 100})
     assert with_many.status_code == 400
     assert "at most 2048" in with_many.text
+    assert "num_beams has no effect on embed" in running.refusal("/tasks/embed", {"inputs": "a", "num_beams": 2}).text
     assert "accepts 1, 2" in running.refusal("/tasks/generate", {"inputs": ["a"], "num_beams": 3}).text
 
 
