@@ -179,7 +179,7 @@ def executor(
     Raises:
         InputError: Ray is not installed, or the cluster does not answer.
     """
-    ray = _import_ray()
+    ray = import_ray()
     with _connected(ray, runner):
         found: dict[str, float] = ray.cluster_resources()
         gpus = int(found.get("GPU", 0)) if for_models else 0
@@ -230,7 +230,12 @@ def _start(ray: ModuleType, actor, started: list[object]) -> Worker:
     return lambda function: get(handle.call.remote(function))
 
 
-def _import_ray() -> ModuleType:
+def import_ray() -> ModuleType:
+    """Returns Ray.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         return importlib.import_module("ray")
     except ImportError as error:

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import socket
 import sys
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from lm import checkpoint, lease, storage
-from lm.data import ray_workers, records
+from lm.data import ray_workers, records, workers
 from lm.errors import InputError
 from lm.inference import parts
 from lm.inference.load import load
@@ -77,7 +78,7 @@ def answer(
         out: the folder of the answers, local, gs://... or s3://....
         runner: `local`, this process; or as for `ray_workers.executor`: a worker for each model on Ray.
         num_workers: workers on Ray; by default one for each GPU of the cluster, or without GPUs one for each node.
-        progress: say on stderr how far it is.
+        progress: say on stderr what is being done, and how far it is.
 
     Returns:
         The counts of all answers.
@@ -86,6 +87,7 @@ def answer(
         InputError: the model cannot do the task, a file cannot be read, or `out` holds other answers.
     """
     ray_workers.check(runner)
+    records.import_arrow("an --output of Parquet")
     if "-" in (source, out):
         raise InputError("answers in Parquet need files: give --input=FILE, a glob or a folder, and --output=FOLDER.")
     workdir, step = checkpoint.locate(job.checkpoint)
@@ -97,10 +99,15 @@ def answer(
         _claim(out, job, found, present)
         names = [_name(number) for number in range(len(found))]
         missing = [number for number, name in enumerate(names) if name not in present]
-        with _parallel_map(runner, num_workers) as parallel_map:
+        with _parallel_map(runner, num_workers, progress) as parallel_map:
+            what = f"loading {job.checkpoint} on Ray, then compiling {job.task} and answering"
+            if runner == "local" and missing:
+                with workers.announced(f"loading {job.checkpoint}", progress):
+                    _model(job.checkpoint)
+                what = f"compiling {job.task}, then answering"
             todo = [found[number] for number in missing]
             answered = parallel_map(functools.partial(_answer_part, job, out), missing, todo)
-            done = _watched(answered, len(found), len(missing), progress)
+            done = _watched(answered, len(found), len(missing), what, progress)
         before = _counts(out, [name for name in names if name in present])
         _check_complete(out, names)
         storage.write_key(out, _SUMMARY, json.dumps(dataclasses.asdict(before + done)).encode())
@@ -130,19 +137,23 @@ def _claim(out: str, job: Job, found: Sequence[Part], present: set[str]) -> None
 
 
 @contextlib.contextmanager
-def _parallel_map(runner: str, num_workers: int | None) -> Iterator[Callable[..., Iterator[Counts]]]:
+def _parallel_map(runner: str, num_workers: int | None, progress: bool) -> Iterator[Callable[..., Iterator[Counts]]]:
     if runner == "local":
         yield map
-    else:
-        with ray_workers.executor(runner, num_workers, for_models=True) as executor:
-            yield executor.map
+        return
+    with contextlib.ExitStack() as stack:
+        with workers.announced("connecting to Ray", progress):
+            executor = stack.enter_context(ray_workers.executor(runner, num_workers, for_models=True))
+        yield executor.map
 
 
-def _watched(answered: Iterator[Counts], total: int, missing: int, progress: bool) -> Counts:
-    """Adds up the counts of the parts as they are answered, and says how fast that goes."""
+def _watched(answered: Iterator[Counts], total: int, missing: int, what: str, progress: bool) -> Counts:
+    """Adds up the counts of the parts as they are answered, and says how fast that goes; before the first, `what`."""
     begun = said = time.monotonic()
     done = Counts()
-    for number, counts in enumerate(answered, 1):
+    with workers.announced(what, progress):
+        first = list(itertools.islice(answered, 1))
+    for number, counts in enumerate(itertools.chain(first, answered), 1):
         done += counts
         if progress and (number == missing or time.monotonic() - said > _SECONDS_BETWEEN_LINES):
             said = time.monotonic()

@@ -31,7 +31,7 @@ class DatasetFlags:
         """Returns where the requests of these files are answered; None if the answers are to be lines of JSON.
 
         Raises:
-            InputError: a flag is given that does nothing then.
+            InputError: a flag is given that does nothing then, or the runner is not there.
         """
         runner = self._runner.value or ("local" if path.endswith(".parquet") else None)
         if runner is None:
@@ -40,6 +40,13 @@ class DatasetFlags:
             cli.refuse_given(("attention", "attention_of", "attention_layer", "attention_head"), "on Parquet")
         if runner == "local":
             cli.refuse_given(("workers",), "without Ray")
+        if runner is not None:
+            from lm.data import ray_workers, records  # with TensorStore
+
+            ray_workers.check(runner)
+            records.import_arrow("an --output of Parquet")
+            if runner != "local":
+                ray_workers.import_ray()
         return runner
 
     def answer(self, runner: str, checkpoint: str, task: str, options: "Options", path: str, out: str) -> "Counts":

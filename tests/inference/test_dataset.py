@@ -6,6 +6,7 @@ python -m tests.faults.ray_work embed kills processes and nodes of Ray, by hand.
 import contextlib
 import dataclasses
 import json
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lm import models, storage
-from lm.data import ray_workers
+from lm.data import ray_workers, workers
 from lm.data.store import Store
 from lm.errors import InputError
 from lm.inference import dataset, parts
@@ -31,6 +32,7 @@ from tests.inference.conftest import make_workdir
 from tests.training.conftest import WORDS, tiny_config  # noqa: F401
 from tests.weights import random_params
 
+ROOT = Path(__file__).parents[2]
 TEXTS = [f"the {WORDS[i % 19]} walks over {WORDS[i * 7 % 19]}" for i in range(70)]
 
 
@@ -268,8 +270,8 @@ def test_a_part_has_random_numbers_of_its_own(source: str, tmp_path: Path, monke
     monkeypatch.setattr(dataset, "_model", lambda path: types.SimpleNamespace(pipeline=pipeline))
     storage.write_key(str(tmp_path), "_predict.json", b"{}")
     for seed, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        writing = Job("run", "generate", Options(seed=seed), Columns(text="content"))
         with pytest.raises(Killed):
-            writing = Job("run", "generate", Options(seed=seed), Columns(text="content"))
             dataset._answer_part(writing, str(tmp_path), number, parts.cut(source)[0])
     assert len(set(seeds[:3])) == 3
     assert seeds[3] == seeds[0]
@@ -286,6 +288,28 @@ def test_flags_that_name_no_files_are_refused(workdir: str, source: str, tmp_pat
         answer(job(workdir), source, tmp_path / "out", runner="spark")
     with pytest.raises(InputError, match=r"has no column text, text_pair.*; it has id, content, more. Name the column"):
         answer(Job(workdir, "embed", Options()), source, tmp_path / "out")
+
+
+def test_what_takes_long_before_the_first_part_is_said(workdir: str, source: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(workers, "_ANNOUNCED_AFTER", 0.0)
+    dataset.answer(job(workdir), source, str(tmp_path / "out"))
+    loading, compiling, *_, last = capsys.readouterr().err.splitlines()
+    assert loading == f"loading {workdir}/checkpoints/0"
+    assert compiling == "compiling embed, then answering"
+    assert "2 of 2 parts" in last
+
+
+def test_the_script_names_a_missing_package_before_it_loads(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a tree")
+    missing = "import runpy, sys; sys.modules['{}'] = None; runpy.run_path('launch/predict.py', run_name='__main__')"
+    for package, runner, message in (
+        ("pyarrow.parquet", "local", "an --output of Parquet needs pyarrow; pip install -e '.[parquet]'."),
+        ("ray", "ray", "--runner=ray needs ray; pip install -e '.[ray]'."),
+    ):
+        flags = ["--checkpoint=no/such/run", "--task=embed", f"--runner={runner}", f"--input={tmp_path}/a.txt"]
+        command = [sys.executable, "-c", missing.format(package), *flags, f"--output={tmp_path}/out"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
 def test_ray_is_needed_for_its_runner_alone(workdir: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
