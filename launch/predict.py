@@ -52,16 +52,16 @@ def options():
 
 def main() -> None:
     decoding_flags.refuse_without_effect(_task.value, [*_OPTIONS, *_decoding()])
-    if not _attention.value:
-        cli.refuse_given(("attention_of", "attention_layer", "attention_head"), "without --attention")
     if (runner := _dataset.runner(_input.value)) is not None:
-        counts = _dataset.answer(runner, _checkpoint.value, _task.value, options(), _input.value, _output.value)
-        counted = f"{counts.requests:,} answers, {counts.errors:,} of them errors; {counts.tokens:,} tokens"
-        return print(f"{_output.value}: {counted}")
+        return _dataset.answer(runner, _checkpoint.value, _task.value, options(), _input.value, _output.value)
     with cli.opened(_input, "rb", sys.stdin.buffer) as lines:
         with workers.announced(f"loading {_checkpoint.value}"):
             model = lm.load(_checkpoint.value)
             pipeline = model.pipeline(_task.value, options())
+        if _task.value == "translate":
+            from lm.inference import languages
+
+            languages.say_default(model.loaded.config, options().language)
         with output.opened(_output, _input) as out:
             number = 0
             for arrived in requests.waiting_lines(lines):

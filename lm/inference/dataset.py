@@ -25,7 +25,7 @@ from types import ModuleType
 from lm import checkpoint, lease, storage
 from lm.data import ray_workers, records, workers
 from lm.errors import InputError
-from lm.inference import parts
+from lm.inference import languages, parts
 from lm.inference.load import load
 from lm.inference.packed import Row
 from lm.inference.parts import Columns, Part
@@ -91,6 +91,8 @@ def answer(
     if "-" in (source, out):
         raise InputError("answers in Parquet need files: give --input=FILE, a glob or a folder, and --output=FOLDER.")
     workdir, step = checkpoint.locate(job.checkpoint)
+    if progress and job.task == "translate":
+        languages.say_default(checkpoint.read_config(workdir), job.options.language)
     folder = storage.absolute(workdir)
     job = dataclasses.replace(job, checkpoint=f"{folder}/checkpoints/{step}")
     found = parts.cut(source)

@@ -11,7 +11,6 @@ from absl import flags
 from lm import cli
 
 if TYPE_CHECKING:  # with jax
-    from lm.inference.dataset import Counts
     from lm.inference.predict import Options
 
 
@@ -34,10 +33,13 @@ class DatasetFlags:
             InputError: a flag is given that does nothing then, or the runner is not there.
         """
         runner = self._runner.value or ("local" if path.endswith(".parquet") else None)
-        if runner is None:
-            cli.refuse_given(("workers", "id_field", "text_field"), "without --runner, but for *.parquet")
+        of_attention = ("attention_of", "attention_layer", "attention_head")
+        if runner is not None:
+            cli.refuse_given(("attention", *of_attention), "on Parquet")
         else:
-            cli.refuse_given(("attention", "attention_of", "attention_layer", "attention_head"), "on Parquet")
+            cli.refuse_given(("workers", "id_field", "text_field"), "without --runner, but for *.parquet")
+            if not flags.FLAGS["attention"].value:
+                cli.refuse_given(of_attention, "without --attention")
         if runner == "local":
             cli.refuse_given(("workers",), "without Ray")
         if runner is not None:
@@ -49,12 +51,15 @@ class DatasetFlags:
                 ray_workers.import_ray()
         return runner
 
-    def answer(self, runner: str, checkpoint: str, task: str, options: "Options", path: str, out: str) -> "Counts":
-        """Answers the requests of the files; see `lm.inference.dataset.answer`."""
+    def answer(self, runner: str, checkpoint: str, task: str, options: "Options", path: str, out: str) -> None:
+        """Answers the requests of the files, and prints how many; see `lm.inference.dataset.answer`."""
         from lm.inference import dataset, parts
 
         columns = parts.Columns(self._id_field.value, self._text_field.value)
-        return dataset.answer(dataset.Job(checkpoint, task, options, columns), path, out, runner, self._workers.value)
+        job = dataset.Job(checkpoint, task, options, columns)
+        counts = dataset.answer(job, path, out, runner, self._workers.value)
+        counted = f"{counts.requests:,} answers, {counts.errors:,} of them errors; {counts.tokens:,} tokens"
+        print(f"{out}: {counted}")
 
 
 def define_dataset() -> DatasetFlags:

@@ -6,8 +6,10 @@ the code of the language that is asked for.
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 
+from lm import tasks
 from lm.config import Config
 from lm.data.pairs import translation_source
 from lm.errors import InputError
@@ -43,9 +45,13 @@ class Languages:
         source, _, target = asked.rpartition("-")
         for name in filter(None, (source, target)):
             if name not in self.ids:
-                known = ", ".join(list(self.ids)[:8])
-                raise RequestError(f"language is {asked!r}; accepted: {known}, ... ({len(self.ids)} languages).")
+                raise RequestError(f"language is {asked!r}; accepted: {self.shown}.")
         return self.ids.get(source), self.ids[target]
+
+    @property
+    def shown(self) -> str:
+        """Some of the names, and how many there are."""
+        return f"{', '.join(list(self.ids)[:8])}, ... ({len(self.ids)} languages)"
 
     def replace(self, frame: Sequence[int], source: int | None) -> list[int]:
         """Returns special tokens around a text, with the code of its language in the place of another code."""
@@ -57,7 +63,7 @@ class Translate(Writing):
     """Translates `text` into the `language` of the request, or else `language`, or else the run's first language.
 
     An imported model with codes of languages takes one of them, or two: `fra_Latn-deu_Latn` translates from the first.
-    Without one, it writes the language that its folder names.
+    Without one, it writes the language that its folder names. If the folder names none, every request has to.
     """
 
     def __init__(
@@ -76,8 +82,12 @@ class Translate(Writing):
         super().__init__(config, tokenizer, max_length, forced_bos_token_id)
         require_source(config, "translate")
         self.language, self.codes = language, Languages.of(tokenizer)
+        codes, start = self.codes.ids, config.generation.decoder_start_token_id
+        is_trained_here = bool(config.languages) or tasks.get(config.objective.name).reads == "pairs"
+        has_target = forced_bos_token_id >= 0 or start in codes.values()
+        self._needs_language = bool(codes) and not is_trained_here and not has_target
         try:
-            self._asked({"language": language} if language else "")
+            self._check(language)
         except RequestError as error:
             raise InputError(str(error)) from None
 
@@ -95,15 +105,24 @@ class Translate(Writing):
         return self.prompt if target is None else [target]
 
     def _asked(self, request: Request) -> str:
-        """Returns the language that a request asks for; empty for none."""
+        """Returns the language that a request asks for; empty for none.
+
+        Raises:
+            RequestError: the model does not know it, or would write any language without one.
+        """
         asked = field(request, "language", self.language) if isinstance(request, Mapping) else self.language
+        if not asked and self._needs_language:
+            raise RequestError(f"no language is given to translate into; accepted: {self.codes.shown}.")
+        self._check(asked)
+        return asked
+
+    def _check(self, asked: str) -> None:
         known = self.config.languages
         if asked and not known and self.codes.ids:
             self.codes.choose(asked)
         elif asked and asked not in known:
             accepted = ", ".join(known) or "none, leave it out"
             raise RequestError(f"language is {asked!r}; this model was trained with: {accepted}.")
-        return asked
 
     def _codes(self, request: Request) -> tuple[int | None, int | None]:
         """Returns the codes of the languages of a request's source and target; None where it names none.
@@ -120,3 +139,11 @@ class Translate(Writing):
         if target != start:
             raise RequestError(f"language is {asked!r}; this model always writes {self.tokenizer.id_to_piece(start)}.")
         return source, None
+
+
+def say_default(config: Config, language: str) -> None:
+    """Says on stderr into which of several trained languages a text is translated, if `language` names none."""
+    if len(config.languages) > 1 and not language:
+        first, *others = config.languages
+        choice = f"--language, or a request's own, chooses {' or '.join(others)}"
+        print(f"translating into {first} where no language is given; {choice}", file=sys.stderr, flush=True)
