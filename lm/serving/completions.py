@@ -25,7 +25,7 @@ from lm.serving.scheduler import Item
 from lm.serving.schema import JSON, boolean, either, fields, inputs, integer, number, optional, several, text
 from lm.serving.served import Weights
 from lm.serving.service import Service, Waiting, as_list, token_ids
-from lm.serving.text import GrowingText
+from lm.serving.text import GrowingText, begin
 from lm.tokenizers.special_ids import end_ids
 from lm.tokenizers.tokenizer import Tokenizer
 
@@ -90,6 +90,7 @@ class _Choice:
     """One choice of an answer while it is written, with what its log-probabilities need."""
 
     text: GrowingText
+    tokenizer: Tokenizer
     sums: list[float] = dataclasses.field(default_factory=list)
     offsets: list[int] = dataclasses.field(default_factory=list)
     tops: list[Sequence[tuple[int, float]] | None] = dataclasses.field(default_factory=list)
@@ -99,10 +100,10 @@ class _Choice:
     def add(self, result: Progress | Written) -> str:
         """Returns the new text."""
         if isinstance(result, Progress):
-            before = len(self.text.text)
+            before = self.text.text
             new = self.text.add(result.tokens)
             self.sums += [result.log_probability] * len(result.tokens)
-            self.offsets += [before] * len(result.tokens)
+            self.offsets += [begin(before, self.text.text, self._piece(token)) for token in result.tokens]
             self.tops += [result.tops] * len(result.tokens)
             if self.text.stopped:
                 self.reason = "stop"
@@ -113,15 +114,17 @@ class _Choice:
         self.reason = "stop" if self.text.ended else "length"
         return new + self.text.finish()
 
-    def scores(self, tokenizer: Tokenizer) -> list[_Scored]:
+    def _piece(self, token: int) -> str:
+        return self.tokenizer.id_to_piece(int(token)).replace("▁", " ").replace("Ġ", " ")
+
+    def scores(self) -> list[_Scored]:
         """Returns the tokens since the last call, with their log-probabilities."""
-        piece = lambda token: tokenizer.id_to_piece(int(token)).replace("▁", " ").replace("Ġ", " ")  # noqa: E731
         found = []
         for i in range(self.scored, len(self.sums)):
             gained = self.sums[i] - (self.sums[i - 1] if i else 0.0)
             best = self.tops[i]
-            tops = None if best is None else [(piece(token), score) for token, score in best]
-            found.append(_Scored(piece(self.text.ids[i]), gained, self.offsets[i], tops))
+            tops = None if best is None else [(self._piece(token), score) for token, score in best]
+            found.append(_Scored(self._piece(self.text.ids[i]), gained, self.offsets[i], tops))
         self.scored = len(self.sums)
         return found
 
@@ -140,7 +143,7 @@ class _Writing:
     ):
         self._service, self._request = service, request
         self.body, self.rows = body, rows
-        self.tokenizer = tokenizer = weights.predictor.loaded.tokenizer
+        tokenizer = weights.predictor.loaded.tokenizer
         stop = body["stop"] or []
         self.stop = [without_surrogates(each) for each in ([stop] if isinstance(stop, str) else stop)]
         self.wants_logprobs = _wants_logprobs(body)
@@ -154,7 +157,7 @@ class _Writing:
             for copy in range(copies)
         ]
         ends = end_ids(weights.predictor.loaded.config, tokenizer.special)
-        self.choices = [_Choice(GrowingText(tokenizer, self.stop, ends)) for _ in self.items]
+        self.choices = [_Choice(GrowingText(tokenizer, self.stop, ends), tokenizer) for _ in self.items]
 
     async def events(self) -> AsyncGenerator[tuple[int, str]]:
         """Yields the number of a choice and its new text; the last time with its reason set."""
@@ -320,7 +323,7 @@ def _logprobs(writing: _Writing, number: int) -> dict[str, object] | None:
     """Returns the log-probabilities of a choice's new tokens. The written token is among the best that are told."""
     if not writing.wants_logprobs:
         return None
-    scores = writing.choices[number].scores(writing.tokenizer)
+    scores = writing.choices[number].scores()
     tops = [_tops(writing, each) for each in scores]
     knows = _asked(writing.body) and None not in tops
     told = [dict(best or ()) | {each.piece: each.score} for each, best in zip(scores, tops, strict=True)]
@@ -338,7 +341,7 @@ def _chat_logprobs(writing: _Writing, number: int) -> dict[str, object] | None:
     one = lambda piece, score: {"token": piece, "logprob": score, "bytes": list(piece.encode())}  # noqa: E731
     content = [
         one(each.piece, each.score) | {"top_logprobs": [one(*top) for top in _tops(writing, each) or ()]}
-        for each in writing.choices[number].scores(writing.tokenizer)
+        for each in writing.choices[number].scores()
     ]
     return {"content": content, "refusal": None}
 

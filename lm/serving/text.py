@@ -62,3 +62,20 @@ class GrowingText:
             return ""
         new, self._sent = text[len(self._sent) :], text
         return new
+
+
+def begin(before: str, after: str, piece: str) -> int:
+    """Returns the place in a text at which a token begins.
+
+    A character that several tokens spell belongs to each of them. White space at the end of a text is not told before
+    the next token, though it belongs to the token before.
+
+    Args:
+        before, after: the text without the token, and with it.
+        piece: what the token spells, with its own white space at the front.
+    """
+    has_more = after.startswith(before) and after[len(before) :].strip(_INCOMPLETE)
+    place = len(before if has_more else before.rstrip(_INCOMPLETE))
+    gained = after[place:]
+    late = (len(gained) - len(gained.lstrip())) - (len(piece) - len(piece.lstrip()))
+    return place + max(0, late)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.inference.prompts import written_text
-from lm.serving.text import GrowingText
+from lm.serving.text import GrowingText, begin
 
 SEED = 5
 
@@ -55,3 +55,36 @@ def test_the_text_ends_at_the_end_token(tokenizer):
     growing.add(np.array([tokenizer.special.sep], np.int32))
     assert growing.ended
     assert growing.text == "the tree"
+
+
+def places(tokenizer, tokens) -> tuple[str, list[int]]:
+    """The text of some tokens, and the place in it at which each begins."""
+    growing, found = GrowingText(tokenizer), []
+    for token in tokens:
+        before = growing.text
+        growing.add(np.array([token], np.int32))
+        found.append(begin(before, growing.text, tokenizer.id_to_piece(int(token)).replace("▁", " ")))
+    return growing.text, found
+
+
+def test_a_token_begins_where_its_piece_stands_in_the_text(tokenizer):
+    """Also after a lone space, which the text has only with the token after it."""
+    pieces = [tokenizer.id_to_piece(index) for index in range(tokenizer.vocab_size)]
+    space, letter, word = pieces.index("▁"), pieces.index("e"), pieces.index("▁the")
+    for tokens in ([word, space, letter, word], [space, letter, space, word], [letter, space, space, letter, letter]):
+        text, found = places(tokenizer, tokens)
+        for token, place in zip(tokens, found, strict=True):
+            piece = pieces[token].replace("▁", " ")
+            assert text[place:].startswith(piece if place else piece.lstrip()) or not piece.strip()
+        assert found == sorted(found)
+
+
+def test_the_tokens_of_one_character_begin_where_it_does(tokenizer):
+    (tokens,) = tokenizer.encode(["the ☃ 𝄞 end"])
+    text, found = places(tokenizer, tokens)
+    assert text == "the ☃ 𝄞 end"
+    for character in "☃𝄞":
+        assert found.count(text.index(character)) >= 3  # each of its bytes
+    assert found == sorted(found)
+    assert begin("x\ufffd", "x\ufffdy", "y") == 2  # a byte that no other follows is a character
+    assert begin("x\ufffd", "x\ufffd\ufffd", "<0x82>") == begin("x\ufffd", "x€", "<0xAC>") == 1
