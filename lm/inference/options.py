@@ -226,10 +226,10 @@ class Extras:
             begin_suppressed=size([row.begin_suppress_tokens for row in rows]),
         )
 
-    def covers(self, row: Decoding) -> bool:
-        """Returns whether a program with these arrays can decode a row."""
+    def lacks(self, row: Decoding) -> list[str]:
+        """Returns the fields that are too small for a program with these arrays to decode a row."""
         need = dataclasses.asdict(Extras.of([row]))
-        return all(np.all(np.less_equal(size, getattr(self, name))) for name, size in need.items())
+        return [name for name, size in need.items() if not np.all(np.less_equal(size, getattr(self, name)))]
 
 
 def row_options(rows: Sequence[Decoding], keys_B: jax.Array, extras: Extras | None = None) -> RowOptions:
@@ -241,7 +241,7 @@ def row_options(rows: Sequence[Decoding], keys_B: jax.Array, extras: Extras | No
         extras: the optional arrays of the program, which must cover all rows. None: those that the rows use.
     """
     extras = extras or Extras.of(rows)
-    if not all(map(extras.covers, rows)):
+    if any(map(extras.lacks, rows)):
         raise ValueError(f"{extras} does not cover the options of all rows")
 
     def array(value: Callable[[Decoding], object], dtype: type[np.generic] = np.int32) -> np.ndarray:

@@ -25,6 +25,15 @@ _OWN_OPTIONS = {
     "embed": ("pooling", "normalize", "prompt", "prompt_name"),
     "translate": ("language",),
 }
+# Options of decoding that a server has to be started with, unless the model uses them by default: the name that
+# --extra_options takes, which is a field of `lm.inference.options.Extras` -> the option of a request.
+EXTRA_OPTIONS = {
+    "early_stopping": "early_stopping",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    "repetition_penalty": "repetition_penalty",
+    "forced": "forced_bos_token_id",
+    "forced_eos": "forced_eos_token_id",
+}
 
 Request = object  # a string or a mapping; anything else is answered with an error
 Answer = dict[str, Any]

@@ -229,9 +229,9 @@ class Lane(Group):
         self._lengths = source_lengths(shape.source, shortest)
         self._state: DecodeState | None = None
 
-    def can_write(self, row: Row, decoding: Decoding) -> bool:
-        """Returns whether the programs have the options of a sequence."""
-        return self._extras.covers(decoding) and (not self._has_source or len(row.prompt) <= self._decode_shape.prompt)
+    def lacks(self, decoding: Decoding) -> list[str]:
+        """Returns the fields of `Extras` that the options of a sequence need and the programs do not have."""
+        return self._extras.lacks(decoding)
 
     def insert(self, items: Mapping[int, Item]) -> None:
         """Puts new sequences into slots. Sources of one padded length enter together."""

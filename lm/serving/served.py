@@ -18,6 +18,7 @@ from lm.inference.load import Loaded, load
 from lm.inference.options import Decoding, Extras
 from lm.inference.packed import Row
 from lm.inference.predict import Options, Predictor, Reading
+from lm.inference.requests import EXTRA_OPTIONS
 from lm.ops import few_rows
 from lm.serving.adapters import Parts, check_finite, read_adapter
 from lm.serving.attending import Attending
@@ -31,6 +32,8 @@ _SHORT_SOURCE = 128  # tokens; longer sources have a lane of their own, since a 
 _TOGETHER = {"cpu": 1}  # sources that one call encodes. The number is fixed, so a lone source pays for all
 _TOGETHER_ON_ACCELERATORS = 4
 _READ_TOGETHER = {"cpu": 512}  # tokens; more are read no faster there, and what comes meanwhile waits longer
+# Fields of `Extras` that are the sizes of lists -> the option of a request.
+_LISTS = {"bad_words": "bad_words_ids", "suppressed": "suppress_tokens", "begin_suppressed": "begin_suppress_tokens"}
 VECTORS = "vectors"  # the vector of every token, which no task of `predict` asks for
 ATTENTION = "attention"  # the attention weights of a row, which none asks for either
 
@@ -109,9 +112,8 @@ class Weights:
                 if decoding.max_length > lane.shape.written:
                     most = f"this server writes at most {lane.shape.written} tokens"
                     raise Refusal("invalid", f"max_length is {decoding.max_length}; {most}.", param="max_length")
-                if not lane.can_write(row, decoding):
-                    message = "this server was started without an option of this request; --extra_options adds some."
-                    raise Refusal("invalid", message)
+                if missing := lane.lacks(decoding):
+                    raise _not_compiled(missing)
                 return lane
         raise Refusal("invalid", f"the input has {tokens} tokens, too many for this server.", param="inputs")
 
@@ -309,6 +311,17 @@ class Served:
                 decoder = decoders[few_rows.are_few(shape.slots * shape.beams)]
             lanes.append(Lane(base, decoder, shape, extras, shortest=shortest, together=together))
         return lanes
+
+
+def _not_compiled(missing: Sequence[str]) -> Refusal:
+    """Returns the refusal of options that no program has, given as fields of `Extras`."""
+    if lists := [_LISTS[name] for name in missing if name in _LISTS]:
+        message = f"{lists[0]} has more tokens than the model's own, for which this server was started; leave it out."
+        return Refusal("invalid", message, param=lists[0])
+    options = [EXTRA_OPTIONS[name] for name in missing]
+    adds = f"--extra_options={','.join(missing)}, at its start, adds"
+    message = f"this server has no {' and no '.join(options)}; {adds} {'it' if len(options) == 1 else 'them'}."
+    return Refusal("invalid", message, param=options[0])
 
 
 def able_tasks(path: str, predictor: Predictor, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -8,13 +8,9 @@ from typing import Any
 
 from lm.config import MeshConfig
 from lm.errors import InputError
-from lm.inference.requests import TASKS
+from lm.inference.requests import EXTRA_OPTIONS, TASKS
 
 _LEAST = {"slots": 1, "max_inputs": 1, "max_body_bytes": 1, "waiting_items": 1, "waiting_tokens": 1, "deadline": 1e-3}
-# Fields of `lm.inference.options.Extras` that a server can be started with.
-EXTRA_OPTIONS = ("early_stopping", "no_repeat_ngram_size", "repetition_penalty", "forced", "forced_eos")
-
-
 MESH_AXES = ("data", "tensor")  # axes of a mesh that serves
 
 

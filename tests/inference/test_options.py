@@ -84,9 +84,13 @@ def test_an_option_that_no_row_uses_has_no_array():
 def test_a_program_takes_the_rows_that_its_arrays_cover():
     extras = Extras.of([Decoding(bad_words_ids=[[1, 2]] * 3, repetition_penalty=2.0)])
     assert extras.bad_words == (4, 2)
-    assert extras.covers(Decoding())
-    assert extras.covers(Decoding(bad_words_ids=[[1]] * 4))
-    for row in (Decoding(bad_words_ids=[[1, 2, 3]]), Decoding(bad_words_ids=[[1]] * 5), Decoding(suppress_tokens=[1])):
-        assert not extras.covers(row)
+    assert extras.lacks(Decoding()) == []
+    assert extras.lacks(Decoding(bad_words_ids=[[1]] * 4)) == []
+    for row, missing in (
+        (Decoding(bad_words_ids=[[1, 2, 3]]), ["bad_words"]),
+        (Decoding(bad_words_ids=[[1]] * 5), ["bad_words"]),
+        (Decoding(suppress_tokens=[1], forced_eos_token_id=2), ["forced_eos", "suppressed"]),
+    ):
+        assert extras.lacks(row) == missing
         with pytest.raises(ValueError, match="does not cover the options"):
             row_options([row], jax.random.split(jax.random.key(0), 1), extras)

@@ -137,6 +137,15 @@ def test_what_never_fits_is_named(running: Running):
     with_many = running.refusal("/v1/completions", {**LONG, "n": 128, "prompt": ["a"] * 100})
     assert with_many.status_code == 400
     assert "at most 2048" in with_many.text
+    for options, message in (
+        ({"early_stopping": True}, "no early_stopping; --extra_options=early_stopping, at its start, adds it."),
+        (
+            {"forced_bos_token_id": 5, "no_repeat_ngram_size": 2},
+            "no no_repeat_ngram_size and no forced_bos_token_id; --extra_options=no_repeat_ngram_size,forced, at",
+        ),
+        ({"suppress_tokens": [5], "forced_eos_token_id": 5}, "suppress_tokens has more tokens than the model's own"),
+    ):
+        assert message in running.refusal("/tasks/generate", {"inputs": "a", **options}).json()["error"]["message"]
     assert "num_beams has no effect on embed" in running.refusal("/tasks/embed", {"inputs": "a", "num_beams": 2}).text
     assert "accepts 1, 2" in running.refusal("/tasks/generate", {"inputs": ["a"], "num_beams": 3}).text
 
