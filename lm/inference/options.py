@@ -99,11 +99,26 @@ class Decoding:
             object.__setattr__(self, name, value)  # so that options can be compared and hashed
         if not all(self.bad_words_ids):
             raise InputError("bad_words_ids has an empty list; give each the ids of a sequence.")
-        for name in lists:
-            words = self.bad_words_ids if name == "bad_words_ids" else [getattr(self, name)]
+        self.check_tokens(_MOST)
+
+    def check_tokens(self, last: int) -> None:
+        """Refuses the ids of tokens above `last`, that of the vocabulary's last one.
+
+        Raises:
+            InputError: names the option and the id.
+        """
+        found: dict[str, Sequence[Sequence[int]]] = {
+            "bad_words_ids": self.bad_words_ids,
+            "suppress_tokens": [self.suppress_tokens],
+            "begin_suppress_tokens": [self.begin_suppress_tokens],
+        }
+        for name, words in found.items():
             for token in (token for word in words for token in word):
-                if not 0 <= token <= _MOST:
-                    raise InputError(f"{name} has the id {token}; it must be from 0 to {_MOST}.")
+                if not 0 <= token <= last:
+                    raise InputError(f"{name} has the id {token}; it must be from 0 to {last}.")
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if (token := getattr(self, name)) > last:
+                raise InputError(f"{name} is {token}; it must be from 0 to {last}, or -1 for none.")
 
 
 def with_defaults(generation: GenerationConfig, max_length: int, given: Mapping[str, object]) -> Decoding:

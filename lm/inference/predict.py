@@ -279,9 +279,7 @@ class Predictor:
             min_length=min(config.generation.min_length, longest),
         )
         found = with_defaults(generation, prompts.default_length(config), given)
-        for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            if (token := getattr(found, name)) >= config.model.vocab_size:
-                raise InputError(f"{name} is {token}; this model has the tokens 0 to {config.model.vocab_size - 1}.")
+        found.check_tokens(config.model.vocab_size - 1)
         return found
 
     def decoding_of(self, row: Row, options: Options) -> Decoding:

@@ -286,6 +286,16 @@ def test_options_that_the_model_cannot_follow_are_refused(writer):
         writer.generate(["tree"], max_length=2000)
     with pytest.raises(InputError, match="num_beams is 0"):
         writer.generate(["tree"], num_beams=0)
+    size = writer.loaded.config.model.vocab_size
+    for name, value, said in (
+        ("suppress_tokens", [5, size], f"has the id {size}"),
+        ("begin_suppress_tokens", [size], f"has the id {size}"),
+        ("bad_words_ids", [[5], [6, size]], f"has the id {size}"),
+        ("forced_bos_token_id", size, f"is {size}"),
+        ("forced_eos_token_id", size, f"is {size}"),
+    ):
+        with pytest.raises(InputError, match=f"{name} {said}; it must be from 0 to {size - 1}"):
+            writer.generate(["tree"], **{name: value})
 
 
 @pytest.mark.parametrize(
