@@ -28,7 +28,7 @@ ROOMS = {
     "cli": {"accelerators", "config", "errors", "interrupts"},
     "accelerators": {"errors"},
     "flops": {"config"},
-    "cluster": {"accelerators", "config", "cli", "errors", "interrupts", "storage"},
+    "cluster": {"accelerators", "config", "cli", "errors", "inference", "interrupts", "storage"},
     "sharding": {"config", "errors"},
     "storage": {"config", "errors"},
     "lease": {"config", "errors", "storage"},

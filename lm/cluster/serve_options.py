@@ -4,13 +4,22 @@ import ast
 import difflib
 import functools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lm import storage
 from lm.cluster.snapshot import ROOT
 from lm.config.paths import named_models, split_step
 from lm.errors import InputError
+from lm.inference.requests import EXTRA_OPTIONS, TASKS
 
+_CHOICES = {"tasks": TASKS, "extra_options": tuple(EXTRA_OPTIONS)}  # of flags that are lists
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+# Kind of a flag -> its values, as a pattern and in words.
+_VALUES = {
+    "integer": (r"[+-]?\d+", "a whole number"),
+    "float": (_NUMBER, "a number"),
+    "bool": (r"true|false|t|f|1|0", "true or false"),
+}
 DEADLINE = 60  # seconds: --deadline of launch/serve.py, unless the options say another
 
 
@@ -22,18 +31,36 @@ def check(options: Sequence[str], ours: Collection[str] = ()) -> None:
         ours: flags that the launcher sets itself.
 
     Raises:
-        InputError: a word is no flag, or none of launch/serve.py.
+        InputError: a word is no flag, or none of launch/serve.py; or a flag has a value of another kind.
     """
-    accepted = _flags() - set(ours)
+    kinds = _flags()
+    accepted = kinds.keys() - set(ours)
     for option in options:
-        name = option.lstrip("-").partition("=")[0]
-        if option.startswith("--") and accepted & {name, name.removeprefix("no")}:
+        name, equals, text = option.lstrip("-").partition("=")
+        if option.startswith("--") and name in accepted:
+            if equals:
+                _check_value(name, kinds[name], text)
+            elif kinds[name] != "bool":
+                raise InputError(f"after -- there is {option!r}; accepted: {option}=VALUE.")
+            continue
+        if option.startswith("--no") and not equals and name[2:] in accepted and kinds[name[2:]] == "bool":
             continue
         near = difflib.get_close_matches(name, accepted - {name})
         hint = (
             f"nearest: --{near[0]}" if near else f"accepted: --FLAG=VALUE of launch/serve.py except {', '.join(ours)}"
         )
         raise InputError(f"after -- there is {option!r}; {hint}.")
+
+
+def _check_value(name: str, kind: str, text: str) -> None:
+    pattern, words = _VALUES.get(kind, (".*", ""))
+    if not re.fullmatch(pattern, text, re.IGNORECASE | re.DOTALL):
+        raise InputError(f"--{name} is {text!r}; accepted: {words}.")
+    if choices := _CHOICES.get(name):
+        for wrong in (each for each in text.split(",") if each and each not in choices):
+            near = difflib.get_close_matches(wrong, choices, 1)
+            hint = f"nearest: {near[0]}" if near else f"accepted: {', '.join(choices)}"
+            raise InputError(f"--{name} has {wrong!r}; {hint}.")
 
 
 def require_runs(checkpoint: str) -> None:
@@ -68,12 +95,12 @@ def deadline(options: Sequence[str]) -> float:
 
 
 @functools.cache
-def _flags() -> frozenset[str]:
-    """Returns the names of the flags that the script defines. Importing it would define them here."""
-    calls = (node for node in ast.walk(ast.parse((ROOT / "launch/serve.py").read_text())) if isinstance(node, ast.Call))
-    defines = (
-        node.args[0]
-        for node in calls
-        if isinstance(node.func, ast.Attribute) and node.func.attr.lower().startswith("define_") and node.args
-    )
-    return frozenset(str(name.value) for name in defines if isinstance(name, ast.Constant))
+def _flags() -> Mapping[str, str]:
+    """Returns the flags that the script defines, and the kind of each. Importing the script would define them here."""
+    found = {}
+    for node in ast.walk(ast.parse((ROOT / "launch/serve.py").read_text())):
+        match node:
+            case ast.Call(func=ast.Attribute(attr=define), args=[ast.Constant(value=str(name)), *_]):
+                if define.lower().startswith("define_"):
+                    found[name] = define.lower().removeprefix("define_")
+    return found

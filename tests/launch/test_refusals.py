@@ -1,6 +1,7 @@
 """Launchers look for what they need before they do anything, and refuse what cannot be."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,12 +74,31 @@ def test_a_name_that_no_cluster_takes_is_refused(
         ("--tassks=embed", "nearest: --tasks"),
         ("--port=3", "accepted: --FLAG=VALUE of launch/serve.py except port"),
         ("tasks=embed", "accepted: --FLAG=VALUE"),
+        ("--tasks", "accepted: --tasks=VALUE"),
+        ("--noslots", "nearest: --slots"),
     ],
 )
 def test_options_that_no_replica_takes_are_refused(option: str, said: str) -> None:
     serve_options.check(["--tasks=embed", "--log_requests", "--nolog_requests", "--checkpoint=x"], ["port"])
     with pytest.raises(InputError, match=f"after -- there is '{option}'; {said}"):
         serve_options.check([option], ["port"])
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--tasks=fill-mask,embedd", "--tasks has 'embedd'; nearest: embed."),
+        ("--extra_options=forced,x", "--extra_options has 'x'; accepted: early_stopping, no_repeat_ngram_size,"),
+        ("--slots=many", "--slots is 'many'; accepted: a whole number."),
+        ("--deadline=1h", "--deadline is '1h'; accepted: a number."),
+        ("--truncate=maybe", "--truncate is 'maybe'; accepted: true or false."),
+    ],
+)
+def test_values_that_no_replica_takes_are_refused(option: str, said: str) -> None:
+    serve_options.check(["--tasks=embed,generate", "--tasks=", "--extra_options=forced,forced_eos", "--slots=4"])
+    serve_options.check(["--deadline=.5", "--watch_seconds=1e2", "--truncate=False", "--notruncate", "--mesh=data=2"])
+    with pytest.raises(InputError, match=re.escape(said)):
+        serve_options.check([option])
 
 
 @pytest.mark.parametrize("limit", ["", "5", "5:30", "24:00:00", "2-12", "2-12:30", "1-0:00:00", "UNLIMITED"])
