@@ -70,6 +70,10 @@ class Weights:
         """How many numbers the vector of a token has."""
         return self.predictor.loaded.config.model.d_model
 
+    def embedding_size(self, prompt: prompts.Embed) -> int:
+        """Returns how many numbers an embedding has."""
+        return self.width * len(prompt.encoder.pooling)
+
     def reading(self, task: str, options: Options) -> tuple[Reading, Readers]:
         """Returns the prompt and the group of an encoder's task.
 

@@ -208,7 +208,7 @@ class Service:
         """
         reading, readers = weights.reading("embed", Options(normalize=normalize))
         assert isinstance(reading.prompt, prompts.Embed)
-        large.check(len(rows), "inputs", weights.width * len(reading.prompt.encoder.pooling))
+        large.check(len(rows), "inputs", weights.embedding_size(reading.prompt))
         outputs = await self.read(request, weights, readers, rows, times)
         encoder = reading.prompt.encoder
         vectors = await large.apart(

@@ -87,7 +87,7 @@ async def _read(
         kept = weights.predictor.loaded.config.model.vocab_size // _KEPT
         large.check(sum(len(row.places) for row in rows.values()), "masks", max(options.top, kept))
     if isinstance(reading.prompt, Embed):
-        large.check(len(rows), "inputs", weights.width * len(reading.prompt.encoder.pooling))
+        large.check(len(rows), "inputs", weights.embedding_size(reading.prompt))
     outputs = await service.read(request, weights, readers, list(rows.values()), Times())
     return await answered_apart(lambda: _answers(reading.prompt, rows, outputs, errors), sum(map(np.size, outputs)))
 
