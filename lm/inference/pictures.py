@@ -97,7 +97,7 @@ def draw_weights(weights: Weights, picture: Picture) -> None:
     figure.colorbar(image, ax=axes[: len(panels)], label="attention weight", **bar)
     try:
         figure.savefig(picture.path, dpi=120)
-    except (OSError, ValueError) as error:  # ValueError: a kind of file that matplotlib does not write
+    except OSError as error:
         raise InputError(f"the picture cannot be written to {picture.path!r}: {error}; give another file.") from error
 
 
