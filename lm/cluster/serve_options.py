@@ -14,8 +14,9 @@ from lm.inference.requests import EXTRA_OPTIONS, TASKS
 
 _CHOICES = {"tasks": TASKS, "extra_options": tuple(EXTRA_OPTIONS)}  # of flags that are lists
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
-# Kind of a flag -> its values, as a pattern and in words.
+# Name or kind of a flag -> its values, as a pattern and in words.
 _VALUES = {
+    "beams": (r"[1-9]\d*(,[1-9]\d*)*", "numbers from 1 on, such as 1,4"),
     "integer": (r"[+-]?\d+", "a whole number"),
     "float": (_NUMBER, "a number"),
     "bool": (r"true|false|t|f|1|0", "true or false"),
@@ -53,7 +54,7 @@ def check(options: Sequence[str], ours: Collection[str] = ()) -> None:
 
 
 def _check_value(name: str, kind: str, text: str) -> None:
-    pattern, words = _VALUES.get(kind, (".*", ""))
+    pattern, words = _VALUES.get(name) or _VALUES.get(kind, (".*", ""))
     if not re.fullmatch(pattern, text, re.IGNORECASE | re.DOTALL):
         raise InputError(f"--{name} is {text!r}; accepted: {words}.")
     if choices := _CHOICES.get(name):

@@ -90,12 +90,13 @@ def test_options_that_no_replica_takes_are_refused(option: str, said: str) -> No
         ("--tasks=fill-mask,embedd", "--tasks has 'embedd'; nearest: embed."),
         ("--extra_options=forced,x", "--extra_options has 'x'; accepted: early_stopping, no_repeat_ngram_size,"),
         ("--slots=many", "--slots is 'many'; accepted: a whole number."),
+        ("--beams=1,0", "--beams is '1,0'; accepted: numbers from 1 on, such as 1,4."),
         ("--deadline=1h", "--deadline is '1h'; accepted: a number."),
         ("--truncate=maybe", "--truncate is 'maybe'; accepted: true or false."),
     ],
 )
 def test_values_that_no_replica_takes_are_refused(option: str, said: str) -> None:
-    serve_options.check(["--tasks=embed,generate", "--tasks=", "--extra_options=forced,forced_eos", "--slots=4"])
+    serve_options.check(["--tasks=embed,generate", "--tasks=", "--extra_options=forced,forced_eos", "--beams=1,4"])
     serve_options.check(["--deadline=.5", "--watch_seconds=1e2", "--truncate=False", "--notruncate", "--mesh=data=2"])
     with pytest.raises(InputError, match=re.escape(said)):
         serve_options.check([option])
