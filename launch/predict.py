@@ -53,7 +53,7 @@ def options():
 def main() -> None:
     decoding_flags.refuse_without_effect(_task.value, [*_OPTIONS, *_decoding()])
     if (runner := _dataset.runner(_input.value)) is not None:
-        return _dataset.answer(runner, _checkpoint.value, _task.value, options(), _input.value, _output.value)
+        return _dataset.answer(runner, _checkpoint.value, _task.value, options, _input.value, _output.value)
     with cli.opened(_input, "rb", sys.stdin.buffer) as lines:
         with workers.announced(f"loading {_checkpoint.value}"):
             model = lm.load(_checkpoint.value)

@@ -3,12 +3,14 @@
 This module is imported before JAX.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from lm import cli
+from lm.data import workers
 
 if TYPE_CHECKING:  # with jax
     from lm.inference.predict import Options
@@ -51,10 +53,14 @@ class DatasetFlags:
                 ray_workers.import_ray()
         return runner
 
-    def answer(self, runner: str, checkpoint: str, task: str, options: "Options", path: str, out: str) -> None:
+    def answer(
+        self, runner: str, checkpoint: str, task: str, make_options: Callable[[], "Options"], path: str, out: str
+    ) -> None:
         """Answers the requests of the files, and prints how many; see `lm.inference.dataset.answer`."""
-        from lm.inference import dataset, parts
+        with workers.announced("loading JAX"):
+            from lm.inference import dataset, parts
 
+            options = make_options()
         columns = parts.Columns(self._id_field.value, self._text_field.value)
         job = dataset.Job(checkpoint, task, options, columns)
         counts = dataset.answer(job, path, out, runner, self._workers.value)
