@@ -5,6 +5,7 @@ on the version that is there. fsspec reads the files of a corpus and lists the f
 passing failures with backoff. Both take credentials from the environment, ~/.aws or Google's application default.
 """
 
+import configparser
 import contextlib
 import functools
 import importlib
@@ -113,9 +114,23 @@ def kvstore(path: str, *names: str) -> Spec:
         spec["endpoint"] = endpoint
     if region := _aws_region():
         spec["aws_region"] = region
-    if "AWS_ACCESS_KEY_ID" in os.environ:  # else TensorStore warns of each missing ~/.aws file at every open
-        spec["aws_credentials"] = {"type": "environment"}
+    # Without a source, TensorStore looks through all and logs an error for each that has no credentials.
+    if source := {"type": "environment"} if "AWS_ACCESS_KEY_ID" in os.environ else _aws_profile():
+        spec["aws_credentials"] = source
     return spec
+
+
+def _aws_profile() -> dict[str, str]:
+    """Returns what describes a profile of ~/.aws/credentials with a key to TensorStore; empty if there is none."""
+    keys = os.path.expanduser(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials")
+    config = os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
+    profile, parser = os.environ.get("AWS_PROFILE") or "default", configparser.RawConfigParser(strict=False)
+    with contextlib.suppress(configparser.Error, UnicodeDecodeError):
+        parser.read(keys, encoding="utf-8")
+    if not parser.has_option(profile, "aws_access_key_id"):
+        return {}
+    config = config if os.path.isfile(config) else os.devnull
+    return {"type": "profile", "profile": profile, "credentials_file": keys, "config_file": config}
 
 
 def _endpoint() -> str | None:

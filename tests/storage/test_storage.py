@@ -17,7 +17,7 @@ from lm.tokenizers.sentencepiece_tokenizer import SentencePiece
 from tests.training.conftest import make_corpus
 
 from .proxy import PASS, running
-from .servers import BUCKET
+from .servers import BUCKET, KEY, SECRET
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ from .servers import BUCKET
 def test_key_value_specs(path: str, expected: dict, monkeypatch: pytest.MonkeyPatch):
     for name in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "no/file")
     spec = storage.kvstore(path, "x")
     assert {name: value for name, value in spec.items() if not name.endswith("_retries")} == expected
 
@@ -203,3 +204,21 @@ def test_wrong_credentials_are_one_line_without_them(s3_url: str, monkeypatch: p
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     with pytest.raises(InputError, match=r"^s3://.*: the credentials are wrong; correct them\.$"):
         storage.write_key(s3_url, "a", b"1")
+
+
+def test_a_profile_of_the_aws_files_is_read_in_silence(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    storage.write_key(s3_url, "a", b"1")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    (tmp_path / ".aws").mkdir()
+    file = tmp_path / ".aws/credentials"
+    file.write_text(f"[mine]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
+    assert storage.read_keys(s3_url, ["a"]) == [b"1"]
+    assert capfd.readouterr().err == ""
+    for text in ("[mine]\nrole_arn = x\n", "no section", "[other]\naws_access_key_id = x\n"):
+        file.write_text(text)
+        assert "aws_credentials" not in storage.kvstore(s3_url)
