@@ -175,7 +175,8 @@ class Predictor:
     ) -> list[Answer]:
         """Returns translations of `text`, as `generate` does.
 
-        The language is the `language` of the request, or else of this call, or else the first one of the run.
+        The language is the `language` of the request, or else of this call, or else the first one of the run. An
+        imported model whose folder names no language needs one, see `Translate`.
         """
         return self.pipeline("translate", Options(language=language, seed=seed, decoding=decoding))(_several(requests))
 
