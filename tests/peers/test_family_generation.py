@@ -222,7 +222,9 @@ def test_the_code_of_a_language_counts_as_a_forced_token(family: str, tmp_path: 
     (folder / "generation_config.json").write_text(json.dumps(settings))
     import_workdir(folder, workdir)
     texts = [" ".join(line.split()[:2]) for line in tokenizer_folders.LINES[:6]]
-    answers = lm.load(str(workdir)).translate(texts, code)
+    model = lm.load(str(workdir))
+    assert "no language is given to translate into; accepted: " in model.translate(texts[:1])[0]["error"]
+    answers = model.translate(texts, code)
 
     theirs.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     with torch.no_grad():
