@@ -18,13 +18,10 @@ import difflib
 import errno
 import functools
 import gc
-import importlib.machinery
-import importlib.util
 import io
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, AnyStr, NoReturn
@@ -34,7 +31,7 @@ from ml_collections import config_flags
 
 from lm import interrupts
 from lm.accelerators import skip_absent_tpus
-from lm.config import Config, effect, reference
+from lm.config import Config, effect, loading, reference
 from lm.config.paths import expand
 from lm.errors import InputError
 
@@ -63,7 +60,7 @@ def define_config(required: bool = True) -> Callable[[], Config]:
         A function to call in `main`; it returns the config of FILE with the overrides applied, validated as a whole.
     """
     try:
-        holder = config_flags.DEFINE_config_file("config", None, "The Python file whose get_config() returns the run.")
+        holder = config_flags.DEFINE_config_file("config", None, f"The settings: {loading.ACCEPTED}.")
     except flags.Error as error:  # ml_collections already reads a --flagfile here, and failed
         _fail(error)
     flags.FLAGS["config"].parser = _ConfigFileParser()
@@ -322,51 +319,9 @@ def _load_config(path: str) -> Config:
         near = near or difflib.get_close_matches(
             path.removesuffix(".py"), [file.stem for file in _CONFIGS.glob("*.py")]
         )
-        hint = f"did you mean {' or '.join(near)}?" if near else "accepted: a Python file with a get_config()."
+        hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {loading.ACCEPTED}."
         raise InputError(f"--config is {path!r}, which is not a file; {hint}")
-    loader = importlib.machinery.SourceFileLoader("config_file", path)
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise InputError("there is no get_config() in this file.")
-        config = module.get_config()
-    except SyntaxError as error:
-        raise InputError(f"{error.filename or path}:{error.lineno or 1}: {error.msg}.") from None
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        place = f"{path}:{lines[-1]}" if lines else path
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        raise InputError(f"{place}: {kind}{error}{_nearest_keyword(error)}") from error
-    if not isinstance(config, Config):
-        raise InputError(f"{path}: get_config() returned {type(config).__name__}; accepted: an lm.config.Config.")
-    if unknown := next(_unknown_attributes(config), None):
-        raise InputError(f"{path}: {unknown}")
-    return config
-
-
-def _nearest_keyword(error: Exception) -> str:
-    """Returns a hint for a field that a section does not have, where Python's own message has none."""
-    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'(?!.*Did you mean)", str(error))
-    if not isinstance(error, TypeError) or not match:
-        return ""
-    owners = [Config, *(type(getattr(Config(), field.name)) for field in dataclasses.fields(Config))]
-    fields = [field.name for each in owners if each.__name__ == match[1] for field in dataclasses.fields(each)]
-    near = difflib.get_close_matches(match[2], fields)
-    return f"; nearest: {', '.join(near)}." if near else f"; accepted: {', '.join(fields)}." if fields else ""
-
-
-def _unknown_attributes(config: Config) -> Iterator[str]:
-    """Yields a message for each attribute that a config file has set and no section has: Python lets it pass."""
-    sections = {"": config, **{f"{field.name}.": getattr(config, field.name) for field in dataclasses.fields(config)}}
-    for prefix, section in sections.items():
-        if dataclasses.is_dataclass(section):
-            fields = [field.name for field in dataclasses.fields(section)]
-            for name in vars(section).keys() - fields:
-                near = difflib.get_close_matches(name, fields) or fields
-                yield f"{prefix}{name} is set, but is not a field of the config; nearest: {', '.join(near)}."
+    return loading.load(path)
 
 
 def _fields(value: object, prefix: str) -> Iterator[str]:

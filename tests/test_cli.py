@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lm import cli
-from lm.config import Config, TrainConfig, reference
+from lm.config import Config, ModelConfig, TrainConfig, loading, reference, to_json
 from lm.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +164,10 @@ def test_wrong_overrides_are_one_line_and_exit_code_2(folder: Path, override: st
     ("path", "message"),
     [
         ("god.py", "--config is 'god.py', which is not a file; did you mean good.py?"),
-        ("none/good.py", "which is not a file; accepted: a Python file with a get_config()."),
+        (
+            "none/good.py",
+            "which is not a file; accepted: a Python file with a get_config(), or the config.json of a run.",
+        ),
         ("", "which is not a file"),
         (".", "which is not a file"),
         ("syntax.py", "syntax.py:1: invalid syntax."),
@@ -268,10 +271,23 @@ def test_a_config_of_the_project_is_found_by_its_name(tmp_path: Path, monkeypatc
 def test_a_misspelt_field_names_the_nearest() -> None:
     with pytest.raises(TypeError) as caught:
         Config(sead=1)  # pyright: ignore[reportCallIssue]
-    assert "seed" in str(caught.value) + cli._nearest_keyword(caught.value)
+    assert "seed" in str(caught.value) + loading.nearest_keyword(caught.value)
     with pytest.raises(TypeError) as caught:
         TrainConfig(zzz=1)  # pyright: ignore[reportCallIssue]
-    assert "accepted: steps," in str(caught.value) + cli._nearest_keyword(caught.value)
+    assert "accepted: steps," in str(caught.value) + loading.nearest_keyword(caught.value)
+
+
+def test_the_config_of_a_run_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    run = Config(train=TrainConfig(steps=7))
+    path.write_text(to_json(run))
+    assert loading.load(str(path)) == run
+    path.write_text(to_json(Config(model=ModelConfig(vocab_size=512))))  # its tokenizer has fewer pieces than asked for
+    loading.load(str(path)).check_vocabulary()
+    for content, said in (("{", r"json is not valid JSON \("), ('{"model_type": "bert"}', "a Hugging Face folder")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=said):
+            loading.load(str(path))
 
 
 def test_a_launchers_help_lists_the_flags_that_launchers_share() -> None:
