@@ -87,6 +87,16 @@ class Checkpoints:
             )
             self._manager.save(step, args=items, force=True)
 
+    def check(self) -> None:
+        """Raises the failure of a save in the background, which `save` and `close` would raise later.
+
+        Raises:
+            InputError: the storage refused it.
+        """
+        if not self._manager.is_saving_in_progress():
+            with storage.errors(self._directory):
+                self._manager.wait_until_finished()  # at once
+
     def latest_step(self) -> int | None:
         """Returns the newest complete step, or None."""
         return self._manager.latest_step()
@@ -113,7 +123,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             folder = self._directory / str(step)
             items, sums, fault = _read_all(folder, wanted)
-            if not fault and _elsewhere(sums["params"], items["params"]) != (self._frozen_sums or {}):
+            if not fault and checksums.elsewhere(sums["params"], items["params"]) != (self._frozen_sums or {}):
                 fault = f"it was saved with other parameters than those in {self._frozen}"
             if not fault:
                 for newer in damaged:
@@ -166,20 +176,10 @@ def _read_all(folder: epath.Path, wanted: dict[str, T]) -> tuple[dict[str, T], d
     except InputError:
         raise
     except Exception as error:  # a wrong byte can raise any exception
-        fault = _first_line(error)
+        fault = orbax_storage.fault(error, folder)
     if not _all_processes(not fault):  # a checksum is a sum over processes; it would wait for one that failed
         return items, sums, fault or "another process could not read its part"
     return items, sums, "; ".join(filter(None, (checksums.difference(sums[name], items[name]) for name in wanted)))
-
-
-def _elsewhere(sums: Sums | None, tree: object) -> Sums:
-    """Returns the saved checksums of arrays that the tree does not hold: the frozen parameters."""
-    here = set(checksums.names(tree))
-    return {name: value for name, value in (sums or {}).items() if name not in here}
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
 def _all_processes(mine: bool) -> bool:
@@ -315,7 +315,7 @@ class SavedParams:
             trained, sums = orbax_storage.contents(path)
         self._workdir = workdir
         self._folders = [_Folder(path, parameters.flatten(trained), _ANOTHER_STEP)]
-        self.frozen = _elsewhere(sums, trained)
+        self.frozen = checksums.elsewhere(sums, trained)
         if self.frozen:
             path = root / _FROZEN
             with _reading(path, _COPY):
@@ -396,4 +396,4 @@ def _reading(folder: epath.Path, remedy: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # a wrong byte can raise any exception
-        raise InputError(f"checkpoint {folder} is damaged ({_first_line(error)}); {remedy}.") from error
+        raise InputError(f"checkpoint {folder} is damaged ({orbax_storage.fault(error, folder)}); {remedy}.") from error

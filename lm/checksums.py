@@ -51,3 +51,9 @@ def difference(saved: Sums | None, tree: object) -> str:
     """
     wrong = [] if saved is None else [name for name, value in compute(tree).items() if saved.get(name) != value]
     return f"{len(wrong)} arrays are not what was saved, such as {wrong[0]}" if wrong else ""
+
+
+def elsewhere(saved: Sums | None, tree: object) -> Sums:
+    """Returns the saved checksums of arrays that the tree does not hold, such as frozen parameters."""
+    here = set(names(tree))
+    return {name: value for name, value in (saved or {}).items() if name not in here}

@@ -4,8 +4,10 @@ It also makes orbax 0.12.8 accept s3:// and keep its log short.
 """
 
 import functools
+import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import TypeVar
@@ -28,6 +30,15 @@ _CHUNK_BYTES = 16 << 20  # a chunk of an array, the least that is read and decod
 _FILE_BYTES = 128 << 20  # small, so that files are sent in parallel and one can be sent again after a failure
 _CHECKSUMS = "checksums"
 
+_NO_METADATA = "its metadata cannot be read"
+# Pattern of the text of an error -> what is wrong. The first match counts.
+_FAULTS = {
+    "Invalid JSON": _NO_METADATA,
+    "NOT_FOUND|does not exist|No such file": "a file is missing",
+    "OUT_OF_RANGE": "a file is shorter than it was written",
+    "DATA_LOSS|FAILED_PRECONDITION": "a file has other bytes than were written",
+}
+
 
 def prepare(path: epath.PathLike) -> epath.Path:
     """Returns a path, local or remote, that orbax can use."""
@@ -44,7 +55,8 @@ def _shorten_log() -> None:
     """Drops orbax's log records, so that a storage error is shown in one line.
 
     Orbax raises the error to us, but also logs it three times with its traceback. It then closes an event loop to which
-    the remaining arrays still report. It also warns about metadata that it looks for in two places.
+    the remaining arrays still report, and drops the coroutines that read them, each with the same error. It also warns
+    about metadata that it looks for in two places.
     """
     of_orbax = f"{os.sep}orbax{os.sep}"
     logging.getLogger("absl").addFilter(
@@ -52,7 +64,13 @@ def _shorten_log() -> None:
     )
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     report = sys.unraisablehook
-    sys.unraisablehook = lambda what: None if str(what.exc_value) == "Event loop is closed" else report(what)
+    sys.unraisablehook = lambda what: None if _is_of_orbax(what) else report(what)
+
+
+def _is_of_orbax(what: "sys.UnraisableHookArgs") -> bool:
+    """Returns whether Python reports an error that orbax has already raised: of another array of the same tree."""
+    code = getattr(what.object, "cr_code", None)
+    return str(what.exc_value) == "Event loop is closed" or f"{os.sep}orbax{os.sep}" in getattr(code, "co_filename", "")
 
 
 @functools.cache
@@ -140,6 +158,25 @@ def contents(folder: epath.Path) -> tuple[Tree[jax.ShapeDtypeStruct], Sums | Non
     place = SingleDeviceSharding(jax.local_devices()[0])
     tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), metadata.tree)
     return tree, _sums_of(metadata.custom_metadata)
+
+
+def fault(error: BaseException, folder: epath.Path) -> str:
+    """Returns what is wrong with a folder that cannot be read, and with which of its files, where that is known.
+
+    TensorStore's own text names each layer that the error passed and ends with the whole specification of the array.
+    Orbax puts another such text around it.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).partition(" [tensorstore_spec")[0].partition(" [source locations")[0].strip()
+    kind = next((kind for words, kind in _FAULTS.items() if re.search(words, text)), None)
+    if isinstance(error, json.JSONDecodeError | KeyError):
+        kind = _NO_METADATA
+    files = [name for name in re.findall(r'local file "([^"]+)"', text) if not name.endswith("/")]
+    if kind:
+        return f"{kind}: {files[-1].removeprefix(f'{folder}/')}" if files else kind
+    said = text.partition("\n")[0][:200]
+    return said if type(error) is ValueError else f"{type(error).__name__}: {said}"
 
 
 def _sums_of(metadata: Mapping[str, Sums] | None) -> Sums | None:
