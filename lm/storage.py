@@ -75,9 +75,16 @@ def check_path(path: str) -> None:
     """Refuses a path that no storage can have, without asking one.
 
     Raises:
-        InputError: the path has another scheme than gs:// and s3://, or what follows is no name of a bucket.
+        InputError: the path has another scheme than gs:// and s3://, or what follows is no name of a bucket; or its
+            characters would be other ones to TensorStore.
     """
     scheme, separator, rest = path.partition("://")
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not (path if separator else os.path.abspath(path)).isascii():
+        raise InputError(
+            f"{path!r} has characters outside ASCII, and paths are read as {encoding} here, but TensorStore's "
+            "are UTF-8; set PYTHONUTF8=1, or LC_ALL=C.UTF-8."
+        )
     if separator and scheme not in _PACKAGES:
         raise InputError(f"{path!r} has an unknown scheme; accepted: a local path, gs://... or s3://....")
     if separator and not rest.strip("/"):

@@ -2,12 +2,13 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from etils import epath
 
-from lm import checkpoint
+from lm import checkpoint, storage
 from lm.config import Config, DataConfig
 from lm.config.paths import expand, split_step
 from lm.data import corpus
@@ -86,3 +87,13 @@ def test_a_damaged_config_is_named(tmp_path: Path, content: bytes):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json is not valid JSON|config is list"):
         checkpoint.read_config(tmp_path)
+
+
+def test_a_path_that_is_not_read_as_utf8_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """Python would write its bytes in the encoding of the locale, and TensorStore those of UTF-8: two files."""
+    storage.check_path("runs/运行")
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "gbk")
+    storage.check_path("runs/mine")
+    for use in (storage.check_path, storage.as_path, storage.list_keys):
+        with pytest.raises(InputError, match=r"'runs/运行' has characters .* gbk here.*; set PYTHONUTF8=1"):
+            use("runs/运行")
