@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +18,12 @@ _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_\u2e80-\u9ff
 _CJK = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff]")
 
 Metric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
+
+
+class _Score(Protocol):
+    """What is read of sacrebleu's scores."""
+
+    score: float
 
 
 def _library(name: str, install: str) -> ModuleType:
@@ -35,12 +42,17 @@ def bleu(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
     sacrebleu = _library("sacrebleu", "sacrebleu")
     chinese = sum(map(bool, map(_CJK.search, targets))) > len(targets) / 2
     score = sacrebleu.corpus_bleu(list(outputs), [list(targets)], tokenize="zh" if chinese else "13a")
-    return {"bleu": score.score, "chrf": sacrebleu.corpus_chrf(list(outputs), [list(targets)]).score}
+    return {"bleu": _percent(score), "chrf": _percent(sacrebleu.corpus_chrf(list(outputs), [list(targets)]))}
 
 
 def chrf(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
     """Returns sacrebleu's corpus chrF (Popović, 2015), the F-score of character n-grams. It needs no words."""
-    return {"chrf": _library("sacrebleu", "sacrebleu").corpus_chrf(list(outputs), [list(targets)]).score}
+    return {"chrf": _percent(_library("sacrebleu", "sacrebleu").corpus_chrf(list(outputs), [list(targets)]))}
+
+
+def _percent(score: _Score) -> float:
+    """Returns a score of sacrebleu, whose geometric mean of four times 100% is 100.00000000000004."""
+    return min(score.score, 100.0)
 
 
 class _Words:
