@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from lm import checkpoint, storage
 from lm import config as config_lib
 from lm.errors import InputError
+from lm.tokenizers import tokenizer
 from lm.training import loss_picture
 from lm.training.metrics import read_metrics
 
 Lines = Sequence[Mapping[str, float]]
 
 _OTHERS = ("gradient_norm", "learning_rate", "skipped_steps", "padding_fraction")  # not results: left out
+
+_OF_LOSSES = ("objective.name", "objective.mask_rate")  # settings that change what a loss counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Runs:
         names: their working directories.
         metrics: the lines of each run's metrics.jsonl.
         settings: setting -> its value in each run, of those that differ.
+        one_tokenizer: whether all have the same tokenizer.
     """
 
     names: Sequence[str]
     metrics: Sequence[Lines]
     settings: Mapping[str, Sequence[object]]
+    one_tokenizer: bool = True
 
 
 def read(workdirs: Sequence[str]) -> Runs:
@@ -45,11 +50,15 @@ def read(workdirs: Sequence[str]) -> Runs:
     names = dict.fromkeys(name for config in configs for name in config)
     rows = {name: [config.get(name) for config in configs] for name in names}
     differ = {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
-    return Runs(workdirs, metrics, differ)
+    found = {tuple(storage.read_keys(path, tokenizer.FILES)) for path in workdirs}
+    return Runs(workdirs, metrics, differ, len(found) == 1)
 
 
 def table(runs: Runs) -> str:
-    """Returns the last value of each metric and the differing settings, a column for each run."""
+    """Returns the last value of each metric and the differing settings, a column for each run.
+
+    A line beneath them says where losses do not compare.
+    """
     last = [{name: value for line in lines for name, value in line.items()} for lines in runs.metrics]
     names = sorted({name for values in last for name in values} - {"step", *_OTHERS}, key=_order)
     rows = [["", *runs.names]]
@@ -58,10 +67,14 @@ def table(runs: Runs) -> str:
     settings = [[name, *(str(value) or "''" for value in values)] for name, values in runs.settings.items()]
     rows += [[], ["settings that differ" if settings else "no setting differs"], *settings]
     widths = [max(_columns(row[column]) for row in rows if len(row) > column) for column in range(len(runs.names) + 1)]
-    return "\n".join(
+    lines = [
         "  ".join(cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=False)).rstrip()
         for row in rows
-    )
+    ]
+    apart = [] if runs.one_tokenizer else ["tokenizer"]
+    if apart := [*apart, *(name for name in _OF_LOSSES if name in runs.settings)]:
+        lines += ["", f"losses do not compare between these runs: they differ in {' and '.join(apart)}"]
+    return "\n".join(lines)
 
 
 def _columns(text: str) -> int:

@@ -38,6 +38,16 @@ def test_runs_are_shown_side_by_side(tmp_path: Path) -> None:
     assert "no setting differs" in compared.table(compared.read([slow, slow]))
 
 
+def test_losses_that_do_not_compare_are_said_to(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", Config(), [5.0])
+    other = make_run(tmp_path / "other", changed(Config(), objective={"mask_rate": 0.3}), [5.0])
+    assert "do not compare" not in compared.table(compared.read([one, one]))
+    said = "losses do not compare between these runs: they differ in "
+    assert compared.table(compared.read([one, other])).endswith(f"\n\n{said}objective.mask_rate")
+    (tmp_path / "other/tokenizer.model").write_bytes(b"another")
+    assert compared.table(compared.read([one, other])).endswith(f"{said}tokenizer and objective.mask_rate")
+
+
 @pytest.mark.parametrize("name", ["运行", "\U0001f9ff"])
 def test_a_picture_names_runs_in_any_script(tmp_path: Path, name: str) -> None:
     """Or numbers them, where no font has their characters. A missing glyph gives a warning, an error here."""
