@@ -27,7 +27,7 @@ def main() -> int:
     if config.data.store and "data.store" in cli.given_settings():
         raise InputError("--config.data.store has no effect here; --out says where the store is made.")
     print(f"preparing {_out.value}", file=sys.stderr, flush=True)
-    from lm.data import manifest, mixture
+    from lm.data import changes, manifest, mixture
 
     if manifest.read_manifest(_out.value):
         print("it is complete already, of the corpus as it was; to prepare it again, delete it", file=sys.stderr)
@@ -42,6 +42,12 @@ def main() -> int:
             line += f"; left out {removed['near_duplicates']:,} near-duplicates"
             line += f" and {removed['heldout_leaks']:,} leaks of held-out documents (leaks.jsonl)"
         print(line)
+        if changed := changes.since(made.manifest):
+            print(
+                f"the corpus has changed since {made.path} was made: {changed}. The store keeps the old text; to "
+                "prepare the new one, give another --out, or delete the store first.",
+                file=sys.stderr,
+            )
     return cli.EXIT_DONE
 
 

@@ -30,7 +30,7 @@ from lm.data.pairs import Pair, one_line, translation_source
 from lm.data.workers import ParallelMap
 from lm.errors import InputError
 
-_SUFFIXES = (".mo", ".po")
+SUFFIXES = (".mo", ".po")
 _SYSTEM = "/usr/share/locale"
 _LONGEST = 500  # characters of a message
 _WORD = re.compile(r"[A-Za-z]{2}")
@@ -55,7 +55,7 @@ def pairs(config: DataConfig, parallel_map: ParallelMap = map) -> list[Pair]:
     """
     _polib()
     wanted = dict.fromkeys(filter(None, (_tag(name) for name in config.languages.split(","))))
-    paths = files.paths(config, _SUFFIXES) if config.path else _of_this_machine()
+    paths = files.paths(config, SUFFIXES) if config.path else _of_this_machine()
     languages = {path: _language(path) for path in paths}
     known = {language for language in languages.values() if language}
     if missing := [language for language in wanted if language not in known]:
@@ -86,7 +86,7 @@ def _group(text: str) -> str:
 def _of_this_machine() -> list[str]:
     """Returns the paths of the catalogues of the system and of the installed Python packages."""
     folders = [_SYSTEM, *(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))]
-    patterns = [f"{glob.escape(folder)}/**/LC_MESSAGES/*{suffix}" for folder in folders for suffix in _SUFFIXES]
+    patterns = [f"{glob.escape(folder)}/**/LC_MESSAGES/*{suffix}" for folder in folders for suffix in SUFFIXES]
     found = sorted({os.path.realpath(path) for pattern in patterns for path in glob.glob(pattern, recursive=True)})
     if not found:
         raise InputError(

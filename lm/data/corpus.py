@@ -35,7 +35,7 @@ from lm.data.pairs import Pair, make_pair
 from lm.data.workers import ParallelMap
 from lm.errors import InputError
 
-_SUFFIXES = {
+SUFFIXES = {
     "text": (".txt", ".txt.gz", ".text", ".md"),
     "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".json"),
     "parquet": (".parquet",),
@@ -177,7 +177,7 @@ def source_of(path: str, lines: str) -> str:
     Raises:
         InputError: the path matches nothing, or files of several sources.
     """
-    suffixes = {source: _SUFFIXES[source] for source in ("jsonl", "parquet", lines)}
+    suffixes = {source: SUFFIXES[source] for source in ("jsonl", "parquet", lines)}
     examples: dict[str, str] = {}
     for file in files.paths(DataConfig(source=lines, path=path), sum(suffixes.values(), ())):
         examples[next((source for source in suffixes if file.endswith(suffixes[source])), lines)] = file
@@ -218,7 +218,7 @@ def _sizes(paths: Sequence[str]) -> dict[str, int]:
 
 def _file_shards(config: DataConfig) -> list[Shard]:
     """Cuts large files, and groups small ones, into shards of about equal size."""
-    sizes = _sizes(files.paths(config, _SUFFIXES[config.source]))
+    sizes = _sizes(files.paths(config, SUFFIXES[config.source]))
     target = min(max(sum(sizes.values()) // _SHARDS_WANTED, _SMALLEST_SHARD), _LARGEST_SHARD)
     units: list[Shard] = []
     group: list[str] = []

@@ -24,6 +24,14 @@ class Removed(TypedDict):
     heldout_leaks: int
 
 
+class Listing(TypedDict):
+    """The files of a corpus: their number, their bytes, and a hash of their names, sizes and modification times."""
+
+    files: int
+    bytes: int
+    digest: str
+
+
 class Marker(TypedDict):
     """What is known of a complete shard.
 
@@ -71,6 +79,7 @@ class Manifest(TypedDict):
     most_frequent_token: MostFrequent
     skipped: NotRequired[int]
     removed: NotRequired[Removed]  # with data.near_duplicates
+    listing: NotRequired[Listing]  # of a corpus of local files; absent from older stores
     shards: list[int] | list[dict[SplitName, Counts]]
     blocks: NotRequired[dict[SplitName, str]]
 

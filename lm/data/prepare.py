@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lm import lease, storage
 from lm.config import DataConfig
 from lm.config.paths import expand
-from lm.data import corpus, files, near_duplicates, ray_workers, shard_jobs, store, workers
+from lm.data import changes, corpus, files, near_duplicates, ray_workers, shard_jobs, store, workers
 from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, Removed, read_manifest
 from lm.errors import InputError
 from lm.tokenizers import tokenizer as tokenizers
@@ -81,6 +81,7 @@ def prepare(
     with lease.hold(out):
         if (found := _complete(out, settings)) is not None:  # another process made it meanwhile
             return found
+        listing = changes.listing(config)
         with _executors(runner, num_workers) as (here, executor):
             with workers.announced(f"reading the corpus, data.source={config.source}", progress):
                 shards = corpus.shards(config, here.map)
@@ -94,7 +95,8 @@ def prepare(
             raise InputError(f"{files.named(config)} holds no token; give other files, or another data.tokenizer.")
         _say_share(config, markers)
         _say_skipped(config, markers)
-        store.finish(out, tokenizer, "pairs" if config.pairs else "documents", settings, markers, removed)
+        kind = "pairs" if config.pairs else "documents"
+        store.finish(out, tokenizer, kind, settings, markers, removed, listing)
     return store.Store.open(out)
 
 

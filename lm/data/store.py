@@ -31,6 +31,7 @@ from lm.data.manifest import (
     MANIFEST,
     SPLITS,
     Counts,
+    Listing,
     Manifest,
     Marker,
     Removed,
@@ -156,6 +157,7 @@ def finish(
     settings: Mapping[str, object],
     markers: Sequence[Marker],
     removed: Removed | None = None,
+    listing: Listing | None = None,
 ) -> None:
     """Writes the manifest, which makes the store complete.
 
@@ -166,6 +168,7 @@ def finish(
         settings: those that decide the store's content. They are compared when the store is prepared again.
         markers: of every shard, in order.
         removed: how many near-duplicates were left out; None where none were looked for.
+        listing: the files of the corpus; None where it has none.
     """
     counts = _token_counts(path, len(markers))
     total = int(counts.sum())
@@ -195,6 +198,8 @@ def finish(
     }
     if removed is not None:
         manifest["removed"] = removed
+    if listing is not None:
+        manifest["listing"] = listing
     write_key(path, MANIFEST, (json.dumps(manifest, ensure_ascii=False) + "\n").encode())
 
 

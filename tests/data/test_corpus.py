@@ -139,7 +139,7 @@ def test_sizes_of_remote_files_are_asked_for_at_once(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("lines", ["text", "tsv"])
 def test_the_names_of_files_say_how_they_are_read(tmp_path: Path, lines: str):
     for source in ("jsonl", "parquet", lines):
-        for number, suffix in enumerate(corpus._SUFFIXES[source]):
+        for number, suffix in enumerate(corpus.SUFFIXES[source]):
             file = tmp_path / source / str(number) / f"a{suffix}"
             file.parent.mkdir(parents=True)
             file.write_bytes(b"")

@@ -14,7 +14,7 @@ import pytest
 
 from lm import lease
 from lm.config import DataConfig
-from lm.data import corpus, prepare
+from lm.data import changes, corpus, prepare
 from lm.data.sentences import sentences
 from lm.data.store import Split, Store
 from lm.errors import InputError
@@ -119,6 +119,28 @@ def test_a_killed_run_goes_on_where_it_was(
 def test_a_complete_store_is_opened_without_its_corpus(made: Store, data_config: DataConfig):
     again = prepare.prepare(dataclasses.replace(data_config, batch_size=2), made.path, num_workers=1, progress=False)
     assert again.manifest == made.manifest
+
+
+def test_a_store_tells_how_its_files_have_changed(made: Store, tmp_path: Path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    text = folder / "a.txt"
+    text.write_text("One day.\n\nTwo nights.\n\nThree years.\n")
+    os.utime(text, (1e9, 1e9))
+    config = DataConfig(source="text", path=str(folder), heldout_fraction=0.4)
+    out = str(tmp_path / "store")
+    manifest = prepare.prepare(config, out, num_workers=1, progress=False, tokenizer=made.tokenizer).manifest
+    assert changes.since(manifest) == ""
+    os.utime(text, (2e9, 2e9))
+    assert changes.since(manifest) == "a file has another name or modification time"
+    (folder / "b.txt").write_text("Four.\n")
+    assert changes.since(manifest) == "1 file(s) of 36 bytes then, 2 file(s) of 42 bytes now"
+    older = manifest.copy()
+    del older["listing"]
+    assert changes.since(older) == ""
+    assert prepare.prepare(config, out, progress=False, tokenizer=made.tokenizer).manifest == manifest
+    folder.rename(tmp_path / "elsewhere")  # as on a machine that has the store alone
+    assert changes.since(manifest) == ""
 
 
 def test_a_store_made_with_other_settings_is_refused_by_name(made: Store, data_config: DataConfig):
