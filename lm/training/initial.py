@@ -3,6 +3,8 @@
 The body of a model is its stacks `encoder` and `decoder`, embeddings included. All other parameters are heads.
 """
 
+from collections.abc import Mapping
+
 import jax
 
 from lm import checkpoint, distributed, lora, parameters
@@ -28,25 +30,12 @@ def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
         params: the random parameters of the new model. Parameters of the checkpoint get their shardings.
 
     Raises:
-        InputError: there is no such checkpoint, its tokenizer differs, or its body does not match.
+        InputError: as `check` and `check_tokenizer`.
     """
     workdir, step = checkpoint.locate(path)
-    if tokenizers.load_tokenizer(str(workdir)).fingerprint != tokenizer.fingerprint:
-        raise InputError(
-            f"checkpoint.init_from={path} has another tokenizer than this run; set data.tokenizer={workdir} and "
-            "prepare the store with it."
-        )
-    saved = checkpoint.SavedParams(workdir, step)
+    check_tokenizer(path, tokenizer)
     fresh, adapters = lora.split(parameters.flatten(params))
-    stacks = [stack for stack in BODY if _has(saved.abstract, stack) and _has(fresh, stack)]
-    if not stacks:
-        raise InputError(
-            f"checkpoint.init_from={path} has {', '.join(parameters.abridge(saved.abstract, saved.abstract))}, but the "
-            f"config makes {', '.join(parameters.abridge(fresh, fresh))}; give a checkpoint with the encoder or the "
-            "decoder of this model."
-        )
-    for stack in stacks:
-        saved.check(fresh, below=f"{stack}/")
+    saved = check(path, fresh)
     taken = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for path, leaf in fresh.items()
@@ -60,5 +49,45 @@ def initial_params(path: str, tokenizer: Tokenizer, params: Params) -> Params:
     return parameters.unflatten(fresh | parameters.flatten(saved.read(taken)) | adapters)
 
 
-def _has(leaves: dict[str, jax.Array] | dict[str, jax.ShapeDtypeStruct], stack: str) -> bool:
+def check(path: str, fresh: Mapping[str, jax.Array] | Mapping[str, jax.ShapeDtypeStruct]) -> checkpoint.SavedParams:
+    """Checks that a new model can begin with a checkpoint, from the shapes in its metadata.
+
+    Args:
+        path: WORKDIR or WORKDIR/checkpoints/N.
+        fresh: path of each parameter of the new model -> the parameter or its shape, without adapters.
+
+    Returns:
+        The parameters of the checkpoint, of which none is read yet.
+
+    Raises:
+        InputError: there is no such checkpoint, or its body does not match.
+    """
+    saved = checkpoint.SavedParams(*checkpoint.locate(path))
+    stacks = [stack for stack in BODY if _has(saved.abstract, stack) and _has(fresh, stack)]
+    if not stacks:
+        raise InputError(
+            f"checkpoint.init_from={path} has {', '.join(parameters.abridge(saved.abstract, saved.abstract))}, but the "
+            f"config makes {', '.join(parameters.abridge(fresh, fresh))}; give a checkpoint with the encoder or the "
+            "decoder of this model."
+        )
+    for stack in stacks:
+        saved.check(fresh, below=f"{stack}/")
+    return saved
+
+
+def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
+    """Checks that the checkpoint of `checkpoint.init_from` has the tokenizer of this run.
+
+    Raises:
+        InputError: there is no such checkpoint, or its tokenizer differs.
+    """
+    workdir, _ = checkpoint.locate(path)
+    if tokenizers.load_tokenizer(str(workdir)).fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            f"checkpoint.init_from={path} has another tokenizer than this run; set data.tokenizer={workdir} and "
+            "prepare the store with it."
+        )
+
+
+def _has(leaves: Mapping[str, jax.Array] | Mapping[str, jax.ShapeDtypeStruct], stack: str) -> bool:
     return any(path.startswith(f"{stack}/") for path in leaves)

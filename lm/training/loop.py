@@ -22,7 +22,7 @@ from lm.tokenizers.tokenizer import Tokenizer
 from lm.training import adapters
 from lm.training import metrics as metrics_lib
 from lm.training import start as start_lib
-from lm.training.initial import initial_params
+from lm.training.initial import check_tokenizer, initial_params
 from lm.training.program import Program, compile_program
 from lm.training.report import Diverged, Report
 from lm.training.step import Metrics, State
@@ -195,6 +195,8 @@ def train(config: Config, workdir: str, given: Collection[str] = ()) -> dict[str
         saved = checkpoint.Checkpoints(root, config.checkpoint, partition)
         with distributed.agreement():
             start = first_step(saved, root)
+            if not start and config.checkpoint.init_from:
+                check_tokenizer(config.checkpoint.init_from, members[0].store.tokenizer)
         if start >= config.train.steps:
             distributed.say(f"{root} is already trained for {start} steps; raise train.steps to go on.")
             lines = [line for line in metrics_lib.read_metrics(root) if line["step"] <= start]
@@ -241,6 +243,8 @@ def take_steps(
             state, metrics = program.step(state, program.put(rows))
             report.add(step, metrics, rows)
             alive()
+            if step % config.train.log_every == 0:
+                saved.check()
             stopping = stop_asked(step)
             if evaluates and (step == last or (every and step % every == 0)):
                 jax.block_until_ready(metrics)  # the clock stops when the steps are done

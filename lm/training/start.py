@@ -5,17 +5,21 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from lm import checkpoint, distributed, lora, models, parameters, storage
-from lm.config import Config
+from lm.config import Config, DataConfig
+from lm.data import batches, changes
 from lm.errors import InputError
-from lm.tasks.members import Member
-from lm.training import adapters, optim
+from lm.tasks.members import Member, mixed
+from lm.training import adapters, initial, optim
 
 _NAME_WIDTH = 11
 _NOTICEABLE = 1.01  # ratio of learning rates
+_SAMPLE = slice(256)  # rows whose padding is counted
+_MUCH_PADDING = 0.5
 
 
 def check_new(config: Config, root: epath.Path) -> None:
@@ -23,7 +27,8 @@ def check_new(config: Config, root: epath.Path) -> None:
 
     Raises:
         InputError: the folder is a token store, whose tokenizer would be lost; there is no checkpoint at
-            `checkpoint.init_from`; or adapters have no base, or are to stand beside a kernel that does not exist.
+            `checkpoint.init_from`, or its parameters have other shapes than the model's; or adapters have no base, or
+            are to stand beside a kernel that does not exist.
     """
     if checkpoint.is_new(root) and storage.read_keys(str(root), ["manifest.json"]) != [None]:
         raise InputError(f"{root} is a token store; give it as data.store, and another folder as --workdir.")
@@ -42,6 +47,8 @@ def check_new(config: Config, root: epath.Path) -> None:
             checkpoint.locate(path)
         except InputError as error:
             raise InputError(f"checkpoint.init_from={path}: {error}") from error
+        model = models.build(with_rows(config, 1).model)
+        initial.check(path, parameters.flatten(jax.eval_shape(model.init, jax.random.key(0))))
 
 
 def with_rows(config: Config, needed: int) -> Config:
@@ -58,7 +65,9 @@ def with_rows(config: Config, needed: int) -> Config:
     return config.with_vocabulary(needed)
 
 
-def summary(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Member], start: int) -> str:
+def summary(
+    config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Member], start: int, batch: batches.Arrays
+) -> str:
     """Returns the block: run, corpus, tokenizer, model, weights, step and devices, a line each.
 
     Args:
@@ -67,10 +76,13 @@ def summary(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Memb
         mesh: the mesh of all devices.
         members: the corpora of the run.
         start: the step that the run resumes from; 0 for a new run.
+        batch: some rows of a batch.
     """
     lines = [("run", f"{root}, {f'resumed after step {start:,}' if start else 'new'}, to step {config.train.steps:,}")]
     for member in members:
         lines.append((" ".join(filter(None, ("corpus", member.name))), _corpus(member)))
+        if changed := changes.since(member.store.manifest):
+            lines.append(("", f"changed since its store was made ({changed}); this run reads the store as it is"))
     tokenizer = members[0].store.tokenizer
     given = members[0].store.manifest["settings"].get("tokenizer")
     lines += [
@@ -78,7 +90,7 @@ def summary(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Memb
         ("model", _model(config, tokenizer.vocab_size)),
         *([("weights", f"from {config.checkpoint.init_from}")] if config.checkpoint.init_from and not start else []),
         *([("adapters", _adapters(config))] if config.optim.lora_rank else []),
-        ("step", _step(config)),
+        ("step", f"{_step(config)}, {batches.padding_fraction(batch):.1%} of them padding"),
         ("devices", _devices(mesh)),
     ]
     width = max(_NAME_WIDTH, *(len(name) + 1 for name, _ in lines))
@@ -91,9 +103,13 @@ def _corpus(member: Member) -> str:
     where = ", ".join(str(settings[name]) for name in ("source", "path") if settings.get(name))
     train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
     kind = member.store.kind if train["documents"] != 1 else member.store.kind.removesuffix("s")
+    left_out = ""
+    if removed := manifest.get("removed"):
+        left_out = f"; left out: {removed['near_duplicates']:,} near-duplicates"
+        left_out += f" and {removed['heldout_leaks']:,} leaks of held-out documents"
     return (
         f"{where}: {train['documents']:,} {kind} with {train['tokens']:,} tokens; held out: "
-        f"{heldout['documents']:,} with {heldout['tokens']:,} tokens"
+        f"{heldout['documents']:,} with {heldout['tokens']:,} tokens{left_out}"
     )
 
 
@@ -131,6 +147,29 @@ def _step(config: Config) -> str:
     )
 
 
+def much_padding(data: DataConfig, batch: batches.Arrays) -> Iterator[str]:
+    """Yields a line if more than half of a batch is padding: which field to change.
+
+    Args:
+        data: the section of the run.
+        batch: some of its rows.
+    """
+    padding = batches.padding_fraction(batch)
+    if padding <= _MUCH_PADDING:
+        return
+    sides = [lengths for lengths in batches.example_lengths(batch) if lengths.any()]
+    examples = np.median((sides[0] > 0).sum(axis=1))
+    line = f"{padding:.0%} of what a step computes is padding: "
+    if examples < data.max_segments:
+        fields = "data.seq_length" if len(sides) == 1 else "data.seq_length or data.target_length"
+        yield f"{line}the texts do not fill rows of that length; lower {fields}"
+        return
+    capacities = (data.seq_length, data.target_length)
+    means = [lengths[lengths > 0].mean() for lengths in sides]
+    fitting = min(int(capacity / mean) for capacity, mean in zip(capacities, means, strict=False))
+    yield f"{line}a row ends at data.max_segments={data.max_segments} examples; {fitting} would fill it"
+
+
 def _devices(mesh: Mesh) -> str:
     device = mesh.devices.flat[0]
     sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "none"
@@ -151,7 +190,12 @@ def changed_rate(old: Config, new: Config, start: int) -> Iterator[str]:
 
 def announce(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Member], start: int) -> None:
     """Prints the block and what has changed since the run was last started."""
-    distributed.say(summary(config, root, mesh, members, start))
+    if not distributed.is_primary():
+        return
+    batch = mixed(members, config.data.batch_size)(start, _SAMPLE)
+    distributed.say(summary(config, root, mesh, members, start, batch))
+    for line in much_padding(config.data, batch):
+        distributed.say(line)
     if start:
         for line in changed_rate(checkpoint.read_config(root), config, start):
             distributed.say(line)

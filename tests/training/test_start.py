@@ -17,11 +17,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
 from lm import checkpoint, distributed, sharding
-from lm.config import Config, DataConfig, ModelConfig, OptimConfig
+from lm.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig
 from lm.data import mixture
 from lm.errors import InputError
 from lm.huggingface import export_workdir
@@ -65,9 +66,43 @@ def test_a_run_begins_with_what_it_trains(run_and_said: tuple[Path, str], shaped
         rf"encoder, 1 layers of width 32, 512 rows of embeddings \(\d+ of them only pad\): {parameters:,} parameters",
         block["model"],
     )
-    assert block["step"] == "16 rows of 32 tokens: up to 512 tokens"
+    assert re.fullmatch(r"16 rows of 32 tokens: up to 512 tokens, \d+\.\d% of them padding", block["step"])
     assert block["devices"] == "8 x cpu, 1 process(es); mesh: data 8"
     assert said.index("devices") < said.index("compiling")
+
+
+def test_the_block_says_that_the_corpus_has_changed_and_what_was_left_out(
+    run: Path, shaped: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (member,) = loop.plan_members(shaped, mixture.open_stores(shaped, shaped.data.store))
+    manifest = member.store.manifest | {"removed": {"near_duplicates": 12, "heldout_leaks": 3}}
+    other = {**(member.store.manifest.get("listing") or {}), "files": 2}
+    member = dataclasses.replace(
+        member, store=dataclasses.replace(member.store, manifest=manifest | {"listing": other})
+    )
+    start.announce(shaped.with_vocabulary(448), epath.Path(run), sharding.make_mesh(shaped.mesh), [member], 0)
+    said = capfd.readouterr().err
+    assert "; left out: 12 near-duplicates and 3 leaks of held-out documents\n" in said
+    assert re.search(r"\n {11}changed since its store was made \(2 file.* then, 1 file.* now\); this run reads", said)
+
+
+def test_much_padding_names_the_field_to_change() -> None:
+    def said(sizes: list[int], capacity: int, most: int = 8) -> list[str]:
+        row = np.zeros(capacity, np.int32)
+        row[: sum(sizes)] = np.repeat(np.arange(len(sizes)) + 1, sizes)
+        data = DataConfig(seq_length=capacity, max_segments=most)
+        return list(start.much_padding(data, {"segments": np.stack([row] * 4)}))
+
+    assert said([8] * 8, 128) == []  # half of it
+    assert said([4] * 8, 128) == [
+        "75% of what a step computes is padding: a row ends at data.max_segments=8 examples; 32 would fill it"
+    ]
+    assert said([4] * 8, 128, most=40) == [
+        "75% of what a step computes is padding: the texts do not fill rows of that length; lower data.seq_length"
+    ]
+    sides = {"segments": np.array([[1] * 8 + [0] * 24]), "target_segments": np.array([[1] * 2 + [0] * 14])}
+    two = DataConfig(seq_length=32, target_length=16, max_segments=1)
+    assert "; 4 would fill it" in next(start.much_padding(two, sides))
 
 
 def test_a_run_on_a_complete_store_need_not_name_its_text(run: Path, shaped: Config) -> None:
@@ -140,6 +175,42 @@ def test_weights_that_are_not_there_are_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         loop.train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_shape_are_refused_before_the_corpus_is_read(
+    run: Path, shaped: Config, tmp_path: Path
+) -> None:
+    begun = {"checkpoint": {"init_from": str(run)}, "data": {"store": ""}}
+    with pytest.raises(
+        InputError, match=r"mlp/.* has shape \(1, .* but the config makes \(1, .*; give the model settings of"
+    ):
+        loop.train(changed(shaped, model={"vocab_size": 0, "d_ff": 128}, **begun), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    start.check_new(changed(shaped, **begun), epath.Path(tmp_path / "run"))  # its rows are those of the checkpoint
+
+
+def test_a_save_that_failed_in_the_background_is_told_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    saved = checkpoint.Checkpoints(tmp_path, CheckpointConfig())
+    saved.check()  # nothing is saved yet
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", full)
+    saved.save(1, {"params": {"weights": np.zeros(4, np.float32)}, "step": np.int32(1)})
+    told = []
+
+    def is_told() -> bool:
+        with contextlib.suppress(InputError):
+            saved.check()
+            return False
+        told.append(1)
+        return True
+
+    assert until(is_told)
+    assert told == [1]
+    saved.close()
 
 
 def test_an_empty_workdir_is_refused(tiny_config: Config) -> None:  # noqa: F811
