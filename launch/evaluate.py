@@ -21,6 +21,15 @@ _input = cli.define_path(
 )
 _OF_LOSSES = ("mlm", "perplexity")
 _metric = flags.DEFINE_enum("metric", "perplexity", [*_OF_LOSSES, *METRICS], "What to measure.")
+_mask_rate = flags.DEFINE_float(
+    "mask_rate",
+    None,
+    "Share of the tokens that are masked or hidden; it is printed with the losses. The default is objective.mask_rate "
+    "of the run; of an imported model it is 0.15, or 0.3 with infilling. Losses of two models compare only at one "
+    "share and with one tokenizer: give both the same.",
+    lower_bound=0.001,
+    upper_bound=0.999,
+)
 _examples = flags.DEFINE_integer("examples", 1000, "Number of pairs to score, 0 for all.", lower_bound=0)
 _shown = flags.DEFINE_integer("shown", 0, "Number of pairs to print with the model's outputs.", lower_bound=0)
 _num_beams = flags.DEFINE_integer(
@@ -33,8 +42,9 @@ def main() -> None:
         cli.refuse_given(("examples", "shown", "num_beams"), f"with --metric={_metric.value}")
         from lm.training import perplexity
 
-        found = perplexity.measure(_checkpoint.value, _input.value)
+        found = perplexity.measure(_checkpoint.value, _input.value, _mask_rate.value)
     else:
+        cli.refuse_given(("mask_rate",), f"with --metric={_metric.value}")
         from lm.inference import comparison
 
         compared = comparison.compare(

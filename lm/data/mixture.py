@@ -11,10 +11,11 @@ import numpy as np
 
 from lm.config import Config, MixtureConfig
 from lm.config.paths import expand
-from lm.data import prepare
+from lm.data import manifest, prepare
 from lm.data.batches import Arrays, Batches, Rows, numbers
 from lm.data.pairs import one_line
 from lm.data.store import Store
+from lm.errors import InputError
 from lm.tokenizers import tokenizer as tokenizers
 from lm.tokenizers.tokenizer import Tokenizer
 
@@ -46,6 +47,18 @@ def open_stores(config: Config, folder: str, tokenizer: Tokenizer | None = None)
         InputError: a store is missing, or was made with another tokenizer.
     """
     return {name: Store.open(path, tokenizer) for name, path in _paths(config, folder).items()}
+
+
+def open_to_evaluate(config: Config, folder: str, tokenizer: Tokenizer) -> dict[str, Store]:
+    """Opens the stores of a run as `open_stores` does. What is missing, as for an imported model, is not to be made.
+
+    Raises:
+        InputError: as `open_stores`.
+    """
+    for path in _paths(config, folder).values():
+        if manifest.read_manifest(path) is None:
+            raise InputError(f"there is no token store at {path!r} to take held-out text from; give --input=FILE.")
+    return open_stores(config, folder, tokenizer)
 
 
 def prepare_stores(

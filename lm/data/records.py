@@ -52,8 +52,8 @@ def jsonl(path: str, start: int, stop: int, fields: Mapping[str, str]) -> Iterat
             elif value is not None:
                 found = _listed(given) if isinstance(record, dict) else type(record).__name__
                 raise InputError(
-                    f"{place()} has no text under data.{option}={name!r} (it has: {found}); set data.{option} to the "
-                    "one that holds the text."
+                    f"{place()} has no text under data.{option}={name!r} (it has: {found}); rename a field, or set "
+                    f"data.{option} in the config to the one that holds the text."
                 )
         yield (values if len(values) == len(fields) else None), place
 
@@ -94,7 +94,7 @@ def parquet(path: str, fields: Mapping[str, str]) -> Iterator[Record]:
                 has = f"has {names.count(name)} columns" if name in names else "has no column"
                 raise InputError(
                     f"{path} {has} data.{option}={name!r}; accepted: {_listed(dict.fromkeys(names))}. "
-                    f"Set data.{option}, or rename a column."
+                    f"Rename a column, or set data.{option} in the config."
                 )
         row = 0
         batches = file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(fields.values())))
@@ -119,7 +119,7 @@ def _texts(arrow: ModuleType, batch, path: str, first: int, option: str, name: s
             return [None] * len(column)
         row = next(row for row, value in enumerate(column.is_valid()) if value.as_py())
         where = f"{path}, row {first + row}"
-        raise InputError(f"{where}: data.{option}={name!r} is {kind}; set data.{option} to a column of text.")
+        raise InputError(f"{where}: data.{option}={name!r} is {kind}; set it in the config to a column of text.")
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -81,9 +81,10 @@ def compare(
     write = Predictor(loaded).pipeline("generate", Options(decoding={"num_beams": num_beams}))
     pairs, train, left_out = _pairs(loaded, input_path)
     if not pairs:
-        reason = f" ({left_out[0]})" if left_out else ""
-        where = f"{input_path} holds no pair{reason}" if input_path else "the run holds out no pair"
-        raise InputError(f"{where} to evaluate on; set data.heldout_fraction above 0, or give an --input with pairs.")
+        if input_path:
+            reason = f" ({left_out[0]})" if left_out else ""
+            raise InputError(f"{input_path} holds no pair{reason}; give a file with pairs.")
+        raise InputError("the run holds out no pair to evaluate on; give an --input with pairs.")
     if limit and len(pairs) > limit:
         pairs = [pairs[i] for i in np.sort(np.random.default_rng(0).choice(len(pairs), limit, replace=False))]
     sources = [pair.source for pair in pairs]
@@ -114,7 +115,7 @@ def _pairs(loaded: Loaded, input_path: str) -> tuple[list[Pair], list[Pair], lis
     """
     folder = checkpoint.store_path(loaded.config, epath.Path(loaded.workdir))
     try:
-        stores = mixture.open_stores(loaded.config, folder, loaded.tokenizer)
+        stores = mixture.open_to_evaluate(loaded.config, folder, loaded.tokenizer)
     except InputError:
         if not input_path:
             raise

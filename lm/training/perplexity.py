@@ -11,16 +11,17 @@ import jax.numpy as jnp
 from etils import epath
 
 from lm import checkpoint, models, tasks
-from lm.config import Config, MixtureConfig
+from lm.config import Config, MixtureConfig, effect
 from lm.data import corpus, mixture, prepare, workers
 from lm.data.store import Store
+from lm.errors import InputError
 from lm.tasks import Batch, Objective, Sums, heads, losses, members
 from lm.tokenizers import tokenizer as tokenizers
 from lm.tokenizers.tokenizer import Tokenizer
 from lm.training import step as step_lib
 
 
-def measure(path: str, input_path: str = "") -> dict[str, float]:
+def measure(path: str, input_path: str = "", mask_rate: float | None = None) -> dict[str, float]:
     """Returns losses and accuracies of a model's own objective on the held-out split or a file.
 
     Each example counts once. A baseline is the accuracy of one constant answer: the most frequent token of the training
@@ -30,20 +31,24 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
         path: `WORKDIR` or `WORKDIR/checkpoints/N`.
         input_path: files of text, JSON lines or Parquet: a name, a folder or a glob. TSV in place of text where the run
             has pairs. The first task of a mixture reads them. Empty for the held-out split of the run's store.
+        mask_rate: the share of tokens to mask or hide; None for the share of the run, or of an import's settings.
+            Losses at different shares do not compare.
 
     Returns:
-        `step`, `predictions` and the metrics of each loss. The losses are `mlm` and perhaps `nsp`, `seq2seq`, or `lm`.
-        The metrics of `mlm` are `mlm_loss` (nats), `mlm_perplexity`, `mlm_accuracy` and `mlm_baseline_accuracy`. For a
-        mixture, names begin with that of the member: `NAME/predictions`, `NAME/mlm_loss` and so on.
+        `step`, `mask_rate` if tokens are masked or hidden, `predictions` and the metrics of each loss. The losses are
+        `mlm` and perhaps `nsp`, `seq2seq`, or `lm`. The metrics of `mlm` are `mlm_loss` (nats), `mlm_perplexity`,
+        `mlm_accuracy` and `mlm_baseline_accuracy`. For a mixture, names begin with that of the member:
+        `NAME/predictions`, `NAME/mlm_loss` and so on.
 
     Raises:
-        InputError: checkpoint, store or file cannot be used.
+        InputError: checkpoint, store or file cannot be used, or `mask_rate` has no effect.
     """
     workdir, step = checkpoint.locate(path)
     config = _with_trained_heads(checkpoint.read_config(workdir), str(workdir), step)
     prefix = ""
     if input_path:
         config, prefix = _on_files(config, input_path)
+    config, masked = _masking(config, mask_rate)
     tokenizer = tokenizers.load_tokenizer(str(workdir))
     objective = tasks.create_objective(config, tokenizer)
     model = models.build(config.model, models.Execution(config.train.activations))
@@ -56,8 +61,9 @@ def measure(path: str, input_path: str = "") -> dict[str, float]:
         prepared = objective.prepare(batch, key)
         return sums, weights, objective.baseline_hits(prepared, most_frequent)
 
-    metrics: dict[str, float] = {"step": step}
+    metrics: dict[str, float] = {"step": step, **masked}
     what = f"evaluating {path}, step {step:,}, on {input_path or 'the held-out split'}"
+    what += "".join(f", with {rate:.3g} of the tokens masked" for rate in masked.values())
     with workers.announced(what), _stores(config, workdir, tokenizer, input_path) as stores:
         for name, store in stores.items():
             split = store.train if input_path else store.heldout
@@ -84,6 +90,21 @@ def _metrics(
             cross_entropy = means.get(f"{name}_cross_entropy", means[f"{name}_loss"])
             metrics[f"{name}_perplexity"] = float(jnp.exp(cross_entropy))
     return metrics
+
+
+def _masking(config: Config, mask_rate: float | None) -> tuple[Config, dict[str, float]]:
+    """Returns the config with a share of masked tokens, and that share by its name; nothing if none are masked.
+
+    Raises:
+        InputError: a share is given, but the run masks nothing.
+    """
+    if why := effect.without_effect(config).get("objective.mask_rate"):
+        if mask_rate is not None:
+            raise InputError(f"--mask_rate has no effect: {why}; leave it out.")
+        return config, {}
+    if mask_rate is not None:
+        config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, mask_rate=mask_rate))
+    return config, {"mask_rate": config.objective.mask_rate}
 
 
 def _with_trained_heads(config: Config, workdir: str, step: int) -> Config:
@@ -117,7 +138,10 @@ def _on_files(config: Config, path: str) -> tuple[Config, str]:
 def _stores(config: Config, workdir: epath.Path, tokenizer: Tokenizer, input_path: str) -> Iterator[dict[str, Store]]:
     """Yields the run's stores by member, or a temporary store whose train split holds the file."""
     if not input_path:
-        yield mixture.open_stores(config, checkpoint.store_path(config, workdir), tokenizer)
+        stores = mixture.open_to_evaluate(config, checkpoint.store_path(config, workdir), tokenizer)
+        if empty := next((store.path for store in stores.values() if not store.heldout.num_tokens), None):
+            raise InputError(f"the token store {empty!r} holds out no text to evaluate on; give --input=FILE.")
+        yield stores
         return
     data = dataclasses.replace(config.data, tokenizer=str(workdir), heldout_fraction=0.0, near_duplicates=0.0)
     with tempfile.TemporaryDirectory() as folder:

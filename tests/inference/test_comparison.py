@@ -88,7 +88,7 @@ def test_what_cannot_be_compared_is_refused(pairs_workdir, tiny_config, tiny_seq
     with pytest.raises(InputError, match="metric is 'meteor'; accepted: bleu, chrf, rouge, exact-match"):
         compare(pairs_workdir, "meteor")
     (tmp_path / "empty.tsv").write_text("\n")
-    with pytest.raises(InputError, match=r"empty\.tsv holds no pair"):
+    with pytest.raises(InputError, match=r"empty\.tsv holds no pair; give a file with pairs"):
         compare(pairs_workdir, "bleu", input_path=str(tmp_path / "empty.tsv"))
     tokenizer = Store.open(tiny_config.data.store).tokenizer
     nothing = {"weights": np.zeros(1, np.float32)}  # neither comes as far as using them

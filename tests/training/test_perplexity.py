@@ -32,6 +32,7 @@ def test_held_out_numbers_are_those_of_the_curve(run):
     assert found["step"] == last["step"] == 3
     for name in ("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"):
         assert found[name] == pytest.approx(last[f"eval/{name}"], abs=1e-5)
+    assert found["mask_rate"] == 0.15  # of the config, as in training
     assert found["mlm_perplexity"] == pytest.approx(np.exp(found["mlm_loss"]), rel=1e-5)
     assert 0 < found["mlm_baseline_accuracy"] < 0.5
     assert 0.5 <= found["nsp_baseline_accuracy"] <= 1
@@ -63,6 +64,20 @@ def test_a_file_can_be_evaluated(run, tmp_path):
     assert perplexity.measure(run, str(tmp_path / "other.jsonl")) == found
     with pytest.raises(InputError, match=r"nowhere\.txt"):
         perplexity.measure(run, str(tmp_path / "nowhere.txt"))
+
+
+def test_a_share_of_masked_tokens_can_be_given(run, tiny_seq2seq):
+    """So that the losses of two models can be compared: each predicts the same number of tokens."""
+    found, more = perplexity.measure(run), perplexity.measure(run, mask_rate=0.3)
+    assert more["mask_rate"] == 0.3
+    assert more["predictions"] == pytest.approx(2 * found["predictions"], rel=0.1)
+    spans = perplexity._masking(tiny_seq2seq, 0.4)
+    assert spans[0].objective.mask_rate == 0.4
+    assert spans[1] == {"mask_rate": 0.4}
+    pairs = changed(tiny_seq2seq, data={"source": "dates", "path": ""}, objective={"name": "pairs"})
+    assert perplexity._masking(pairs, None) == (pairs, {})
+    with pytest.raises(InputError, match=r"--mask_rate has no effect: objective.name is pairs; leave it out"):
+        perplexity._masking(pairs, 0.4)
 
 
 def test_heads_without_training_are_not_measured(run, tmp_path):
@@ -113,3 +128,8 @@ def test_a_run_without_held_out_text_is_not_evaluated(tiny_config, tmp_path):
     last = loop.train(config, str(tmp_path / "run"))
     assert np.isfinite(last["loss"])
     assert not any(name.startswith("eval/") for name in last)
+    with pytest.raises(InputError, match=r"run/store' holds out no text to evaluate on; give --input=FILE"):
+        perplexity.measure(str(tmp_path / "run"))
+    (tmp_path / "run/store/manifest.json").unlink()  # as for an imported model, which has no store
+    with pytest.raises(InputError, match=r"no token store at .* to take held-out text from; give --input=FILE"):
+        perplexity.measure(str(tmp_path / "run"))
