@@ -80,9 +80,10 @@ def check_path(path: str) -> None:
     """
     scheme, separator, rest = path.partition("://")
     encoding = sys.getfilesystemencoding()
-    if encoding != "utf-8" and not (path if separator else os.path.abspath(path)).isascii():
+    whole = path if separator else os.path.abspath(path)
+    if encoding != "utf-8" and not whole.isascii():
         raise InputError(
-            f"{path!r} has characters outside ASCII, and paths are read as {encoding} here, but TensorStore's "
+            f"{whole!r} has characters outside ASCII, and paths are read as {encoding} here, but TensorStore's "
             "are UTF-8; set PYTHONUTF8=1, or LC_ALL=C.UTF-8."
         )
     if separator and scheme not in _PACKAGES:
