@@ -5,7 +5,6 @@ on the version that is there. fsspec reads the files of a corpus and lists the f
 passing failures with backoff. Both take credentials from the environment, ~/.aws or Google's application default.
 """
 
-import configparser
 import contextlib
 import functools
 import importlib
@@ -23,6 +22,7 @@ import fsspec.config
 import tensorstore as ts
 from etils import epath
 
+from lm import aws
 from lm.errors import InputError
 
 Spec: TypeAlias = dict[str, str | dict[str, str] | dict[str, str | int]]  # of TensorStore's key-value stores
@@ -103,9 +103,6 @@ def check_path(path: str) -> None:
 def kvstore(path: str, *names: str) -> Spec:
     """Returns the TensorStore key-value spec of a folder below `path`, which is local, gs://... or s3://...
 
-    AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) and AWS_REGION (or AWS_DEFAULT_REGION) choose another S3 server, as in
-    Amazon's own tools. TensorStore itself reads none of them.
-
     Raises:
         InputError: as for `check_path`.
     """
@@ -118,35 +115,8 @@ def kvstore(path: str, *names: str) -> Spec:
     if scheme == "gs":
         return {"driver": "gcs", "bucket": bucket, "path": folder, "gcs_request_retries": _RETRIES}
     spec: Spec = {"driver": "s3", "bucket": bucket, "path": folder, "s3_request_retries": _RETRIES}
-    if endpoint := _endpoint():
-        spec["endpoint"] = endpoint
-    if region := _aws_region():
-        spec["aws_region"] = region
-    # Without a source, TensorStore looks through all and logs an error for each that has no credentials.
-    if source := {"type": "environment"} if "AWS_ACCESS_KEY_ID" in os.environ else _aws_profile():
-        spec["aws_credentials"] = source
-    return spec
-
-
-def _aws_profile() -> dict[str, str]:
-    """Returns what describes a profile of ~/.aws/credentials with a key to TensorStore; empty if there is none."""
-    keys = os.path.expanduser(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials")
-    config = os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
-    profile, parser = os.environ.get("AWS_PROFILE") or "default", configparser.RawConfigParser(strict=False)
-    with contextlib.suppress(configparser.Error, UnicodeDecodeError):
-        parser.read(keys, encoding="utf-8")
-    if not parser.has_option(profile, "aws_access_key_id"):
-        return {}
-    config = config if os.path.isfile(config) else os.devnull
-    return {"type": "profile", "profile": profile, "credentials_file": keys, "config_file": config}
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _aws_region() -> str | None:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    found = {"endpoint": aws.endpoint(), "aws_region": aws.region(), "aws_credentials": aws.credentials()}
+    return spec | {name: value for name, value in found.items() if value}
 
 
 class StorageError(InputError):
@@ -300,9 +270,9 @@ def _address(path: str) -> str:
     scheme, _, rest = path.partition("://")
     if scheme == "gs":
         return os.environ.get("TENSORSTORE_GCS_HTTP_URL") or "https://storage.googleapis.com"
-    if endpoint := _endpoint():
+    if endpoint := aws.endpoint():
         return endpoint
-    region = _aws_region()
+    region = aws.region()
     return f"https://{rest.partition('/')[0]}.s3.{f'{region}.' if region else ''}amazonaws.com"
 
 
@@ -367,7 +337,7 @@ def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
     settings: dict[str, object] = {"use_listings_cache": False}
     if scheme == "s3":
         settings["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": _RETRIES["max_retries"]}}
-        if region := _aws_region():
+        if region := aws.region():
             settings["client_kwargs"] = {"region_name": region}
     for name in ("gs", "gcs") if scheme == "gs" else (scheme,):
         fsspec.config.conf[name] = settings | fsspec.config.conf.get(name, {})
