@@ -9,7 +9,7 @@ pip install -e '.[plan]'. --search varies mesh, rematerialisation, unroll and mi
 what so many requests a second take. --fleet simulates a day's requests and its replicas. --prices adds what it costs:
 
     python launch/plan.py --config=configs/t5_large.py --topology=v5e:1x1 --serve --batch=32,128 --load=50
-    python launch/plan.py --fleet --rate=2:20 --tokens_per_second=900 --startup_seconds=90 --picture=day.png
+    python launch/plan.py --fleet --rate=2:40 --tokens_per_second=900 --startup_seconds=90 --picture=day.png
 """
 
 import startup  # noqa: F401

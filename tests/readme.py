@@ -38,7 +38,7 @@ SHORTENED = [
         f"\\1 {_OWN} --config.data.source=text --config.data.path='corpus/*.txt'",
     ),
     (r"^(python launch/cluster/(gke|kubernetes|ray_serve|slurm|tpu_vm)\.py) (--dry_run )?", r"\1 --dry_run "),
-    (r"^(python launch/plan\.py --fleet.*)--rate=2:20", r"\1--rate=0.2:2"),
+    (r"^(python launch/plan\.py --fleet.*)--rate=2:40", r"\1--rate=0.2:4"),
     (r"^gcloud .*", r"echo 'not run: \g<0>'"),
     (r"^docker build --push ", "docker build "),
     (r"^(python launch/plan\.py --c.*)", f"\\1 {_POD} --config.data.seq_length=128"),

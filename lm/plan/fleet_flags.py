@@ -19,6 +19,7 @@ flags.disclaim_key_flags()  # --help of the launcher lists these flags with its 
 _D = Capacity(tokens_per_second=1.0)
 _F = flags.FLAGS
 _TARGETS = (0.25, 0.5, 1.0, 2.0)  # that --search tries, as multiples of --target
+_READS = (2 / 3, 1.0, 1.2)  # and of --read_tokens, which decides where it is set
 _REFUSED = 0.001  # share of the requests that --search lets a setting refuse
 _OF_OTHERS = (  # flags of launch/plan.py that change no simulation
     *("config", "topology", "layouts", "workers", "deadline", "serve", "batch", "load", "length", "max_length"),
@@ -39,7 +40,11 @@ class Setting:
     least: int
     most: int
     target: float
-    read: float = 0.0
+    read: int = 0
+
+    def __str__(self) -> str:
+        read = f", {self.read} tokens read a second" if self.read else ""
+        return f"{self.least} to {self.most} replicas, target {self.target:g}{read}"
 
 
 def define_fleet() -> None:
@@ -60,7 +65,7 @@ def define_fleet() -> None:
     what = "Waiting tokens, slots in use, or with Ray outstanding tokens, of a replica. Default: the launcher's."
     flags.DEFINE_float("target", None, what, lower_bound=1e-9)
     what = "Tokens read a second by a replica that call for one more; 0: never. Default: 0.75 of what it can read."
-    flags.DEFINE_float("read_tokens", None, what, lower_bound=0)
+    flags.DEFINE_integer("read_tokens", None, what, lower_bound=0)
     flags.DEFINE_integer("min_replicas", 2, "Fewest replicas.", lower_bound=0)
     flags.DEFINE_integer("max_replicas", 10, "Most replicas.", lower_bound=1)
     flags.DEFINE_float("upscale_delay", pace.RAY_UP, "With --autoscaler=ray: seconds.", lower_bound=0)
@@ -99,13 +104,11 @@ def run(output: flags.FlagHolder[str]) -> None:
         requests = _traffic()
     days = []
     for number, each in enumerate(settings, 1):
-        which = f"setting {number} of {len(settings)}: {each.least} to {each.most} replicas, target {each.target:g}"
+        which = f"setting {number} of {len(settings)}: {each}"
         with workers.announced(f"simulating {len(requests.arrivals):,} requests, {which}"):
             days.append(fleet_report.Day(each, simulate(requests, capacity, each), price))
     days = fleet_report.ranked(days, _F.target_p99, _REFUSED)
     print(fleet_report.table(days))
-    if read := settings[0].read:
-        print(f"One more is wanted for each {read:g} tokens read a second, too: the launcher's --read_tokens={read:g}.")
     if _F.search:
         is_kept = fleet_report.keeps(days[0], _F.target_p99, _REFUSED)
         print(f"The first line {'is the cheapest that keeps' if is_kept else 'comes nearest; none keeps'} the target.")
@@ -157,15 +160,18 @@ def _target(capacity: Capacity) -> float:
     return target
 
 
-def _read(capacity: Capacity) -> float:
+def _read(capacity: Capacity) -> int:
     """Returns --read_tokens, by default that of the launcher for a replica that is planned.
 
     Raises:
         InputError: it is given, and the replica writes, or the autoscaler does not look at it.
     """
-    if capacity.slots or _F.autoscaler not in ("keda", "hpa"):
-        cli.refuse_given(("read_tokens",), "with a model that writes, --autoscaler=ray or none")
-        return 0.0
+    if capacity.slots:
+        cli.refuse_given(("read_tokens",), "with a model that writes")
+        return 0
+    if _F.autoscaler not in ("keda", "hpa"):
+        cli.refuse_given(("read_tokens",), f"with --autoscaler={_F.autoscaler}")
+        return 0
     return int(pace.READ * capacity.tokens_per_second) if _F.read_tokens is None else _F.read_tokens
 
 
@@ -198,7 +204,7 @@ def _traffic() -> Traffic:
 
 
 def _settings(first: Setting) -> list[Setting]:
-    """Returns the settings to try: with --search, other targets and other fewest replicas."""
+    """Returns the settings to try: with --search, other fewest replicas and other targets (`read`, where it is set)."""
     if first.most < max(1, first.least):
         raise InputError(f"--max_replicas is {first.most} and --min_replicas is {first.least}; give a larger one.")
     if not first.least and _F.autoscaler != "keda":
@@ -206,8 +212,13 @@ def _settings(first: Setting) -> list[Setting]:
     if not _F.search:
         return [first]
     fewest = sorted({first.least, *(2**power for power in range(8) if 2**power <= first.most)})
-    targets = (1.0,) if _F.autoscaler == "none" else _TARGETS
-    return [dataclasses.replace(first, least=n, target=first.target * factor) for n in fewest for factor in targets]
+    if _F.autoscaler == "none":
+        tried = [first]
+    elif first.read:
+        tried = [dataclasses.replace(first, read=round(first.read * factor)) for factor in _READS]
+    else:
+        tried = [dataclasses.replace(first, target=first.target * factor) for factor in _TARGETS]
+    return [dataclasses.replace(each, least=least) for least in fewest for each in tried]
 
 
 def _capacity() -> Capacity:

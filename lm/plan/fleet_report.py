@@ -11,7 +11,10 @@ from lm.plan.fleet_flags import Setting
 from lm.plan.tables import aligned
 from lm.plan.traffic import Traffic
 
-_HEADINGS = ("replicas", "target", "mean", "most", "p50", "p99", "refused", "sent again", "hours", "cost", "turns")
+_HEADINGS = (
+    *("replicas", "target", "read/s", "mean", "most", "p50", "p99"),
+    *("refused", "sent again", "hours", "cost", "turns"),
+)
 _BINS = 288  # of a picture: five minutes of a day
 
 
@@ -76,7 +79,7 @@ def keeps(day: Day, target_p99: float, refused: float) -> bool:
 
 
 def table(days: Sequence[Day]) -> str:
-    """Returns a table with a line for each setting."""
+    """Returns a table with a line for each setting. Column `read/s` is the launcher's --read_tokens."""
     return "\n".join(aligned([_HEADINGS, *map(_cells, days)]))
 
 
@@ -85,6 +88,7 @@ def _cells(day: Day) -> tuple[str, ...]:
     return (
         f"{setting.least}-{setting.most}",
         f"{setting.target:g}",
+        f"{setting.read or '-'}",
         f"{day.mean_replicas:.1f}",
         f"{outcome.replicas.max()}",
         f"{outcome.quantile(0.5):.3g} s",

@@ -91,6 +91,7 @@ class _Choice:
 
     text: GrowingText
     tokenizer: Tokenizer
+    wants_logprobs: bool
     sums: list[float] = dataclasses.field(default_factory=list)
     offsets: list[int] = dataclasses.field(default_factory=list)
     tops: list[Sequence[tuple[int, float]] | None] = dataclasses.field(default_factory=list)
@@ -102,9 +103,10 @@ class _Choice:
         if isinstance(result, Progress):
             before = self.text.text
             new = self.text.add(result.tokens)
-            self.sums += [result.log_probability] * len(result.tokens)
-            self.offsets += [begin(before, self.text.text, self._piece(token)) for token in result.tokens]
-            self.tops += [result.tops] * len(result.tokens)
+            if self.wants_logprobs:
+                self.sums += [result.log_probability] * len(result.tokens)
+                self.offsets += [begin(before, self.text.text, self._piece(token)) for token in result.tokens]
+                self.tops += [result.tops] * len(result.tokens)
             if self.text.stopped:
                 self.reason = "stop"
             return new
@@ -157,7 +159,9 @@ class _Writing:
             for copy in range(copies)
         ]
         ends = end_ids(weights.predictor.loaded.config, tokenizer.special)
-        self.choices = [_Choice(GrowingText(tokenizer, self.stop, ends), tokenizer) for _ in self.items]
+        self.choices = [
+            _Choice(GrowingText(tokenizer, self.stop, ends), tokenizer, self.wants_logprobs) for _ in self.items
+        ]
 
     async def events(self) -> AsyncGenerator[tuple[int, str]]:
         """Yields the number of a choice and its new text; the last time with its reason set."""

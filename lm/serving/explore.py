@@ -102,7 +102,7 @@ def _layer(weights: Weights, layer: int | None) -> dict[str, object]:
     layers = len(weights.weights_NHLS)
     layer = layers if layer is None else layer
     if layer > layers:
-        raise Refusal("invalid", f"layer is {layer}; there are {layers}.", param="layer")
+        raise Refusal("invalid", f"layer is {layer}; accepted: 1 to {layers}.", param="layer")
     rounded_HLS = np.round(weights.weights_NHLS[layer - 1].astype(np.float64), 4)
     tokens = {"queries": list(weights.queries), "keys": list(weights.keys)}
     return {"layer": layer, "layers": layers, **tokens, "weights": rounded_HLS}

@@ -61,6 +61,8 @@ class Endpoint:
                 if self.is_queued:
                     service.scheduler.check_open()  # an overloaded server reads no body that it would refuse
                 content = await _read_body(request, service.settings.max_body_bytes)
+                if not content and not self.request.get("required"):
+                    content = b"{}"
                 body = schema.check(self.request, schema.parse(content))
             return await self.handler(service, request, body)
         except Refusal as refusal:

@@ -1,9 +1,11 @@
 """Checks JSON against the schemas that /openapi.json shows: one description of a request, for the code and its readers.
 
 The schemas use a part of JSON Schema: type, enum, anyOf, items, properties, required, additionalProperties, default,
-minimum, exclusiveMinimum, maximum, minLength, minItems and maxItems.
+minimum, exclusiveMinimum, maximum, minLength, minItems and maxItems. A description takes the place of what a refusal
+would say is accepted.
 """
 
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -44,6 +46,8 @@ def parse(body: bytes) -> JSON:
     def constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
+    if not body.strip():
+        raise Refusal("invalid", "the body is empty; accepted: a JSON object.")
     try:
         return json.loads(body, parse_constant=constant)
     except RecursionError:
@@ -128,7 +132,9 @@ def _check_object(schema: Schema, value: dict[str, JSON], path: str) -> dict[str
         raise _Misfit(f"unknown field {extra!r}; accepted: {', '.join(fields)}.", extra, True)
     for field in schema.get("required", ()):
         if field not in value:
-            raise _Misfit(f"{name(field)} is missing; accepted: {accepted(fields[field])}.", name(field), True)
+            near = difflib.get_close_matches(field, value.keys() - fields.keys(), 1)
+            found = f", and there is {near[0][:40]!r}" if near else ""
+            raise _Misfit(f"{name(field)} is missing{found}; accepted: {accepted(fields[field])}.", name(field), True)
     found = dict(value)
     for field, inner in fields.items():
         if field in value:
@@ -158,6 +164,8 @@ def _kind(value: object) -> str:
 
 def accepted(schema: Schema) -> str:
     """Returns in words what a schema accepts."""
+    if "description" in schema:
+        return schema["description"]
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(accepted(alternative) for alternative in schema["anyOf"]))
     if "enum" in schema:
@@ -238,4 +246,9 @@ def fields(
 def inputs(most: int, least_text: int = 0) -> Schema:
     """Returns the schema of one text or token array, or of a list of them."""
     ids = several(integer(0, (1 << 31) - 1))
-    return either(text(least_text), several(text(least_text), most=most), ids, several(ids, most=most))
+    what = f"a text, or a list of 1 to {most} texts; a text may also be a list of token ids"
+    if least_text:
+        what += ", and none may be empty"
+    return either(
+        text(least_text), several(text(least_text), most=most), ids, several(ids, most=most), description=what
+    )

@@ -320,7 +320,7 @@ class Served:
 def _not_compiled(missing: Sequence[str]) -> Refusal:
     """Returns the refusal of options that no program has, given as fields of `Extras`."""
     if lists := [_LISTS[name] for name in missing if name in _LISTS]:
-        message = f"{lists[0]} has more tokens than the model's own, for which this server was started; leave it out."
+        message = f"{lists[0]} is longer than the list that this server was started for; give a shorter one, or none."
         return Refusal("invalid", message, param=lists[0])
     options = [EXTRA_OPTIONS[name] for name in missing]
     adds = f"--extra_options={','.join(missing)}, at its start, adds"
@@ -333,7 +333,8 @@ def able_tasks(path: str, predictor: Predictor, wanted: Sequence[str]) -> tuple[
     wanted = wanted or predict.TASKS
     found = tuple(task for task in wanted if predictor.can(task))
     if not found:
-        raise InputError(f"{path} can do none of {', '.join(wanted)}; --tasks lists what to serve.")
+        able = [task for task in predict.TASKS if predictor.can(task)]
+        raise InputError(f"{path} can do {', '.join(able) or 'no task'}, and --tasks has {', '.join(wanted)}.")
     return found
 
 

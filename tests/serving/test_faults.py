@@ -143,7 +143,10 @@ def test_what_never_fits_is_named(running: Running):
             {"forced_bos_token_id": 5, "no_repeat_ngram_size": 2},
             "no no_repeat_ngram_size and no forced_bos_token_id; --extra_options=no_repeat_ngram_size,forced, at",
         ),
-        ({"suppress_tokens": [5], "forced_eos_token_id": 5}, "suppress_tokens has more tokens than the model's own"),
+        (
+            {"suppress_tokens": [5], "forced_eos_token_id": 5},
+            "suppress_tokens is longer than the list that this server",
+        ),
     ):
         assert message in running.refusal("/tasks/generate", {"inputs": "a", **options}).json()["error"]["message"]
     assert "num_beams has no effect on embed" in running.refusal("/tasks/embed", {"inputs": "a", "num_beams": 2}).text

@@ -30,7 +30,7 @@ def test_defaults_are_filled_in(given):
     ("body", "words"),
     [
         ([], ["the body is a list", "an object"]),
-        ({}, ["input is missing", "a string"]),
+        ({}, ["input is missing", "a text, or a list of 1 to 3 texts"]),
         ({"input": ""}, ["input is empty"]),
         ({"input": []}, ["input is a list of 0"]),
         ({"input": ["a"] * 4}, ["input is a list of 4", "at most 3"]),
@@ -63,6 +63,11 @@ def test_a_refusal_names_the_field_and_what_is_accepted(body, words):
 def test_what_is_no_json_is_refused(body):
     with pytest.raises(Refusal, match="the body is"):
         schema.parse(body)
+
+
+def test_a_name_that_is_nearly_the_missing_one_is_said():
+    with pytest.raises(Refusal, match="inputs is missing, and there is 'input'; accepted: a string"):
+        schema.check(schema.fields({"inputs": schema.text()}, strict=False), {"input": "a"})
 
 
 def test_a_text_of_a_user_is_not_repeated():
