@@ -18,7 +18,7 @@ def _end(*_: object) -> None:
 
 def _report(kind, error, trace) -> None:
     """Names a package that this Python lacks, now or later; any other exception keeps its traceback."""
-    name = isinstance(error, ModuleNotFoundError) and error.name or ""
+    name = (isinstance(error, ModuleNotFoundError) and error.name) or ""
     if not name or "." in name:  # a package without one of its modules is a fault
         return sys.__excepthook__(kind, error, trace)
     which = f"{sys.executable} (Python {sys.version_info[0]}.{sys.version_info[1]})"
