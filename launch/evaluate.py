@@ -2,7 +2,7 @@
 
 By default, and with --metric=perplexity or mlm, it measures the loss of the model's own objective on held-out text.
 With bleu, chrf, rouge or exact-match it scores what the model writes against held-out pairs, next to two baselines.
-A line of --input that holds no pair is counted and named, and the others are scored.
+With these a line of --input that holds no pair is counted and named, and the others are scored.
 """
 
 import startup  # noqa: F401
@@ -20,6 +20,7 @@ _input = cli.define_path(
     "input", "", "Text, JSON lines, Parquet, or .tsv with pairs; default: the run's held-out split."
 )
 _OF_LOSSES = ("mlm", "perplexity")
+_NAMED = 5  # lines that are left out
 _metric = flags.DEFINE_enum("metric", "perplexity", [*_OF_LOSSES, *METRICS], "What to measure.")
 _mask_rate = flags.DEFINE_float(
     "mask_rate",
@@ -58,7 +59,9 @@ def main() -> None:
         found = {**compared.scores, "shown": compared.shown}
         if compared.left_out:
             found["left_out"] = compared.left_out
-            print(f"left out {len(compared.left_out):,} line(s): {compared.left_out[0]}", file=sys.stderr)
+            lines, more = len(compared.left_out), len(compared.left_out) > _NAMED
+            reasons = [*compared.left_out[:_NAMED], *(["the others are in the answer, as left_out"] if more else [])]
+            print(f"left out {lines:,} line{'s' * (lines > 1)}:", *reasons, sep="\n  ", file=sys.stderr)
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 

@@ -63,17 +63,12 @@ def _plan_training(config: Config, topologies: list[Topology]) -> list[dict[str,
 
     prices = cost.read_prices(_prices.value, [each.kind for each in topologies])
     if _search.value:
-        plans = search.search(config, topologies, _layouts.value, _compilations.value, _announce)
+        plans = search.search(config, topologies, _layouts.value, _compilations.value, tables.announce)
     else:
         plans = [step.plan(config, topology) for topology in topologies]
     runs = cost.ranked([cost.whole_run(plan, config.train.steps, prices) for plan in plans], _deadline.value)
     print(tables.table(runs), tables.details(runs[0]), sep="\n\n")
     return [run.to_dict() for run in runs]
-
-
-def _announce(plan) -> None:
-    what = plan.message or f"compiled in {plan.compile_seconds:.0f} s"
-    print(f"{plan.topology} {plan.mesh}, remat {plan.remat}, unroll {plan.unroll}: {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main() -> int:
     stores = mixture.prepare_stores(config, _out.value, num_workers=_workers.value, runner=_runner.value)
     for made in stores.values():
         splits = ", ".join(
-            f"{name} {counts['tokens']:,} tokens of {counts['documents']:,} documents"
+            f"{name} {counts['tokens']:,} tokens of {manifest.counted(counts['documents'], made.kind)}"
             for name, counts in made.manifest["splits"].items()
         )
         line = f"{made.path}: {splits}; {made.tokenizer.vocab_size:,} pieces"

@@ -14,7 +14,6 @@ A launch script defines its flags, then passes its `main` to `run`:
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import functools
 import gc
@@ -33,7 +32,7 @@ from lm import interrupts
 from lm.accelerators import skip_absent_tpus
 from lm.config import Config, effect, loading, reference
 from lm.config.paths import expand
-from lm.errors import InputError
+from lm.errors import InputError, nearest
 
 EXIT_DONE = 0
 EXIT_FAULT = 1  # a bug, a broken machine, a diverged run
@@ -264,7 +263,7 @@ def _unknown_flag(name: str) -> str:
         return f"--{name} has no config to change; give --config=FILE before it."
     if "config" in flags.FLAGS and (settings := reference.called(name, list(flags.FLAGS))):
         return f"unknown flag --{name}; did you mean {' or '.join(f'--config.{each}' for each in settings)}?"
-    near = difflib.get_close_matches(name, list(flags.FLAGS))
+    near = nearest(name, list(flags.FLAGS))
     hint = f"did you mean {' or '.join(f'--{match}' for match in near)}?" if near else "--help lists the flags."
     return f"unknown flag --{name}; {hint}"
 
@@ -315,10 +314,8 @@ def find_config(name: str) -> str:
 def _load_config(path: str) -> Config:
     path = find_config(path)
     if not os.path.isfile(path):
-        near = difflib.get_close_matches(path, [str(file) for file in Path(path).parent.glob("*.py")])
-        near = near or difflib.get_close_matches(
-            path.removesuffix(".py"), [file.stem for file in _CONFIGS.glob("*.py")]
-        )
+        near = nearest(path, [str(file) for file in Path(path).parent.glob("*.py")])
+        near = near or nearest(path.removesuffix(".py"), [file.stem for file in _CONFIGS.glob("*.py")])
         hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {loading.ACCEPTED}."
         raise InputError(f"--config is {path!r}, which is not a file; {hint}")
     return loading.load(path)
@@ -348,7 +345,7 @@ def _check_overrides(config: Config, argv: list[str]) -> None:
         name = override[1]
         if name in accepted:
             raise InputError(f"--config.{name} is a section; set one of its fields: {', '.join(accepted[name])}.")
-        if near := difflib.get_close_matches(name, leaves):
+        if near := nearest(name, leaves):
             raise InputError(f"--config.{name} is not a field of the config; nearest: {', '.join(near)}.")
         choices = accepted.get(name.split(".")[0]) or list(accepted)
         raise InputError(f"--config.{name} is not a field of the config; accepted: {', '.join(choices)}.")

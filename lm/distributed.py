@@ -258,10 +258,9 @@ def _end(error: Exception) -> NoReturn:
     if isinstance(error, InputError):
         print("error:", error, file=sys.stderr)
     elif isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
-        cause = str(error).splitlines()[0]
         print(
             f"error: process {global_state.process_id} of {global_state.num_processes} has lost another process; see "
-            f"the log of that one ({cause}). {_GO_ON}",
+            f"the log of that one. {_GO_ON}",
             file=sys.stderr,
         )
     else:

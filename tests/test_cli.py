@@ -275,6 +275,9 @@ def test_a_misspelt_field_names_the_nearest() -> None:
     with pytest.raises(TypeError) as caught:
         TrainConfig(zzz=1)  # pyright: ignore[reportCallIssue]
     assert "accepted: steps," in str(caught.value) + loading.nearest_keyword(caught.value)
+    with pytest.raises(TypeError) as caught:
+        ModelConfig(embedding_scale=True)  # pyright: ignore[reportCallIssue]
+    assert "; nearest: scale_embedding, " in loading.nearest_keyword(caught.value)
 
 
 def test_the_config_of_a_run_is_accepted(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Loads the file that `--config` names: a Python file with a `get_config()`, or the `config.json` of a run."""
 
 import dataclasses
-import difflib
 import importlib.machinery
 import importlib.util
 import json
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 
 from lm.config.as_json import from_dict
 from lm.config.run import Config
-from lm.errors import InputError
+from lm.errors import InputError, nearest
 
 ACCEPTED = "a Python file with a get_config(), or the config.json of a run"
 
@@ -71,7 +70,7 @@ def nearest_keyword(error: Exception) -> str:
         return ""
     owners = [Config, *(type(getattr(Config(), field.name)) for field in dataclasses.fields(Config))]
     fields = [field.name for each in owners if each.__name__ == match[1] for field in dataclasses.fields(each)]
-    near = difflib.get_close_matches(match[2], fields)
+    near = nearest(match[2], fields)
     return f"; nearest: {', '.join(near)}." if near else f"; accepted: {', '.join(fields)}." if fields else ""
 
 
@@ -82,5 +81,5 @@ def _unknown_attributes(config: Config) -> Iterator[str]:
         if dataclasses.is_dataclass(section):
             fields = [field.name for field in dataclasses.fields(section)]
             for name in vars(section).keys() - fields:
-                near = difflib.get_close_matches(name, fields) or fields
+                near = nearest(name, fields) or fields
                 yield f"{prefix}{name} is set, but is not a field of the config; nearest: {', '.join(near)}."

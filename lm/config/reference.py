@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import difflib
 import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from lm.config.bounds import Section
 from lm.config.mixture import TaskConfig
 from lm.config.run import Config
+from lm.errors import nearest
 
 # The name of a setting in other libraries -> its name here.
 _OTHER_NAMES = {
@@ -77,12 +77,12 @@ def called(name: str, flags: Collection[str] = ()) -> list[str]:
         return exact or [_OTHER_NAMES[plain]]
     if plain.startswith("no") and (negated := called(plain[2:], flags)):
         return negated
-    if difflib.get_close_matches(name, list(flags)):
+    if nearest(name, flags):
         return []
     if "." in plain:
-        return difflib.get_close_matches(plain, known)
+        return nearest(plain, known)
     fields = {each.rpartition(".")[2]: each for each in known}
-    return [fields[each] for each in difflib.get_close_matches(plain, list(fields), cutoff=0.75)]
+    return [fields[each] for each in nearest(plain, fields, cutoff=0.75)]
 
 
 def as_markdown() -> str:

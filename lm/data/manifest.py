@@ -17,6 +17,11 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 Counts = dict[str, int]  # of documents, sentences and tokens
 
 
+def counted(number: int, things: str) -> str:
+    """Returns a number with what is counted, of which the plural is given: `1 document`, `1,200 documents`."""
+    return f"{number:,} {things if number != 1 else things.removesuffix('s')}"
+
+
 class Removed(TypedDict):
     """How many documents were left out because others are nearly equal: of held-out documents, and of all others."""
 

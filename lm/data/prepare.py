@@ -23,7 +23,7 @@ from lm import lease, storage
 from lm.config import DataConfig
 from lm.config.paths import expand
 from lm.data import changes, corpus, files, near_duplicates, ray_workers, shard_jobs, store, workers
-from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, Removed, read_manifest
+from lm.data.manifest import FORMAT_VERSION, SPLITS, Marker, Removed, counted, read_manifest
 from lm.errors import InputError
 from lm.tokenizers import tokenizer as tokenizers
 from lm.tokenizers.sentencepiece_tokenizer import SAMPLE_CHARACTERS_PER_PIECE, SMALLEST, SentencePiece
@@ -130,9 +130,10 @@ def _say_share(config: DataConfig, markers: Sequence[Marker]) -> None:
     held, tokens = counts["tokens"]["heldout"], sum(counts["tokens"].values())
     if not held or abs(held / tokens - config.heldout_fraction) < _FAR_FROM_WANTED:
         return
+    things = "pairs" if config.pairs else "documents"
     blank = "; in text files a blank line separates documents" if config.source == "text" else ""
     print(
-        f"{counts['documents']['heldout']:,} of {sum(counts['documents'].values()):,} documents are held out, with "
+        f"{counts['documents']['heldout']:,} of {sum(counts['documents'].values()):,} {things} are held out, with "
         f"{held / tokens:.0%} of the tokens (data.heldout_fraction is {config.heldout_fraction}){blank}",
         file=sys.stderr,
         flush=True,
@@ -142,7 +143,7 @@ def _say_share(config: DataConfig, markers: Sequence[Marker]) -> None:
 def _say_skipped(config: DataConfig, markers: Sequence[Marker]) -> None:
     if skipped := sum(marker.get("skipped", 0) for marker in markers):
         fields = " or ".join(f"data.{name}" for name in ("field", "target_field") if getattr(config, name))
-        print(f"left out {skipped:,} records whose {fields} is null", file=sys.stderr, flush=True)
+        print(f"left out {counted(skipped, 'records')} with null as {fields}", file=sys.stderr, flush=True)
 
 
 def as_prepared(config: DataConfig, given: Collection[str] = ()) -> DataConfig:

@@ -8,7 +8,7 @@ from absl import flags
 from lm import cli
 from lm.config import EARLY_STOPPING
 from lm.errors import InputError
-from lm.inference.requests import has_effect
+from lm.inference.requests import has_effect, owner_of
 
 flags.disclaim_key_flags()  # --help of a script lists these flags with its own
 
@@ -56,6 +56,9 @@ def refuse_without_effect(task: str, options: Iterable[str]) -> None:
         InputError: names the flag, and those that the task takes.
     """
     options = tuple(options)
+    for name in options:
+        if (owner := owner_of(name)) and owner != task:
+            cli.refuse_given([name], f"with --task={task}, but with --task={owner}")
     taken = ", ".join(f"--{name}" for name in options if has_effect(name, task)) or "none of these flags"
     unused = (name for name in options if not has_effect(name, task))
     cli.refuse_given(unused, f"with --task={task}, which takes {taken}")

@@ -121,8 +121,8 @@ class Translate(Writing):
         if asked and not known and self.codes.ids:
             self.codes.choose(asked)
         elif asked and asked not in known:
-            accepted = ", ".join(known) or "none, leave it out"
-            raise RequestError(f"language is {asked!r}; this model was trained with: {accepted}.")
+            accepted = f"give one of {', '.join(known)}" if known else "this model has none, leave it out"
+            raise RequestError(f"language is {asked!r}; {accepted}.")
 
     def _codes(self, request: Request) -> tuple[int | None, int | None]:
         """Returns the codes of the languages of a request's source and target; None where it names none.

@@ -89,9 +89,9 @@ class Decoding:
                 "sample; give one of them."
             )
         if (self.top_k or self.top_p < 1) and not self.temperature:
+            given = f"top_k is {self.top_k}" if self.top_k else f"top_p is {self.top_p}"
             raise InputError(
-                f"top_k is {self.top_k} and top_p is {self.top_p}, but nothing is sampled at temperature 0; give a "
-                "temperature above 0, such as 1, as well."
+                f"{given}, but nothing is sampled at temperature 0; give a temperature above 0, such as 1, as well."
             )
         lists = {"bad_words_ids": tuple(map(tuple, self.bad_words_ids))}
         lists |= {name: tuple(getattr(self, name)) for name in ("suppress_tokens", "begin_suppress_tokens")}

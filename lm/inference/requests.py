@@ -48,8 +48,13 @@ class RequestError(Exception):
 
 def has_effect(option: str, task: str) -> bool:
     """Returns whether a task uses an option, which is a field of `lm.inference.predict.Options` or of `Decoding`."""
-    owners = [owner for owner, options in _OWN_OPTIONS.items() if option in options]
-    return task in (owners or WRITING)
+    owner = owner_of(option)
+    return task == owner if owner else task in WRITING
+
+
+def owner_of(option: str) -> str | None:
+    """Returns the task that alone uses an option; None for the options of all writing tasks."""
+    return next((task for task, options in _OWN_OPTIONS.items() if option in options), None)
 
 
 def field(request: Request, name: str, default: str | None = None) -> str:

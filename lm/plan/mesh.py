@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import threading
 
 from jax.sharding import Mesh
 
@@ -22,6 +24,7 @@ def described_mesh(config: MeshConfig, topology: Topology) -> Mesh:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # libtpu warns without one; any value will do
+    os.environ.setdefault("TPU_LOG_DIR", "disabled")  # else each process leaves a file in /tmp/tpu_logs
     from jax.experimental import topologies
 
     options: dict[str, str | int] = {}
@@ -39,4 +42,6 @@ def described_mesh(config: MeshConfig, topology: Topology) -> Mesh:
             f"--topology is {topology.name!r}, which libtpu does not know ({reason[:160]}); accepted: sizes that are "
             "sold, such as v4:2x2x2, v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:8x8, tpu7x:2x2x2."
         ) from error
+    if threading.current_thread() is threading.main_thread():  # libtpu has put a handler there that prints its stack
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return sharding.make_mesh(config, found.devices)

@@ -1,6 +1,7 @@
 """Prints plans: tables for people, JSON for programs."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 
 from lm.accelerators import Topology
@@ -118,9 +119,22 @@ def _cells(run: Run) -> tuple[str, ...]:
         f"{plan.hbm_peak_fraction:.0%}",
         f"{step:.3g} s" if step else f"{plan.estimated_cycles / 1e6:.1f} Mcycles",
         f"{plan.predicted_mfu:.1%}" if plan.predicted_mfu else "?",
-        f"{run.hours:.1f} h" if run.hours is not None else "?",
-        f"{run.cost:,.0f}" if run.cost is not None else "?",
+        f"{_digits(run.hours)} h" if run.hours is not None else "?",
+        _digits(run.cost) if run.cost is not None else "?",
     )
+
+
+def _digits(value: float) -> str:
+    """Returns a number with three digits, or with all of its whole part."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def announce(plan: Plan) -> None:
+    """Says on stderr what a search has compiled, in the words of `table`."""
+    parts = f"{plan.accumulation} micro-batches, " if plan.accumulation > 1 else ""
+    layout = f"{_mesh(plan)}, {parts}remat {plan.remat}, unroll {plan.unroll or 'all'}"
+    what = plan.message or f"compiled in {plan.compile_seconds:.0f} s"
+    print(f"{plan.topology}, {layout}: {what}", file=sys.stderr, flush=True)
 
 
 def _mesh(plan: Plan | Serving) -> str:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from lm import checkpoint, distributed, lora, models, parameters, storage
 from lm.config import Config, DataConfig
 from lm.data import batches, changes
+from lm.data.manifest import counted
 from lm.errors import InputError
 from lm.tasks.members import Member, mixed
 from lm.training import adapters, initial, optim
@@ -102,13 +103,12 @@ def _corpus(member: Member) -> str:
     settings = manifest["settings"]
     where = ", ".join(str(settings[name]) for name in ("source", "path") if settings.get(name))
     train, heldout = manifest["splits"]["train"], manifest["splits"]["heldout"]
-    kind = member.store.kind if train["documents"] != 1 else member.store.kind.removesuffix("s")
     left_out = ""
     if removed := manifest.get("removed"):
         left_out = f"; left out: {removed['near_duplicates']:,} near-duplicates"
         left_out += f" and {removed['heldout_leaks']:,} leaks of held-out documents"
     return (
-        f"{where}: {train['documents']:,} {kind} with {train['tokens']:,} tokens; held out: "
+        f"{where}: {counted(train['documents'], member.store.kind)} with {train['tokens']:,} tokens; held out: "
         f"{heldout['documents']:,} with {heldout['tokens']:,} tokens{left_out}"
     )
 

@@ -139,7 +139,7 @@ def test_nulls_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     store = prepare.prepare(config, str(tmp_path / "store"), num_workers=1, progress=False)
     assert sum(split["documents"] for split in store.manifest["splits"].values()) == 54
     assert store.manifest.get("skipped") == 6
-    assert "left out 6 records whose data.field is null" in capsys.readouterr().err
+    assert "left out 6 records with null as data.field" in capsys.readouterr().err
     pairs = [{"text": "a", "target": "b"}, {"text": "a", "target": None}, {"text": None, "target": "b"}]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pairs))
     (shard,) = corpus.shards(DataConfig(source="jsonl", path=str(tmp_path / "pairs.jsonl"), target_field="target"))

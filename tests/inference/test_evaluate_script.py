@@ -25,7 +25,7 @@ runpy.run_path("launch/evaluate.py", run_name="__main__")
 def test_lines_that_are_left_out_are_counted_and_named_on_stderr() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "left out 2 line(s): own.tsv, line 2 has 1 column\n"
+    assert done.stderr == "left out 2 lines:\n  own.tsv, line 2 has 1 column\n  own.tsv, line 4 has an empty source\n"
     found = json.loads(done.stdout)
     assert found["de"] == {"examples": 2}
     assert len(found["left_out"]) == 2

@@ -22,7 +22,7 @@ LARGE = ("max_length", "top_k", "no_repeat_ngram_size", "forced_bos_token_id", "
         ({"bad_words_ids": [[5], [6, -2]]}, "bad_words_ids has the id -2; it must be from 0 to"),
         ({"suppress_tokens": [-2]}, "suppress_tokens has the id -2; it must be from 0 to"),
         ({"num_beams": 2, "temperature": 0.5}, "num_beams is 2 and temperature is 0.5"),
-        ({"top_k": 3}, "top_k is 3 and top_p is 1.0, but nothing is sampled at temperature 0"),
+        ({"top_k": 3}, "top_k is 3, but nothing is sampled at temperature 0"),
         ({"forced_bos_token_id": -2}, "forced_bos_token_id is -2; it must be at least -1"),
         *(
             ({name: 1 << 31, "temperature": 1.0}, f"{name} is 2147483648; it must be at most 2147483647")

@@ -175,7 +175,7 @@ def test_answers_are_in_order_and_a_bad_request_does_not_stop_the_others(writer)
     bad = [None, {"text": 3}, " ", {"text": "tree", "language": "fr"}]
     answers = writer.translate([good[0], *bad, *good[1:]], **SHORT)
     assert ["error" in answer for answer in answers] == [False, True, True, True, True, False, False]
-    assert answers[4]["error"] == "language is 'fr'; this model was trained with: de, zh_CN."
+    assert answers[4]["error"] == "language is 'fr'; give one of de, zh_CN."
     assert [answer.get("truncated", False) for answer in answers] == [False] * 6 + [True]
     # The short ones come first in their batch; each equals what is written for it alone.
     found = [answer for answer in answers if "error" not in answer]
@@ -280,7 +280,7 @@ def test_a_model_without_a_trained_head_is_refused(predictor, has_head):
 
 
 def test_options_that_the_model_cannot_follow_are_refused(writer):
-    with pytest.raises(InputError, match="language is 'fr'; this model was trained with: de, zh_CN"):
+    with pytest.raises(InputError, match="language is 'fr'; give one of de, zh_CN"):
         writer.translate(["tree"], "fr")
     with pytest.raises(InputError, match="max_length is 2000; this model writes at most 1024"):
         writer.generate(["tree"], max_length=2000)
@@ -384,4 +384,4 @@ def test_the_script_refuses_an_unknown_language_in_one_line(pairs_workdir):
     result = launch(pairs_workdir, "--task=translate", "--language=fr", lines="tree")
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr.endswith("error: language is 'fr'; this model was trained with: de, zh_CN.\n")
+    assert result.stderr.endswith("error: language is 'fr'; give one of de, zh_CN.\n")
