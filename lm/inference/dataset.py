@@ -16,6 +16,7 @@ import hashlib
 import io
 import itertools
 import json
+import operator
 import socket
 import sys
 import time
@@ -57,14 +58,26 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How many requests there are, how many of them were answered with an error, and how many tokens were read."""
+    """What was answered.
+
+    Attributes:
+        requests: how many there are.
+        errors: how many of them were answered with an error.
+        tokens: how many were read.
+        truncated: how many texts were cut to what the model reads.
+    """
 
     requests: int = 0
     errors: int = 0
     tokens: int = 0
+    truncated: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.requests + other.requests, self.errors + other.errors, self.tokens + other.tokens)
+        return Counts(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
+
+    def __str__(self) -> str:
+        texts = f", {self.truncated:,} of texts that were cut" if self.truncated else ""
+        return f"{self.requests:,} answers, {self.errors:,} of them errors{texts}; {self.tokens:,} tokens"
 
 
 def answer(
@@ -210,7 +223,8 @@ def _answer_part(job: Job, out: str, number: int, part: Part) -> Counts:
         ids.append(own)
         requests.append(request)
     answers = Pipeline(pipeline.prompt, compute)(requests)
-    counts = Counts(len(answers), sum("error" in answer for answer in answers), tokens)
+    errors, truncated = (sum(name in answer for answer in answers) for name in ("error", "truncated"))
+    counts = Counts(len(answers), errors, tokens, truncated)
     storage.write_key(out, _name(number), _parquet(job, part, ids, answers, counts))
     return counts
 

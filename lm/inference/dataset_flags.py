@@ -63,9 +63,7 @@ class DatasetFlags:
             options = make_options()
         columns = parts.Columns(self._id_field.value, self._text_field.value)
         job = dataset.Job(checkpoint, task, options, columns)
-        counts = dataset.answer(job, path, out, runner, self._workers.value)
-        counted = f"{counts.requests:,} answers, {counts.errors:,} of them errors; {counts.tokens:,} tokens"
-        print(f"{out}: {counted}")
+        print(f"{out}: {dataset.answer(job, path, out, runner, self._workers.value)}")
 
 
 def define_dataset() -> DatasetFlags:

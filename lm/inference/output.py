@@ -17,22 +17,26 @@ from lm.inference.requests import Answer
 
 
 class Output:
-    """Writes answers, a line of JSON each. What a file had before stays until the first of them."""
+    """Writes answers, a line of JSON each, and counts them. What a file had before stays until the first of them."""
 
     def __init__(self, file: IO[str], is_file: bool):
         self._file, self._is_old = file, is_file
+        self.answers = self.errors = 0
 
     def write(self, answers: Iterable[Answer]) -> None:
         if self._is_old:
             self._file.truncate(0)
             self._is_old = False
-        self._file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        for answer in answers:
+            self._file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            self.answers += 1
+            self.errors += "error" in answer
         self._file.flush()
 
 
 @contextlib.contextmanager
 def opened(output: flags.FlagHolder[str], given: flags.FlagHolder[str]) -> Iterator[Output]:
-    """Yields what writes to the file that a flag names; - is stdout.
+    """Yields what writes to the file that a flag names; - is stdout. Says at the end what a file got.
 
     Args:
         output: names the file.
@@ -58,3 +62,5 @@ def opened(output: flags.FlagHolder[str], given: flags.FlagHolder[str]) -> Itera
         made = Output(file, is_file)
         yield made
         made.write(())  # where there was no request
+    if is_file:
+        print(f"{output.value}: {made.answers:,} answers, {made.errors:,} of them errors", file=sys.stderr)

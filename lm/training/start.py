@@ -19,7 +19,8 @@ from lm.training import adapters, initial, optim
 
 _NAME_WIDTH = 11
 _NOTICEABLE = 1.01  # ratio of learning rates
-_SAMPLE = slice(256)  # rows whose padding is counted
+_SAMPLE = 256  # rows whose padding is counted
+_SAMPLED_BATCHES = 16  # at most
 _MUCH_PADDING = 0.5
 
 
@@ -67,7 +68,7 @@ def with_rows(config: Config, needed: int) -> Config:
 
 
 def summary(
-    config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Member], start: int, batch: batches.Arrays
+    config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Member], start: int, first: batches.Arrays | None
 ) -> str:
     """Returns the block: run, corpus, tokenizer, model, weights, step and devices, a line each.
 
@@ -77,7 +78,7 @@ def summary(
         mesh: the mesh of all devices.
         members: the corpora of the run.
         start: the step that the run resumes from; 0 for a new run.
-        batch: some rows of a batch.
+        first: the first rows of a new run, whose padding is said.
     """
     lines = [("run", f"{root}, {f'resumed after step {start:,}' if start else 'new'}, to step {config.train.steps:,}")]
     for member in members:
@@ -91,7 +92,9 @@ def summary(
         ("model", _model(config, tokenizer.vocab_size)),
         *([("weights", f"from {config.checkpoint.init_from}")] if config.checkpoint.init_from and not start else []),
         *([("adapters", _adapters(config))] if config.optim.lora_rank else []),
-        ("step", f"{_step(config)}, {batches.padding_fraction(batch):.1%} of them padding"),
+        *([("frozen", _frozen(config))] if config.optim.frozen else []),
+        ("step", _step(config)),
+        *([("padding", _padding(first))] if first else []),
         ("devices", _devices(mesh)),
     ]
     width = max(_NAME_WIDTH, *(len(name) + 1 for name, _ in lines))
@@ -127,6 +130,16 @@ def _model(config: Config, pieces: int) -> str:
     )
 
 
+def _frozen(config: Config) -> str:
+    model = adapters.adapted(models.build(config.model), config.optim)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    frozen = parameters.flatten(adapters.partition(shapes, config.optim)[1])
+    everything = parameters.flatten(shapes)
+    names = ", ".join(dict.fromkeys(parameters.abridge(frozen, everything)))
+    count, of = (sum(leaf.size for leaf in leaves.values()) for leaves in (frozen, everything))
+    return f"{count:,} of {of:,} parameters: {names}"
+
+
 def _adapters(config: Config) -> str:
     model = adapters.adapted(models.build(config.model), config.optim)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -147,6 +160,17 @@ def _step(config: Config) -> str:
     )
 
 
+def _rows(config: Config, members: Sequence[Member]) -> batches.Arrays:
+    """Returns the first rows of a new run, some hundred if batches are not very small."""
+    source, size = mixed(members, config.data.batch_size), config.data.batch_size
+    parts = [source(step, slice(_SAMPLE)) for step in range(min(-(-_SAMPLE // size), _SAMPLED_BATCHES))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _padding(batch: batches.Arrays) -> str:
+    return f"{batches.padding_fraction(batch):.1%} of the places in the first {len(next(iter(batch.values()))):,} rows"
+
+
 def much_padding(data: DataConfig, batch: batches.Arrays) -> Iterator[str]:
     """Yields a line if more than half of a batch is padding: which field to change.
 
@@ -154,12 +178,12 @@ def much_padding(data: DataConfig, batch: batches.Arrays) -> Iterator[str]:
         data: the section of the run.
         batch: some of its rows.
     """
-    padding = batches.padding_fraction(batch)
-    if padding <= _MUCH_PADDING:
+    share = batches.padding_fraction(batch)
+    if share <= _MUCH_PADDING:
         return
     sides = [lengths for lengths in batches.example_lengths(batch) if lengths.any()]
     examples = np.median((sides[0] > 0).sum(axis=1))
-    line = f"{padding:.0%} of what a step computes is padding: "
+    line = f"{share:.0%} of what a step computes is padding: "
     if examples < data.max_segments:
         fields = "data.seq_length" if len(sides) == 1 else "data.seq_length or data.target_length"
         yield f"{line}the texts do not fill rows of that length; lower {fields}"
@@ -192,10 +216,11 @@ def announce(config: Config, root: epath.Path, mesh: Mesh, members: Sequence[Mem
     """Prints the block and what has changed since the run was last started."""
     if not distributed.is_primary():
         return
-    batch = mixed(members, config.data.batch_size)(start, _SAMPLE)
-    distributed.say(summary(config, root, mesh, members, start, batch))
-    for line in much_padding(config.data, batch):
-        distributed.say(line)
-    if start:
+    first = None if start else _rows(config, members)
+    distributed.say(summary(config, root, mesh, members, start, first))
+    if first:
+        for line in much_padding(config.data, first):
+            distributed.say(line)
+    else:
         for line in changed_rate(checkpoint.read_config(root), config, start):
             distributed.say(line)

@@ -301,7 +301,8 @@ def test_what_takes_long_before_the_first_part_is_said(workdir: str, source: str
 
 def test_the_script_names_a_missing_package_before_it_loads(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a tree")
-    missing = "import runpy, sys; sys.modules['{}'] = None; runpy.run_path('launch/predict.py', run_name='__main__')"
+    missing = """import runpy, sys; sys.path.insert(0, "launch"); sys.modules["{}"] = None
+runpy.run_path("launch/predict.py", run_name="__main__")"""
     for package, runner, message in (
         ("pyarrow.parquet", "local", "an --output of Parquet needs pyarrow; pip install -e '.[parquet]'."),
         ("ray", "ray", "--runner=ray needs ray; pip install -e '.[ray]'."),

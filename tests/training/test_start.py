@@ -66,7 +66,8 @@ def test_a_run_begins_with_what_it_trains(run_and_said: tuple[Path, str], shaped
         rf"encoder, 1 layers of width 32, 512 rows of embeddings \(\d+ of them only pad\): {parameters:,} parameters",
         block["model"],
     )
-    assert re.fullmatch(r"16 rows of 32 tokens: up to 512 tokens, \d+\.\d% of them padding", block["step"])
+    assert block["step"] == "16 rows of 32 tokens: up to 512 tokens"
+    assert re.fullmatch(r"\d+\.\d% of the places in the first 256 rows", block["padding"])
     assert block["devices"] == "8 x cpu, 1 process(es); mesh: data 8"
     assert said.index("devices") < said.index("compiling")
 
@@ -295,3 +296,8 @@ def test_the_metrics_are_closed_also_where_the_last_save_fails(shaped: Config, t
     with pytest.raises(InputError, match="full disk"):
         loop.train(shaped, str(tmp_path / "run"))
     assert (tmp_path / "run/loss.png").exists()
+
+
+def test_frozen_parameters_are_named(shaped: Config) -> None:
+    config = changed(shaped.with_vocabulary(448), optim={"frozen": "encoder/embedding/.*"})
+    assert re.fullmatch(r"[\d,]+ of [\d,]+ parameters: encoder/embedding", start._frozen(config))
