@@ -231,5 +231,8 @@ def _capacity() -> Capacity:
     plan = planned.read(_F.plan)
     if plan.tokens_per_second is None:
         raise InputError(f"--plan is {_F.plan!r}, which does not fit; give one that does.")
-    slots = plan.batch if plan.max_length else 0
-    return Capacity(plan.tokens_per_second, plan.batch * plan.length, slots=slots, **limits)
+    full = plan.batch * plan.length
+    if plan.max_length:
+        return Capacity(plan.tokens_per_second, full, slots=plan.batch, **limits)
+    limits["seconds"] = max(_F.seconds, full / plan.tokens_per_second)  # the program has one size
+    return Capacity(plan.tokens_per_second, full, **limits)

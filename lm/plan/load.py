@@ -65,11 +65,16 @@ def tables(plans: Sequence[Serving], load: float | None, prices: Mapping[str, fl
         return []
     found = [each for plan in plans if (each := carry(plan, load))]
     found.sort(key=lambda each: (each.chips, each.plan.predicted_seconds))
-    note = (
-        f"For {load:g} requests a second of these lengths, with replicas used for at most {USED:.0%}. Time is that of "
-        "a request with all slots in use, without waiting. `launch/serve.py --slots` sets the slots."
-    )
+    note = f"For {load:g} requests a second of these lengths, with replicas used for at most {USED:.0%}. "
     headings = (*_HEADINGS, *(["an hour"] if prices else []))
+    if any(plan.max_length for plan in plans):
+        note += "Time is that of a request with all slots in use, without waiting. `launch/serve.py --slots` sets the slots."
+    else:
+        headings = tuple(each.replace("slots", "rows") for each in headings)
+        note += (
+            "Time is that of a batch on the device, without HTTP, the tokenizer and waiting. `launch/serve.py "
+            "--batch_tokens` sets the tokens of all rows."
+        )
     return ["\n".join([*aligned([headings, *(_cells(each, prices) for each in found)]), note])]
 
 

@@ -80,11 +80,14 @@ def serving_table(plans: Sequence[Serving], prices: Mapping[str, float]) -> str:
         *(["1M tokens"] if prices else []),
     )
     reasons = [f"{_mesh(plan)} on {plan.topology}: {plan.message}" for plan in plans if not plan.fits]
-    note = (
-        "HBM is that of one device, as the compiler allocates it. The cache holds the keys and values of the source "
-        "and of the tokens written. Time and tokens/s are estimates for a batch in which at least one row reaches "
-        f"the maximum length, from {_ESTIMATED}."
-    )
+    note = "HBM is that of one device, as the compiler allocates it. "
+    if any(plan.max_length for plan in plans):
+        note += (
+            "The cache holds the keys and values of the source and of the tokens written. Time and tokens/s are "
+            f"estimates for a batch in which at least one row reaches the maximum length, from {_ESTIMATED}."
+        )
+    else:
+        note += f"Time and tokens/s are estimates for a full batch, from {_ESTIMATED}."
     return "\n".join([*aligned([headings, *(_serving_cells(plan, prices) for plan in plans)]), *reasons, note])
 
 

@@ -316,7 +316,7 @@ def test_a_plan_is_the_capacity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     plan |= {"topology": "v5e:1x1", "parameter_bytes": 1.0, "temporary_bytes": 1.0}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     flags(monkeypatch, plan=str(tmp_path / "plan.json"), tokens_per_second=None)
-    assert fleet_flags._capacity() == Capacity(800.0, 512, 0.1, 0, 1000, startup=30.0)
+    assert fleet_flags._capacity() == Capacity(800.0, 512, 512 / 800, 0, 1000, startup=30.0)
     (tmp_path / "plan.json").write_text(json.dumps({**plan, "max_length": 32}))
     assert fleet_flags._capacity().slots == 8
     (tmp_path / "plan.json").write_text(json.dumps({**plan, "predicted_tokens_per_second": None}))
