@@ -13,6 +13,7 @@ import sys
 from absl import flags
 
 from lm import cli
+from lm.data import workers
 from lm.inference.metrics import METRICS
 
 _checkpoint = cli.define_path("checkpoint", None, "WORKDIR or WORKDIR/checkpoints/N.", required=True)
@@ -41,12 +42,14 @@ _num_beams = flags.DEFINE_integer(
 def main() -> None:
     if _metric.value in _OF_LOSSES:
         cli.refuse_given(("examples", "shown", "num_beams"), f"with --metric={_metric.value}")
-        from lm.training import perplexity
+        with workers.announced("loading JAX"):
+            from lm.training import perplexity
 
         found = perplexity.measure(_checkpoint.value, _input.value, _mask_rate.value)
     else:
         cli.refuse_given(("mask_rate",), f"with --metric={_metric.value}")
-        from lm.inference import comparison
+        with workers.announced("loading JAX"):
+            from lm.inference import comparison
 
         compared = comparison.compare(
             _checkpoint.value,

@@ -13,6 +13,7 @@ from absl import flags
 
 from lm import cli
 from lm.config.paths import named_models
+from lm.data import workers
 from lm.serving.settings import Settings, read_keys
 
 _D = Settings()
@@ -70,7 +71,8 @@ def main() -> None:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     given = {name: flag.value for name, flag in _SETTINGS.items()}
     keys = read_keys(_keys_file.value, os.environ.get("LM_API_KEYS", ""))
-    from lm.serving import server  # with jax
+    with workers.announced("loading JAX"):
+        from lm.serving import server
 
     server.serve(models, Settings.of(given, keys), _host.value, _port.value)
 

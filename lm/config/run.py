@@ -126,6 +126,12 @@ def _check_text(asks: str, objective: str, gives: str, data: DataConfig) -> None
         gives: the field of the text, for the message.
         data: the text.
     """
+    if objective in OF_PAIRS and not data.pairs and data.source in ("jsonl", "parquet"):
+        field = f"{gives.removesuffix('source')}target_field"
+        raise InputError(
+            f"{asks} is {objective!r}, and {gives}={data.source} gives pairs with {field}; set it to the field of the "
+            "target."
+        )
     if data.pairs != (objective in OF_PAIRS):
         raise InputError(
             f"{asks} is {objective!r}, but {gives}={data.source} gives "

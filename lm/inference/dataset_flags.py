@@ -71,5 +71,5 @@ def define_dataset() -> DatasetFlags:
         flags.DEFINE_string("runner", None, "Write Parquet, on this machine or Ray: local, ray or ray://HOST:PORT."),
         flags.DEFINE_integer("workers", None, "Models on Ray; default: one for each GPU, or node.", lower_bound=1),
         flags.DEFINE_string("id_field", "id", "With --runner: the column or JSON field that names a request."),
-        flags.DEFINE_string("text_field", "text", "With --runner: the column of Parquet that holds the text."),
+        flags.DEFINE_string("text_field", "text", "With --runner: the column or JSON field that holds the text."),
     )

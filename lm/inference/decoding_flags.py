@@ -21,7 +21,9 @@ def define_decoding() -> Callable[[], dict[str, object]]:
     """
     holders = {
         "num_beams": flags.DEFINE_integer("num_beams", None, "Beams of beam search; 1 is greedy."),
-        "max_length": flags.DEFINE_integer("max_length", None, "Most tokens to write; default: that of the model."),
+        "max_length": flags.DEFINE_integer(
+            "max_length", None, "Most tokens to write, as max_new_tokens; default: that of the model."
+        ),
         "min_length": flags.DEFINE_integer("min_length", None, "Fewest tokens to write."),
         "length_penalty": flags.DEFINE_float("length_penalty", None, "Divide scores by length to this power."),
         "early_stopping": flags.DEFINE_enum("early_stopping", None, list(EARLY_STOPPING), "When beam search ends."),

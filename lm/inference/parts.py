@@ -127,6 +127,8 @@ def _read_lines(part: Part, columns: Columns) -> Iterator[tuple[object, Request]
         if 0 <= part.stop <= offset:
             return
         (request,) = parse([line])
+        if isinstance(request, dict) and columns.text != "text" and columns.text in request:
+            request = {**request, "text": request[columns.text]}
         own = request.get(columns.id) if isinstance(request, dict) else None
         yield (f"{part.file}:{offset}" if own is None else without_surrogates(str(own))), request
 

@@ -98,7 +98,8 @@ def draw_weights(weights: Weights, picture: Picture) -> None:
     try:
         figure.savefig(picture.path, dpi=120)
     except OSError as error:
-        raise InputError(f"the picture cannot be written to {picture.path!r}: {error}; give another file.") from error
+        why = error.strerror or error
+        raise InputError(f"the picture is {picture.path!r}: {why}; give a file that can be written.") from error
 
 
 def _label(axis: Axes, weights: Weights, family: list[str], rotation: float) -> None:

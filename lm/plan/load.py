@@ -68,7 +68,7 @@ def tables(plans: Sequence[Serving], load: float | None, prices: Mapping[str, fl
     note = f"For {load:g} requests a second of these lengths, with replicas used for at most {USED:.0%}. "
     headings = (*_HEADINGS, *(["an hour"] if prices else []))
     if any(plan.max_length for plan in plans):
-        note += "Time is that of a request with all slots in use, without waiting. `launch/serve.py --slots` sets the slots."
+        note += "Time is that of a request with all slots in use, without waiting. `launch/serve.py --slots` sets them."
     else:
         headings = tuple(each.replace("slots", "rows") for each in headings)
         note += (

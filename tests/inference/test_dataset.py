@@ -317,3 +317,10 @@ def test_ray_is_needed_for_its_runner_alone(workdir: str, source: str, tmp_path:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"--runner=ray needs ray; pip install -e '.\[ray\]'"):
         answer(job(workdir), source, tmp_path / "out", runner="ray")
+
+
+def test_a_field_of_json_lines_is_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "r0", "src": "a tree"}\nplain\n')
+    (part,) = parts.cut(str(tmp_path / "a.jsonl"))
+    (_, first), (_, second) = parts.read(part, parts.Columns(text="src"))
+    assert (first, second) == ({"id": "r0", "src": "a tree", "text": "a tree"}, "plain")
