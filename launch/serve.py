@@ -63,18 +63,17 @@ _SETTINGS = {
 
 
 def main() -> None:
-    models = named_models(_checkpoint.value)
+    models, keys = named_models(_checkpoint.value), read_keys(_keys_file.value, os.environ.get("LM_API_KEYS", ""))
+    settings = Settings.of({name: flag.value for name, flag in _SETTINGS.items()}, keys)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("lm.serving").setLevel(logging.INFO if _log.value else logging.WARNING)
     if _cache.value:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.value
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    given = {name: flag.value for name, flag in _SETTINGS.items()}
-    keys = read_keys(_keys_file.value, os.environ.get("LM_API_KEYS", ""))
     with workers.announced("loading JAX"):
         from lm.serving import server
 
-    server.serve(models, Settings.of(given, keys), _host.value, _port.value)
+    server.serve(models, settings, _host.value, _port.value)
 
 
 if __name__ == "__main__":

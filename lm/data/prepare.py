@@ -154,10 +154,16 @@ def as_prepared(config: DataConfig, given: Collection[str] = ()) -> DataConfig:
         given: names of settings, such as `data.path`, that the user has given for this run.
 
     Raises:
-        InputError: the store was made with other values of these settings.
+        InputError: the store was made with other values of these settings; or it is given, but neither is it complete
+            nor is it said what text to make it of.
     """
     manifest = read_manifest(expand(config.store)) if config.store else None
     if manifest is None:
+        if "data.store" in given and not {"data.source", "data.path"} & set(given):
+            raise InputError(
+                f"data.store={config.store} holds no complete token store; correct it, make it with launch/prepare.py, "
+                "or give data.source and data.path as well, to make it there."
+            )
         return config
     made_with = {name: manifest["settings"].get(name, getattr(DataConfig(), name)) for name in _SETTINGS}
     wanted = {name: getattr(config, name) for name in _SETTINGS if f"data.{name}" in given}

@@ -306,3 +306,12 @@ def test_launch_script_prints_one_line(tmp_path: Path, data_config: DataConfig):
     (line,) = process.stdout.splitlines()
     assert line.startswith(f"{tmp_path}/store: train ")
     assert line.endswith(" pieces; left out 0 near-duplicates and 0 leaks of held-out documents (leaks.jsonl)")
+
+
+def test_a_store_that_is_given_must_be_there_or_be_described(tmp_path: Path) -> None:
+    """A misspelt store would else be made of the text that the config has by default."""
+    config = DataConfig(store=str(tmp_path / "misspelt"))
+    with pytest.raises(InputError, match="misspelt holds no complete token store; correct it, make it with"):
+        prepare.as_prepared(config, ["data.store", "data.batch_size"])
+    assert prepare.as_prepared(config, ["data.store", "data.source"]) == config
+    assert prepare.as_prepared(config) == config

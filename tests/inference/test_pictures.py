@@ -105,7 +105,7 @@ def test_which_heatmaps_are_drawn():
         (["a"] * 65, Picture("a.png"), "65 tokens.*64"),
         (["a"], Picture("a.png", layer=3), "layer to draw is 3.*1 to 2"),
         (["a"], Picture("a.png", head=0), "head to draw is 0.*1 to 3"),
-        (["a"], Picture("no/such/folder/a.png"), "cannot be written"),
+        (["a"], Picture("no/such/folder/a.png"), "No such file or directory; give a file that can be written"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(labels, picture, message):
