@@ -275,8 +275,10 @@ def _illegal_value(message: str) -> str:
     if choice := re.match(r"flag --([\w.]+)=(.*): value should be one of <(.*)>$", message, re.DOTALL):
         name, value, accepted = choice.groups()
         return f"--{name} is {value!r}; accepted: {', '.join(accepted.split('|'))}."
-    if bound := re.match(r"flag --([\w.]+)=(.*): \S+ is not (an? .*)$", message, re.DOTALL):
-        return f"--{bound[1]} is {bound[2]}; accepted: {bound[3]}."
+    if bound := re.match(r"flag --([\w.]+)=(.*): \S+ is not (an? )?(.*)$", message, re.DOTALL):
+        name, value, article, accepted = bound.groups()
+        article = article or ("an " if accepted.startswith("integer") else "a ")  # absl writes "integer >= 5"
+        return f"--{name} is {value}; accepted: {article}{accepted}."
     conversion = r"flag --([\w.]+)=(.*): (?:invalid literal|could not convert|\('Non-boolean)"
     if not (match := re.match(conversion, message, re.DOTALL)):
         return message

@@ -4,9 +4,11 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from lm import cli
 from lm.config import Config, ModelConfig, TrainConfig, loading, reference, to_json
@@ -266,6 +268,27 @@ def test_a_config_of_the_project_is_found_by_its_name(tmp_path: Path, monkeypatc
     assert cli.find_config("none") == "none"
     with pytest.raises(InputError, match="which is not a file; did you mean quickstart"):
         cli._load_config("quikstart")
+
+
+@pytest.mark.parametrize(
+    ("define", "bounds", "accepted"),
+    [
+        (flags.DEFINE_integer, {"lower_bound": 1}, "a positive integer"),
+        (flags.DEFINE_integer, {"lower_bound": 0}, "a non-negative integer"),
+        (flags.DEFINE_integer, {"lower_bound": 5}, "an integer >= 5"),
+        (flags.DEFINE_integer, {"upper_bound": -9}, "an integer <= -9"),
+        (flags.DEFINE_integer, {"lower_bound": 1, "upper_bound": 9}, "an integer in the range [1, 9]"),
+        (flags.DEFINE_float, {"lower_bound": 0.5}, "a number >= 0.5"),
+    ],
+)
+def test_every_bound_of_a_number_is_said_in_the_same_words(
+    define: Callable[..., object], bounds: dict[str, float], accepted: str
+) -> None:
+    values = flags.FlagValues()
+    define("size", None, "", flag_values=values, **bounds)
+    with pytest.raises(flags.IllegalFlagValueError) as refused:
+        values(["script", "--size=-8"])
+    assert cli._illegal_value(str(refused.value)) == f"--size is -8; accepted: {accepted}."
 
 
 def test_a_misspelt_field_names_the_nearest() -> None:
