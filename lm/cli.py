@@ -69,7 +69,7 @@ def define_config(required: bool = True) -> Callable[[], Config]:
 
     def config() -> Config:
         if holder.value is None:
-            raise InputError("--config is missing; --help says what it takes.")
+            raise InputError(_missing("config"))
         holder.value.validate()
         holder.value.check_vocabulary()
         effect.refuse_without_effect(holder.value, given_settings())
@@ -117,6 +117,19 @@ def refuse_given(names: Iterable[str], why: str) -> None:
     for name in names:
         if flags.FLAGS[name].present:
             raise InputError(f"--{name} has no effect {why}; leave it out.")
+
+
+def require_given(names: Iterable[str]) -> None:
+    """Refuses flags that are missing, after a script has looked at the words of its command line.
+
+    absl looks for required flags before that, so it would name a missing flag where the command is the mistake.
+
+    Raises:
+        InputError: one of them is not given.
+    """
+    for name in names:
+        if flags.FLAGS[name].value is None:
+            raise InputError(_missing(name))
 
 
 def opened(
@@ -268,10 +281,14 @@ def _unknown_flag(name: str) -> str:
     return f"unknown flag --{name}; {hint}"
 
 
+def _missing(name: str) -> str:
+    return f"--{name} is missing; --help says what it takes."
+
+
 def _illegal_value(message: str) -> str:
     """Returns a message that says what a flag accepts. Absl only repeats Python's conversion error."""
     if missing := re.search(r"Flag --(\w+) must have a value other than None", message):
-        return f"--{missing[1]} is missing; --help says what it takes."
+        return _missing(missing[1])
     if choice := re.match(r"flag --([\w.]+)=(.*): value should be one of <(.*)>$", message, re.DOTALL):
         name, value, accepted = choice.groups()
         return f"--{name} is {value!r}; accepted: {', '.join(accepted.split('|'))}."

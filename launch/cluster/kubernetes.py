@@ -28,6 +28,7 @@ from lm.cluster import flags as cluster_flags
 from lm.cluster.manifests import to_yaml
 from lm.errors import InputError
 
+_COMMANDS = f"serve, or serve {'|'.join(rollout.VERBS)}"
 _server = serving_flags.define_server()
 _scaling = serving_flags.define_scaling()
 _gateway = serving_flags.define_gateway()
@@ -41,7 +42,7 @@ def main() -> int:
     words = cli.words()
     verb = words[1] if len(words) > 1 else "apply"
     if words[0] != "serve" or verb not in rollout.VERBS or len(words) > 2:
-        raise InputError(f"{' '.join(words)!r} is given; accepted: serve, or serve {'|'.join(rollout.VERBS)}.")
+        raise InputError(f"{' '.join(words)!r} is given; accepted: {_COMMANDS}.")
     if _output.value and verb != "apply":
         raise InputError(f"--output is {_output.value!r}, but serve {verb} writes no manifests; leave it out.")
     context, server = _context.value, _server(_options)
@@ -74,4 +75,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, "serve")
+    cli.run(main, _COMMANDS)

@@ -21,8 +21,9 @@ from lm.cluster import actions, ray_serve, serve_options
 from lm.cluster import flags as cluster_flags
 from lm.errors import InputError
 
+_COMMANDS = "serve, roll, status or delete"
 _D = ray_serve.Replicas("")
-_checkpoint = cli.define_path("checkpoint", None, "PATH of a run or its checkpoints/N, on every node.", required=True)
+_checkpoint = cli.define_path("checkpoint", None, "PATH of a run or its checkpoints/N, on every node.")
 _least = flags.DEFINE_integer("min_replicas", _D.least, "Fewest replicas.", lower_bound=0)
 _most = flags.DEFINE_integer("max_replicas", _D.most, "Most replicas.", lower_bound=1)
 _target = flags.DEFINE_integer("outstanding_tokens", _D.target, "Of a replica, that call for one more.", lower_bound=1)
@@ -39,11 +40,9 @@ _dry_run = cluster_flags.define_dry_run()
 _options = tuple(cluster_flags.take_command())
 
 
-def main() -> int:
-    if len(cli.words()) != 1 or cli.words()[0] not in ("serve", "roll", "status", "delete"):
-        raise InputError(f"{' '.join(cli.words())!r} is given; accepted: serve, roll, status or delete.")
-    verb = cli.words()[0]
-    wanted = ray_serve.Replicas(
+def _replicas() -> ray_serve.Replicas:
+    cli.require_given(("checkpoint",))
+    return ray_serve.Replicas(
         _checkpoint.value,
         _options,
         least=_least.value,
@@ -57,9 +56,15 @@ def main() -> int:
         host=_host.value,
         port=_port.value,
     )
+
+
+def main() -> int:
+    if len(cli.words()) != 1 or cli.words()[0] not in ("serve", "roll", "status", "delete"):
+        raise InputError(f"{' '.join(cli.words())!r} is given; accepted: {_COMMANDS}.")
+    verb = cli.words()[0]
     if verb in ("serve", "roll"):
         make = ray_serve.serve if verb == "serve" else ray_serve.roll
-        made = make(wanted, _output.value, _address.value)
+        made = make(_replicas(), _output.value, _address.value)
     else:
         made = ray_serve.status(_address.value) if verb == "status" else ray_serve.delete(_address.value)
     if _dry_run.value:
@@ -73,4 +78,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, "serve, roll, status or delete")
+    cli.run(main, _COMMANDS)

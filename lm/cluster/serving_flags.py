@@ -27,8 +27,8 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     Returns:
         A function to call in `main` with further flags of launch/serve.py. It raises InputError for what cannot be.
     """
-    checkpoint = cli.define_path("checkpoint", None, "What to serve: gs:// or s3://...", required=True)
-    image = cluster_flags.define_word("image", None, "Image: launch/Dockerfile, target serving.", WORD, required=True)
+    checkpoint = cli.define_path("checkpoint", None, "What to serve: gs:// or s3://...")
+    image = cluster_flags.define_word("image", None, "Image: launch/Dockerfile, target serving.", WORD)
     name = flags.DEFINE_string("name", None, "Name of everything; default: the last part of the workdir.")
     namespace = cluster_flags.define_word("namespace", "default", "Kubernetes namespace.")
     accelerator = flags.DEFINE_string("accelerator", "cpu", "Of a replica: cpu, l4, a100, h100, h200 or v5e:1x1.")
@@ -50,6 +50,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     ray = flags.DEFINE_bool("ray", False, "A RayService (KubeRay) instead of a Deployment; `roll` is then `apply`.")
 
     def server(options: tuple[str, ...]) -> Server:
+        cli.require_given(("checkpoint", "image"))
         if plan.value:
             cli.refuse_given(("memory_gib",), "with --plan")
         if not cache.value:

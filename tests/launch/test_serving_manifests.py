@@ -457,7 +457,7 @@ def test_a_plan_gives_the_tokens_that_an_encoder_may_read(
             0,
             "anybody who reaches a.b may ask",
         ),
-        ("train --image=i --checkpoint=gs://bucket/mini --dry_run", 2, "accepted: serve, or serve apply|status"),
+        ("deploy --dry_run", 2, "error: 'deploy' is given; accepted: serve, or serve apply|status|roll|delete."),
         (
             "serve --autoscaler=none --min_replicas=12 --max_replicas=13 --image=i --checkpoint=gs://bucket/mini",
             2,
