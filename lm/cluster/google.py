@@ -6,6 +6,7 @@ https://cloud.google.com/kubernetes-engine/docs/how-to/gpus
 
 import dataclasses
 import difflib
+import re
 
 from lm.accelerators import TPUS, Topology
 from lm.cluster.manifests import Manifest
@@ -19,11 +20,12 @@ GPU_NAMES = {
     "h100": "nvidia-h100-80gb",
     "h200": "nvidia-h200-141gb",
 }
-_GPUS = (
+_GPUS = (  # those that an error names; Google has more
     *GPU_NAMES.values(),
     *("nvidia-a100-80gb", "nvidia-h100-mega-80gb", "nvidia-b200", "nvidia-gb200", "nvidia-rtx-pro-6000"),
     *("nvidia-tesla-t4", "nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4"),
 )
+_GPU = re.compile(r"nvidia-[a-z0-9]+(-[a-z0-9]+)*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +83,12 @@ class Gpus:
 def gpus(given: str, hosts: int, per_host: int) -> Gpus:
     """Returns nodes with the GPU that `--gpu` names: by Google's name, or briefly, h100 for nvidia-h100-80gb.
 
+    Any name that begins with `nvidia-` is accepted, since Google adds new ones.
+
     Raises:
-        InputError: there is no such GPU.
+        InputError: the name is neither.
     """
-    if (name := GPU_NAMES.get(given, given)) in _GPUS:
+    if _GPU.fullmatch(name := GPU_NAMES.get(given, given)):
         return Gpus(name, hosts, per_host)
     near = [name for name in _GPUS if given and given in name] or difflib.get_close_matches(given, _GPUS, cutoff=0.5)
     hint = f"nearest: {', '.join(near)}" if near else f"accepted: {', '.join([*GPU_NAMES, *_GPUS])}"
@@ -99,12 +103,13 @@ def one_machine(accelerator: str) -> Tpus | Gpus | None:
     """
     if accelerator == "cpu":
         return None
-    if accelerator in GPU_NAMES:
-        return Gpus(GPU_NAMES[accelerator], hosts=1, per_host=1)
+    if _GPU.fullmatch(name := GPU_NAMES.get(accelerator, accelerator)):
+        return Gpus(name, hosts=1, per_host=1)
     kind = accelerator.partition(":")[0]
     if kind not in TPUS:
         raise InputError(
-            f"--accelerator is {accelerator!r}; accepted: cpu, {', '.join(GPU_NAMES)}, or a TPU slice such as v5e:1x1."
+            f"--accelerator is {accelerator!r}; accepted: cpu, {', '.join(GPU_NAMES)}, another nvidia-... of "
+            "Google's, or a TPU slice such as v5e:1x1."
         )
     topology = Topology.parse(accelerator, "--accelerator")
     if topology.slices > 1 or topology.hosts_per_slice > 1:

@@ -31,7 +31,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     image = cluster_flags.define_word("image", None, "Image: launch/Dockerfile, target serving.", WORD)
     name = flags.DEFINE_string("name", None, "Name of everything; default: the last part of the workdir.")
     namespace = cluster_flags.define_word("namespace", "default", "Kubernetes namespace.")
-    accelerator = flags.DEFINE_string("accelerator", "cpu", "Of a replica: cpu, l4, a100, h100, h200 or v5e:1x1.")
+    accelerator = flags.DEFINE_string("accelerator", "cpu", "Of a replica: cpu, l4, h100, nvidia-b200, v5e:1x1.")
     plan = cli.define_path("plan", "", "Plan of launch/plan.py --serve, for the memory of a replica.")
     cpus = flags.DEFINE_integer("cpus", _D.cpus, "CPU cores of a replica.", lower_bound=1)
     memory = flags.DEFINE_integer("memory_gib", 8, "Memory of a replica, without --plan.", lower_bound=1)

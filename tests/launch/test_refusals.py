@@ -130,12 +130,16 @@ def test_a_topology_has_a_shape_that_is_sold(text: str, accepted: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("nvidia-h100", "nearest: nvidia-h100-80gb, nvidia-h100-mega-80gb"),
-        ("nvidia-telsa-t4", "nearest: nvidia-tesla-t4"),
+        ("h100-80gb", "nearest: nvidia-h100-80gb"),
+        ("tesla-t4", "nearest: nvidia-tesla-t4"),
+        ("nvidia-", "nearest: nvidia-l4"),
+        ("Nvidia-L4", "nearest: nvidia-l4"),
         ("banana", "accepted: l4, a100, h100, h200, nvidia-l4"),
     ],
 )
-def test_a_gpu_is_one_that_google_has(given: str, said: str) -> None:
+def test_a_gpu_has_a_name_of_google_or_a_short_one(given: str, said: str) -> None:
+    assert google.gpus("nvidia-gb300", 1, 4).labels == {"cloud.google.com/gke-accelerator": "nvidia-gb300"}  # a new one
+    assert google.one_machine("nvidia-gb300") == google.Gpus("nvidia-gb300", 1, 1)
     assert google.gpus("h100", 2, 8) == google.gpus("nvidia-h100-80gb", 2, 8) == google.Gpus("nvidia-h100-80gb", 2, 8)
     with pytest.raises(InputError, match=f"--gpu is '{given}'; {said}"):
         google.gpus(given, 1, 1)
