@@ -58,7 +58,7 @@ def _replicas() -> ray_serve.Replicas:
     )
 
 
-def main() -> int:
+def main() -> None:
     if len(cli.words()) != 1 or cli.words()[0] not in ("serve", "roll", "status", "delete"):
         raise InputError(f"{' '.join(cli.words())!r} is given; accepted: {_COMMANDS}.")
     verb = cli.words()[0]
@@ -68,13 +68,12 @@ def main() -> int:
     else:
         made = ray_serve.status(_address.value) if verb == "status" else ray_serve.delete(_address.value)
     if _dry_run.value:
-        actions.show(made)
-        return cli.EXIT_DONE
+        return actions.show(made)
     actions.check(made, "")
     if verb in ("serve", "roll"):
         serve_options.require_runs(_checkpoint.value)
     actions.carry_out(made)
-    return cli.EXIT_DONE
+    return None
 
 
 if __name__ == "__main__":

@@ -21,6 +21,15 @@ CACHE = "/cache"
 CHECKPOINT = "LM_CHECKPOINT"
 _PROGRAM = 3 << 30  # bytes of Python, JAX, the compiler and the tokenizers
 _USER = 1000  # of launch/Dockerfile
+# Flags of launch/serve.py that the pods are not given from the command line -> what to do instead.
+OURS = {
+    "checkpoint": "give --checkpoint before --",
+    "drain_seconds": "give --drain_seconds before --",
+    "host": "the pods listen on every address, so leave it out",
+    "port": f"the pods listen on {PORT}, so leave it out",
+    "api_keys_file": "no pod has that file, so name a --secret with LM_API_KEYS",
+    "compilation_cache": f"it is {CACHE} in a pod, and --cache_class shares it, so leave it out",
+}
 CONFINED: Manifest = {  # what a container may do
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -141,8 +150,7 @@ def check(server: Server) -> None:
                     f"{flag} is {given}, which no pod can see; accepted: gs://BUCKET/... or "
                     "s3://BUCKET/..., so copy the run there first."
                 )
-    ours = ("checkpoint", "host", "port", "drain_seconds", "compilation_cache")
-    serve_options.check(server.options, (*ours, *NOT_OF_REPLICAS) if server.on_ray else ours)
+    serve_options.check(server.options, {**NOT_OF_REPLICAS, **OURS} if server.on_ray else OURS)
     if server.identity and not re.fullmatch(r"[\w.-]+@[\w.-]+\.iam\.gserviceaccount\.com|arn:\S+", server.identity):
         raise InputError(
             f"--identity is {server.identity!r}; accepted: NAME@PROJECT.iam.gserviceaccount.com, or an AWS role's ARN."

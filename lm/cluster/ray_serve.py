@@ -21,8 +21,15 @@ OUTSTANDING = "outstanding_tokens"  # what replicas report
 # Environment of Ray's nodes. A proxy otherwise sends each request to a replica of its own node, or of its own zone,
 # until one has `max_ongoing_requests`: the replicas of other nodes stay idle.
 EVEN = {"RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0", "RAY_SERVE_PROXY_PREFER_LOCAL_AZ_ROUTING": "0"}
-# Flags of launch/serve.py that are no settings of a server, and so none of a replica.
-NOT_OF_REPLICAS = ("checkpoint", "host", "port", "api_keys_file", "log_requests", "compilation_cache")
+# Flags of launch/serve.py that are no settings of a server, and so none of a replica -> what to do instead.
+NOT_OF_REPLICAS = {
+    "checkpoint": "give --checkpoint before --",
+    "host": "give --host before --",
+    "port": "give --port before --",
+    "api_keys_file": "set LM_API_KEYS on every node",
+    "log_requests": "replicas on Ray log no requests, so leave it out",
+    "compilation_cache": "set JAX_COMPILATION_CACHE_DIR on every node",
+}
 _HERE = "http://127.0.0.1:8265"  # the dashboard that Ray starts on this machine
 _ENDING = 15  # seconds beside the deadline that a replica which leaves has for its requests
 _RETRY = 2  # seconds after which a client that found the queue full may come again
@@ -100,7 +107,7 @@ def config(wanted: Replicas) -> Manifest:
         "name": NAME,
         "route_prefix": "/",
         "import_path": "lm.serving.ray_serve:application",
-        "args": {"options": [_with_absolute_adapters(option) for option in wanted.options]},
+        "args": {"options": [_as_replicas_read_it(option) for option in wanted.options]},
         "deployments": [deployment],
     }
     location = "EveryNode" if wanted.host != "127.0.0.1" else "HeadOnly"
@@ -113,7 +120,8 @@ def _absolute(given: str, flag: str, only: str = "") -> str:
     return ",".join(f"{name}={storage.absolute(path)}" for name, path in named_models(given, flag, only))
 
 
-def _with_absolute_adapters(option: str) -> str:
+def _as_replicas_read_it(option: str) -> str:
+    option = serve_options.without_spaces(option)
     (given, *_) = serve_options.values([option], "adapters") or [""]
     return f"--adapters={_absolute(given, '--adapters')}" if given else option
 

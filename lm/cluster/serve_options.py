@@ -1,10 +1,12 @@
 """The flags of launch/serve.py that follow `--` on the command line of a launcher."""
 
 import ast
+import dataclasses
 import difflib
 import functools
+import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lm import storage
 from lm.cluster.snapshot import ROOT
@@ -14,9 +16,11 @@ from lm.inference.requests import EXTRA_OPTIONS, TASKS
 
 _CHOICES = {"tasks": TASKS, "extra_options": tuple(EXTRA_OPTIONS)}  # of flags that are lists
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+_AXIS = r"(data|tensor)=(-1|[1-9]\d*)"
 # Name or kind of a flag -> its values, as a pattern and in words.
 _VALUES = {
     "beams": (r"[1-9]\d*(,[1-9]\d*)*", "numbers from 1 on, such as 1,4"),
+    "mesh": (rf"(?!.*-1.*-1)({_AXIS}(,{_AXIS})*)?", "data or tensor, each with its devices, at most one with -1"),
     "integer": (r"[+-]?\d+", "a whole number"),
     "float": (_NUMBER, "a number"),
     "bool": (r"true|false|t|f|1|0", "true or false"),
@@ -24,44 +28,69 @@ _VALUES = {
 DEADLINE = 60  # seconds: --deadline of launch/serve.py, unless the options say another
 
 
-def check(options: Sequence[str], ours: Collection[str] = ()) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Flag:
+    """A flag of launch/serve.py: its kind, such as `integer`, and the bounds of a number."""
+
+    kind: str
+    least: float = -math.inf
+    most: float = math.inf
+
+
+def check(options: Sequence[str], ours: Mapping[str, str]) -> None:
     """Refuses what launch/serve.py would refuse later, on every replica.
 
     Args:
         options: the words after `--`.
-        ours: flags that the launcher sets itself.
+        ours: flags of launch/serve.py that a launcher does not pass on, and what to do instead.
 
     Raises:
-        InputError: a word is no flag, or none of launch/serve.py; or a flag has a value of another kind.
+        InputError: a word is no flag, or none of launch/serve.py; or a flag has a value that it does not accept.
     """
-    kinds = _flags()
-    accepted = kinds.keys() - set(ours)
+    known = _flags()
+    accepted = known.keys() - ours.keys()
     for option in options:
         name, equals, text = option.lstrip("-").partition("=")
         if option.startswith("--") and name in accepted:
             if equals:
-                _check_value(name, kinds[name], text)
-            elif kinds[name] != "bool":
+                _check_value(name, known[name], text)
+            elif known[name].kind != "bool":
                 raise InputError(f"after -- there is {option!r}; accepted: {option}=VALUE.")
             continue
-        if option.startswith("--no") and not equals and name[2:] in accepted and kinds[name[2:]] == "bool":
+        if option.startswith("--no") and not equals and name[2:] in accepted and known[name[2:]].kind == "bool":
             continue
         near = difflib.get_close_matches(name, accepted - {name})
-        hint = (
+        hint = ours.get(name) or (
             f"nearest: --{near[0]}" if near else f"accepted: --FLAG=VALUE of launch/serve.py except {', '.join(ours)}"
         )
         raise InputError(f"after -- there is {option!r}; {hint}.")
 
 
-def _check_value(name: str, kind: str, text: str) -> None:
-    pattern, words = _VALUES.get(name) or _VALUES.get(kind, (".*", ""))
+def _check_value(name: str, flag: _Flag, text: str) -> None:
+    if flag.kind == "list":
+        text = _stripped(text)
+    pattern, words = _VALUES.get(name) or _VALUES.get(flag.kind, (".*", ""))
     if not re.fullmatch(pattern, text, re.IGNORECASE | re.DOTALL):
         raise InputError(f"--{name} is {text!r}; accepted: {words}.")
+    if flag.kind in ("integer", "float") and not flag.least <= float(text) <= flag.most:
+        upper = f"to {flag.most}" if flag.most < math.inf else "on"
+        raise InputError(f"--{name} is {text}; accepted: {words} from {flag.least} {upper}.")
     if choices := _CHOICES.get(name):
-        for wrong in (each for each in text.split(",") if each and each not in choices):
+        for wrong in (each for each in text.split(",") if text and each not in choices):
             near = difflib.get_close_matches(wrong, choices, 1)
             hint = f"nearest: {near[0]}" if near else f"accepted: {', '.join(choices)}"
             raise InputError(f"--{name} has {wrong!r}; {hint}.")
+
+
+def _stripped(text: str) -> str:
+    return ",".join(each.strip() for each in text.split(","))
+
+
+def without_spaces(option: str) -> str:
+    """Returns an option without spaces around the items of a list, which absl leaves out as well."""
+    name, equals, text = option.partition("=")
+    flag = _flags().get(name.removeprefix("--"))
+    return f"{name}={_stripped(text)}" if equals and flag and flag.kind == "list" else option
 
 
 def require_runs(checkpoint: str) -> None:
@@ -96,12 +125,14 @@ def deadline(options: Sequence[str]) -> float:
 
 
 @functools.cache
-def _flags() -> Mapping[str, str]:
-    """Returns the flags that the script defines, and the kind of each. Importing the script would define them here."""
+def _flags() -> Mapping[str, _Flag]:
+    """Returns the flags that the script defines, by name. Importing the script would define them here."""
+    names = {"lower_bound": "least", "upper_bound": "most"}
     found = {}
     for node in ast.walk(ast.parse((ROOT / "launch/serve.py").read_text())):
         match node:
-            case ast.Call(func=ast.Attribute(attr=define), args=[ast.Constant(value=str(name)), *_]):
+            case ast.Call(func=ast.Attribute(attr=define), args=[ast.Constant(value=str(name)), *_], keywords=given):
                 if define.lower().startswith("define_"):
-                    found[name] = define.lower().removeprefix("define_")
+                    bounds = {names[each.arg]: ast.literal_eval(each.value) for each in given if each.arg in names}
+                    found[name] = _Flag(define.lower().removeprefix("define_"), **bounds)
     return found

@@ -46,7 +46,6 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     size = flags.DEFINE_integer("cache_gib", _D.cache_gib, "Size of that volume.", lower_bound=1)
     sources = flags.DEFINE_list("allow_from", list(_D.sources), "Namespaces whose pods may ask.")
     port = flags.DEFINE_integer("store_port", _D.store_port, "TCP port of the object store.", 1, 65535)
-
     ray = flags.DEFINE_bool("ray", False, "A RayService (KubeRay) instead of a Deployment; `roll` is then `apply`.")
 
     def server(options: tuple[str, ...]) -> Server:

@@ -1,6 +1,7 @@
 """Launchers look for what they need before they do anything, and refuse what cannot be."""
 
 import dataclasses
+import math
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from absl import flags
 
 from lm import storage
 from lm.accelerators import Topology
-from lm.cluster import actions, google, serve_options, slurm, tpu_vm
+from lm.cluster import actions, google, ray_serve, serve_options, slurm, tpu_vm
 from lm.cluster import flags as cluster_flags
 from lm.cluster.actions import Command
 from lm.cluster.snapshot import Snapshot
@@ -72,16 +73,17 @@ def test_a_name_that_no_cluster_takes_is_refused(
     ("option", "said"),
     [
         ("--tassks=embed", "nearest: --tasks"),
-        ("--port=3", "accepted: --FLAG=VALUE of launch/serve.py except port"),
-        ("tasks=embed", "accepted: --FLAG=VALUE"),
+        ("--port=3", "give --port before --."),
+        ("tasks=embed", "accepted: --FLAG=VALUE of launch/serve.py except port"),
         ("--tasks", "accepted: --tasks=VALUE"),
         ("--noslots", "nearest: --slots"),
     ],
 )
 def test_options_that_no_replica_takes_are_refused(option: str, said: str) -> None:
-    serve_options.check(["--tasks=embed", "--log_requests", "--nolog_requests", "--checkpoint=x"], ["port"])
+    ours = {"port": "give --port before --"}
+    serve_options.check(["--tasks=embed", "--log_requests", "--nolog_requests", "--checkpoint=x"], ours)
     with pytest.raises(InputError, match=f"after -- there is '{option}'; {said}"):
-        serve_options.check([option], ["port"])
+        serve_options.check([option], ours)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +95,40 @@ def test_options_that_no_replica_takes_are_refused(option: str, said: str) -> No
         ("--beams=1,0", "--beams is '1,0'; accepted: numbers from 1 on, such as 1,4."),
         ("--deadline=1h", "--deadline is '1h'; accepted: a number."),
         ("--truncate=maybe", "--truncate is 'maybe'; accepted: true or false."),
+        ("--tasks=embed,", "--tasks has ''; accepted: fill-mask,"),
+        ("--mesh=foo=2", "--mesh is 'foo=2'; accepted: data or tensor, each with its devices"),
+        ("--mesh=data=0", "--mesh is 'data=0'; accepted: data or tensor"),
+        ("--mesh=data=-1,tensor=-1", "--mesh is 'data=-1,tensor=-1'; accepted: data or tensor"),
     ],
 )
 def test_values_that_no_replica_takes_are_refused(option: str, said: str) -> None:
-    serve_options.check(["--tasks=embed,generate", "--tasks=", "--extra_options=forced,forced_eos", "--beams=1,4"])
-    serve_options.check(["--deadline=.5", "--watch_seconds=1e2", "--truncate=False", "--notruncate", "--mesh=data=2"])
+    serve_options.check(["--tasks=embed,generate", "--tasks=", "--extra_options=forced,forced_eos", "--beams=1,4"], {})
+    serve_options.check(["--deadline=.5", "--watch_seconds=1e2", "--truncate=False", "--notruncate"], {})
+    serve_options.check(["--tasks=embed, generate", "--beams=1, 4", "--mesh=data=2, tensor=-1", "--mesh="], {})
     with pytest.raises(InputError, match=re.escape(said)):
-        serve_options.check([option])
+        serve_options.check([option], {})
+
+
+def test_every_bound_of_a_replicas_flags_is_checked() -> None:
+    """A number just outside of each bound that launch/serve.py sets is refused, and the bound itself is not."""
+    bounds = [
+        (name, bound, outward)
+        for name, flag in serve_options._flags().items()
+        for bound, outward in ((flag.least, -1), (flag.most, 1))
+        if math.isfinite(bound)
+    ]
+    assert {("slots", 1, -1), ("top_logprobs", 20, 1), ("deadline", 0.001, -1)} <= {*bounds}
+    for name, bound, outward in bounds:
+        serve_options.check([f"--{name}={bound}"], {})
+        with pytest.raises(InputError, match=f"--{name} is {bound + outward}; accepted: a .*number from "):
+            serve_options.check([f"--{name}={bound + outward}"], {})
+
+
+def test_replicas_on_ray_get_lists_without_spaces() -> None:
+    """As launch/serve.py reads them."""
+    wanted = ray_serve.Replicas("runs/mine", ("--tasks=embed, generate", "--beams=1, 4", "--slots=4"))
+    (application,) = ray_serve.config(wanted)["applications"]
+    assert application["args"]["options"] == ["--tasks=embed,generate", "--beams=1,4", "--slots=4"]
 
 
 @pytest.mark.parametrize("limit", ["", "5", "5:30", "24:00:00", "2-12", "2-12:30", "1-0:00:00", "UNLIMITED"])
