@@ -148,11 +148,18 @@ def opened(
         raise InputError(f"--{flag.name} is {flag.value!r}: {error.strerror}; give {kind}.") from error
 
 
-def run(main: Callable[[], int | None], arguments: str = "", *, interrupted: str = "") -> NoReturn:
+def run(
+    main: Callable[[], int | None],
+    arguments: str = "",
+    *,
+    interrupted: str = "",
+    unknown: Callable[[str], str] = lambda _: "",
+) -> NoReturn:
     """Parses the command line, calls `main` and exits with the code that it returns; None means 0.
 
     Without `arguments` every word must be a flag. With it, `main` gets the other words from `words()`, and `arguments`
     says what they are. `interrupted` says at Ctrl-C where the work stands; a second Ctrl-C ends the process at once.
+    `unknown` may say what to do with an unknown flag, by its name; an empty answer is followed by the nearest flags.
 
     A wrong flag, or an `InputError` from `main`, gives one line on stderr and exit code 2. Any other exception is a
     fault and gives a traceback and exit code 1.
@@ -165,12 +172,12 @@ def run(main: Callable[[], int | None], arguments: str = "", *, interrupted: str
         sys.stdout.reconfigure(encoding="utf-8")  # as the files that are read and written, whatever the locale
     skip_absent_tpus()
     with interrupts.raised():
-        _run(main, arguments, interrupted)
+        _run(main, functools.partial(_parse_flags, arguments, unknown), interrupted)
 
 
-def _run(main: Callable[[], int | None], arguments: str, interrupted: str) -> NoReturn:
+def _run(main: Callable[[], int | None], parser: Callable[[list[str]], list[str]], interrupted: str) -> NoReturn:
     try:
-        app.run(lambda _: _run_to_the_last_byte(main), flags_parser=functools.partial(_parse_flags, arguments))
+        app.run(lambda _: _run_to_the_last_byte(main), flags_parser=parser)
     except InputError as error:
         _fail(error)
     except ModuleNotFoundError as error:
@@ -228,14 +235,14 @@ def words() -> list[str]:
     return _words
 
 
-def _parse_flags(arguments: str, argv: list[str]) -> list[str]:
+def _parse_flags(arguments: str, unknown: Callable[[str], str], argv: list[str]) -> list[str]:
     """Parses `argv`, and turns each of absl's errors into an `InputError`."""
     flags.FLAGS.set_gnu_getopt()  # also reads flags that follow a stray argument
     argv = ["--help" if word == "-h" else word for word in argv]
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise InputError(_unknown_flag(error.flagname)) from None
+        raise InputError(unknown(error.flagname) or _unknown_flag(error.flagname)) from None
     except flags.IllegalFlagValueError as error:
         _help_config()  # it needs no other flag
         raise InputError(_illegal_value(str(error))) from None

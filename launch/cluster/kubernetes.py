@@ -75,4 +75,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, _COMMANDS)
+    cli.run(main, _COMMANDS, unknown=serve_options.misplaced)

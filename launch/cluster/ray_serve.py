@@ -77,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, _COMMANDS)
+    cli.run(main, _COMMANDS, unknown=serve_options.misplaced)

@@ -66,6 +66,13 @@ def check(options: Sequence[str], ours: Mapping[str, str]) -> None:
         raise InputError(f"after -- there is {option!r}; {hint}.")
 
 
+def misplaced(name: str) -> str:
+    """Returns what to do with a flag of launch/serve.py that stands before `--`; nothing for any other."""
+    if name not in _flags() and name.removeprefix("no") not in _flags():
+        return ""
+    return f"--{name} is a flag of launch/serve.py; put it after --, as in: serve ... -- --tasks=embed"
+
+
 def _check_value(name: str, flag: _Flag, text: str) -> None:
     if flag.kind == "list":
         text = _stripped(text)

@@ -109,6 +109,17 @@ def test_values_that_no_replica_takes_are_refused(option: str, said: str) -> Non
         serve_options.check([option], {})
 
 
+def test_a_replicas_flag_before_the_dashes_is_told_its_place() -> None:
+    for name in ("tasks", "nolog_requests", "api_keys_file"):
+        said = f"--{name} is a flag of launch/serve.py; put it after --"
+        assert serve_options.misplaced(name).startswith(said)
+        values = flags.FlagValues()
+        with pytest.raises(flags.UnrecognizedFlagError) as unknown:
+            values(["script", f"--{name}=x"])
+        assert unknown.value.flagname == name
+    assert serve_options.misplaced("taskz") == serve_options.misplaced("nothing") == ""
+
+
 def test_every_bound_of_a_replicas_flags_is_checked() -> None:
     """A number just outside of each bound that launch/serve.py sets is refused, and the bound itself is not."""
     bounds = [

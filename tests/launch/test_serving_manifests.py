@@ -457,6 +457,7 @@ def test_a_plan_gives_the_tokens_that_an_encoder_may_read(
             0,
             "anybody who reaches a.b may ask",
         ),
+        ("serve --tasks=embed", 2, "error: --tasks is a flag of launch/serve.py; put it after --"),
         ("deploy --dry_run", 2, "error: 'deploy' is given; accepted: serve, or serve apply|status|roll|delete."),
         (
             "serve --autoscaler=none --min_replicas=12 --max_replicas=13 --image=i --checkpoint=gs://bucket/mini",
@@ -469,7 +470,7 @@ def test_a_plan_gives_the_tokens_that_an_encoder_may_read(
             "--gateway_class has no effect without --hostname; leave it out",
         ),
     ],
-    ids=["roll", "public", "unknown", "fixed", "no gateway"],
+    ids=["roll", "public", "before the dashes", "unknown", "fixed", "no gateway"],
 )
 def test_the_command(arguments: str, code: int, words: str) -> None:
     command = [sys.executable, "launch/cluster/kubernetes.py", *arguments.split(), "--", "--tasks=embed"]
