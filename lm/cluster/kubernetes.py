@@ -104,12 +104,16 @@ class Server:
         return ",".join(f"{name}={path}" for name, path in named_models(self.checkpoint, only=self.name))
 
     @property
+    def devices(self) -> int:
+        """JAX devices of a replica."""
+        return self.machines.devices if self.machines else 1
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """The options, and a mesh over all devices of the machine if the options name none."""
-        devices = self.machines.devices if self.machines else 1
-        if devices == 1 or any(option.startswith("--mesh=") for option in self.options):
+        if self.devices == 1 or any(option.startswith("--mesh=") for option in self.options):
             return self.options
-        return (*self.options, f"--mesh=data={devices}")
+        return (*self.options, f"--mesh=data={self.devices}")
 
     @property
     def labels(self) -> dict[str, str]:
@@ -151,6 +155,8 @@ def check(server: Server) -> None:
                     "s3://BUCKET/..., so copy the run there first."
                 )
     serve_options.check(server.options, {**NOT_OF_REPLICAS, **OURS} if server.on_ray else OURS)
+    serve_options.check_mesh(server.options, server.devices)
+    serve_options.check_adapters(server.options, server.checkpoint)
     if server.identity and not re.fullmatch(r"[\w.-]+@[\w.-]+\.iam\.gserviceaccount\.com|arn:\S+", server.identity):
         raise InputError(
             f"--identity is {server.identity!r}; accepted: NAME@PROJECT.iam.gserviceaccount.com, or an AWS role's ARN."

@@ -77,6 +77,7 @@ def config(wanted: Replicas) -> Manifest:
             f"--max_replicas is {wanted.most} and --min_replicas is {wanted.least}; give a larger --max_replicas."
         )
     serve_options.check(wanted.options, NOT_OF_REPLICAS)
+    serve_options.check_adapters(wanted.options, wanted.checkpoint)
     actor: Manifest = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus}
     if wanted.resources:
         actor["resources"] = wanted.resources

@@ -100,6 +100,34 @@ def without_spaces(option: str) -> str:
     return f"{name}={_stripped(text)}" if equals and flag and flag.kind == "list" else option
 
 
+def check_mesh(options: Sequence[str], devices: int) -> None:
+    """Refuses a mesh over more devices than a replica has, or one that does not divide them.
+
+    Raises:
+        InputError: the options have such a --mesh.
+    """
+    for given in values(options, "mesh")[-1:]:
+        sizes = [int(size) for size in re.findall(r"=\s*(-?\d+)", given)]
+        fixed = math.prod(size for size in sizes if size != -1)
+        if fixed > devices or (-1 in sizes and devices % fixed):
+            raise InputError(
+                f"after -- there is --mesh={given}, but the --accelerator of a replica has {devices} devices; give a "
+                "mesh that they hold, or another --accelerator."
+            )
+
+
+def check_adapters(options: Sequence[str], checkpoint: str) -> None:
+    """Refuses adapters beside several models, since they belong to one.
+
+    Raises:
+        InputError: the options have --adapters, and the checkpoint is several models.
+    """
+    if any(values(options, "adapters")) and len(named_models(checkpoint)) > 1:
+        raise InputError(
+            f"after -- there are --adapters, which belong to one model, but --checkpoint is {checkpoint}; give one."
+        )
+
+
 def require_runs(checkpoint: str) -> None:
     """Refuses models that are not there, before replicas look for them.
 

@@ -109,6 +109,21 @@ def test_values_that_no_replica_takes_are_refused(option: str, said: str) -> Non
         serve_options.check([option], {})
 
 
+def test_a_mesh_fits_the_devices_of_a_replica() -> None:
+    for mesh in ("data=4", "tensor=2", "data=-1,tensor=2", "data=2, tensor=2", ""):
+        serve_options.check_mesh([f"--mesh={mesh}"], 4)
+    for mesh, devices in (("tensor=2", 1), ("data=2,tensor=4", 4), ("data=-1,tensor=3", 4)):
+        with pytest.raises(InputError, match=f"there is --mesh={mesh}, but the --accelerator .* has {devices} devices"):
+            serve_options.check_mesh([f"--mesh={mesh}"], devices)
+
+
+def test_adapters_belong_to_one_model() -> None:
+    serve_options.check_adapters(["--adapters=law=runs/law"], "runs/mine")
+    serve_options.check_adapters(["--adapters="], "a=runs/a,b=runs/b")
+    with pytest.raises(InputError, match="which belong to one model, but --checkpoint is a=runs/a,b=runs/b"):
+        serve_options.check_adapters(["--adapters=law=runs/law"], "a=runs/a,b=runs/b")
+
+
 def test_a_replicas_flag_before_the_dashes_is_told_its_place() -> None:
     for name in ("tasks", "nolog_requests", "api_keys_file"):
         said = f"--{name} is a flag of launch/serve.py; put it after --"

@@ -386,6 +386,8 @@ def test_deleting_names_all_that_was_applied() -> None:
             "--adapters is a=gs://bucket/a,law=runs/law, which no pod can see",
         ),
         (lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--port=1",))), "after -- there is '--port=1'"),
+        (lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--api_keys_file=k",))), "name a --secret with"),
+        (lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--mesh=data=2",))), "has 1 devices"),
         (lambda: kubernetes.check(dataclasses.replace(PLAIN, identity="me")), "--identity is 'me'; accepted"),
         (lambda: dataclasses.replace(PLAIN, options=("--deadline=x",)).grace, "--deadline is 'x'; accepted: a number"),
         (lambda: google.one_machine("v9"), "--accelerator is 'v9'; accepted: cpu, l4"),
@@ -397,7 +399,7 @@ def test_deleting_names_all_that_was_applied() -> None:
         (lambda: scaling.check(dataclasses.replace(WIDE, least=0, engine="hpa")), "which only --autoscaler=keda"),
         (lambda: scaling.check(dataclasses.replace(WIDE, engine="hpa"), on_ray=True), "the autoscaler is Ray's; leave"),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_what_cannot_be_is_refused(call: Any, words: str) -> None:
     kubernetes.check(PLAIN)
