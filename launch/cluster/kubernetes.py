@@ -1,12 +1,12 @@
 """Serves a model on Kubernetes: replicas that follow the traffic, and new checkpoints without a pause.
 
-python launch/cluster/kubernetes.py serve --checkpoint=gs://my-bucket/runs/mine --image=REGISTRY/lm:serve \\
-    --accelerator=l4 --min_replicas=2 --max_replicas=20 --hostname=lm.example.com -- --tasks=embed
+python launch/cluster/kubernetes.py serve --name=mine --checkpoint=gs://my-bucket/runs/mine --accelerator=l4 \\
+    --image=REGISTRY/lm:serve --min_replicas=2 --max_replicas=20 --hostname=lm.example.com -- --tasks=embed
 
 `serve` or `serve apply` creates or changes everything and waits until the replicas are ready. With the same flags,
 `serve status` shows it and `serve delete` deletes it. `serve roll --checkpoint=WORKDIR/checkpoints/N` serves another
-checkpoint: a new replica has to be ready before an old one leaves, and one that cannot serve is taken back. A lone
-model is called as --name says, also then. Flags of launch/serve.py follow after --.
+checkpoint: a new replica has to be ready before an old one leaves, and one that cannot serve is taken back. Another run
+needs the --name that was applied; requests then call a lone model so. Flags of launch/serve.py follow after --.
 
 WORKDIR alone is read at a pod's start, so pods of one server may have different steps while training goes on;
 WORKDIR/checkpoints/N is the same everywhere.
@@ -46,6 +46,8 @@ def main() -> int:
     if _output.value and verb != "apply":
         raise InputError(f"--output is {_output.value!r}, but serve {verb} writes no manifests; leave it out.")
     context, server = _context.value, _server(_options)
+    if verb == "roll" and not server.model:
+        print(f"no --name is given, so the server named as this run is rolled: {server.name}", file=sys.stderr)
     reached = _gateway()
     made = rollout.objects(server, _scaling(server.on_ray), reached)
     if verb == "roll" and server.on_ray:  # a change of the RayService that leaves its pods running

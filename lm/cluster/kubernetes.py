@@ -70,6 +70,7 @@ class Server:
         sources: namespaces whose pods may ask, beside its own: the gateway's, the monitoring's.
         store_port: TCP port of the object store.
         on_ray: run the replicas in a Ray cluster, which KubeRay manages; the image needs the extra [ray].
+        model: name of a lone model, as requests give it; empty: the last part of its path.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Server:
     sources: tuple[str, ...] = ("envoy-gateway-system", "monitoring")
     store_port: int = 443
     on_ray: bool = False
+    model: str = ""
 
     @property
     def path(self) -> str:
@@ -100,8 +102,8 @@ class Server:
 
     @property
     def models(self) -> str:
-        """The checkpoint with names: a lone model has the server's, since the last part of its path may change."""
-        return ",".join(f"{name}={path}" for name, path in named_models(self.checkpoint, only=self.name))
+        """The checkpoint with names: a lone model has the one that --name gives, whichever run is served next."""
+        return ",".join(f"{name}={path}" for name, path in named_models(self.checkpoint, only=self.model))
 
     @property
     def devices(self) -> int:

@@ -48,7 +48,8 @@ class Replicas:
         cpus, gpus: of a replica.
         resources: further resources of a replica, such as `{"TPU": 4}`.
         host, port: where Ray's proxies listen.
-        name: of a lone model that the checkpoint does not name. The last part of its path would change with a roll.
+        name: of a lone model that the checkpoint does not name, as a roll to another run keeps it; empty: the last part
+            of its path.
     """
 
     checkpoint: str

@@ -69,7 +69,7 @@ def _config(server: Server, scaling: Scaling) -> Manifest:
             resources={"TPU": float(machines.per_host)} if is_tpu else {},
             host="0.0.0.0",
             port=PORT,
-            name=server.name,
+            name=server.model,
         )
     )
 

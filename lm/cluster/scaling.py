@@ -12,7 +12,7 @@ from lm.cluster.manifests import Manifest
 from lm.cluster.pace import AVERAGED, COOL_DOWN, DOWN, POLLING, UP, Pace
 from lm.errors import InputError
 
-READ = "lm_read_tokens"  # a second; the others are gauges
+READ_RATE = "lm_read_tokens"  # a second; the others are gauges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _pace(pace: Pace) -> Manifest:
 
 def _targets(scaling: Scaling) -> dict[str, int]:
     """Returns the metrics that scale, and what a replica may have of each. That of tokens read is a rate."""
-    found = {"lm_queue_tokens": scaling.queue_tokens, READ: scaling.read_tokens, "lm_slots_in_use": scaling.slots}
+    found = {"lm_queue_tokens": scaling.queue_tokens, READ_RATE: scaling.read_tokens, "lm_slots_in_use": scaling.slots}
     return {name: target for name, target in found.items() if target}
 
 
@@ -120,7 +120,7 @@ def scaled_object(server: Server, scaling: Scaling) -> Manifest:
     recent = f"{{{pods}}}[{AVERAGED}s]"
     triggers = []
     for name, target in _targets(scaling).items():
-        query = f"sum(rate({name}_total{recent}))" if name == READ else f"sum(avg_over_time({name}{recent}))"
+        query = f"sum(rate({name}_total{recent}))" if name == READ_RATE else f"sum(avg_over_time({name}{recent}))"
         triggers.append(_trigger(scaling, name.replace("_", "-"), query, target))
     if scaling.wake_query:  # it wakes the first replica and asks for no more
         triggers.append(_trigger(scaling, "wake", scaling.wake_query, 1_000_000_000))

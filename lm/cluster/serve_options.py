@@ -111,8 +111,8 @@ def check_mesh(options: Sequence[str], devices: int) -> None:
         fixed = math.prod(size for size in sizes if size != -1)
         if fixed > devices or (-1 in sizes and devices % fixed):
             raise InputError(
-                f"after -- there is --mesh={given}, but the --accelerator of a replica has {devices} devices; give a "
-                "mesh that they hold, or another --accelerator."
+                f"after -- there is --mesh={given}, but the --accelerator of a replica has {devices} JAX "
+                f"device{'s' * (devices > 1)}; give a mesh that they hold, or another --accelerator."
             )
 
 

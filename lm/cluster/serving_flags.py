@@ -11,7 +11,7 @@ from lm.cluster import google, kubernetes, planned, scaling
 from lm.cluster.flags import HOST, WORD, named
 from lm.cluster.gateway import Gateway
 from lm.cluster.kubernetes import Server
-from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS, READ
+from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS, READ_SHARE
 from lm.cluster.scaling import Scaling
 from lm.config.paths import named_models, split_step
 from lm.errors import InputError
@@ -29,10 +29,10 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     """
     checkpoint = cli.define_path("checkpoint", None, "What to serve: gs:// or s3://...")
     image = cluster_flags.define_word("image", None, "Image: launch/Dockerfile, target serving.", WORD)
-    name = flags.DEFINE_string("name", None, "Name of everything; default: the last part of the workdir.")
+    name = flags.DEFINE_string("name", None, "Name of all objects and of a lone model; default: the workdir's.")
     namespace = cluster_flags.define_word("namespace", "default", "Kubernetes namespace.")
     accelerator = flags.DEFINE_string("accelerator", "cpu", "Of a replica: cpu, l4, h100, nvidia-b200, v5e:1x1.")
-    plan = cli.define_path("plan", "", "Plan of launch/plan.py --serve, for the memory of a replica.")
+    plan = cli.define_path("plan", "", "Plan of launch/plan.py --serve: memory, and --read_tokens of an encoder.")
     cpus = flags.DEFINE_integer("cpus", _D.cpus, "CPU cores of a replica.", lower_bound=1)
     memory = flags.DEFINE_integer("memory_gib", 8, "Memory of a replica, without --plan.", lower_bound=1)
     identity = flags.DEFINE_string("identity", "", "Google service account or AWS role whose rights the pods have.")
@@ -76,6 +76,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
             sources=tuple(sources.value),
             store_port=port.value,
             on_ray=ray.value,
+            model=name.value or "",
         )
         kubernetes.check(made)
         return made
@@ -137,7 +138,7 @@ def _planned_reading() -> int:
     plan = planned.read(path) if path else None
     if not plan or plan.max_length or plan.topology != accelerator or plan.tokens_per_second is None:
         return 0
-    return int(READ * plan.tokens_per_second)
+    return int(READ_SHARE * plan.tokens_per_second)
 
 
 def define_gateway() -> Callable[[], Gateway | None]:

@@ -172,7 +172,7 @@ def _read(capacity: Capacity) -> int:
     if _F.autoscaler not in ("keda", "hpa"):
         cli.refuse_given(("read_tokens",), f"with --autoscaler={_F.autoscaler}")
         return 0
-    return int(pace.READ * capacity.tokens_per_second) if _F.read_tokens is None else _F.read_tokens
+    return int(pace.READ_SHARE * capacity.tokens_per_second) if _F.read_tokens is None else _F.read_tokens
 
 
 def simulate(requests: Traffic, capacity: Capacity, setting: Setting) -> Outcome:

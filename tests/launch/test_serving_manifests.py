@@ -321,13 +321,14 @@ def test_rolling_takes_back_what_never_becomes_ready(monkeypatch: pytest.MonkeyP
 
 
 def test_a_roll_leaves_the_names_of_models_as_they_are() -> None:
-    """Whichever run is served next; and those of several models."""
-    for given, served in (
-        ("gs://bucket/runs/other/checkpoints/9", "mini=gs://bucket/runs/other/checkpoints/9"),
-        ("law=gs://bucket/a", "law=gs://bucket/a"),
-        ("a=gs://bucket/a,gs://bucket/b", "a=gs://bucket/a,b=gs://bucket/b"),
+    """Whichever run is served next; and those of several models. Without --name a model has its run's, unchanged."""
+    for model, given, served in (
+        ("mini", "gs://bucket/runs/other/checkpoints/9", "mini=gs://bucket/runs/other/checkpoints/9"),
+        ("mini", "law=gs://bucket/a", "law=gs://bucket/a"),
+        ("mini", "a=gs://bucket/a,gs://bucket/b", "a=gs://bucket/a,b=gs://bucket/b"),
+        ("", "gs://bucket/runs/Bert_Base/checkpoints/9", "Bert_Base=gs://bucket/runs/Bert_Base/checkpoints/9"),
     ):
-        server = dataclasses.replace(PLAIN, checkpoint=given)
+        server = dataclasses.replace(PLAIN, checkpoint=given, model=model)
         (container,) = kubernetes.deployment(server)["spec"]["template"]["spec"]["containers"]
         assert container["env"][0] == {"name": "LM_CHECKPOINT", "value": served}
         assert rollout.roll("", server)[0].argv[-1] == f"LM_CHECKPOINT={served}"
@@ -387,7 +388,7 @@ def test_deleting_names_all_that_was_applied() -> None:
         ),
         (lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--port=1",))), "after -- there is '--port=1'"),
         (lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--api_keys_file=k",))), "name a --secret with"),
-        (lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--mesh=data=2",))), "has 1 devices"),
+        (lambda: kubernetes.check(dataclasses.replace(PLAIN, options=("--mesh=data=2",))), "has 1 JAX device;"),
         (lambda: kubernetes.check(dataclasses.replace(PLAIN, identity="me")), "--identity is 'me'; accepted"),
         (lambda: dataclasses.replace(PLAIN, options=("--deadline=x",)).grace, "--deadline is 'x'; accepted: a number"),
         (lambda: google.one_machine("v9"), "--accelerator is 'v9'; accepted: cpu, l4"),
@@ -452,7 +453,7 @@ def test_a_plan_gives_the_tokens_that_an_encoder_may_read(
         (
             "serve roll --image=i --checkpoint=gs://bucket/mini/checkpoints/9 --dry_run",
             0,
-            "rollout undo deployment/mini",
+            "the server named as this run is rolled: mini",
         ),
         (
             "serve --hostname=a.b --image=i --checkpoint=gs://bucket/mini --dry_run",
