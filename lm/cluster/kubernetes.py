@@ -163,6 +163,19 @@ def check(server: Server) -> None:
         raise InputError(
             f"--identity is {server.identity!r}; accepted: NAME@PROJECT.iam.gserviceaccount.com, or an AWS role's ARN."
         )
+    _check_cloud(server)
+
+
+def _check_cloud(server: Server) -> None:
+    """Raises InputError for what the cloud of --cloud does not have."""
+    of_amazon = server.identity.startswith("arn:")
+    if server.identity and of_amazon == server.on_google:
+        whose, cloud = ("an AWS role", "other") if of_amazon else ("a Google account", "google")
+        raise InputError(f"--identity is {whose}; give --cloud={cloud} with it, or another --identity.")
+    if server.spot and not server.on_google:
+        raise InputError("--spot has no effect with --cloud=other; leave it out, and give --node_labels.")
+    if isinstance(server.machines, google.Tpus) and not server.on_google:
+        raise InputError("--accelerator is a TPU, which --cloud=other does not have; give --cloud=google, or a GPU.")
 
 
 def planned_memory(path: str, accelerator: str) -> int:
@@ -225,7 +238,7 @@ def pod(server: Server, made: Manifest) -> Manifest:
     labels = dict(server.node_labels)
     if server.on_google and server.machines is not None:
         labels = {**server.machines.labels, **labels}
-    tolerations = [google.SPOT_TOLERATION] if server.spot and server.on_google else []
+    tolerations = [google.SPOT_TOLERATION] if server.spot else []
     if server.machines is not None:
         tolerations.append({"key": server.machines.resource, "operator": "Exists", "effect": "NoSchedule"})
     spec = manifests.pod(
@@ -238,7 +251,7 @@ def pod(server: Server, made: Manifest) -> Manifest:
     )
     spec["automountServiceAccountToken"] = False
     spec["securityContext"] = AS_USER
-    if server.spot and server.on_google:
+    if server.spot:
         spec["affinity"] = google.prefer_spot()
     return spec
 

@@ -38,7 +38,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     identity = flags.DEFINE_string("identity", "", "Google service account or AWS role whose rights the pods have.")
     secret = cluster_flags.define_word("secret", "", "Secret with LM_API_KEYS, or the keys of an s3:// store.")
     cloud = flags.DEFINE_enum("cloud", "google", ["google", "other"], "Whose Kubernetes it is.")
-    labels = flags.DEFINE_list("node_labels", [], "Further labels of the machines: KEY=VALUE,KEY=VALUE.")
+    labels = flags.DEFINE_list("node_labels", [], "Further labels of the machines, KEY=VALUE; choose other clouds' GPUs.")
     spot = flags.DEFINE_bool("spot", False, "Prefer machines that may be preempted.")
     drain = flags.DEFINE_integer("drain_seconds", _D.drain_seconds, "How long a leaving pod takes requests.", 0)
     startup = flags.DEFINE_integer("startup_seconds", _D.startup_seconds, "How long compiling may take.", lower_bound=5)
@@ -54,9 +54,8 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
             cli.refuse_given(("memory_gib",), "with --plan")
         if not cache.value:
             cli.refuse_given(("cache_gib",), "without --cache_class")
-        first = named_models(checkpoint.value)[0][1]
         made = Server(
-            named(name.value, split_step(first)[0]),
+            named(name.value, split_step(named_models(checkpoint.value)[0][1])[0]),
             namespace.value,
             image.value,
             checkpoint.value,

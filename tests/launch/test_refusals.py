@@ -113,7 +113,7 @@ def test_a_mesh_fits_the_devices_of_a_replica() -> None:
     for mesh in ("data=4", "tensor=2", "data=-1,tensor=2", "data=2, tensor=2", ""):
         serve_options.check_mesh([f"--mesh={mesh}"], 4)
     for mesh, devices in (("tensor=2", 1), ("data=2,tensor=4", 4), ("data=-1,tensor=3", 4)):
-        with pytest.raises(InputError, match=f"there is --mesh={mesh}, but the --accelerator .* has {devices} JAX device"):
+        with pytest.raises(InputError, match=f"--mesh={mesh}, but the --accelerator .* has {devices} JAX device"):
             serve_options.check_mesh([f"--mesh={mesh}"], devices)
 
 
