@@ -22,7 +22,7 @@ from absl import flags
 from lm import cli
 from lm.cluster import flags as cluster_flags
 from lm.cluster import gke, google
-from lm.cluster.flags import WORD
+from lm.cluster.flags import LABEL, WORD
 from lm.errors import InputError
 
 _run = cluster_flags.define_run("gs:// or s3://")
@@ -39,7 +39,7 @@ _queue = cluster_flags.define_word("queue", "", "Kueue queue; default: no Kueue.
 _quota = flags.DEFINE_integer("quota", None, "Make the queue, with so many chips or GPUs.", lower_bound=0)
 _borrow = flags.DEFINE_integer("borrow", 0, "With --cohort: chips or GPUs that the queue may borrow.", lower_bound=0)
 _cohort = cluster_flags.define_word("cohort", "", "Group of queues that lend each other idle chips.")
-_namespace = cluster_flags.define_word("namespace", "default", "Kubernetes namespace.")
+_namespace = cluster_flags.define_word("namespace", "default", "Kubernetes namespace.", LABEL)
 _context = flags.DEFINE_string("context", "", "Cluster, as kubectl knows it; default: the current one.")
 _account = cluster_flags.define_word("service_account", "", "Kubernetes service account of the pods.")
 _secret = cluster_flags.define_word("secret", "", "Name of a Kubernetes secret with credentials.")

@@ -22,6 +22,8 @@ flags.disclaim_key_flags()  # --help of a launcher lists these flags with its ow
 
 # What a flag for `define_word` accepts, and how it is called.
 OBJECT = (r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", "lower-case letters, digits, . and -")
+LABEL = (r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "at most 63 lower-case letters, digits and -")
+URL = (r"https?://[\w.-]+(:\d+)?(/[^\s]*)?", "http://HOST:PORT or https://...")
 HOST = (rf"(\*\.)?{OBJECT[0]}", "a name in DNS")
 WORD = (r"[\w.:/@,+=-]+", "letters, digits and ._-:/@,+= without spaces")
 
@@ -29,17 +31,28 @@ WORD = (r"[\w.:/@,+=-]+", "letters, digits and ._-:/@,+= without spaces")
 class _WordParser(flags.ArgumentParser):
     """Refuses what no cluster takes for a name, so that a dry run says it."""
 
-    def __init__(self, name: str, kind: tuple[str, str]):
-        self.syntactic_help, self._name, self._kind = "a name", name, kind
+    def __init__(self, name: str, kind: tuple[str, str], needed: bool):
+        self.syntactic_help, self._name, self._kind, self._needed = "a name", name, kind, needed
 
     def parse(self, argument: str) -> str:
-        pattern, accepted = self._kind
-        if argument and not re.fullmatch(pattern, argument):
-            raise InputError(f"--{self._name} is {argument!r}; accepted: {accepted}.")
+        if argument or self._needed:
+            check_word(self._name, argument, self._kind)
         return argument
 
     def flag_type(self) -> str:
         return "name"
+
+
+def check_word(flag: str, word: str, kind: tuple[str, str]) -> str:
+    """Returns a name that a flag gives.
+
+    Raises:
+        InputError: it is none of that kind.
+    """
+    pattern, accepted = kind
+    if not re.fullmatch(pattern, word):
+        raise InputError(f"--{flag} is {word!r}; accepted: {accepted}.")
+    return word
 
 
 def define_word(
@@ -51,8 +64,11 @@ def define_word(
     required: bool = False,
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> flags.FlagHolder[str]:
-    """Defines a flag for the name of something that a cluster has, such as a namespace. `kind` says what it accepts."""
-    return flags.DEFINE(_WordParser(name, kind), name, default, help_, flag_values, required=required)
+    """Defines a flag for the name of something that a cluster has, such as a namespace. `kind` says what it accepts.
+
+    It may be empty where the default is empty or None.
+    """
+    return flags.DEFINE(_WordParser(name, kind, bool(default)), name, default, help_, flag_values, required=required)
 
 
 def define_dry_run() -> flags.FlagHolder[bool]:

@@ -8,7 +8,7 @@ from absl import flags
 from lm import cli
 from lm.cluster import flags as cluster_flags
 from lm.cluster import google, kubernetes, planned, scaling
-from lm.cluster.flags import HOST, WORD, named
+from lm.cluster.flags import HOST, LABEL, URL, WORD, check_word, named
 from lm.cluster.gateway import Gateway
 from lm.cluster.kubernetes import Server
 from lm.cluster.pace import BUSY_SLOTS, QUEUE_TOKENS, READ_SHARE
@@ -19,6 +19,7 @@ from lm.errors import InputError
 flags.disclaim_key_flags()  # --help of the launcher lists these flags with its own
 
 _D = Server("", "", "", "")
+_LABEL = r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?"  # the key or the value of a node's label
 
 
 def define_server() -> Callable[[tuple[str, ...]], Server]:
@@ -30,7 +31,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     checkpoint = cli.define_path("checkpoint", None, "What to serve: gs:// or s3://...")
     image = cluster_flags.define_word("image", None, "Image: launch/Dockerfile, target serving.", WORD)
     name = flags.DEFINE_string("name", None, "Name of all objects and of a lone model; default: the workdir's.")
-    namespace = cluster_flags.define_word("namespace", "default", "Kubernetes namespace.")
+    namespace = cluster_flags.define_word("namespace", "default", "Kubernetes namespace.", LABEL)
     accelerator = flags.DEFINE_string("accelerator", "cpu", "Of a replica: cpu, l4, h100, nvidia-b200, v5e:1x1.")
     plan = cli.define_path("plan", "", "Plan of launch/plan.py --serve: memory, and --read_tokens of an encoder.")
     cpus = flags.DEFINE_integer("cpus", _D.cpus, "CPU cores of a replica.", lower_bound=1)
@@ -38,7 +39,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
     identity = flags.DEFINE_string("identity", "", "Google service account or AWS role whose rights the pods have.")
     secret = cluster_flags.define_word("secret", "", "Secret with LM_API_KEYS, or the keys of an s3:// store.")
     cloud = flags.DEFINE_enum("cloud", "google", ["google", "other"], "Whose Kubernetes it is.")
-    labels = flags.DEFINE_list("node_labels", [], "Further labels of the machines, KEY=VALUE; choose other clouds' GPUs.")
+    labels = flags.DEFINE_list("node_labels", [], "Labels of the machines, KEY=VALUE; they choose other clouds' GPUs.")
     spot = flags.DEFINE_bool("spot", False, "Prefer machines that may be preempted.")
     drain = flags.DEFINE_integer("drain_seconds", _D.drain_seconds, "How long a leaving pod takes requests.", 0)
     startup = flags.DEFINE_integer("startup_seconds", _D.startup_seconds, "How long compiling may take.", lower_bound=5)
@@ -72,7 +73,7 @@ def define_server() -> Callable[[tuple[str, ...]], Server]:
             startup_seconds=startup.value,
             cache_class=cache.value,
             cache_gib=size.value,
-            sources=tuple(sources.value),
+            sources=tuple(check_word("allow_from", each, LABEL) for each in sources.value),
             store_port=port.value,
             on_ray=ray.value,
             model=name.value or "",
@@ -102,8 +103,8 @@ def define_scaling() -> Callable[[bool], Scaling]:
     slots = flags.DEFINE_integer(
         "busy_slots", BUSY_SLOTS, "Slots in use a replica that call for one more; 0: never.", lower_bound=0
     )
-    address = flags.DEFINE_string(
-        "prometheus", "http://prometheus-operated.monitoring:9090", "Address of Prometheus, as KEDA reaches it."
+    address = cluster_flags.define_word(
+        "prometheus", "http://prometheus-operated.monitoring:9090", "Address of Prometheus, as KEDA reaches it.", URL
     )
     wake = flags.DEFINE_string("wake_query", "", "PromQL that is above 0 while somebody asks and no replica runs.")
 
@@ -157,6 +158,6 @@ def define_gateway() -> Callable[[], Gateway | None]:
 
 def _pairs(flag: str, given: list[str]) -> dict[str, str]:
     for each in given:
-        if not re.fullmatch(r"[\w./-]+=[\w.-]*", each):
+        if not re.fullmatch(rf"([a-z0-9.-]+/)?{_LABEL}=({_LABEL})?", each):
             raise InputError(f"--{flag} has {each!r}; accepted: KEY=VALUE,KEY=VALUE.")
     return dict(each.split("=", 1) for each in given)

@@ -12,7 +12,7 @@ from absl import flags
 
 from lm import storage
 from lm.accelerators import Topology
-from lm.cluster import actions, google, ray_serve, serve_options, slurm, tpu_vm
+from lm.cluster import actions, google, ray_serve, serve_options, serving_flags, slurm, tpu_vm
 from lm.cluster import flags as cluster_flags
 from lm.cluster.actions import Command
 from lm.cluster.snapshot import Snapshot
@@ -53,6 +53,8 @@ def test_a_zone_has_the_form_of_one(zone: str) -> None:
     [
         (cluster_flags.OBJECT, ["default", "a-1.b", ""], ["Bad", "a b", "-a", "a_b", "a\n"]),
         (cluster_flags.WORD, ["REGISTRY/lm:tpu@sha256:0a", "gpu,long_1"], ["a b", "a;b", "a\n", "$(a)"]),
+        (cluster_flags.LABEL, ["default", "a-1", "a" * 63], ["Bad", "a.b", "a-", "a" * 64]),
+        (cluster_flags.URL, ["http://prometheus:9090", "https://a.b/c?d=e"], ["a", "a:9090", "http://", "http://a b"]),
         (cluster_flags.HOST, ["lm.example.com", "*.example.com"], ["lm_example", "*", "https://lm"]),
     ],
 )
@@ -67,6 +69,21 @@ def test_a_name_that_no_cluster_takes_is_refused(
     for word in refused:
         with pytest.raises(InputError, match=r"--name is .*; accepted: "):
             values(["script", f"--name={word}"])
+
+
+def test_a_name_with_a_default_is_not_empty() -> None:
+    values = flags.FlagValues()
+    cluster_flags.define_word("namespace", "default", "", flag_values=values)
+    with pytest.raises(InputError, match="--namespace is ''; accepted: "):
+        values(["script", "--namespace="])
+
+
+@pytest.mark.parametrize("given", ["a", "=b", "a=b c", "-a=b", "a=-b", "a/b/c=d", "a b=c", ""])
+def test_a_label_of_machines_is_one(given: str) -> None:
+    labels = ["gpu=", "nvidia.com/gpu.product=NVIDIA-L4", "a_b.c=1"]
+    assert serving_flags._pairs("node_labels", labels) == dict(each.split("=") for each in labels)
+    with pytest.raises(InputError, match=r"--node_labels has .*; accepted: KEY=VALUE,KEY=VALUE"):
+        serving_flags._pairs("node_labels", [given])
 
 
 @pytest.mark.parametrize(
