@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -115,6 +116,8 @@ def unpack(code: str, cache: Path | None = None) -> Path:
 
 
 def _files(root: Path, *arguments: str) -> list[str]:
+    if shutil.which("git") is None:
+        raise InputError("git is not installed here, or not on the PATH; install it, so that the code can be recorded.")
     try:
         done = subprocess.run(
             ["git", "-C", str(root), "ls-files", "-z", *arguments], capture_output=True, text=True, check=True

@@ -88,9 +88,12 @@ def test_a_config_outside_the_checkout_is_refused(checkout: Path, tmp_path: Path
         snapshot.take(Config(), [f"--config={tmp_path}/mine.py"], "gs://bucket/run", root=checkout)
 
 
-def test_no_checkout_is_refused(tmp_path: Path) -> None:
+def test_no_checkout_is_refused_and_a_missing_git_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("")
     with pytest.raises(InputError, match="is no git checkout"):
+        snapshot.take(Config(), [f"--config={tmp_path}/mine.py"], "gs://bucket/run", root=tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="git is not installed here"):
         snapshot.take(Config(), [f"--config={tmp_path}/mine.py"], "gs://bucket/run", root=tmp_path)
 
 
