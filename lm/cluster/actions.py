@@ -89,15 +89,28 @@ def show(actions: Iterable[Action | str]) -> None:
 
 
 def check(actions: Iterable[Action], workdir: str) -> None:
-    """Checks that the programs of these actions are installed, then that the workdir can be reached.
+    """Checks that the programs of these actions are installed and their cluster answers, then the workdir's store.
 
     Raises:
-        InputError: a program is missing, or the store of the workdir refuses or does not answer.
+        InputError: a program is missing, kubectl reaches no cluster, or the store refuses or does not answer.
     """
-    for action in actions:
-        if isinstance(action, Command):
-            require(action.argv[0])
+    commands = [action for action in actions if isinstance(action, Command)]
+    for command in commands:
+        require(command.argv[0])
+    for command in [each for each in commands if each.argv[0] == "kubectl"][:1]:
+        _require_cluster(command)
     storage.reach(workdir)
+
+
+def _require_cluster(command: Command) -> None:
+    """Asks the cluster of a call of kubectl once. Without one, kubectl itself prints a line for every object."""
+    context = command.argv[1:3] if command.argv[1] == "--context" else ()
+    asked = Command(("kubectl", *context, "get", "--raw=/version", "--request-timeout=20s")).output()
+    if asked.returncode:
+        why = (asked.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise InputError(
+            f"kubectl reaches no cluster ({why}); choose one with --context or kubectl config use-context, or log in."
+        )
 
 
 _PACKAGES = {"serve": "Ray with pip install -e '.[ray,serve]'", "ray": "it with pip install -e '.[ray,serve]'"}

@@ -186,6 +186,7 @@ def perform(wanted: Sequence[Action], run: Snapshot, dry_run: bool) -> int:
     if dry_run:
         actions.show(wanted)
     else:
-        actions.check(wanted, run.workdir)
+        writes = any(isinstance(each, actions.Write) for each in wanted)  # deleting machines needs no bucket
+        actions.check(wanted, run.workdir if writes else "")
         actions.carry_out(wanted)
     return cli.EXIT_DONE

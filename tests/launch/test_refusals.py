@@ -33,6 +33,29 @@ def test_a_program_is_looked_for_before_the_bucket(monkeypatch: pytest.MonkeyPat
     assert asked == [RUN.workdir]
 
 
+def test_deleting_machines_needs_no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(storage, "reach", asked.append)
+    monkeypatch.setattr(actions, "carry_out", list)
+    cluster_flags.perform([Command((sys.executable,))], RUN, dry_run=False)
+    cluster_flags.perform([Command((sys.executable,)), actions.Write("gs://bucket/a", b"")], RUN, dry_run=False)
+    assert asked == ["", RUN.workdir]
+
+
+def test_a_cluster_is_asked_once_before_anything_is_applied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\necho noise >&2\necho refused >&2\nexit $FAILS\n')
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    wanted = [Command(("kubectl", "--context", "pod", "get", "pods"), stdin="a"), Command(("kubectl", "apply"))]
+    monkeypatch.setenv("FAILS", "0")
+    actions.check(wanted, "")
+    assert (tmp_path / "asked").read_text() == "--context pod get --raw=/version --request-timeout=20s\n"
+    monkeypatch.setenv("FAILS", "1")
+    with pytest.raises(InputError, match=r"kubectl reaches no cluster \(refused\); choose one with --context"):
+        actions.check(wanted, "")
+
+
 def test_tpu_vms_are_not_asked_for_without_gcloud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     request = tpu_vm.Request(name="run", zone="us-east5-a", topology=Topology.parse("v5e:4x4"))
