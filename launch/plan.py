@@ -27,13 +27,13 @@ from lm.plan import fleet_flags, serving_flags
 
 _config = cli.define_config(required=False)
 _topology = flags.DEFINE_list("topology", "", "KIND:SHAPE of TPUs, such as v5e:16x16 or 2*v5e:16x16.")
-_output = cli.define_path("output", "", "File for the plan as JSON; with --search for a list of plans, best first.")
+_output = cli.define_path("output", "", "File for the plan as JSON; with --search a list, best first.", written=True)
 _search = flags.DEFINE_bool("search", False, "Vary mesh, remat, unroll and micro-batches.")
 _LAYOUTS = "Layouts that --search compiles for each topology with a scan over layers; the best one also without a scan."
 _layouts = flags.DEFINE_integer("layouts", 3, _LAYOUTS, lower_bound=1)
 _compilations = flags.DEFINE_integer("workers", 2, "Compilations at a time.", lower_bound=1)
 _prices = cli.define_path("prices", None, 'JSON file with the price of a chip-hour of each kind: {"v5e": 1.2}.')
-_deadline = flags.DEFINE_float("deadline", None, "Hours that the run may take; longer plans rank last.")
+_deadline = flags.DEFINE_float("deadline", None, "Hours that the run may take; longer plans rank last.", 0)
 serving_flags.define_serving()
 fleet_flags.define_fleet()
 

@@ -84,28 +84,46 @@ def given_settings() -> list[str]:
 
 
 class _PathParser(flags.ArgumentParser):
-    """Replaces `~` and environment variables in a path. Its end may be given, but for an empty path and -."""
+    """Replaces `~` and environment variables in a path. Its end may be given, but for an empty path and -.
 
-    def __init__(self, ends: tuple[str, ...] = ("",)):
-        self._ends = ends
+    A path that is `written` is a file that can be: whoever waits for what it is to hold learns of a mistake first.
+    """
+
+    def __init__(self, ends: tuple[str, ...] = ("",), written: bool = False):
+        self._ends, self._written = ends, written
 
     def parse(self, argument: str) -> str:
-        if argument not in ("", "-") and not argument.lower().endswith(self._ends):
+        path = expand(argument)
+        if argument in ("", "-"):
+            return path
+        if not argument.lower().endswith(self._ends):
             raise ValueError(f"it is not a file whose name ends in {' or '.join(self._ends)}")
-        return expand(argument)
+        folder = os.path.dirname(path) or "."
+        if self._written and not (
+            os.path.isdir(folder)
+            and not os.path.isdir(path)
+            and os.access(path if os.path.exists(path) else folder, os.W_OK)
+        ):
+            raise ValueError("it is not a file that can be written, in a folder that is there")
+        return path
 
     def flag_type(self) -> str:
         return "path"
 
 
-def define_path(name: str, default: str | None, help_: str, *, required: bool = False) -> flags.FlagHolder[str]:
-    """Defines a flag that is a path. `~` and environment variables in it are replaced."""
-    return flags.DEFINE(_PathParser(), name, default, help_, required=required)
+def define_path(
+    name: str, default: str | None, help_: str, *, required: bool = False, written: bool = False
+) -> flags.FlagHolder[str]:
+    """Defines a flag that is a path, of a local file that is written at the end if `written`.
+
+    `~` and environment variables in it are replaced.
+    """
+    return flags.DEFINE(_PathParser(written=written), name, default, help_, required=required)
 
 
 def define_picture(name: str, default: str, help_: str, kinds: tuple[str, ...]) -> flags.FlagHolder[str]:
-    """Defines a flag that is the path of a picture. Its name ends in one of `kinds`, such as `.png`."""
-    return flags.DEFINE(_PathParser(kinds), name, default, help_)
+    """Defines a flag that is the path of a picture to write. Its name ends in one of `kinds`, such as `.png`."""
+    return flags.DEFINE(_PathParser(kinds, written=True), name, default, help_)
 
 
 def refuse_given(names: Iterable[str], why: str) -> None:

@@ -291,6 +291,18 @@ def test_every_bound_of_a_number_is_said_in_the_same_words(
     assert cli._illegal_value(str(refused.value)) == f"--size is -8; accepted: {accepted}."
 
 
+def test_a_file_that_is_written_at_the_end_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "there.png").touch()
+    parser = cli._PathParser((".png",), written=True)
+    for path in ("", "a.png", f"{tmp_path}/new.png", f"{tmp_path}/there.png"):
+        assert parser.parse(path) == path
+    (tmp_path / "folder.png").mkdir()
+    for path in (f"{tmp_path}/none/a.png", f"{tmp_path}/folder.png", f"{tmp_path}/there.png/a.png", "s3://a/b.png"):
+        with pytest.raises(ValueError, match="it is not a file that can be written, in a folder that is there"):
+            parser.parse(path)
+    assert cli._PathParser().parse(f"{tmp_path}/none/a") == f"{tmp_path}/none/a"
+
+
 def test_a_misspelt_field_names_the_nearest() -> None:
     with pytest.raises(TypeError) as caught:
         Config(sead=1)  # pyright: ignore[reportCallIssue]
