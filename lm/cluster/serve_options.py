@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import difflib
 import functools
 import math
 import re
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from lm import storage
 from lm.cluster.snapshot import ROOT
 from lm.config.paths import named_models, split_step
-from lm.errors import InputError
+from lm.errors import InputError, nearest
 from lm.inference.requests import EXTRA_OPTIONS, TASKS
 
 _CHOICES = {"tasks": TASKS, "extra_options": tuple(EXTRA_OPTIONS)}  # of flags that are lists
@@ -59,7 +58,7 @@ def check(options: Sequence[str], ours: Mapping[str, str]) -> None:
             continue
         if option.startswith("--no") and not equals and name[2:] in accepted and known[name[2:]].kind == "bool":
             continue
-        near = difflib.get_close_matches(name, accepted - {name})
+        near = nearest(name, accepted - {name})
         hint = ours.get(name) or (
             f"nearest: --{near[0]}" if near else f"accepted: --FLAG=VALUE of launch/serve.py except {', '.join(ours)}"
         )
@@ -84,7 +83,7 @@ def _check_value(name: str, flag: _Flag, text: str) -> None:
         raise InputError(f"--{name} is {text}; accepted: {words} from {flag.least} {upper}.")
     if choices := _CHOICES.get(name):
         for wrong in (each for each in text.split(",") if text and each not in choices):
-            near = difflib.get_close_matches(wrong, choices, 1)
+            near = nearest(wrong, choices, 1)
             hint = f"nearest: {near[0]}" if near else f"accepted: {', '.join(choices)}"
             raise InputError(f"--{name} has {wrong!r}; {hint}.")
 
