@@ -7,14 +7,13 @@ It prints `serving on http://HOST:PORT` once every program is compiled. SIGTERM 
 import startup  # noqa: F401
 
 import logging
-import os
 
 from absl import flags
 
 from lm import cli
 from lm.config.paths import named_models
 from lm.data import workers
-from lm.serving.settings import Settings, read_keys
+from lm.serving.settings import Settings, keep_programs, read_keys
 
 _D = Settings()
 _checkpoint = flags.DEFINE_string(
@@ -63,13 +62,12 @@ _SETTINGS = {
 
 
 def main() -> None:
-    models, keys = named_models(_checkpoint.value), read_keys(_keys_file.value, os.environ.get("LM_API_KEYS", ""))
+    models, keys = named_models(_checkpoint.value), read_keys(_keys_file.value)
     settings = Settings.of({name: flag.value for name, flag in _SETTINGS.items()}, keys)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("lm.serving").setLevel(logging.INFO if _log.value else logging.WARNING)
     if _cache.value:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.value
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        keep_programs(_cache.value)
     with workers.announced("loading JAX"):
         from lm.serving import server
 

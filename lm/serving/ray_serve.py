@@ -7,7 +7,6 @@ launch/serve.py. `/metrics` is that of the replica which answers.
 import asyncio
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -144,5 +143,5 @@ def settings(options: Sequence[str]) -> Settings:
         except (KeyError, ValueError):
             raise InputError(f"{option!r} has a value of another kind; the default is {default!r}.") from None
     lists = {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
-    keys = read_keys("", os.environ.get("LM_API_KEYS", ""))
+    keys = read_keys("")
     return Settings.of({**lists, "beams": [str(n) for n in Settings().beams], **given}, keys)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import os
+import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,8 @@ class Settings:
                 raise InputError(f"--{field.name} is {value}; accepted: a number from {least} on.")
         if unknown := sorted(set(self.tasks) - set(TASKS)):
             raise InputError(f"--tasks has {unknown[0]!r}; accepted: {', '.join(TASKS)}.")
+        if wrong := [each for each in self.cors_origins if not re.fullmatch(r"\*|https?://[^/\s]+", each)]:
+            raise InputError(f"--cors_origins has {wrong[0]!r}; accepted: origins such as https://example.com, or *.")
 
     @classmethod
     def of(cls, given: Mapping[str, Any], api_keys: tuple[str, ...]) -> "Settings":
@@ -110,17 +115,39 @@ def _mesh(axes: Sequence[str]) -> MeshConfig | None:
     return config
 
 
-def read_keys(path: str, environment: str) -> tuple[str, ...]:
-    """Returns the API keys of a file, one a line, and of the environment variable, separated by commas.
+def read_keys(path: str) -> tuple[str, ...]:
+    """Returns the API keys of a file, one a line, and of the variable LM_API_KEYS, separated by commas.
 
     Raises:
-        InputError: the file cannot be read, or has no key.
+        InputError: the file cannot be read; or it has no key, or the variable is set and has none: whoever sets one
+            does not mean a server that is open to all.
     """
     try:
         lines = Path(path).read_text().splitlines() if path else []
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--api_keys_file is {path!r}, which cannot be read ({error}); give a text file.") from None
-    keys = tuple(key.strip() for key in [*lines, *environment.split(",")] if key.strip())
-    if path and not keys:
+    of_file, of_variable = (
+        tuple(key.strip() for key in given if key.strip())
+        for given in (lines, os.environ.get("LM_API_KEYS", "").split(","))
+    )
+    if path and not of_file:
         raise InputError(f"--api_keys_file is {path!r}, which has no key; write one a line, or leave the flag out.")
-    return keys
+    if "LM_API_KEYS" in os.environ and not of_variable:
+        raise InputError("LM_API_KEYS is set, but has no key; give keys with commas between them, or unset it.")
+    return (*of_file, *of_variable)
+
+
+def keep_programs(folder: str) -> None:
+    """Tells JAX, which must not be imported yet, to keep compiled programs in a folder.
+
+    Raises:
+        InputError: nothing can be written there. JAX would warn of each program.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--compilation_cache is {folder!r}: {error.strerror}; give a folder to write to.") from None
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -12,7 +12,7 @@ import pytest
 from lm.config.paths import named_models
 from lm.errors import InputError
 from lm.serving.server import serve
-from lm.serving.settings import Settings, read_keys
+from lm.serving.settings import Settings, keep_programs, read_keys
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -43,10 +43,22 @@ def test_models_are_named_by_the_flag_or_by_their_folder():
     assert named_models("runs/lr=1e-4,a=runs/lr=1") == [("lr=1e-4", "runs/lr=1e-4"), ("a", "runs/lr=1")]
 
 
-def test_keys_come_from_a_file_and_the_environment(tmp_path):
+def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):
     (tmp_path / "keys").write_text("one\n\n two \n")
-    assert read_keys(str(tmp_path / "keys"), "three,,four") == ("one", "two", "three", "four")
-    assert read_keys("", "") == ()
+    monkeypatch.delenv("LM_API_KEYS", raising=False)
+    assert read_keys("") == ()
+    monkeypatch.setenv("LM_API_KEYS", "three,,four")
+    assert read_keys(str(tmp_path / "keys")) == ("one", "two", "three", "four")
+
+
+@pytest.mark.parametrize("value", ["", ",", " , "])
+def test_a_variable_without_a_key_opens_no_server(value, tmp_path, monkeypatch):
+    monkeypatch.setenv("LM_API_KEYS", value)
+    with pytest.raises(InputError, match="LM_API_KEYS is set, but has no key"):
+        read_keys("")
+    (tmp_path / "keys").write_text("one")
+    with pytest.raises(InputError, match="LM_API_KEYS is set, but has no key"):
+        read_keys(str(tmp_path / "keys"))
 
 
 @pytest.mark.parametrize(
@@ -54,12 +66,14 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path):
     [
         (lambda path: named_models("a=x,a=y"), "two models named 'a'"),
         (lambda path: named_models("=x"), "accepted: PATH"),
-        (lambda path: read_keys(f"{path}/none", ""), "cannot be read"),
+        (lambda path: read_keys(f"{path}/none"), "cannot be read"),
+        (lambda path: keep_programs("/proc/none"), "--compilation_cache is '/proc/none': No such file"),
+        (lambda path: Settings(cors_origins=("foo",)), "--cors_origins has 'foo'; accepted: origins such as"),
         (lambda path: Settings.of({"beams": ["0"], "tasks": [], "cors_origins": []}, ()), "numbers from 1 on"),
         (lambda path: serve([("a", f"{path}/none")], Settings(), "127.0.0.1", 0), "has no config.json"),
         (lambda path: serve([("a", str(path))], Settings(), "192.0.2.1", 0), "choose another"),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_wrong_settings_are_named(call, words, tmp_path):
     with pytest.raises(InputError, match=words):
