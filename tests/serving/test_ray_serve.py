@@ -95,8 +95,8 @@ def test_paths_mean_the_same_on_every_node_and_names_stay() -> None:
         return {"options": application["args"]["options"], **deployment["user_config"], **deployment}
 
     run, law = (os.path.abspath(path) for path in ("runs/a", "runs/law"))
-    found = made("x=runs/a,gs://b/y", "--adapters=law=runs/law,news=s3://b/news", "--deadline=300")
-    assert found["checkpoint"] == f"x={run},y=gs://b/y"
+    assert made("x=runs/a,gs://b/y")["checkpoint"] == f"x={run},y=gs://b/y"
+    found = made("runs/a", "--adapters=law=runs/law,news=s3://b/news", "--deadline=300")
     assert found["options"] == [f"--adapters=law={law},news=s3://b/news", "--deadline=300"]
     assert found["graceful_shutdown_timeout_s"] == 315
     assert made("runs/a")["checkpoint"] == f"lm={run}"
