@@ -30,9 +30,10 @@ def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> dict[str, i
     derived = [name for name, size in sizes.items() if size == -1]
     if devices % fixed or (not derived and fixed != devices):
         divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+        rest = "those that are given must divide it" if derived else "or one may be -1"
         raise InputError(
-            f"mesh is {sizes}, {fixed} devices, but {devices} are present; the sizes must multiply to "
-            f"{devices}; use -1 for one of them, or sizes among {divisors}."
+            f"mesh is {sizes}, {fixed} devices of {devices}; the sizes must multiply to {devices}, {rest}. Accepted: "
+            f"sizes among {', '.join(map(str, divisors))}."
         )
     for name in derived:
         sizes[name] = devices // fixed

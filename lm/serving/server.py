@@ -168,8 +168,10 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._service.draining = True
-        seconds = self._service.settings.drain_seconds
-        print(f"stopping: requests are taken for {seconds:g} s more; a second signal ends at once", file=sys.stderr)
+        seconds, what = self._service.settings.drain_seconds, "requests are taken for {:g} s more"
+        if not self._service.engine.is_ready:
+            seconds, what = 0.0, "this program is compiled to its end"
+        print(f"stopping: {what.format(seconds)}; a second signal ends at once", file=sys.stderr)
         asyncio.get_running_loop().call_later(seconds, self._stop)
 
     def _stop(self) -> None:
