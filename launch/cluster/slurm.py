@@ -21,7 +21,7 @@ from lm.cluster import flags as cluster_flags
 from lm.cluster import slurm
 from lm.cluster.flags import WORD
 
-_run = cluster_flags.define_run("gs://, s3:// or shared")
+_run = cluster_flags.define_run("gs://, s3:// or shared", shared=True)
 _name = cluster_flags.define_name()
 _nodes = flags.DEFINE_integer("nodes", 1, "Number of machines.", lower_bound=1)
 _gpus = flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each machine; 0: train on CPUs.", lower_bound=0)

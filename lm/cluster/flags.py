@@ -1,6 +1,7 @@
 """The flags that launchers share. A run is launched with the flags of launch/train.py: --config and --workdir."""
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from lm.accelerators import Topology
 from lm.cluster import actions, snapshot
 from lm.cluster.actions import Action
 from lm.cluster.snapshot import Snapshot
-from lm.config import check_divisible, mesh_sizes
+from lm.config import Config, check_divisible, mesh_sizes
+from lm.config.paths import expand
 from lm.errors import InputError
 
 flags.disclaim_key_flags()  # --help of a launcher lists these flags with its own
@@ -91,11 +93,12 @@ class Run(Protocol):
         ...
 
 
-def define_run(where: str) -> Run:
+def define_run(where: str, shared: bool = False) -> Run:
     """Defines `--config=FILE` with its overrides and `--workdir`, and returns a function to call in `main`.
 
     Args:
         where: the workdir may be, as --help says it.
+        shared: whether the machines have the files of this one.
     """
     config = cli.define_config()
     workdir = cli.define_path("workdir", None, f"Folder of the run: {where}.", required=True)
@@ -104,6 +107,8 @@ def define_run(where: str) -> Run:
         storage.check_path(workdir.value)
         checked = config()
         check_divisible(mesh_sizes(checked.mesh, devices, slices), checked)
+        if not shared:
+            check_paths(checked)
         taken = snapshot.take(checked, config_arguments(), workdir.value)
         if taken.untracked:
             print(
@@ -112,6 +117,33 @@ def define_run(where: str) -> Run:
         return taken
 
     return run
+
+
+def check_paths(config: Config) -> None:
+    """Refuses what a run reads from paths that only this machine has. The snapshot holds the files that git tracks.
+
+    Raises:
+        InputError: a store, a tokenizer or first weights lie there.
+    """
+    read = {"data.tokenizer": config.data.tokenizer, "checkpoint.init_from": config.checkpoint.init_from}
+    stores = {f"mixture.tasks.{name}.store": task.store for name, task in config.mixture.tasks.items()}
+    for name, path in {"data.store": config.data.store, **stores, **read}.items():
+        if is_here_alone(path):
+            raise InputError(
+                f"{name} is {path}, which no machine of the run can see; accepted: gs://... or s3://..., so copy it "
+                "there first, or an absolute path on those machines."
+            )
+    if not config.data.store and is_here_alone(config.data.path):
+        print(
+            f"data.path is {config.data.path}, which no machine of the run can see: the run needs a prepared store, "
+            "WORKDIR/store or --config.data.store",
+            file=sys.stderr,
+        )
+
+
+def is_here_alone(path: str) -> bool:
+    """Returns whether a path means another file on another machine: a relative one that the snapshot does not hold."""
+    return bool(path) and not storage.is_remote(path) and not os.path.isabs(expand(path)) and not snapshot.holds(path)
 
 
 def define_topology(required: bool) -> Callable[[], Topology]:

@@ -91,6 +91,11 @@ def take(config: Config, arguments: Sequence[str], workdir: str, root: Path = RO
     return Snapshot(folder, files, train, tuple(path for path in others if path != name))
 
 
+def holds(path: str, root: Path = ROOT) -> bool:
+    """Returns whether git tracks a path of the checkout: a file, a folder or a glob."""
+    return not os.path.normpath(path).startswith("..") and bool(_files(root, "--cached", "--", path))
+
+
 def unpack(code: str, cache: Path | None = None) -> Path:
     """Returns the folder of an unpacked code.tar.gz, unpacking it the first time.
 

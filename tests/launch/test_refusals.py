@@ -16,7 +16,16 @@ from lm.cluster import actions, google, ray_serve, serve_options, serving_flags,
 from lm.cluster import flags as cluster_flags
 from lm.cluster.actions import Command
 from lm.cluster.snapshot import Snapshot
-from lm.config import Config, MeshConfig, check_divisible, mesh_sizes
+from lm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    MixtureConfig,
+    TaskConfig,
+    check_divisible,
+    mesh_sizes,
+)
 from lm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +49,27 @@ def test_deleting_machines_needs_no_bucket(monkeypatch: pytest.MonkeyPatch) -> N
     cluster_flags.perform([Command((sys.executable,))], RUN, dry_run=False)
     cluster_flags.perform([Command((sys.executable,)), actions.Write("gs://bucket/a", b"")], RUN, dry_run=False)
     assert asked == ["", RUN.workdir]
+
+
+def test_what_a_run_reads_is_seen_by_its_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    def config(data: DataConfig, init_from: str = "") -> Config:
+        return Config(data=data, checkpoint=CheckpointConfig(init_from=init_from))
+
+    for data in (DataConfig(tokenizer="runs/mine"), DataConfig(store="store")):
+        with pytest.raises(InputError, match="which no machine of the run can see; accepted: gs://"):
+            cluster_flags.check_paths(config(data))
+    with pytest.raises(InputError, match=r"checkpoint\.init_from is runs/mine, which no machine"):
+        cluster_flags.check_paths(config(DataConfig(), "runs/mine"))
+    task = TaskConfig(store="store")
+    with pytest.raises(InputError, match=r"mixture\.tasks\.a\.store is store, which no machine"):
+        cluster_flags.check_paths(Config(mixture=MixtureConfig(tasks={"a": task})))
+    assert capsys.readouterr().err == ""
+    cluster_flags.check_paths(config(DataConfig(source="text", path="corpus/*.jsonl")))
+    assert "data.path is corpus/*.jsonl, which no machine of the run can see" in capsys.readouterr().err
+    for path in ("gs://bucket/a", "/data/a", "README.md", "configs/*.py"):  # git tracks the last two
+        cluster_flags.check_paths(config(DataConfig(source="text", path=path, store=path), path))
+        cluster_flags.check_paths(config(DataConfig(source="text", path=path)))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_cluster_is_asked_once_before_anything_is_applied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
