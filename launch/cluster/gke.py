@@ -43,7 +43,7 @@ _namespace = cluster_flags.define_word("namespace", "default", "Kubernetes names
 _context = flags.DEFINE_string("context", "", "Cluster, as kubectl knows it; default: the current one.")
 _account = cluster_flags.define_word("service_account", "", "Kubernetes service account of the pods.")
 _secret = cluster_flags.define_word("secret", "", "Name of a Kubernetes secret with credentials.")
-_output = cli.define_path("output", "", "Write the manifests to this file instead of applying them.")
+_output = cli.define_path("output", "", "Write the manifests to this file, and apply nothing.", written=True)
 _dry_run = cluster_flags.define_dry_run()
 
 

@@ -33,7 +33,7 @@ _server = serving_flags.define_server()
 _scaling = serving_flags.define_scaling()
 _gateway = serving_flags.define_gateway()
 _context = flags.DEFINE_string("context", "", "Cluster, as kubectl knows it; default: the current one.")
-_output = cli.define_path("output", "", "Write the manifests to this file instead of applying them.")
+_output = cli.define_path("output", "", "Write the manifests to this file, and apply nothing.", written=True)
 _dry_run = cluster_flags.define_dry_run()
 _options = tuple(cluster_flags.take_command())
 
@@ -46,15 +46,12 @@ def main() -> int:
     if _output.value and verb != "apply":
         raise InputError(f"--output is {_output.value!r}, but serve {verb} writes no manifests; leave it out.")
     context, server = _context.value, _server(_options)
-    if verb == "roll" and not server.model:
-        print(f"no --name is given, so the server named as this run is rolled: {server.name}", file=sys.stderr)
     reached = _gateway()
     made = rollout.objects(server, _scaling(server.on_ray), reached)
+    for note in rollout.notes(verb, server, reached):
+        print(note, file=sys.stderr)
     if verb == "roll" and server.on_ray:  # a change of the RayService that leaves its pods running
         verb = "apply"
-    if verb == "apply" and reached and not server.secret:
-        why = "there is no --secret, which would hold LM_API_KEYS"
-        print(f"anybody who reaches {reached.hostname} may ask: {why}", file=sys.stderr)
     if verb == "apply" and _output.value:
         wanted: list[actions.Action] = [actions.Write(_output.value, to_yaml(made).encode())]
     elif verb == "apply":
@@ -66,8 +63,9 @@ def main() -> int:
     if _dry_run.value:
         actions.show(rollout.shown_roll(context, server) if verb == "roll" else wanted)
         return cli.EXIT_DONE
-    actions.check(wanted, server.path if verb in ("apply", "roll") else "")
-    if verb in ("apply", "roll"):
+    begins = verb in ("apply", "roll") and not _output.value
+    actions.check(wanted, server.path if begins else "")
+    if begins:
         serve_options.require_runs(server.checkpoint)
     if verb == "roll":
         rollout.carry_out_roll(context, server)

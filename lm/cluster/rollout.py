@@ -24,6 +24,19 @@ def objects(server: Server, wanted: Scaling, reached: Gateway | None) -> list[Ma
     return [*found, *scaling.objects(server, wanted), *routes]
 
 
+def notes(verb: str, server: Server, reached: Gateway | None) -> list[str]:
+    """Returns what a user should know of a server before a verb is carried out."""
+    found = []
+    if verb == "roll" and not server.model:
+        found.append(f"no --name is given, so the server named as this run is rolled: {server.name}")
+    if verb == "apply" and reached and not server.secret:
+        why = "there is no --secret, which would hold LM_API_KEYS"
+        found.append(f"anybody who reaches {reached.hostname} may ask: {why}")
+    if verb in ("apply", "roll") and server.path.startswith("s3://") and not (server.secret or server.identity):
+        found.append("the pods have no credentials for s3://: there is no --secret with keys and no --identity")
+    return found
+
+
 def apply(context: str, server: Server, made: Sequence[Manifest]) -> list[Action]:
     """Returns what creates or changes the objects and waits until the pods are ready."""
     return [kubectl(context, "apply", "--filename=-", manifests=made), _wait(context, server)]

@@ -369,6 +369,24 @@ def test_the_autoscaler_of_ray_reaches_the_kubernetes_api() -> None:
     assert ports == {53, 9000, 443, 6443}
 
 
+def test_what_a_user_should_know_is_said() -> None:
+    named = dataclasses.replace(PLAIN, model="mini")
+    on_s3 = dataclasses.replace(named, checkpoint="s3://bucket/runs/mini")
+    gateway = Gateway("a.b")
+    for verb, server, reached, said in (
+        ("apply", named, None, []),
+        ("apply", named, gateway, ["anybody who reaches a.b may ask"]),
+        ("apply", dataclasses.replace(on_s3, secret="keys"), gateway, []),
+        ("apply", dataclasses.replace(on_s3, identity="arn:aws:iam::1:role/a"), None, []),
+        ("roll", on_s3, gateway, ["the pods have no credentials for s3://"]),
+        ("roll", PLAIN, None, ["no --name is given, so the server named as this run is rolled: mini"]),
+        ("delete", dataclasses.replace(on_s3, model=""), gateway, []),
+    ):
+        notes = rollout.notes(verb, server, reached)
+        assert len(notes) == len(said)
+        assert all(note.startswith(words) for note, words in zip(notes, said, strict=True))
+
+
 def test_deleting_names_all_that_was_applied() -> None:
     made = rollout.objects(*CASES["serve_l4_spot_gateway"])
     (command,) = rollout.delete("pod", made)
