@@ -32,8 +32,9 @@ _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 # About four minutes in all. A pod should not idle through a longer outage.
 _RETRIES: dict[str, str | int] = {"max_retries": 14, "initial_delay": "200ms", "max_delay": "32s"}
 
-# Seconds after which a store that is silent is reported, and after which one that has never answered is given up.
-_SILENCE, _PATIENCE = 4.0, 50.0
+# Seconds after which a store that is silent is reported, between further reports, and after which one that has never
+# answered is given up.
+_SILENCE, _AGAIN, _PATIENCE = 4.0, 20.0, 50.0
 _answered: set[str] = set()  # the addresses that have answered this process: these may be away for longer
 _SILENT = "it takes connections, but sends no answer"
 
@@ -250,17 +251,18 @@ def _wait(path: str, future: ts.Future) -> Any:
     """
     if not is_remote(path) or (address := _address(path)) in _answered:
         return future.result()
-    try:
-        result = future.result(timeout=_SILENCE)
-    except TimeoutError:
-        print(f"waiting for {path}: {address} does not answer ({_silence(address)})", file=sys.stderr, flush=True)
+    waited, pause = 0.0, _SILENCE
+    while True:
         try:
-            result = future.result(timeout=_PATIENCE - _SILENCE)
+            result = future.result(timeout=pause)
+            break
         except TimeoutError:
-            raise InputError(
-                f"{path} cannot be reached: {address} does not answer ({_silence(address)}); check the network and "
-                "the endpoint, then run again."
-            ) from None
+            waited += pause
+            why = f"{address} does not answer ({_silence(address)})"
+        if waited >= _PATIENCE:
+            raise InputError(f"{path} cannot be reached: {why}; check the network and the endpoint, then run again.")
+        print(f"waiting for {path}: {why}: {waited:.0f} s so far", file=sys.stderr, flush=True)
+        pause = min(_AGAIN, _PATIENCE - waited)
     _answered.add(address)
     return result
 
