@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -44,19 +45,40 @@ def read_trace(path: str, tokens: int, seed: int = 0) -> Traffic:
         raise InputError(f"--trace is {path!r}, which cannot be read ({error}); give a CSV file.") from None
     if sorted(columns) not in (["time", "tokens"], ["rate", "time"]):
         raise InputError(f"--trace is {path!r} with the columns {columns}; accepted: time,tokens or time,rate.")
-    try:
-        values = np.array([[float(cell) for cell in line] for line in lines[1:] if line]).reshape(-1, 2)
-    except ValueError as error:
-        raise InputError(f"--trace is {path!r}, where a line has no two numbers ({error}).") from None
+    values = _numbers(path, lines, columns.index("time"))
     times, others = values[:, columns.index("time")], values[:, 1 - columns.index("time")]
-    if not len(times) or not np.isfinite(values).all() or (np.diff(times) < 0).any() or (others < 0).any():
-        raise InputError(f"--trace is {path!r}; accepted: lines with rising times, and no tokens or rate below 0.")
     times = times - times[0]
     if "tokens" in columns:
         return Traffic(times, np.maximum(1, others).astype(int))
     if len(times) < 2:
         raise InputError(f"--trace is {path!r} with one line; the last line of a file of rates says when they end.")
     return _poisson(times, others, tokens, seed)
+
+
+def _numbers(path: str, lines: list[list[str]], time: int) -> np.ndarray:
+    """Returns the two numbers of each line below the header, whose column `time` rises.
+
+    Raises:
+        InputError: a line is another; it is named.
+    """
+    values, last = [], -math.inf
+    for number, line in enumerate(lines[1:], 2):
+        if not line:
+            continue
+        try:
+            pair = [float(cell) for cell in line]
+        except ValueError:
+            pair = []
+        if len(pair) != 2 or not all(map(math.isfinite, pair)) or pair[time] < last or pair[1 - time] < 0:
+            raise InputError(
+                f"--trace is {path!r}, whose line {number} is {','.join(line)!r}; accepted: two numbers a line, with "
+                "rising times, and no tokens or rate below 0."
+            )
+        values.append(pair)
+        last = pair[time]
+    if not values:
+        raise InputError(f"--trace is {path!r}, which has no line below its header; give a line for each request.")
+    return np.array(values)
 
 
 def from_rate(text: str, tokens: int, seed: int = 0) -> Traffic:

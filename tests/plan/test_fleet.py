@@ -219,13 +219,16 @@ def test_a_trace_is_read(tmp_path: Path) -> None:
     [
         ("", "with the columns"),
         ("time,words\n1,2\n", "accepted: time,tokens or time,rate"),
-        ("time,tokens\n1,x\n", "where a line has no two numbers"),
-        ("time,tokens\n1\n", "where a line has no two numbers|accepted"),
-        ("time,tokens\n2,1\n1,1\n", "rising times"),
-        ("time,tokens\n0,nan\n", "rising times"),
+        ("time,tokens\n0,1\n\n1,x\n", "whose line 4 is '1,x'; accepted: two numbers a line"),
+        ("time,tokens\n1\n", "whose line 2 is '1'; accepted"),
+        ("time,tokens\n1,2\n1,2,3,4\n", "whose line 3 is '1,2,3,4'; accepted"),
+        ("time,tokens\n2,1\n1,1\n", "whose line 3 is '1,1'; .* rising times"),
+        ("time,tokens\n0,nan\n", "whose line 2 is '0,nan'"),
+        ("rate,time\n-1,0\n", "whose line 2 is '-1,0'; .* no tokens or rate below 0"),
+        ("time,tokens\n", "no line below its header"),
         ("time,rate\n0,1\n", "with one line"),
     ],
-    ids=range(7),
+    ids=range(10),
 )
 def test_a_wrong_trace_is_refused(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "trace.csv").write_text(text)
