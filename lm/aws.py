@@ -4,10 +4,12 @@ import configparser
 import contextlib
 import os
 
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first one that is set counts
+
 
 def endpoint() -> str | None:
     """Returns the address of another S3 server than Amazon's; None for Amazon's."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return next(filter(None, map(os.environ.get, ENDPOINTS)), None)
 
 
 def region() -> str | None:

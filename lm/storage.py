@@ -8,12 +8,14 @@ passing failures with backoff. Both take credentials from the environment, ~/.aw
 import contextlib
 import functools
 import importlib
+import json
 import logging
 import os
 import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -97,6 +99,9 @@ def check_path(path: str) -> None:
             f"{path!r} has no bucket: {bucket!r} is no name of one; accepted: {scheme}://BUCKET/..., with 3 or more "
             "lower-case letters, digits, dots, - and _."
         )
+    if scheme == "s3" and separator and (endpoint := aws.endpoint()) and not re.match(r"https?://[^/]", endpoint):
+        name = next(name for name in aws.ENDPOINTS if os.environ.get(name))
+        raise InputError(f"{name} is {endpoint!r}; accepted: http://HOST:PORT or https://HOST.")
     if (scheme := path.partition(":/")[0]) in _PACKAGES and not separator:  # os.path.normpath, or a slip
         raise InputError(f"{path!r} has one slash after {scheme}:; give {scheme}://... or ./{path} for a folder here.")
 
@@ -291,12 +296,27 @@ def _silence(address: str) -> str:
     return _SILENT
 
 
+def _is_google_key(path: str) -> bool:
+    """Returns whether a file holds credentials as Google writes them: a JSON object with a type."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "type" in content
+
+
 def _find_google_credentials() -> None:
     """Refuses gs:// without credentials. TensorStore would log an error of its own and try for minutes.
 
     Raises:
         InputError: there are none in the environment, in gcloud's folder or on this machine's metadata server.
     """
+    key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if key and not _is_google_key(key):
+        raise InputError(
+            f"GOOGLE_APPLICATION_CREDENTIALS is {key!r}, which is no file with Google's credentials; correct it, or "
+            "unset it and run gcloud auth application-default login."
+        )
     variables = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_AUTH_TOKEN_FOR_TESTING", "TENSORSTORE_GCS_HTTP_URL")
     folder = os.environ.get("CLOUDSDK_CONFIG") or os.path.expanduser("~/.config/gcloud")
     if any(map(os.environ.get, variables)) or os.path.exists(f"{folder}/application_default_credentials.json"):

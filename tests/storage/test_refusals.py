@@ -99,3 +99,26 @@ def test_google_storage_without_credentials_is_refused_at_once(monkeypatch: pyte
     monkeypatch.setenv("GCE_METADATA_ROOT", "127.0.0.1:9")
     with pytest.raises(InputError, match="gs:// has no credentials; set them with gcloud"):
         storage.reach("gs://bucket/run")
+    key = tmp_path / "key.json"
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+    for content in (None, b"{", b"[]", b"{}", b"\xff"):
+        if content is not None:
+            key.write_bytes(content)
+        with pytest.raises(InputError, match=r"GOOGLE_APPLICATION_CREDENTIALS is '.*key\.json', which is no file with"):
+            storage.reach("gs://bucket/run")
+    key.write_text('{"type": "service_account"}')
+    storage._find_google_credentials()
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_is_an_address(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(each, raising=False)
+    for address in ("nonsense", "localhost:9000", "http://", "ftp://a"):
+        monkeypatch.setenv(name, address)
+        with pytest.raises(InputError, match=f"{name} is '{address}'; accepted: http://HOST:PORT or https://HOST"):
+            storage.check_path("s3://bucket/run")
+        storage.check_path("gs://bucket/run")
+    for address in ("http://127.0.0.1:9000", "https://a.b/", ""):
+        monkeypatch.setenv(name, address)
+        storage.check_path("s3://bucket/run")
