@@ -70,7 +70,7 @@ def test_no_golden_file_is_left_over() -> None:
             f"tpu_vm.py --zone=us-east5-a --topology=v5e:4x4 {RUN} --workdir=s3://bucket/r",
             "which TPU VMs do not share; accepted: gs:",
         ),
-        (f"gke.py --image=i --topology=v5e:4x4 {BUCKET} --config.mesh.fsdp=32", "32 devices, but 16 are present"),
+        (f"gke.py --image=i --topology=v5e:4x4 {BUCKET} --config.mesh.fsdp=32", "32 devices of 16"),
         (
             f"gke.py --image=i --topology=v5e:4x4 --name=My_run {BUCKET}",
             "--name is 'My_run'; accepted: at most 40 lower",

@@ -93,6 +93,6 @@ def test_wrong_meshes_are_named(axes, words):
 
 
 def test_a_mesh_that_does_not_divide_a_model_is_named(workdirs):
-    for mesh, words in ((MeshConfig(data=1, tensor=8), "num_heads is 4"), (MeshConfig(data=16), "8 are present")):
+    for mesh, words in ((MeshConfig(data=1, tensor=8), "num_heads is 4"), (MeshConfig(data=16), "16 devices of 8")):
         with pytest.raises(InputError, match=words):
             Served("reader", workdirs["reader"], Settings(mesh=mesh))
