@@ -29,8 +29,7 @@ def main() -> int:
     print(f"preparing {_out.value}", file=sys.stderr, flush=True)
     from lm.data import changes, manifest, mixture
 
-    if manifest.read_manifest(_out.value):
-        print("it is complete already, of the corpus as it was; to prepare it again, delete it", file=sys.stderr)
+    was_complete = manifest.read_manifest(_out.value) is not None
     stores = mixture.prepare_stores(config, _out.value, num_workers=_workers.value, runner=_runner.value)
     for made in stores.values():
         splits = ", ".join(
@@ -48,6 +47,8 @@ def main() -> int:
                 "prepare the new one, give another --out, or delete the store first.",
                 file=sys.stderr,
             )
+        elif was_complete:
+            print(f"{made.path} was complete already; to prepare it again, delete it", file=sys.stderr)
     return cli.EXIT_DONE
 
 

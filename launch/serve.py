@@ -28,7 +28,7 @@ _SETTINGS = {
     "tasks": flags.DEFINE_list("tasks", list(_D.tasks), "Tasks to serve; default: all that the model can do."),
     "slots": flags.DEFINE_integer("slots", _D.slots, "Sequences written at a time.", lower_bound=1),
     "beams": flags.DEFINE_list("beams", [str(n) for n in _D.beams], "Numbers of beams that a request may ask for."),
-    "extra_options": flags.DEFINE_list("extra_options", [], "Options of decoding to add; see the guide."),
+    "extra_options": flags.DEFINE_list("extra_options", [], "Options of decoding to add; see lm/serving/README.md."),
     "top_logprobs": flags.DEFINE_integer(
         "top_logprobs", 0, "Tokens whose log-probabilities a request may ask for.", lower_bound=0, upper_bound=20
     ),

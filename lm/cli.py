@@ -189,11 +189,12 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # as the files that are read and written, whatever the locale
     skip_absent_tpus()
-    with interrupts.raised():
-        _run(main, functools.partial(_parse_flags, arguments, unknown), interrupted)
+    last_words = f"interrupted: {interrupted}" if interrupted else "interrupted"
+    with interrupts.raised(last_words):
+        _run(main, functools.partial(_parse_flags, arguments, unknown), last_words)
 
 
-def _run(main: Callable[[], int | None], parser: Callable[[list[str]], list[str]], interrupted: str) -> NoReturn:
+def _run(main: Callable[[], int | None], parser: Callable[[list[str]], list[str]], last_words: str) -> NoReturn:
     try:
         app.run(lambda _: _run_to_the_last_byte(main), flags_parser=parser)
     except InputError as error:
@@ -213,7 +214,7 @@ def _run(main: Callable[[], int | None], parser: Callable[[list[str]], list[str]
             raise
         _fail(InputError(f"{error.filename!r} cannot be used: {error.strerror}; give another path."))
     except KeyboardInterrupt:
-        interrupts.say(f"interrupted: {interrupted}" if interrupted else "interrupted")
+        interrupts.say(last_words)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         # A compiler's threads may still run. Python's own end would free what they use: a segmentation fault.
@@ -360,7 +361,7 @@ def _load_config(path: str) -> Config:
     if not os.path.isfile(path):
         near = nearest(path, [str(file) for file in Path(path).parent.glob("*.py")])
         near = near or nearest(path.removesuffix(".py"), [file.stem for file in _CONFIGS.glob("*.py")])
-        hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {loading.ACCEPTED}."
+        hint = f"did you mean {' or '.join(near)}?" if near else f"accepted: {loading.ACCEPTED}, or a name in configs/."
         raise InputError(f"--config is {path!r}, which is not a file; {hint}")
     return loading.load(path)
 

@@ -53,12 +53,23 @@ def _listen(reading: int, first: Callable[[], None], again: Callable[[], None]) 
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
+def raised(last_words: str = "interrupted") -> Iterator[None]:
     """Raises KeyboardInterrupt in the block at the first Ctrl-C, and ends the process at the second.
 
-    A block that goes on for more than a second after the first one is reported. Where Ctrl-C is ignored, as a shell
-    arranges it for its background jobs, it stays ignored.
+    A block that goes on for more than a second after the first one is reported. A first Ctrl-C during an import ends
+    the process at once: a module in C may print the exception and raise another one. Where Ctrl-C is ignored, as a
+    shell arranges it for its background jobs, it stays ignored.
+
+    Args:
+        last_words: what is said where the process ends at once.
     """
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if _imports(frame):
+            say(last_words)
+            os._exit(EXIT_INTERRUPTED)
+        signal.default_int_handler(number, frame)
+
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
@@ -66,10 +77,17 @@ def raised() -> Iterator[None]:
     late = threading.Timer(_QUICK, say, [text])
     late.daemon = True
     try:
-        with handled(late.start, _end_at_once, signal.default_int_handler):
+        with handled(late.start, _end_at_once, handler):
             yield
     finally:
         late.cancel()
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Returns whether a stack is in the middle of an import."""
+    while frame is not None and "importlib._bootstrap>" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _end_at_once() -> None:

@@ -168,7 +168,7 @@ def test_wrong_overrides_are_one_line_and_exit_code_2(folder: Path, override: st
         ("god.py", "--config is 'god.py', which is not a file; did you mean good.py?"),
         (
             "none/good.py",
-            "which is not a file; accepted: a Python file with a get_config(), or the config.json of a run.",
+            "which is not a file; accepted: a Python file with a get_config(), or the config.json of a run, or a name",
         ),
         ("", "which is not a file"),
         (".", "which is not a file"),

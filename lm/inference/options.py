@@ -4,6 +4,7 @@ Array names carry their shape: B rows, W bad words of L tokens, S suppressed tok
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -68,6 +69,7 @@ class Decoding:
     begin_suppress_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         least = {"max_length": 1, "num_beams": 1, "forced_bos_token_id": NONE, "forced_eos_token_id": NONE}
         for name in (*least, "min_length", "temperature", "top_k", "no_repeat_ngram_size"):
             value, lowest, most = getattr(self, name), least.get(name, 0), _MOST if name != "temperature" else _HOTTEST
@@ -100,6 +102,13 @@ class Decoding:
         if not all(self.bad_words_ids):
             raise InputError("bad_words_ids has an empty list; give each the ids of a sequence.")
         self.check_tokens(_MOST)
+
+    def _check_kinds(self) -> None:
+        kinds = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}
+        for field in dataclasses.fields(self):
+            kind, words = kinds.get(type(field.default), (object, ""))
+            if not isinstance(value := getattr(self, field.name), kind):
+                raise InputError(f"{field.name} is {value!r}; it must be {words}.")
 
     def check_tokens(self, last: int) -> None:
         """Refuses the ids of tokens above `last`, that of the vocabulary's last one.

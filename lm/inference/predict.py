@@ -105,6 +105,10 @@ class Options:
     seed: int = 0
     decoding: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed!r}; it must be a whole number between 0 and {2**63 - 1}.")
+
     def check(self, task: str) -> None:
         """Refuses options that do nothing in a task.
 

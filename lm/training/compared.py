@@ -60,10 +60,11 @@ def table(runs: Runs) -> str:
     A line beneath them says where losses do not compare.
     """
     last = [{name: value for line in lines for name, value in line.items()} for lines in runs.metrics]
+    steps = [{name: line["step"] for line in lines for name in line} for lines in runs.metrics]
     names = sorted({name for values in last for name in values} - {"step", *_OTHERS}, key=_order)
     rows = [["", *runs.names]]
     rows += [["step", *(f"{values['step']:,}" for values in last)]]
-    rows += [[name, *(_number(values.get(name)) for values in last)] for name in names]
+    rows += [[name, *(_last(name, *each) for each in zip(last, steps, strict=True))] for name in names]
     settings = [[name, *(str(value) or "''" for value in values)] for name, values in runs.settings.items()]
     rows += [[], ["settings that differ" if settings else "no setting differs"], *settings]
     widths = [max(_columns(row[column]) for row in rows if len(row) > column) for column in range(len(runs.names) + 1)]
@@ -75,6 +76,12 @@ def table(runs: Runs) -> str:
     if apart := [*apart, *(name for name in _OF_LOSSES if name in runs.settings)]:
         lines += ["", f"losses do not compare between these runs: they differ in {' and '.join(apart)}"]
     return "\n".join(lines)
+
+
+def _last(name: str, values: Mapping[str, float], steps: Mapping[str, float]) -> str:
+    """Returns the last value of a metric, with its step if that is not the last of the run."""
+    earlier = name in steps and steps[name] != steps["step"]
+    return f"{_number(values.get(name))} (step {steps[name]:,})" if earlier else _number(values.get(name))
 
 
 def _columns(text: str) -> int:

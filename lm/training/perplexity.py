@@ -35,10 +35,10 @@ def measure(path: str, input_path: str = "", mask_rate: float | None = None) -> 
             Losses at different shares do not compare.
 
     Returns:
-        `step`, `mask_rate` if tokens are masked or hidden, `predictions` and the metrics of each loss. The losses are
-        `mlm` and perhaps `nsp`, `seq2seq`, or `lm`. The metrics of `mlm` are `mlm_loss` (nats), `mlm_perplexity`,
-        `mlm_accuracy` and `mlm_baseline_accuracy`. For a mixture, names begin with that of the member:
-        `NAME/predictions`, `NAME/mlm_loss` and so on.
+        `step`, `seq_length`, `mask_rate` if tokens are masked or hidden, `predictions` and the metrics of each loss.
+        The losses are `mlm` and perhaps `nsp`, `seq2seq`, or `lm`. The metrics of `mlm` are `mlm_loss` (nats),
+        `mlm_perplexity`, `mlm_accuracy` and `mlm_baseline_accuracy`. For a mixture, names begin with that of the
+        member: `NAME/predictions`, `NAME/mlm_loss` and so on.
 
     Raises:
         InputError: checkpoint, store or file cannot be used, or `mask_rate` has no effect.
@@ -61,8 +61,9 @@ def measure(path: str, input_path: str = "", mask_rate: float | None = None) -> 
         prepared = objective.prepare(batch, key)
         return sums, weights, objective.baseline_hits(prepared, most_frequent)
 
-    metrics: dict[str, float] = {"step": step, **masked}
+    metrics: dict[str, float] = {"step": step, "seq_length": config.data.seq_length, **masked}
     what = f"evaluating {path}, step {step:,}, on {input_path or 'the held-out split'}"
+    what += f" in rows of {config.data.seq_length:,} tokens"
     what += "".join(f", with {rate:.3g} of the tokens masked" for rate in masked.values())
     with workers.announced(what), _stores(config, workdir, tokenizer, input_path) as stores:
         for name, store in stores.items():

@@ -7,6 +7,7 @@ import pytest
 from lm.config import GenerationConfig
 from lm.errors import InputError
 from lm.inference.options import NONE, Decoding, Extras, row_options, with_defaults
+from lm.inference.predict import Options
 
 LARGE = ("max_length", "top_k", "no_repeat_ngram_size", "forced_bos_token_id", "forced_eos_token_id")
 
@@ -51,7 +52,7 @@ def test_a_request_takes_the_models_defaults_and_overrides_them():
     assert (sampled.num_beams, sampled.temperature) == (1, 0.5)
     assert with_defaults(GenerationConfig(), 99, {}) == Decoding(99)
     assert with_defaults(GenerationConfig(min_length=150), 99, {}).max_length == 150
-    with pytest.raises(InputError, match="an option of decoding has a value of another type"):
+    with pytest.raises(InputError, match="num_beams is '4'; it must be a whole number"):
         with_defaults(model, 99, {"num_beams": "4"})
 
 
@@ -94,3 +95,15 @@ def test_a_program_takes_the_rows_that_its_arrays_cover():
         assert extras.lacks(row) == missing
         with pytest.raises(ValueError, match="does not cover the options"):
             row_options([row], jax.random.split(jax.random.key(0), 1), extras)
+
+
+@pytest.mark.parametrize("seed", [2**63, -1, "7", 1.0])
+def test_a_seed_is_a_whole_number_that_jax_takes(seed):
+    with pytest.raises(InputError, match="it must be a whole number between 0 and 9223372036854775807"):
+        Options(seed=seed)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_beams", 2.0), ("top_k", "4"), ("temperature", "hot")])
+def test_an_option_of_another_type_is_named(name, value):
+    with pytest.raises(InputError, match=f"{name} is {value!r}; it must be a "):
+        Decoding(**{name: value})

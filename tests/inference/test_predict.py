@@ -371,7 +371,7 @@ def test_the_script_answers_a_line_before_the_next_is_written(workdir):
     ("flag", "message"),
     [
         ("--top_k=3", "--top_k has no effect with --task=fill-mask, which takes --top; leave it out."),
-        ("--nonormalize", "--normalize has no effect with --task=fill-mask, which takes --top; leave it out."),
+        ("--nonormalize", "--normalize has no effect with --task=fill-mask, but with --task=embed; leave it out."),
         ("--attention_layer=1", "--attention_layer has no effect without --attention; leave it out."),
     ],
 )
