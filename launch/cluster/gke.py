@@ -53,6 +53,8 @@ def main() -> int:
         raise InputError(f"--topology is {topology!r} and --gpu is {_gpu.value!r}; give one of them.")
     if (_quota.value is not None and not _queue.value) or (_borrow.value and not _cohort.value):
         raise InputError("--quota needs a --queue, and --borrow needs a --cohort; give their names.")
+    if _quota.value is None:
+        cli.refuse_given(("borrow", "cohort"), "without --quota")
     unused = ("nodes", "gpus_per_node") if topology else ("slices",)
     cli.refuse_given(unused, "with --topology" if topology else "with --gpu")
     machines = google.Tpus(_topology()) if topology else google.gpus(_gpu.value, _nodes.value, _gpus.value)

@@ -61,6 +61,7 @@ def test_no_golden_file_is_left_over() -> None:
     [
         (f"gke.py --image=i {BUCKET}", "--topology is '' and --gpu is ''; give one of them."),
         (f"gke.py --image=i --topology=v5e:4x4 --quota=8 {BUCKET}", "--quota needs a --queue, and --borrow"),
+        (f"gke.py --image=i --topology=v5e:4x4 --queue=q --cohort=a {BUCKET}", "--cohort has no effect without"),
         (f"gke.py --image=i --topology=v5e:4x4 {RUN} --workdir=/runs", "--workdir is /runs, which no pod can see"),
         (
             f"gke.py --image=i --topology=v5e:4x4 {RUN} --workdir=foo://b/r",
