@@ -70,6 +70,8 @@ def main() -> int:
         secret=_secret.value,
     )
     quota = None if _quota.value is None else gke.Quota(_quota.value, _borrow.value, _cohort.value)
+    if not (_dry_run.value or _output.value):
+        gke.require_absent(job, _context.value)
     return cluster_flags.perform(gke.actions(job, run, quota, _context.value, _output.value), run, _dry_run.value)
 
 

@@ -173,6 +173,21 @@ def queue(job: Job, quota: Quota) -> list[Manifest]:
     ]
 
 
+def require_absent(job: Job, context: str) -> None:
+    """Refuses to apply a JobSet that is there: Kubernetes changes none, and starts none again that has ended.
+
+    Raises:
+        InputError: the cluster has one of this name.
+    """
+    where = ("--namespace", job.namespace)
+    asked = manifests.kubectl(context, *where, "get", "jobset", job.name, "--ignore-not-found", "--output=name")
+    if asked.output().stdout.strip():  # a cluster that does not answer is reported by what follows
+        raise InputError(
+            f"JobSet {job.name} is there already, running or ended; `kubectl delete jobset {job.name} "
+            f"{' '.join(where)}` removes it, then the same command resumes the run."
+        )
+
+
 def actions(job: Job, run: Snapshot, quota: Quota | None, context: str, output: str) -> list[Action]:
     """Returns what launches the job: writes the snapshot, then applies the manifests or writes them to `output`.
 

@@ -12,7 +12,7 @@ from absl import flags
 
 from lm import storage
 from lm.accelerators import Topology
-from lm.cluster import actions, google, ray_serve, serve_options, serving_flags, slurm, tpu_vm
+from lm.cluster import actions, gke, google, ray_serve, serve_options, serving_flags, slurm, tpu_vm
 from lm.cluster import flags as cluster_flags
 from lm.cluster.actions import Command
 from lm.cluster.snapshot import Snapshot
@@ -84,6 +84,16 @@ def test_a_cluster_is_asked_once_before_anything_is_applied(tmp_path: Path, monk
     monkeypatch.setenv("FAILS", "1")
     with pytest.raises(InputError, match=r"kubectl reaches no cluster \(refused\); choose one with --context"):
         actions.check(wanted, "")
+
+
+def test_a_jobset_that_is_there_is_not_applied_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kubectl").write_text('#!/bin/sh\ncase "$*" in *"lm get jobset old"*) echo jobset/old;; esac\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    job = gke.Job("new", "lm", "image", google.gpus("h100", 1, 8))
+    gke.require_absent(job, "pod")
+    with pytest.raises(InputError, match=r"JobSet old is there already, .*`kubectl delete jobset old --namespace lm`"):
+        gke.require_absent(dataclasses.replace(job, name="old"), "pod")
 
 
 def test_tpu_vms_are_not_asked_for_without_gcloud(monkeypatch: pytest.MonkeyPatch) -> None:
