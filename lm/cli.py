@@ -188,6 +188,7 @@ def run(
     gc.set_threshold(100_000, 20, 100)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # as the files that are read and written, whatever the locale
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA's log, errors; jax reads it when it is imported
     skip_absent_tpus()
     last_words = f"interrupted: {interrupted}" if interrupted else "interrupted"
     with interrupts.raised(last_words):
