@@ -65,7 +65,8 @@ class Fleet:
         counts: `queue`: waiting tokens; `slots`: slots in use; `outstanding`: all tokens that are not answered, in the
             mean of the last seconds.
         read: tokens read a second that one replica may have, a second target beside `target`; 0: none.
-        rated: seconds over which the tokens read are counted.
+        rated: seconds over which the tokens read are counted, by all replicas that there were. An HPA counts only those
+            that there are, so it sees less for a while after one has left.
     """
 
     target: float
