@@ -50,7 +50,7 @@ def script(job: Job, run: Snapshot, python: str = sys.executable) -> str:
         "open-mode": "append",
         "output": log(run),
     }
-    lines = [f"#SBATCH --{name}={_quoted(str(value))}" for name, value in chosen.items() if value]
+    lines = [f"#SBATCH --{name}={shlex.quote(str(value))}" for name, value in chosen.items() if value]
     return f"""#!/bin/bash
 {chr(10).join(lines)}
 #SBATCH --requeue
@@ -65,14 +65,6 @@ if [[ "$code" =~ ^({EXIT_PREEMPTED}|143)$ && "$state" =~ ^(RUNNING|SIGNALING)$ ]
 fi
 exit "$code"
 """
-
-
-def _quoted(value: str) -> str:
-    """Returns a value as sbatch reads it from its script: quotes as in a shell, but \\ escapes within them too.
-
-    `get_argument` of its sources.
-    """
-    return shlex.quote(value).replace("\\", "\\\\")
 
 
 def process(run: Snapshot, python: str) -> str:
@@ -115,7 +107,13 @@ def check_time(limit: str, notice: int) -> None:
 
 
 def log(run: Snapshot) -> str:
-    """Returns the file to which every turn appends its output; in the folder of submission if the workdir is remote."""
+    """Returns the file to which every turn appends its output; in the folder of submission if the workdir is remote.
+
+    Raises:
+        InputError: the path has a backslash, which keeps sbatch from filling in the number of the job.
+    """
+    if "\\" in run.folder and not storage.is_remote(run.folder):
+        raise InputError(f"--workdir is {run.folder!r}; sbatch takes no backslash in a path, so give one without.")
     folder = run.folder.replace("%", "%%")  # % begins a pattern, such as %j, the number of the job
     return "%x-%j.log" if storage.is_remote(run.folder) else f"{folder}/%x-%j.log"
 

@@ -7,13 +7,14 @@ import yaml
 
 from lm.cluster import gke, google, manifests, slurm
 from lm.cluster.snapshot import Snapshot
+from lm.errors import InputError
 
 JOB = slurm.Job("run", nodes=1, gpus_per_node=0, time="2-12", notice=120, partition="", account="")
-PATHS = ["/shared/my runs", "/共享/模型", "/a'b", '/a"b', "/a\\b", "/50% #1", "/$HOME/`id`"]
+PATHS = ["/shared/my runs", "/共享/模型", "/a'b", '/a"b', "/50% #1", "/$HOME/`id`"]
 
 
 def read_directives(script: str) -> dict[str, str]:
-    """The options of a script as sbatch finds them: quotes group, a backslash escapes anywhere, # begins a comment."""
+    """The options of a script as sbatch's `get_argument` finds them: quotes group, # begins a comment."""
     found = {}
     for line in script.splitlines():
         if line.startswith("#SBATCH"):
@@ -32,6 +33,11 @@ def test_sbatch_finds_the_file_of_the_output(path: str) -> None:
     assert found["--output"].replace("%%", "%") == f"{path}/launch/abc/%x-%j.log"
     assert found["--time"] == "2-12"
     assert shlex.split(slurm.process(run, "python").splitlines()[-1]) == [f"--workdir={path}"]
+
+
+def test_a_backslash_is_refused() -> None:
+    with pytest.raises(InputError, match="sbatch takes no backslash in a path"):
+        slurm.script(JOB, Snapshot("/a\\b", (), ("launch/train.py",), ()), "python")
 
 
 @pytest.mark.parametrize("path", PATHS)
