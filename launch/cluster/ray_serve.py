@@ -3,9 +3,10 @@
 python launch/cluster/ray_serve.py serve --checkpoint=runs/mine --max_replicas=2 -- --tasks=embed
 python launch/cluster/ray_serve.py serve --checkpoint=gs://my-bucket/runs/mine --address=http://HEAD:8265 --host=0.0.0.0
 
-Without --address it starts Ray here and serves until Ctrl-C. `roll` gives another --checkpoint to the replicas that
-run; give the other flags as before. A lone model is called lm unless --checkpoint=NAME=PATH names it. Of several
-models `roll` takes all, by name. `status` and `delete` show and end it. Flags of launch/serve.py follow after --.
+Without --address it starts Ray here and serves until Ctrl-C. `serve roll` gives another --checkpoint to the replicas
+that run, and waits until all serve it; one that a replica refuses is taken back. Give the other flags as before. A lone
+model is called lm unless --checkpoint=NAME=PATH names it. Of several models `roll` takes all, by name. `serve status`
+and `serve delete` show and end it. Flags of launch/serve.py follow after --.
 
 Ray adds replicas while each has more than --outstanding_tokens that are not answered. A full queue is answered with 429
 and Retry-After. pip install -e '.[ray,serve]' brings Ray; every node needs it, and this checkout. Start the nodes of a
@@ -17,13 +18,11 @@ import startup  # noqa: F401
 from absl import flags
 
 from lm import cli
-from lm.cluster import actions, ray_serve, serve_options
+from lm.cluster import actions, ray_serve, ray_verbs, serve_options
 from lm.cluster import flags as cluster_flags
-from lm.errors import InputError
 
-_COMMANDS = "serve, roll, status or delete"
 _D = ray_serve.Replicas("")
-_checkpoint = cli.define_path("checkpoint", None, "PATH of a run or its checkpoints/N, on every node.")
+_checkpoint = cli.define_path("checkpoint", "", "PATH of a run or its checkpoints/N, on every node.")
 _least = flags.DEFINE_integer("min_replicas", _D.least, "Fewest replicas.", lower_bound=0)
 _most = flags.DEFINE_integer("max_replicas", _D.most, "Most replicas.", lower_bound=1)
 _target = flags.DEFINE_integer("outstanding_tokens", _D.target, "Of a replica, that call for one more.", lower_bound=1)
@@ -35,14 +34,14 @@ _tpus = flags.DEFINE_integer("tpus", 0, "TPU chips of a replica.", lower_bound=0
 _host = flags.DEFINE_string("host", _D.host, "Address to listen on; another than the default: on every node.")
 _port = flags.DEFINE_integer("port", _D.port, "Port.", lower_bound=1, upper_bound=65535)
 _address = flags.DEFINE_string("address", "", "Dashboard of a Ray cluster, such as http://HEAD:8265.")
-_output = cli.define_path("output", "serve_config.yaml", "File for Ray's config.")
+_output = cli.define_path("output", "", "Keep Ray's config in this file.", written=True)
 _dry_run = cluster_flags.define_dry_run()
 _options = tuple(cluster_flags.take_command())
 
 
-def _replicas() -> ray_serve.Replicas:
-    cli.require_given(("checkpoint",))
-    return ray_serve.Replicas(
+def main() -> None:
+    verb = ray_verbs.verb(cli.words())
+    wanted = ray_serve.Replicas(
         _checkpoint.value,
         _options,
         least=_least.value,
@@ -56,25 +55,11 @@ def _replicas() -> ray_serve.Replicas:
         host=_host.value,
         port=_port.value,
     )
-
-
-def main() -> None:
-    if len(cli.words()) != 1 or cli.words()[0] not in ("serve", "roll", "status", "delete"):
-        raise InputError(f"{' '.join(cli.words())!r} is given; accepted: {_COMMANDS}.")
-    verb = cli.words()[0]
-    if verb in ("serve", "roll"):
-        make = ray_serve.serve if verb == "serve" else ray_serve.roll
-        made = make(_replicas(), _output.value, _address.value)
-    else:
-        made = ray_serve.status(_address.value) if verb == "status" else ray_serve.delete(_address.value)
     if _dry_run.value:
-        return actions.show(made)
-    actions.check(made, "")
-    if verb in ("serve", "roll"):
-        serve_options.require_runs(_checkpoint.value)
-    actions.carry_out(made)
-    return None
+        actions.show(ray_verbs.shown(verb, wanted, _output.value, _address.value))
+    else:
+        ray_verbs.carry_out(verb, wanted, _output.value, _address.value)
 
 
 if __name__ == "__main__":
-    cli.run(main, _COMMANDS, unknown=serve_options.misplaced)
+    cli.run(main, "serve", unknown=serve_options.misplaced)

@@ -1,4 +1,4 @@
-"""A served model on Ray: the config of Ray Serve, its autoscaling policy, and what applies it.
+"""A served model on Ray: the config of Ray Serve, its autoscaling policy, and what asks a cluster.
 
 Fields: https://docs.ray.io/en/latest/serve/production-guide/config.html. Nothing here imports ray or jax: Ray's
 controller reads the policy.
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from lm import storage
 from lm.cluster import pace, serve_options
-from lm.cluster.actions import Action, Command, Write
-from lm.cluster.manifests import Manifest, to_yaml
+from lm.cluster.actions import Command
+from lm.cluster.manifests import Manifest
 from lm.config.paths import named_models
 from lm.errors import InputError
 
@@ -30,7 +30,8 @@ NOT_OF_REPLICAS = {
     "log_requests": "replicas on Ray log no requests, so leave it out",
     "compilation_cache": "set JAX_COMPILATION_CACHE_DIR on every node",
 }
-_HERE = "http://127.0.0.1:8265"  # the dashboard that Ray starts on this machine
+HERE = "http://127.0.0.1:8265"  # the dashboard that Ray starts on this machine
+FILE = "serve_config.yaml"  # of the config, in a folder that is deleted
 _ENDING = 15  # seconds beside the deadline that a replica which leaves has for its requests
 _RETRY = 2  # seconds after which a client that found the queue full may come again
 
@@ -151,36 +152,13 @@ class OutstandingTokens:
         return sum(reported.values()) / self._target, {}
 
 
-def serve(wanted: Replicas, file: str, address: str) -> list[Action]:
-    """Returns what serves on this machine until Ctrl-C, or with an address on that cluster.
-
-    The same call with another checkpoint gives it to the replicas that run.
-
-    Args:
-        file: for the config.
-        address: the dashboard of a Ray cluster, such as http://HEAD:8265; empty: start Ray here.
-    """
-    write = Write(file, to_yaml([config(wanted)]).encode())
-    if address:
-        return [write, _ask("deploy", address, file)]
-    return [write, Command(("serve", "run", file))]
+def ask(verb: str, address: str, *rest: str) -> Command:
+    """Returns what asks a cluster; an empty address is the Ray of this machine."""
+    is_set = "RAY_AUTH_MODE" in os.environ
+    environment = () if is_set or not authentication(address) else (("RAY_AUTH_MODE", authentication(address)),)
+    return Command(("serve", verb, f"--address={address or HERE}", *rest), environment=environment)
 
 
-def roll(wanted: Replicas, file: str, address: str) -> list[Action]:
-    """Returns what gives another checkpoint to the replicas that run."""
-    return serve(wanted, file, address or _HERE)
-
-
-def status(address: str) -> list[Action]:
-    return [_ask("status", address or _HERE)]
-
-
-def delete(address: str) -> list[Action]:
-    return [_ask("shutdown", address or _HERE, "--yes")]
-
-
-def _ask(verb: str, address: str, *rest: str) -> Command:
-    """Returns what asks a cluster. One that Ray starts here wants the token that it made, if nothing else is set."""
-    is_own = address == _HERE and "RAY_AUTH_MODE" not in os.environ
-    environment = (("RAY_AUTH_MODE", "token"),) if is_own else ()
-    return Command(("serve", verb, f"--address={address}", *rest), environment=environment)
+def authentication(address: str) -> str:
+    """Returns Ray's RAY_AUTH_MODE. A cluster that Ray starts here wants its token, if nothing else is set."""
+    return os.environ.get("RAY_AUTH_MODE", "token" if address in ("", HERE) else "")

@@ -1,22 +1,28 @@
 """The engine as a deployment of Ray Serve, whose proxies are its HTTP server. lm/cluster/ray_serve.py has the config.
 
 Ray imports `application` on every node. Each replica is one process with one engine; its routes are those of
-launch/serve.py. `/metrics` is that of the replica which answers.
+launch/serve.py. `/metrics` is that of the replica which answers. `/replica` says which one that is, which checkpoint
+Ray gave it last, and why it refused that one.
 """
 
 import asyncio
 import dataclasses
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from lm.cluster.ray_roll import REPLICA
 from lm.cluster.ray_serve import DEPLOYMENT, OUTSTANDING
 from lm.config.paths import named_models
+from lm.data import workers
 from lm.errors import InputError
+from lm.serving.middleware import Keys
 from lm.serving.models import read_models
+from lm.serving.routes import answered
 from lm.serving.server import make_app, make_service
 from lm.serving.settings import Settings, read_keys
 
@@ -35,6 +41,9 @@ class Replica:
         self._settings = settings(options)
         self._names: list[str] = []  # of the models, as long as the replica lives
         self._service = self._app = None
+        self._identity = secrets.token_hex(8)
+        self._given = self._refusal = ""  # the checkpoint that Ray gave last, and why it is not served
+        self._about = Keys(self._say, self._settings.api_keys)  # paths are for those who have a key
 
     def __serve_build_asgi_app__(self):
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,9 +54,21 @@ class Replica:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":  # Ray's, around the life of the replica: before there is a checkpoint
             await self._live(receive, send)
+        elif scope["type"] == "http" and scope["path"] == REPLICA:
+            await self._about(scope, receive, send)
         else:
             assert self._app is not None
             await self._app(scope, receive, send)
+
+    async def _say(self, scope: Scope, receive: Receive, send: Send) -> None:
+        models = self._service.engine.models if self._service else {}
+        said = {
+            "replica": self._identity,
+            "checkpoint": self._given,
+            "refusal": self._refusal,
+            "steps": {name: model.weights.step for name, model in models.items()},
+        }
+        await answered(said)(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Answers the startup, and stops the engine at the shutdown."""
@@ -67,32 +88,44 @@ class Replica:
 
         Raises:
             InputError: the first one cannot be served, so the replica does not start. A later one that cannot be
-                served changes nothing; the log has the reason.
+                served changes nothing; the log and `/replica` have the reason.
         """
-        models = named_models(user_config["checkpoint"])
+        given = user_config["checkpoint"]
+        models = named_models(given)
         if self._service is None:
             await asyncio.to_thread(self._begin, models)
+            self._given = given
             return
-        engine = self._service.engine
+        refusals = await self._reload(models)
+        for refusal in refusals:
+            log.error("%s", refusal)
+        self._refusal, self._given = " ".join(refusals), given
+
+    async def _reload(self, models: Sequence[tuple[str, str]]) -> list[str]:
+        """Gives each model its new path; returns why some were not taken."""
+        assert self._service is not None
         if len(self._names) == len(models) == 1:
             models = [(self._names[0], path) for _, path in models]
         if sorted(self._names) != sorted(name for name, _ in models):
-            given = user_config["checkpoint"]
-            log.error("%s is not served; accepted: new paths of the models %s.", given, ", ".join(self._names))
-            return
+            given = ",".join(f"{name}={path}" for name, path in models)
+            return [f"{given} is not served; accepted: new paths of the models {', '.join(self._names)}."]
+        refusals = []
         for name, path in models:
             try:
-                await asyncio.to_thread(engine.reload, name, path=path)
+                await asyncio.to_thread(self._service.engine.reload, name, path=path)
             except InputError as error:
-                log.error("%s is not served: %s", path, error)
+                refusals.append(f"{path} is not served: {error}")
+        return refusals
 
     def _begin(self, models: Sequence[tuple[str, str]]) -> None:
-        service = make_service(read_models(models, self._settings), self._settings)
+        with workers.announced(f"loading {', '.join(path for _, path in models)}", at_once=True):
+            service = make_service(read_models(models, self._settings), self._settings)
         service.engine.start()
-        while not service.engine.is_ready:
-            if service.engine.fault is not None:
-                raise service.engine.fault
-            time.sleep(0.02)
+        with workers.announced("compiling every program", at_once=True):
+            while not service.engine.is_ready:
+                if service.engine.fault is not None:
+                    raise service.engine.fault
+                time.sleep(0.02)
         self._names = [name for name, _ in models]
         self._service, self._app = service, make_app(service)
 

@@ -64,11 +64,14 @@ class Cluster:
         return done.stdout
 
     def serve(self, verb: str, checkpoint: str, *flags: str) -> None:
-        """Runs launch/cluster/ray_serve.py, and returns before it is done.
+        """Runs launch/cluster/ray_serve.py, and returns when every replica serves the checkpoint.
 
         Args:
             verb: `serve` or `roll`.
             flags: those of the launcher, and after `--` those of a server.
+
+        Raises:
+            SystemExit: it failed, or a replica refused the checkpoint.
         """
         mine = [f"--checkpoint={checkpoint}", f"--address={DASHBOARD}", f"--port={PORT}"]
         mine += [f"--output={self._folder}/serve.yaml", *flags]

@@ -187,9 +187,25 @@ def test_options_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             deployment.settings([wrong])
 
 
-async def ask(replica: deployment.Replica) -> list[float]:
+def client_of(replica: deployment.Replica) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(replica.__serve_build_asgi_app__())
-    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+    return httpx.AsyncClient(transport=transport, base_url="http://replica")
+
+
+async def about(replica: deployment.Replica, **headers: str) -> httpx.Response:
+    async with client_of(replica) as client:
+        return await client.get("/replica", headers=headers)
+
+
+def test_what_a_replica_serves_is_for_those_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LM_API_KEYS", "one")
+    replica = deployment.Replica()
+    assert asyncio.run(about(replica)).status_code == 401
+    assert asyncio.run(about(replica, authorization="Bearer one")).json()["checkpoint"] == ""
+
+
+async def ask(replica: deployment.Replica) -> list[float]:
+    async with client_of(replica) as client:
         response = await client.post("/embed", json={"inputs": ["one text"]})
         assert response.status_code == 200, response.text
         return response.json()[0]
@@ -221,10 +237,17 @@ def test_a_replica_serves_its_checkpoint_and_keeps_it_if_the_next_is_damaged(wor
         service = replica._service
         (model,) = service.engine.models.values()
         before = await ask(replica)
+        said = (await about(replica)).json()
+        assert (said["checkpoint"], said["refusal"], list(said["steps"])) == (good, "", [model.name])
         await replica.reconfigure({"checkpoint": str(damaged)})
         assert (model.path, await ask(replica)) == (good, before)
+        refused = (await about(replica)).json()
+        assert (refused["checkpoint"], refused["steps"]) == (str(damaged), said["steps"])
+        assert refused["replica"] == said["replica"]
+        assert f"{damaged} is not served" in refused["refusal"]
         weights = model.weights
         await replica.reconfigure({"checkpoint": str(same)})
+        assert (await about(replica)).json()["refusal"] == ""
         assert (model.path, await ask(replica)) == (str(same), before)
         assert model.weights is not weights
         assert service.engine.compilations == 0

@@ -1,0 +1,106 @@
+"""Serves a model with a Ray that is started on this machine, until Ctrl-C."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+from lm.cluster import ray_serve
+from lm.cluster.actions import Write
+from lm.cluster.manifests import to_yaml
+from lm.cluster.ray_roll import Said, url
+from lm.cluster.ray_serve import Replicas
+from lm.errors import InputError
+
+_PAUSE = 1.0  # seconds between two questions whether it serves
+_PATIENCE = 600.0  # seconds that one question may take: Ray keeps it until there is a replica
+_ENDING = 60.0  # seconds that Ray has to end after Ctrl-C
+
+
+def require_port(host: str, port: int) -> None:
+    """Refuses a port that is taken, before Ray is started.
+
+    Raises:
+        InputError: this machine cannot listen there.
+    """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise InputError(
+            f"--host={host} --port={port}: {os.strerror(error.errno or 0)}; choose another port. If Ray serves there, "
+            "roll gives it another checkpoint."
+        ) from None
+
+
+def serve(wanted: Replicas, file: str) -> None:
+    """Starts Ray and serves; says what it waits for and where it serves.
+
+    Args:
+        wanted: what to serve.
+        file: for the config; empty: none is kept.
+
+    Raises:
+        InputError: Ray failed; its own message is on stderr.
+    """
+    require_port(wanted.host, wanted.port)
+    with tempfile.TemporaryDirectory() as folder:
+        path = file or f"{folder}/{ray_serve.FILE}"
+        Write(path, to_yaml([ray_serve.config(wanted)]).encode()).carry_out()
+        # Ray prints every file of this folder. By default that is /tmp/tpu_logs, with the logs of other processes.
+        logs = f"{folder}/tpu_logs"
+        os.mkdir(logs)
+        running = subprocess.Popen(
+            ("serve", "run", path), stdin=subprocess.DEVNULL, env={"TPU_LOG_DIR": logs, **os.environ}
+        )
+        with _announced(url(wanted, ""), running), _ended(running):
+            if code := running.wait():
+                raise InputError(f"Ray ended with exit code {code}, as it says above.")
+
+
+@contextlib.contextmanager
+def _ended(running: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Lets Ray end its own processes when the block is left early. Ctrl-C reaches it from the terminal as well."""
+    try:
+        yield
+    finally:
+        if running.poll() is None:
+            running.send_signal(signal.SIGINT)
+            try:
+                running.wait(_ENDING)
+            except subprocess.TimeoutExpired:
+                running.kill()
+
+
+@contextlib.contextmanager
+def _announced(where: str, running: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Says that Ray is started, that it still is, and at last where it serves."""
+    ended = threading.Event()
+    said = Said(f"starting Ray and a replica, to serve on {where}")
+
+    def watch() -> None:
+        while not ended.wait(_PAUSE) and running.poll() is None:
+            said.again()
+            if is_ready(where):
+                print(f"serving on {where}", flush=True)
+                return
+
+    threading.Thread(target=watch, name="announcer", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def is_ready(where: str) -> bool:
+    """Returns whether a replica behind this address answers that it is ready."""
+    try:
+        with urllib.request.urlopen(f"{where}/ready", timeout=_PATIENCE) as answer:
+            return answer.status == 200
+    except OSError:  # nobody listens, or there is no replica yet
+        return False
