@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import urllib.error
@@ -20,7 +21,7 @@ from lm.errors import InputError
 
 _PAUSE = 1.0  # seconds between two questions whether it serves
 _PATIENCE = 600.0  # seconds that one question may take: Ray keeps it until there is a replica
-_ENDING = 60.0  # seconds that Ray has to end after Ctrl-C
+_ENDING = 30.0  # seconds that Ray has to end after a signal
 
 
 def require_port(host: str, port: int) -> None:
@@ -55,26 +56,29 @@ def serve(wanted: Replicas, file: str) -> None:
         # Ray prints every file of this folder. By default that is /tmp/tpu_logs, with the logs of other processes.
         logs = f"{folder}/tpu_logs"
         os.mkdir(logs)
+        environment = {"TPU_LOG_DIR": logs, **os.environ}
+        # In a session of its own, so that Ctrl-C reaches it once: a second one would break its shutdown off.
         running = subprocess.Popen(
-            ("serve", "run", path), stdin=subprocess.DEVNULL, env={"TPU_LOG_DIR": logs, **os.environ}
+            ("serve", "run", path), stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
-        with _announced(url(wanted, ""), running), _ended(running):
+        with _announced(url(wanted, ""), running), ended(running):
             if code := running.wait():
                 raise InputError(f"Ray ended with exit code {code}, as it says above.")
 
 
 @contextlib.contextmanager
-def _ended(running: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Lets Ray end its own processes when the block is left early. Ctrl-C reaches it from the terminal as well."""
+def ended(running: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Lets Ray end its own processes when the block is left early, by Ctrl-C or by SIGTERM."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     finally:
-        if running.poll() is None:
-            running.send_signal(signal.SIGINT)
-            try:
-                running.wait(_ENDING)
-            except subprocess.TimeoutExpired:
-                running.kill()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):  # background jobs may ignore the first
+            if running.poll() is None:
+                running.send_signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.wait(_ENDING)
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

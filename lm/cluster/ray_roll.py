@@ -94,7 +94,7 @@ def deploy(wanted: Replicas, file: str, address: str, *, is_roll: bool = False) 
         if old := before.get("deployed_app_config"):
             _send({**made, "applications": [old]}, "", address)
             kept = " Ray has the config before it again."
-        raise InputError(f"--checkpoint is {wanted.checkpoint}. {refused}{kept}") from None
+        raise InputError(f"{refused}{kept}") from None
     what = ", ".join(f"{name} at step {step}" for name, step in steps.items()) or wanted.checkpoint
     print(f"serving {what} on {replicas.url}", flush=True)
 
@@ -152,7 +152,7 @@ def _wait(dashboard: Dashboard, replicas: Proxy, made: Manifest, before: str, is
         application = dashboard.application()
         status, seconds = application.get("status", ""), time.monotonic() - begun
         if status in _FAILED and (status != before or seconds > _STALE):
-            raise Refused(_failure(application))
+            raise Refused(f"{checkpoint} is not served: {_failure(application)}.")
         running = _replicas(application)
         if status == "RUNNING" and {each["state"] for each in running} <= {"RUNNING"}:
             try:
@@ -198,7 +198,7 @@ def _failure(application: Manifest) -> str:
     said = [application.get("message", ""), *(each.get("message", "") for each in deployments)]
     lines = [line.strip() for line in "\n".join(said).splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
-    return f"Ray says {application['status']}: {(errors or lines or ['no reason'])[-1]}"
+    return f"Ray says {application['status']}: {(errors or lines or ['no reason'])[-1].rstrip('.')}"
 
 
 def _send(made: Manifest, file: str, address: str) -> None:

@@ -27,7 +27,6 @@ NOT_OF_REPLICAS = {
     "host": "give --host before --",
     "port": "give --port before --",
     "api_keys_file": "set LM_API_KEYS on every node",
-    "log_requests": "replicas on Ray log no requests, so leave it out",
     "compilation_cache": "set JAX_COMPILATION_CACHE_DIR on every node",
 }
 HERE = "http://127.0.0.1:8265"  # the dashboard that Ray starts on this machine
@@ -115,7 +114,8 @@ def config(wanted: Replicas) -> Manifest:
     }
     location = "EveryNode" if wanted.host != "127.0.0.1" else "HeadOnly"
     http = {"host": wanted.host, "port": wanted.port}
-    return {"proxy_location": location, "http_options": http, "applications": [application]}
+    logs = {"enable_access_log": False}  # Ray's lines name no route; with --log_requests replicas write their own
+    return {"proxy_location": location, "http_options": http, "logging_config": logs, "applications": [application]}
 
 
 def _absolute(given: str, flag: str, only: str = "") -> str:

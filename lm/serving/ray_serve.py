@@ -8,6 +8,7 @@ Ray gave it last, and why it refused that one.
 import asyncio
 import dataclasses
 import logging
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ from lm.serving.routes import answered
 from lm.serving.server import make_app, make_service
 from lm.serving.settings import Settings, read_keys
 
+# --log_requests in every form that absl takes; the group is there if it is on.
+_LOGS = re.compile(r"--(?:(log_requests(?:=(?:true|t|1))?)|nolog_requests|log_requests=(?:false|f|0))", re.IGNORECASE)
+
 log = logging.getLogger("lm.serving")
 
 
@@ -38,7 +42,10 @@ class Replica:
         Raises:
             InputError: an option is none of launch/serve.py's settings.
         """
-        self._settings = settings(options)
+        matches = {option: match for option in options if (match := _LOGS.fullmatch(option))}
+        if [bool(matches[option][1]) for option in options if option in matches][-1:] == [True]:
+            log.setLevel(logging.INFO)
+        self._settings = settings([option for option in options if option not in matches])
         self._names: list[str] = []  # of the models, as long as the replica lives
         self._service = self._app = None
         self._identity = secrets.token_hex(8)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import socket
+import subprocess
 import urllib.error
 from email.message import Message
 
@@ -76,8 +78,7 @@ def test_a_refused_checkpoint_is_taken_back(ray: Ray) -> None:
     with pytest.raises(InputError) as refused:
         ray_roll.deploy(Replicas("runs/broken"), "", "", is_roll=True)
     path = f"lm={os.path.abspath('runs/broken')}"
-    kept = f"{path} {BROKEN}. lm keeps step 75. Ray has the config before it again."
-    assert str(refused.value) == f"--checkpoint is runs/broken. {kept}"
+    assert str(refused.value) == f"{path} {BROKEN}. lm keeps step 75. Ray has the config before it again."
     assert [each["deployments"][0]["user_config"]["checkpoint"] for each in ray.sent] == [
         f"lm={os.path.abspath(name)}" for name in ("runs/a", "runs/broken", "runs/a")
     ]
@@ -89,7 +90,7 @@ def test_what_ray_itself_refuses_is_said(ray: Ray, monkeypatch: pytest.MonkeyPat
         ray.status = "DEPLOY_FAILED"
 
     monkeypatch.setattr(ray_roll, "_send", failing)
-    with pytest.raises(InputError, match=r"--checkpoint is runs/a. Ray says DEPLOY_FAILED: no reason$"):
+    with pytest.raises(InputError, match=r"^lm=.*runs/a is not served: Ray says DEPLOY_FAILED: no reason\.$"):
         ray_roll.deploy(Replicas("runs/a"), "", "")
 
 
@@ -143,3 +144,10 @@ def test_status_and_delete_need_no_checkpoint_and_have_two_spellings() -> None:
     for verb in ("apply", "roll"):
         with pytest.raises(InputError, match="--checkpoint is missing"):
             ray_verbs.shown(verb, Replicas(""), "", "")
+
+
+def test_what_was_started_ends_with_the_launcher() -> None:
+    running = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    with pytest.raises(SystemExit) as ended, ray_here.ended(running):
+        signal.raise_signal(signal.SIGTERM)
+    assert (ended.value.code, running.poll()) == (143, -signal.SIGINT)

@@ -6,6 +6,7 @@ python -m tests.faults.ray_serve asks it on Ray, by hand.
 import asyncio
 import dataclasses
 import inspect
+import logging
 import os
 import shutil
 import types
@@ -66,6 +67,7 @@ APPLICATION = record(
 CONFIG = record(
     proxy_location={"enum": ["EveryNode", "HeadOnly"]},
     http_options=record(host=TEXT, port=COUNT),
+    logging_config=record(enable_access_log={"const": False}),
     applications={"type": "array", "items": APPLICATION},
 )
 
@@ -185,6 +187,18 @@ def test_options_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("--port=1", "--slots", "--slots=x", "--truncate=perhaps", "--api_keys=a", "--nosuch"):
         with pytest.raises(InputError, match=wrong):
             deployment.settings([wrong])
+
+
+def test_requests_are_logged_if_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = []
+    monkeypatch.setattr(deployment.log, "setLevel", levels.append)
+    for options in ([], ["--nolog_requests"], ["--log_requests=false"], ["--log_requests", "--nolog_requests"]):
+        deployment.Replica([*options, "--slots=8"])
+    assert not levels
+    for options in (["--log_requests"], ["--log_requests=True"], ["--log_requests=f", "--log_requests=1"]):
+        deployment.Replica([*options, "--slots=8"])
+    assert levels == [logging.INFO] * 3
+    ray_serve.config(Replicas("runs/mine", ("--log_requests",)))
 
 
 def client_of(replica: deployment.Replica) -> httpx.AsyncClient:
