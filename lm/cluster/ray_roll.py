@@ -151,8 +151,8 @@ def _wait(dashboard: Dashboard, replicas: Proxy, made: Manifest, before: str, is
         said.again()
         application = dashboard.application()
         status, seconds = application.get("status", ""), time.monotonic() - begun
-        if status in _FAILED and (status != before or seconds > _STALE):
-            raise Refused(f"{checkpoint} is not served: {_failure(application)}.")
+        if (why := reason(application)) and (status != before or seconds > _STALE):
+            raise Refused(f"{checkpoint} is not served: {why}.")
         running = _replicas(application)
         if status == "RUNNING" and {each["state"] for each in running} <= {"RUNNING"}:
             try:
@@ -192,8 +192,10 @@ def _replicas(application: Manifest) -> list[Manifest]:
     return application.get("deployments", {}).get(ray_serve.DEPLOYMENT, {}).get("replicas", [])
 
 
-def _failure(application: Manifest) -> str:
-    """Returns what Ray says of an application that failed: of its traceback, the last line that says something."""
+def reason(application: Manifest) -> str:
+    """Returns why Ray gave an application up: in the last words of its traceback; empty: it did not."""
+    if application.get("status") not in _FAILED:
+        return ""
     deployments = application.get("deployments", {}).values()
     said = [application.get("message", ""), *(each.get("message", "") for each in deployments)]
     lines = [line.strip() for line in "\n".join(said).splitlines() if line.strip()]

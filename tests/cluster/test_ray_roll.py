@@ -151,3 +151,25 @@ def test_what_was_started_ends_with_the_launcher() -> None:
     with pytest.raises(SystemExit) as ended, ray_here.ended(running):
         signal.raise_signal(signal.SIGTERM)
     assert (ended.value.code, running.poll()) == (143, -signal.SIGINT)
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "DEPLOY_FAILED"])
+def test_a_start_says_that_it_serves_or_is_ended(status: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    application = {"status": status, "message": "Traceback\n  lm.errors.InputError: it is damaged.\n"}
+    dashboard = ray_roll.Dashboard("")
+    monkeypatch.setattr(dashboard, "application", lambda: application)
+    monkeypatch.setattr(ray_here, "is_ready", lambda where: status == "RUNNING")
+    monkeypatch.setattr(ray_here, "_LOOKS", 0.01)
+    failures: list[str] = []
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE) as running,
+        ray_here.announced("http://here", running, dashboard, failures) as ready,
+    ):
+        if status == "RUNNING":
+            ready.join()
+            running.terminate()
+        running.wait()
+    good = ("starting Ray and a replica, to serve on http://here\n", "serving on http://here\n", [])
+    bad = (good[0], "", ["Ray says DEPLOY_FAILED: lm.errors.InputError: it is damaged"])
+    said = capsys.readouterr()
+    assert (said.err, said.out, failures) == (good if status == "RUNNING" else bad)
