@@ -104,7 +104,7 @@ class _PathParser(flags.ArgumentParser):
             and not os.path.isdir(path)
             and os.access(path if os.path.exists(path) else folder, os.W_OK)
         ):
-            raise ValueError("it is not a file that can be written, in a folder that is there")
+            raise ValueError("it is not a file of this machine that can be written, in a folder that is there")
         return path
 
     def flag_type(self) -> str:

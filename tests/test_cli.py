@@ -298,7 +298,7 @@ def test_a_file_that_is_written_at_the_end_can_be_written(tmp_path: Path) -> Non
         assert parser.parse(path) == path
     (tmp_path / "folder.png").mkdir()
     for path in (f"{tmp_path}/none/a.png", f"{tmp_path}/folder.png", f"{tmp_path}/there.png/a.png", "s3://a/b.png"):
-        with pytest.raises(ValueError, match="it is not a file that can be written, in a folder that is there"):
+        with pytest.raises(ValueError, match="it is not a file of this machine that can be written, in a folder"):
             parser.parse(path)
     assert cli._PathParser().parse(f"{tmp_path}/none/a") == f"{tmp_path}/none/a"
 

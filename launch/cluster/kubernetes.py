@@ -25,6 +25,7 @@ from absl import flags
 from lm import cli
 from lm.cluster import actions, rollout, serve_options, serving_flags
 from lm.cluster import flags as cluster_flags
+from lm.cluster.kubernetes import OURS
 from lm.cluster.manifests import to_yaml
 from lm.errors import InputError
 
@@ -75,4 +76,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, _COMMANDS, unknown=serve_options.misplaced)
+    cli.run(main, _COMMANDS, unknown=lambda name: serve_options.misplaced(name, OURS))

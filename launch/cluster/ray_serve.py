@@ -62,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "serve", unknown=serve_options.misplaced)
+    cli.run(main, "serve", unknown=lambda name: serve_options.misplaced(name, ray_serve.NOT_OF_REPLICAS))

@@ -16,7 +16,6 @@ from lm.cluster import actions, snapshot
 from lm.cluster.actions import Action
 from lm.cluster.snapshot import Snapshot
 from lm.config import Config, check_divisible, mesh_sizes
-from lm.config.paths import expand
 from lm.errors import InputError
 
 flags.disclaim_key_flags()  # --help of a launcher lists these flags with its own
@@ -130,12 +129,12 @@ def check_paths(config: Config) -> None:
     for name, path in {"data.store": config.data.store, **stores, **read}.items():
         if is_here_alone(path):
             raise InputError(
-                f"{name} is {path}, which no machine of the run can see; accepted: gs://... or s3://..., so copy it "
-                "there first, or an absolute path on those machines."
+                f"{name} is {path}, which only this machine has. Copy it to a bucket and give gs://... or s3://..., or "
+                "give an absolute path that the machines of the run have."
             )
     if not config.data.store and is_here_alone(config.data.path):
         print(
-            f"data.path is {config.data.path}, which no machine of the run can see: the run needs a prepared store, "
+            f"data.path is {config.data.path}, which only this machine has: the run needs a prepared store, "
             "WORKDIR/store or --config.data.store",
             file=sys.stderr,
         )
@@ -143,7 +142,7 @@ def check_paths(config: Config) -> None:
 
 def is_here_alone(path: str) -> bool:
     """Returns whether a path means another file on another machine: a relative one that the snapshot does not hold."""
-    return bool(path) and not storage.is_remote(path) and not os.path.isabs(expand(path)) and not snapshot.holds(path)
+    return bool(path) and not storage.is_remote(path) and not os.path.isabs(path) and not snapshot.holds(path)
 
 
 def define_topology(required: bool) -> Callable[[], Topology]:

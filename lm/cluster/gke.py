@@ -10,7 +10,7 @@ import shlex
 from lm import storage
 from lm.cli import EXIT_INPUT
 from lm.cluster import manifests
-from lm.cluster.actions import Action, Write
+from lm.cluster.actions import Action, Write, require
 from lm.cluster.google import SPOT_LABEL, SPOT_TOLERATION, Gpus, Tpus
 from lm.cluster.manifests import SHARED_MEMORY, Manifest
 from lm.cluster.snapshot import Snapshot
@@ -177,11 +177,16 @@ def require_absent(job: Job, context: str) -> None:
     """Refuses to apply a JobSet that is there: Kubernetes changes none, and starts none again that has ended.
 
     Raises:
-        InputError: the cluster has one of this name.
+        InputError: the cluster has one of this name, or does not say.
     """
+    require("kubectl")
     where = ("--namespace", job.namespace)
-    asked = manifests.kubectl(context, *where, "get", "jobset", job.name, "--ignore-not-found", "--output=name")
-    if asked.output().stdout.strip():  # a cluster that does not answer is reported by what follows
+    how = ("--ignore-not-found", "--output=name", "--request-timeout=20s")
+    asked = manifests.kubectl(context, *where, "get", "jobset", job.name, *how).output()
+    if asked.returncode:
+        why = (asked.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise InputError(f"kubectl cannot look for JobSets ({why}); choose a cluster that has them with --context.")
+    if asked.stdout.strip():
         raise InputError(
             f"JobSet {job.name} is there already, running or ended; `kubectl delete jobset {job.name} "
             f"{' '.join(where)}` removes it, then the same command resumes the run."

@@ -14,12 +14,15 @@ from lm.errors import InputError, nearest
 from lm.inference.requests import EXTRA_OPTIONS, TASKS
 
 _CHOICES = {"tasks": TASKS, "extra_options": tuple(EXTRA_OPTIONS)}  # of flags that are lists
-_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _AXIS = r"(data|tensor)=(-1|[1-9]\d*)"
 # Name or kind of a flag -> its values, as a pattern and in words.
 _VALUES = {
     "beams": (r"[1-9]\d*(,[1-9]\d*)*", "numbers from 1 on, such as 1,4"),
-    "mesh": (rf"(?!.*-1.*-1)({_AXIS}(,{_AXIS})*)?", "data or tensor, each with its devices, at most one with -1"),
+    "mesh": (
+        rf"(?!.*(data|tensor)=.*\1=)(?!.*-1.*-1)({_AXIS}(,{_AXIS})*)?",
+        "data or tensor once each, with its devices, at most one with -1",
+    ),
     "integer": (r"[+-]?\d+", "a whole number"),
     "float": (_NUMBER, "a number"),
     "bool": (r"true|false|t|f|1|0", "true or false"),
@@ -65,8 +68,15 @@ def check(options: Sequence[str], ours: Mapping[str, str]) -> None:
         raise InputError(f"after -- there is {option!r}; {hint}.")
 
 
-def misplaced(name: str) -> str:
-    """Returns what to do with a flag of launch/serve.py that stands before `--`; nothing for any other."""
+def misplaced(name: str, ours: Mapping[str, str]) -> str:
+    """Returns what to do with a flag of launch/serve.py that stands before `--`; nothing for any other.
+
+    Args:
+        name: of the flag.
+        ours: as for `check`.
+    """
+    if name in ours:
+        return f"--{name} is a flag of launch/serve.py alone: {ours[name]}"
     if name not in _flags() and name.removeprefix("no") not in _flags():
         return ""
     return f"--{name} is a flag of launch/serve.py; put it after --, as in: serve ... -- --tasks=embed"
@@ -76,7 +86,7 @@ def _check_value(name: str, flag: _Flag, text: str) -> None:
     if flag.kind == "list":
         text = _stripped(text)
     pattern, words = _VALUES.get(name) or _VALUES.get(flag.kind, (".*", ""))
-    if not re.fullmatch(pattern, text, re.IGNORECASE | re.DOTALL):
+    if not re.fullmatch(pattern, text, re.DOTALL | (re.IGNORECASE if flag.kind == "bool" else 0)):
         raise InputError(f"--{name} is {text!r}; accepted: {words}.")
     if flag.kind in ("integer", "float") and not flag.least <= float(text) <= flag.most:
         upper = f"to {flag.most}" if flag.most < math.inf else "on"

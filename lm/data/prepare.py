@@ -154,21 +154,27 @@ def as_prepared(config: DataConfig, given: Collection[str] = ()) -> DataConfig:
         given: names of settings, such as `data.path`, that the user has given for this run.
 
     Raises:
-        InputError: the store was made with other values of these settings; or it is given, but neither is it complete
-            nor is it said what text to make it of.
+        InputError: the store was made with other values of these settings; or it is given, but neither is it there nor
+            is it said what text to make it of.
     """
     manifest = read_manifest(expand(config.store)) if config.store else None
     if manifest is None:
-        if "data.store" in given and not {"data.source", "data.path"} & set(given):
+        says_text = {"data.source", "data.path"} & set(given) or config.path or config.source != DataConfig().source
+        if "data.store" in given and not says_text and _is_untouched(expand(config.store)):
             raise InputError(
-                f"data.store={config.store} holds no complete token store; correct it, make it with launch/prepare.py, "
-                "or give data.source and data.path as well, to make it there."
+                f"data.store={config.store} is no token store; correct it, make it with launch/prepare.py, or give "
+                "data.source as well, to make it there."
             )
         return config
     made_with = {name: manifest["settings"].get(name, getattr(DataConfig(), name)) for name in _SETTINGS}
     wanted = {name: getattr(config, name) for name in _SETTINGS if f"data.{name}" in given}
     _refuse_changes(config.store, made_with, {**made_with, **wanted})
     return dataclasses.replace(config, **made_with)
+
+
+def _is_untouched(out: str) -> bool:
+    """Returns whether no store was begun in a folder."""
+    return store.read_keys(out, [_IN_PROGRESS]) == [None]
 
 
 @contextlib.contextmanager

@@ -26,6 +26,11 @@ _SAMPLING = ("temperature", "top_k", "top_p")
 _Given = TypeVar("_Given")
 
 
+def is_whole(value: object) -> bool:
+    """Returns whether a value is a whole number, NumPy's included; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """The decoding options of one request. Names and meanings are those of transformers, except for the lengths.
@@ -104,11 +109,12 @@ class Decoding:
         self.check_tokens(_MOST)
 
     def _check_kinds(self) -> None:
-        kinds = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}
         for field in dataclasses.fields(self):
-            kind, words = kinds.get(type(field.default), (object, ""))
-            if not isinstance(value := getattr(self, field.name), kind):
-                raise InputError(f"{field.name} is {value!r}; it must be {words}.")
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind is int and not is_whole(value):
+                raise InputError(f"{field.name} is {value!r}; it must be a whole number.")
+            if kind is float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+                raise InputError(f"{field.name} is {value!r}; it must be a number.")
 
     def check_tokens(self, last: int) -> None:
         """Refuses the ids of tokens above `last`, that of the vocabulary's last one.

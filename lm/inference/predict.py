@@ -14,7 +14,7 @@ from lm.errors import InputError
 from lm.inference import packed, prompts
 from lm.inference.languages import Translate
 from lm.inference.load import Loaded
-from lm.inference.options import Decoding, with_defaults
+from lm.inference.options import Decoding, is_whole, with_defaults
 from lm.inference.packed import Packed, Row
 from lm.inference.prompts import Prompt, Written
 from lm.inference.requests import READING, TASKS, TOGETHER, Answer, Request, RequestError, finite, has_effect
@@ -106,7 +106,7 @@ class Options:
     decoding: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+        if not is_whole(self.seed) or not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed!r}; it must be a whole number between 0 and {2**63 - 1}.")
 
     def check(self, task: str) -> None:

@@ -218,7 +218,8 @@ def _settings(first: Setting) -> list[Setting]:
         tried = [dataclasses.replace(first, read=round(first.read * factor)) for factor in _READS]
     else:
         tried = [dataclasses.replace(first, target=first.target * factor) for factor in _TARGETS]
-    return [dataclasses.replace(each, least=least) for least in fewest for each in tried]
+    found = [dataclasses.replace(each, least=least) for least in fewest for each in tried]
+    return list(dict.fromkeys(found))  # small numbers may be rounded to one
 
 
 def _capacity() -> Capacity:

@@ -170,7 +170,7 @@ class Server(uvicorn.Server):
         self._service.draining = True
         seconds, what = self._service.settings.drain_seconds, "requests are taken for {:g} s more"
         if not self._service.engine.is_ready:
-            seconds, what = 0.0, "this program is compiled to its end"
+            seconds, what = 0.0, "it waits for the program that is compiled now"
         print(f"stopping: {what.format(seconds)}; a second signal ends at once", file=sys.stderr)
         asyncio.get_running_loop().call_later(seconds, self._stop)
 

@@ -75,7 +75,9 @@ class Settings:
                 raise InputError(f"--{field.name} is {value}; accepted: a number from {least} on.")
         if unknown := sorted(set(self.tasks) - set(TASKS)):
             raise InputError(f"--tasks has {unknown[0]!r}; accepted: {', '.join(TASKS)}.")
-        if wrong := [each for each in self.cors_origins if not re.fullmatch(r"\*|https?://[^/\s]+", each)]:
+        if wrong := [
+            each for each in self.cors_origins if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", each)
+        ]:
             raise InputError(f"--cors_origins has {wrong[0]!r}; accepted: origins such as https://example.com, or *.")
 
     @classmethod

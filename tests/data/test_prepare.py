@@ -311,7 +311,12 @@ def test_launch_script_prints_one_line(tmp_path: Path, data_config: DataConfig):
 def test_a_store_that_is_given_must_be_there_or_be_described(tmp_path: Path) -> None:
     """A misspelt store would else be made of the text that the config has by default."""
     config = DataConfig(store=str(tmp_path / "misspelt"))
-    with pytest.raises(InputError, match="misspelt holds no complete token store; correct it, make it with"):
+    with pytest.raises(InputError, match="misspelt is no token store; correct it, make it with"):
         prepare.as_prepared(config, ["data.store", "data.batch_size"])
     assert prepare.as_prepared(config, ["data.store", "data.source"]) == config
     assert prepare.as_prepared(config) == config
+    own = dataclasses.replace(config, source="text", path="corpus/*.txt")  # as the config file says
+    assert prepare.as_prepared(own, ["data.store"]) == own
+    (tmp_path / "misspelt").mkdir()
+    (tmp_path / "misspelt" / "preparing.json").write_text("{}")
+    assert prepare.as_prepared(config, ["data.store"]) == config  # goes on with what was begun

@@ -15,6 +15,7 @@ from lm.accelerators import Topology
 from lm.cluster import actions, gke, google, ray_serve, serve_options, serving_flags, slurm, tpu_vm
 from lm.cluster import flags as cluster_flags
 from lm.cluster.actions import Command
+from lm.cluster.kubernetes import OURS
 from lm.cluster.snapshot import Snapshot
 from lm.config import (
     CheckpointConfig,
@@ -56,16 +57,16 @@ def test_what_a_run_reads_is_seen_by_its_machines(capsys: pytest.CaptureFixture[
         return Config(data=data, checkpoint=CheckpointConfig(init_from=init_from))
 
     for data in (DataConfig(tokenizer="runs/mine"), DataConfig(store="store")):
-        with pytest.raises(InputError, match="which no machine of the run can see; accepted: gs://"):
+        with pytest.raises(InputError, match=r"which only this machine has\. Copy it to a bucket and give gs://"):
             cluster_flags.check_paths(config(data))
-    with pytest.raises(InputError, match=r"checkpoint\.init_from is runs/mine, which no machine"):
+    with pytest.raises(InputError, match=r"checkpoint\.init_from is runs/mine, which only this machine has"):
         cluster_flags.check_paths(config(DataConfig(), "runs/mine"))
     task = TaskConfig(store="store")
-    with pytest.raises(InputError, match=r"mixture\.tasks\.a\.store is store, which no machine"):
+    with pytest.raises(InputError, match=r"mixture\.tasks\.a\.store is store, which only this machine has"):
         cluster_flags.check_paths(Config(mixture=MixtureConfig(tasks={"a": task})))
     assert capsys.readouterr().err == ""
     cluster_flags.check_paths(config(DataConfig(source="text", path="corpus/*.jsonl")))
-    assert "data.path is corpus/*.jsonl, which no machine of the run can see" in capsys.readouterr().err
+    assert "data.path is corpus/*.jsonl, which only this machine has: the run needs" in capsys.readouterr().err
     for path in ("gs://bucket/a", "/data/a", "README.md", "configs/*.py"):  # git tracks the last two
         cluster_flags.check_paths(config(DataConfig(source="text", path=path, store=path), path))
         cluster_flags.check_paths(config(DataConfig(source="text", path=path)))
@@ -176,7 +177,7 @@ def test_options_that_no_replica_takes_are_refused(option: str, said: str) -> No
         ("--deadline=1h", "--deadline is '1h'; accepted: a number."),
         ("--truncate=maybe", "--truncate is 'maybe'; accepted: true or false."),
         ("--tasks=embed,", "--tasks has ''; accepted: fill-mask,"),
-        ("--mesh=foo=2", "--mesh is 'foo=2'; accepted: data or tensor, each with its devices"),
+        ("--mesh=foo=2", "--mesh is 'foo=2'; accepted: data or tensor once each, with its devices"),
         ("--mesh=data=0", "--mesh is 'data=0'; accepted: data or tensor"),
         ("--mesh=data=-1,tensor=-1", "--mesh is 'data=-1,tensor=-1'; accepted: data or tensor"),
     ],
@@ -205,14 +206,16 @@ def test_adapters_belong_to_one_model() -> None:
 
 
 def test_a_replicas_flag_before_the_dashes_is_told_its_place() -> None:
-    for name in ("tasks", "nolog_requests", "api_keys_file"):
+    for name in ("tasks", "nolog_requests"):
         said = f"--{name} is a flag of launch/serve.py; put it after --"
-        assert serve_options.misplaced(name).startswith(said)
+        assert serve_options.misplaced(name, OURS).startswith(said)
         values = flags.FlagValues()
         with pytest.raises(flags.UnrecognizedFlagError) as unknown:
             values(["script", f"--{name}=x"])
         assert unknown.value.flagname == name
-    assert serve_options.misplaced("taskz") == serve_options.misplaced("nothing") == ""
+    assert serve_options.misplaced("taskz", OURS) == serve_options.misplaced("nothing", OURS) == ""
+    said = "--api_keys_file is a flag of launch/serve.py alone: no pod has that file, so name a --secret"
+    assert serve_options.misplaced("api_keys_file", OURS).startswith(said)
 
 
 def test_every_bound_of_a_replicas_flags_is_checked() -> None:
