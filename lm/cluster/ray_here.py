@@ -81,12 +81,17 @@ def ended(running: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):  # background jobs may ignore the first
-            if running.poll() is None:
-                running.send_signal(number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    running.wait(_ENDING)
+        end(running)
         signal.signal(signal.SIGTERM, before)
+
+
+def end(running: subprocess.Popen[bytes]) -> None:
+    """Ends a process: by the signal that lets Ray end its own processes, or else by one that cannot be ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):  # background jobs may ignore the first
+        if running.poll() is None:
+            running.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(_ENDING)
 
 
 @contextlib.contextmanager
@@ -120,7 +125,7 @@ def announced(
             said.again()
             if dashboard and (why := failure(dashboard)):
                 failures.append(why)
-                running.send_signal(signal.SIGINT)
+                end(running)
                 return
         print(f"serving on {where}", flush=True)
 

@@ -146,11 +146,13 @@ def test_status_and_delete_need_no_checkpoint_and_have_two_spellings() -> None:
             ray_verbs.shown(verb, Replicas(""), "", "")
 
 
-def test_what_was_started_ends_with_the_launcher() -> None:
+def test_what_was_started_ends_with_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_here, "_ENDING", 1.0)
     running = subprocess.Popen(["sleep", "60"], start_new_session=True)
     with pytest.raises(SystemExit) as ended, ray_here.ended(running):
         signal.raise_signal(signal.SIGTERM)
-    assert (ended.value.code, running.poll()) == (143, -signal.SIGINT)
+    assert ended.value.code == 143
+    assert running.poll() in (-signal.SIGINT, -signal.SIGTERM)  # a suite in the background ignores the first
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "DEPLOY_FAILED"])
@@ -160,6 +162,7 @@ def test_a_start_says_that_it_serves_or_is_ended(status: str, monkeypatch: pytes
     monkeypatch.setattr(dashboard, "application", lambda: application)
     monkeypatch.setattr(ray_here, "is_ready", lambda where: status == "RUNNING")
     monkeypatch.setattr(ray_here, "_LOOKS", 0.01)
+    monkeypatch.setattr(ray_here, "_ENDING", 1.0)
     failures: list[str] = []
     with (
         subprocess.Popen(["cat"], stdin=subprocess.PIPE) as running,
