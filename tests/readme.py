@@ -19,7 +19,8 @@ CHINESE = "## 中文"
 _BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _SHORT = "--config.train.steps=2 --config.train.eval_batches=1 --config.checkpoint.keep=1"
 _TINY = f"--config.model.num_layers=1 {_SHORT}"
-_OWN = f"{_TINY} --config.data.vocab_size=600 --config.data.batch_size=8 --config.data.seq_length=64"
+_ROWS = f"{_TINY} --config.data.batch_size=8 --config.data.seq_length=64"
+_OWN = f"{_ROWS} --config.data.vocab_size=600"
 _TEXT = "--config.data.source=text --config.data.path='corpus/*.txt'"
 _PORT = 8731
 _READY = f"for _ in $(seq 120); do curl -sf localhost:{_PORT}/ready >/dev/null && break; sleep 1; done"
@@ -32,7 +33,8 @@ _POD = (
 SHORTENED = [
     (r"^bash launch/quickstart\.sh", f"\\g<0> {_SHORT}"),  # goes on with the run that has made the environment
     (r"^bash launch/test\.sh", r"\g<0> tests/test_sizes.py"),
-    (r"^(python launch/(train|prepare)\.py --config=configs/mini\.py.*)", f"\\1 {_OWN}"),
+    (r"^(python launch/train\.py --config=configs/mini\.py.*--config\.data\.tokenizer=.*)", f"\\1 {_ROWS} "),
+    (r"^(python launch/(train|prepare)\.py --config=configs/mini\.py(?!.*data\.tokenizer=).*)", f"\\1 {_OWN}"),
     (
         r"^(python launch/cluster/local\.py.*)",
         f"\\1 {_OWN} --config.data.source=text --config.data.path='corpus/*.txt'",
