@@ -5,12 +5,11 @@ https://cloud.google.com/kubernetes-engine/docs/how-to/gpus
 """
 
 import dataclasses
-import difflib
 import re
 
 from lm.accelerators import TPUS, Topology
 from lm.cluster.manifests import Manifest
-from lm.errors import InputError
+from lm.errors import InputError, nearest
 
 SPOT_LABEL = "cloud.google.com/gke-spot"
 SPOT_TOLERATION = {"key": SPOT_LABEL, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
@@ -90,7 +89,7 @@ def gpus(given: str, hosts: int, per_host: int) -> Gpus:
     """
     if _GPU.fullmatch(name := GPU_NAMES.get(given, given)):
         return Gpus(name, hosts, per_host)
-    near = [name for name in _GPUS if given and given in name] or difflib.get_close_matches(given, _GPUS, cutoff=0.5)
+    near = [name for name in _GPUS if given and given in name] or nearest(given, _GPUS, cutoff=0.5)
     hint = f"nearest: {', '.join(near)}" if near else f"accepted: {', '.join([*GPU_NAMES, *_GPUS])}"
     raise InputError(f"--gpu is {given!r}; {hint}.")
 

@@ -25,8 +25,8 @@ _OWN_OPTIONS = {
     "embed": ("pooling", "normalize", "prompt", "prompt_name"),
     "translate": ("language",),
 }
-# Options of decoding that a server has to be started with, unless the model uses them by default: the name that
-# --extra_options takes, which is a field of `lm.inference.options.Extras` -> the option of a request.
+# What --extra_options of a server takes, a field of `lm.inference.options.Extras` -> the option of a request. A server
+# has these options of decoding if it was started with them, or if the model uses them by default.
 EXTRA_OPTIONS = {
     "early_stopping": "early_stopping",
     "no_repeat_ngram_size": "no_repeat_ngram_size",

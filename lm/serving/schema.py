@@ -5,13 +5,13 @@ minimum, exclusiveMinimum, maximum, minLength, minItems and maxItems. A descript
 would say is accepted.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from lm.errors import nearest
 from lm.serving.refusals import Refusal
 
 JSON = Any  # a value of a JSON text
@@ -132,7 +132,7 @@ def _check_object(schema: Schema, value: dict[str, JSON], path: str) -> dict[str
         raise _Misfit(f"unknown field {extra!r}; accepted: {', '.join(fields)}.", extra, True)
     for field in schema.get("required", ()):
         if field not in value:
-            near = difflib.get_close_matches(field, value.keys() - fields.keys(), 1)
+            near = nearest(field, value.keys() - fields.keys(), 1)
             found = f", and there is {near[0][:40]!r}" if near else ""
             raise _Misfit(f"{name(field)} is missing{found}; accepted: {accepted(fields[field])}.", name(field), True)
     found = dict(value)

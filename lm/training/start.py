@@ -130,9 +130,14 @@ def _model(config: Config, pieces: int) -> str:
     )
 
 
-def _frozen(config: Config) -> str:
+def _shapes(config: Config) -> models.Params:
+    """Returns the shapes of all parameters, those of adapters included."""
     model = adapters.adapted(models.build(config.model), config.optim)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def _frozen(config: Config) -> str:
+    shapes = _shapes(config)
     frozen = parameters.flatten(adapters.partition(shapes, config.optim)[1])
     everything = parameters.flatten(shapes)
     names = ", ".join(dict.fromkeys(parameters.abridge(frozen, everything)))
@@ -141,8 +146,7 @@ def _frozen(config: Config) -> str:
 
 
 def _adapters(config: Config) -> str:
-    model = adapters.adapted(models.build(config.model), config.optim)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = _shapes(config)
     trained, _ = adapters.partition(shapes, config.optim)
     count = sum(leaf.size for leaf in jax.tree.leaves(trained))
     kernels = lora.targets(parameters.flatten(shapes), config.optim.lora_targets)
